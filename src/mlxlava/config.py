@@ -1,0 +1,334 @@
+"""Every setting with its default and its help text, and the way from and to TOML and JSON.
+
+A recipe says what to train and how. It is a frozen tree of dataclasses, passed whole; the
+TOML files in ``recipes/`` and the ``config.json`` of runs and weights hold the same keys.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import sys
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import tomli_w
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class UserError(Exception):
+    """A mistake of the user's making: one line that says what is wrong and what to do (exit 2)."""
+
+
+def _setting(default: Any, help: str, choices: Sequence[str] = ()) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help, "choices": tuple(choices)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a batch of clips is."""
+
+    size: tuple[int, int] = _setting((64, 64), "height and width of a frame; multiples of 16")
+    every_nth: int = _setting(1, "keep every n-th frame of the footage; a kept frame is a learned step")
+    crop: str = _setting("centre", "centre, auto (the moving region) or X,Y,W,H in pixels")
+    seq_len: int = _setting(32, "learned steps a clip spans")
+    batch_size: int = _setting(24, "clips a training step looks at")
+    drawn_frames: int = _setting(3, "frames of each clip that are drawn and judged; 0 for all of them")
+    lamp_minutes: float = _setting(60.0, "minutes of the built-in lamp to learn when no footage is given")
+    lamp_fps: float = _setting(5.0, "frames a second of the built-in lamp when it is learned")
+    lamp_theme: str = _setting("classic", "colour theme of the built-in lamp when it is learned")
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """State → frame."""
+
+    kind: str = _setting(
+        "shuffle",
+        "shuffle: 3×3 convolutions and pixel shuffle, no normalisation; "
+        "transposed: 4×4 transposed convolutions and BatchNorm",
+        ("shuffle", "transposed"),
+    )
+    state_size: int = _setting(64, "numbers in a state; even")
+    widths: tuple[int, ...] = _setting(
+        (256, 128, 64, 32), "channels before each doubling of the resolution, coarsest first"
+    )
+    last_width: int = _setting(16, "shuffle: channels at full resolution, before the last convolution")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dynamics:
+    """State → next state."""
+
+    kind: str = _setting(
+        "stationary",
+        "stationary: coupled rotations, N(0, I) for any weights; "
+        "penalised: an MLP kept near N(0, I) by penalties and re-standardisation",
+        ("stationary", "penalised"),
+    )
+    hidden: tuple[int, ...] = _setting((128,), "widths of the hidden layers")
+    couplings: int = _setting(4, "stationary: coupling layers; an even number moves both halves alike")
+    rho: float = _setting(0.9999, "stationary: share of the state kept a learned step; 1 adds no noise")
+    angle: float = _setting(0.05, "stationary: standard deviation of the first rotation angles, radians")
+
+
+@dataclasses.dataclass(frozen=True)
+class Discriminator:
+    """Frames of a clip → logits."""
+
+    kind: str = _setting(
+        "frames",
+        "frames: a few frames and their gaps, one logit a clip; "
+        "recurrent: every frame in turn, a logit a step",
+        ("frames", "recurrent"),
+    )
+    widths: tuple[int, ...] = _setting((64, 128, 256), "channels after each halving of the resolution")
+    features: int = _setting(128, "recurrent: numbers that describe one frame")
+    state: int = _setting(128, "recurrent: numbers remembered between frames")
+    hidden: tuple[int, ...] = _setting((256,), "widths of the hidden layers that look at several frames")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """What G, R and D minimise."""
+
+    kind: str = _setting(
+        "relativistic",
+        "relativistic: pairing loss with gradient penalties; bce: cross-entropy, non-saturating for G",
+        ("relativistic", "bce"),
+    )
+    gamma: float = _setting(1.0, "weight of the gradient penalties on real and on drawn clips")
+    penalty_every: int = _setting(8, "training steps between gradient penalties (weighted up to match)")
+    normality: float = _setting(0.0, "penalised dynamics: weight of the four-moment penalty")
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How the weights move."""
+
+    optimizer: str = _setting("adam", "adam or sgd", ("adam", "sgd"))
+    learning_rate: float = _setting(4e-4, "step size at the start, for G, R and D")
+    betas: tuple[float, float] = _setting((0.0, 0.99), "adam: decay of the two moments")
+    schedule: str = _setting("constant", "constant, or cosine: to 0 at the last step", ("constant", "cosine"))
+    steps: int = _setting(20000, "training steps; 0 to count them from epochs")
+    epochs: int = _setting(0, "passes over the footage; 0 to count by steps")
+    ema: float = _setting(0.998, "decay of the averaged weights that are played")
+    carry: bool = _setting(False, "start clips from the last states of the batch before")
+    reset_probability: float = _setting(0.5, "carry: chance that a carried state is replaced by noise")
+    preview_every: int = _setting(100, "steps between preview sheets")
+    checkpoint_every: int = _setting(200, "steps between checkpoints")
+    keep_checkpoints: int = _setting(3, "checkpoints kept")
+    seed: int = _setting(0, "seed of weights, clips and states")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What to train and how, whole."""
+
+    name: str = _setting("lava", "what the recipe is called")
+    data: Data = dataclasses.field(default_factory=Data)
+    generator: Generator = dataclasses.field(default_factory=Generator)
+    dynamics: Dynamics = dataclasses.field(default_factory=Dynamics)
+    discriminator: Discriminator = dataclasses.field(default_factory=Discriminator)
+    loss: Loss = dataclasses.field(default_factory=Loss)
+    training: Training = dataclasses.field(default_factory=Training)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise UserError(f"recipe: {what}")
+
+
+def _check(recipe: Recipe) -> None:
+    """Refuse settings that no network or batch can be built from."""
+    data, training = recipe.data, recipe.training
+    check_size(data.size)
+    _require(data.seq_len >= 1, "data.seq_len must be at least 1")
+    _require(data.batch_size >= 1, "data.batch_size must be at least 1")
+    _require(data.every_nth >= 1, "data.every_nth must be at least 1")
+    _require(0 <= data.drawn_frames <= data.seq_len, "data.drawn_frames must lie in 0 … data.seq_len")
+    _require(data.lamp_minutes > 0 and data.lamp_fps > 0, "data.lamp_minutes and lamp_fps must be positive")
+    _require(recipe.generator.state_size >= 4, "generator.state_size must be at least 4")
+    if recipe.dynamics.kind == "stationary":
+        _require(recipe.generator.state_size % 4 == 0, "generator.state_size must be a multiple of 4")
+        _require(0 < recipe.dynamics.rho <= 1, "dynamics.rho must lie in (0, 1]")
+        _require(recipe.dynamics.couplings >= 1, "dynamics.couplings must be at least 1")
+    for part, widths in (("generator", recipe.generator.widths), ("discriminator", recipe.discriminator.widths)):
+        _require(len(widths) >= 1 and min(widths) >= 1, f"{part}.widths must be positive numbers")
+        factor = 2 ** len(widths)
+        _require(
+            data.size[0] % factor == 0 and data.size[1] % factor == 0,
+            f"{part}.widths has {len(widths)} entries, so data.size must be multiples of {factor}",
+        )
+    if recipe.discriminator.kind == "frames":
+        _require(recipe.loss.kind == "relativistic", "discriminator.kind frames goes with loss.kind relativistic")
+        _require(data.drawn_frames != 1 or data.seq_len == 1, "data.drawn_frames must be 0 or at least 2")
+    else:
+        _require(recipe.loss.kind == "bce", "discriminator.kind recurrent goes with loss.kind bce")
+        _require(data.drawn_frames == 0, "discriminator.kind recurrent sees every frame: data.drawn_frames = 0")
+    _require(0 <= training.ema < 1, "training.ema must lie in [0, 1)")
+    _require(0 <= training.reset_probability <= 1, "training.reset_probability must lie in [0, 1]")
+    _require(training.learning_rate > 0, "training.learning_rate must be positive")
+    _require((training.steps > 0) != (training.epochs > 0), "give one of training.steps and training.epochs")
+    _require(recipe.loss.penalty_every >= 1, "loss.penalty_every must be at least 1")
+    for name in ("preview_every", "checkpoint_every", "keep_checkpoints"):
+        _require(getattr(training, name) >= 1, f"training.{name} must be at least 1")
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Refuse a frame size that is not made of positive multiples of 16."""
+    if len(size) != 2 or any(side <= 0 or side % 16 for side in size):
+        text = "x".join(str(side) for side in size)
+        raise UserError(f"size: {text} is not made of multiples of 16; give for example 64 or 128x64 (HxW)")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read ``N`` or ``HxW`` as (height, width)."""
+    parts = text.lower().replace("×", "x").split("x")
+    if len(parts) > 2 or not all(part.strip().isdigit() for part in parts):
+        raise UserError(f"size: cannot read {text!r}; give N or HxW, for example 64 or 128x64")
+    size = (int(parts[0]), int(parts[-1]))
+    check_size(size)
+    return size
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """A clause that names the known word nearest to ``word``, or all of them."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+
+
+def _convert(value: Any, kind: Any, where: str) -> Any:
+    """Check one value against its annotation; lists become tuples."""
+    origin = get_origin(kind)
+    if origin is tuple:
+        args = get_args(kind)
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"recipe: {where} must be a list")
+        if args[-1] is Ellipsis:
+            return tuple(_convert(item, args[0], where) for item in value)
+        if len(value) != len(args):
+            raise UserError(f"recipe: {where} must hold {len(args)} numbers")
+        return tuple(_convert(item, arg, where) for item, arg in zip(value, args, strict=True))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise UserError(f"recipe: {where} must be {kind.__name__}, not {value!r}")
+    return value
+
+
+def _build(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints = get_type_hints(cls)
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{where}{key}"
+        if key not in fields:
+            raise UserError(f"recipe: unknown key {path!r}; {nearest(key, list(fields))}")
+        kind = hints[key]
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, Mapping):
+                raise UserError(f"recipe: {path} must be a table of settings")
+            arguments[key] = _build(typing.cast(type, kind), value, f"{path}.")
+            continue
+        arguments[key] = _convert(value, kind, path)
+        choices = fields[key].metadata.get("choices", ())
+        if choices and arguments[key] not in choices:
+            raise UserError(f"recipe: {path} = {value!r}; {nearest(str(value), choices)}")
+    return cls(**arguments)
+
+
+def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
+    """Build a recipe from nested tables; a missing key takes its default, an unknown one is an error."""
+    return typing.cast(Recipe, _build(Recipe, values))
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as nested tables of plain values, for JSON or TOML."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return list(value) if isinstance(value, tuple) else value
+
+    return typing.cast(dict[str, Any], plain(dataclasses.asdict(recipe)))
+
+
+def recipe_to_toml(recipe: Recipe) -> str:
+    """The recipe as the text of a TOML file."""
+    return tomli_w.dumps(recipe_to_dict(recipe))
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Read a recipe by name (one that comes with the package) or from a TOML or JSON file."""
+    name = str(name_or_path)
+    path = RECIPES / f"{name}.toml" if name in recipe_names() else Path(name_or_path)
+    if not path.is_file():
+        raise UserError(f"recipe: no recipe or file named {name!r}; {nearest(name, recipe_names())}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe: cannot read {path}: {error}") from error
+    return recipe_from_dict({"name": path.stem, **values})
+
+
+def override(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with dotted settings replaced, for example ``{"data.seq_len": 20}``."""
+    values = recipe_to_dict(recipe)
+    for path, value in settings.items():
+        *sections, key = path.split(".")
+        table = values
+        for section in sections:
+            if not isinstance(table.get(section), dict):
+                raise UserError(f"recipe: unknown section {section!r}; {nearest(section, _sections())}")
+            table = table[section]
+        if isinstance(table.get(key), dict):
+            raise UserError(f"recipe: {path} is a section; name a setting in it")
+        table[key] = value
+    return recipe_from_dict(values)
+
+
+def _sections() -> list[str]:
+    return [f.name for f in dataclasses.fields(Recipe) if f.default_factory is not dataclasses.MISSING]
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read ``section.key=value`` pairs; a value is TOML (``4e-4``, ``[64, 128]``), else a bare word."""
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, found, text = pair.partition("=")
+        if not found or not key.strip():
+            raise UserError(f"--set: cannot read {pair!r}; give section.key=value, for example data.seq_len=20")
+        try:
+            settings[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            settings[key.strip()] = text.strip()
+    return settings
+
+
+def describe_settings() -> list[tuple[str, Any, str]]:
+    """Every setting as (dotted name, default, help), in the order of the dataclasses."""
+    rows: list[tuple[str, Any, str]] = []
+    hints = get_type_hints(Recipe)
+    for section in _sections():
+        for field in dataclasses.fields(hints[section]):
+            rows.append((f"{section}.{field.name}", field.default, field.metadata["help"]))
+    return rows
