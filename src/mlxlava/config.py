@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import sys
 import typing
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,13 @@ RECIPES = Path(__file__).parent / "recipes"
 
 class UserError(Exception):
     """A mistake of the user's making: one line that says what is wrong and what to do (exit 2)."""
+
+
+def cache_folder() -> Path:
+    """Where things that can be made again are kept between runs."""
+    if "XDG_CACHE_HOME" in os.environ:
+        return Path(os.environ["XDG_CACHE_HOME"]) / "mlxlava"
+    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "mlxlava"
 
 
 def _setting(default: Any, help: str, choices: Sequence[str] = ()) -> Any:

@@ -1,0 +1,403 @@
+"""One training step of the recipes ``duralava`` and ``lava`` in PyTorch: the peer of mlxlava's step.
+
+Written from the recipes' description, without MLX and without mlxlava, as one would write it in PyTorch:
+native strided and transposed convolutions, all frames of a step in one call, one forward pass of the
+discriminator for both losses, and no gradient that no weight asks for.
+
+    python benchmarks/peer_torch.py --recipe duralava --steps 3 --channels-last
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Frames = npt.NDArray[np.uint8]
+Times = npt.NDArray[np.int32]
+Step = Callable[[Frames], dict[str, float]]
+LavaStep = Callable[[Frames, Times], dict[str, float]]
+Gradients = Sequence[Tensor]
+Terms = dict[str, Tensor]
+
+STATE = 64
+
+
+def _lrelu() -> nn.Module:
+    # In place: neither BatchNorm nor a convolution needs its own output for its gradient.
+    return nn.LeakyReLU(0.2, inplace=True)
+
+
+def _mlp(*widths: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths):
+        layers += [nn.Linear(before, after), _lrelu()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _to_float(frames: Frames, device: str, channels_last: bool) -> Tensor:
+    """(B, T, H, W, 3) uint8 -> (B*T, 3, H, W) float in [0, 1]."""
+    pixels = torch.from_numpy(frames).to(device).flatten(0, 1).permute(0, 3, 1, 2)
+    # Channels last is the layout that the frames already have.
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return pixels.to(torch.float32, memory_format=layout).div_(255)
+
+
+def _place(nets: nn.Module, device: str, channels_last: bool) -> None:
+    nets.to(device)
+    if channels_last:
+        nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload, unused-ignore]
+
+
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile forward and backward into one graph, so that a gradient computes only what is asked."""
+    config: Any = torch._dynamo.config
+    if hasattr(config, "trace_autograd_ops"):  # PyTorch 2.11; before it, autograd.grad splits the graph
+        config.trace_autograd_ops = True
+    compiled: Callable[..., Any] = torch.compile(function)
+    return compiled
+
+
+def _update(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], gradients: Gradients) -> None:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _floats(terms: Terms) -> dict[str, float]:
+    values = torch.stack([term.detach() for term in terms.values()])
+    return dict(zip(terms, values.tolist(), strict=True))  # .tolist() waits for the device
+
+
+# --- duralava ---
+
+
+def _transposed_generator(size: tuple[int, int]) -> nn.Sequential:
+    base = (size[0] // 16, size[1] // 16)
+    layers: list[nn.Module] = [
+        nn.Unflatten(1, (STATE, 1, 1)),
+        nn.ConvTranspose2d(STATE, 256, base, bias=False),
+        nn.BatchNorm2d(256),
+        _lrelu(),
+    ]
+    for before, after in ((256, 128), (128, 64), (64, 32)):
+        layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), _lrelu()]
+    return nn.Sequential(*layers, nn.ConvTranspose2d(32, 3, 4, 2, 1), nn.Sigmoid())
+
+
+def _frame_encoder(size: tuple[int, int]) -> nn.Sequential:
+    base = (size[0] // 16, size[1] // 16)
+    layers: list[nn.Module] = [nn.Conv2d(3, 32, 4, 2, 1), _lrelu()]
+    for before, after in ((32, 64), (64, 128), (128, 256)):
+        # Without running statistics: D is never evaluated.
+        norm = nn.BatchNorm2d(after, track_running_stats=False)
+        layers += [nn.Conv2d(before, after, 4, 2, 1, bias=False), norm, _lrelu()]
+    return nn.Sequential(*layers, nn.Conv2d(256, 128, base), nn.Flatten())
+
+
+def _restandardise(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the states with pooled mean 0 and std 1, and how far their four moments were from normal."""
+    std, mean = torch.std_mean(z, correction=0)
+    z = (z - mean) / std
+    square = z * z
+    skew, kurtosis = (square * z).mean(), (square * square).mean()
+    return z, mean**2 + (std - 1) ** 2 + skew**2 + (kurtosis - 3) ** 2
+
+
+def make_step(
+    size: tuple[int, int] = (64, 64),
+    seq_len: int = 20,
+    batch_size: int = 32,
+    device: str = "cpu",
+    channels_last: bool = False,
+    compiled: bool = False,
+    seed: int = 0,
+) -> Step:
+    """Build the training step of the recipe ``duralava``, with weights and carried states of its own.
+
+    Args:
+        size: height and width of a frame, multiples of 16.
+        seq_len: frames in a clip, T.
+        batch_size: clips in a batch, B.
+        device: where it runs: ``cpu``, ``cuda`` or ``mps``.
+        channels_last: keep pictures and convolution weights in NHWC order.
+        compiled: compile losses and gradients into one graph.
+        seed: of weights and states.
+
+    Returns:
+        A function that takes uint8 frames (B, T, H, W, 3), trains on them and returns the loss terms.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        generator = _transposed_generator(size)
+        dynamics = _mlp(STATE, 512, 512, STATE)
+        encoder = _frame_encoder(size)
+        cell = _mlp(128 + 128, 512, 512, 128)  # (features, hidden) -> hidden
+        head = _mlp(128, 512, 1)
+    nets = nn.ModuleList([generator, dynamics, encoder, cell, head])
+    _place(nets, device, channels_last)
+    g_weights = [*generator.parameters(), *dynamics.parameters()]
+    d_weights = [*encoder.parameters(), *cell.parameters(), *head.parameters()]
+    optimizer = torch.optim.SGD([*g_weights, *d_weights], lr=1e-3, fused=True)
+    random = torch.Generator(device).manual_seed(seed)
+
+    def losses(real: Tensor, z: Tensor) -> tuple[Gradients, Tensor, Terms]:
+        states, penalties = [], []
+        for _ in range(seq_len):
+            z, penalty = _restandardise(dynamics(z))
+            states.append(z)
+            penalties.append(penalty)
+        drawn = generator(torch.cat(states))  # (T*B, 64) -> (T*B, 3, H, W)
+        # Two calls: BatchNorm sees real and drawn frames apart.
+        real_features = encoder(real).unflatten(0, (batch_size, seq_len)).transpose(0, 1)
+        drawn_features = encoder(drawn).unflatten(0, (seq_len, batch_size))
+        hidden, memory = real_features.new_zeros(2 * batch_size, 128), []
+        for features in torch.cat([real_features, drawn_features], 1).unbind():  # (T, 2*B, 128)
+            hidden = cell(torch.cat([features, hidden], 1))
+            memory.append(hidden)
+        real_logits, drawn_logits = head(torch.stack(memory)).squeeze(-1).chunk(2, dim=1)  # (T, B) each
+        # softplus(-x) and softplus(x) are the cross-entropies of logit x with targets 1 and 0.
+        d_real, d_drawn = F.softplus(-real_logits).mean(), F.softplus(drawn_logits).mean()
+        g, normality = F.softplus(-drawn_logits).mean(), torch.stack(penalties).mean()
+        d_gradients = torch.autograd.grad(d_real + d_drawn, d_weights, retain_graph=True)
+        g_gradients = torch.autograd.grad(g + 0.1 * normality, g_weights)
+        terms = {"d_real": d_real, "d_drawn": d_drawn, "g": g, "normality": normality}
+        return (*g_gradients, *d_gradients), z.detach(), {name: term.detach() for name, term in terms.items()}
+
+    run = _compile(losses) if compiled else losses
+    carried = torch.randn(batch_size, STATE, generator=random, device=device)
+
+    def step(frames: Frames) -> dict[str, float]:
+        nonlocal carried
+        fresh = torch.randn(batch_size, STATE, generator=random, device=device)
+        reset = torch.rand(batch_size, 1, generator=random, device=device) < 0.5
+        start = torch.where(reset, fresh, carried)
+        gradients, carried, terms = run(_to_float(frames, device, channels_last), start)
+        _update(optimizer, [*g_weights, *d_weights], gradients)
+        return _floats(terms)
+
+    return step
+
+
+# --- lava ---
+
+
+def _shuffle_generator(size: tuple[int, int]) -> nn.Sequential:
+    base = (256, size[0] // 16, size[1] // 16)
+    layers: list[nn.Module] = [nn.Linear(STATE, math.prod(base)), nn.Unflatten(1, base)]
+    for before, after in ((256, 128), (128, 64), (64, 32), (32, 16)):
+        layers += [nn.Conv2d(before, 4 * after, 3, padding=1), nn.PixelShuffle(2), _lrelu()]
+    return nn.Sequential(*layers, nn.Conv2d(16, 3, 3, padding=1), nn.Sigmoid())
+
+
+def _coupling() -> nn.Sequential:
+    """One half of a state -> the angles by which the pairs of the other half turn."""
+    last = nn.Linear(128, STATE // 4)
+    nn.init.normal_(last.weight, std=0.01)  # angles of about 0.05 radians at the start
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(STATE // 2, 128), nn.Tanh(), last)
+
+
+def _turn(z: Tensor, angles: Tensor) -> Tensor:
+    x, y, rest = z[:, : STATE // 4], z[:, STATE // 4 : STATE // 2], z[:, STATE // 2 :]
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([x * cos - y * sin, x * sin + y * cos, rest], dim=-1)
+
+
+def make_lava_step(
+    size: tuple[int, int] = (64, 64),
+    batch_size: int = 24,
+    drawn: int = 3,
+    seq_len: int = 32,
+    device: str = "cpu",
+    channels_last: bool = False,
+    compiled: bool = False,
+    seed: int = 0,
+    penalty_every: int = 8,
+) -> LavaStep:
+    """Build the training step of the recipe ``lava``, with weights of its own.
+
+    Args:
+        size: height and width of a frame, multiples of 16.
+        batch_size: clips in a batch, B.
+        drawn: frames of each clip that are drawn and judged, K.
+        seq_len: learned steps that the states are rolled.
+        device: where it runs: ``cpu``, ``cuda`` or ``mps``.
+        channels_last: keep pictures and convolution weights in NHWC order.
+        compiled: compile losses and gradients into one graph; steps with penalties stay eager.
+        seed: of weights and states.
+        penalty_every: steps between gradient penalties, weighted up to match, from the first on; 0: never.
+
+    Returns:
+        A function that takes uint8 frames (B, K, H, W, 3) and their times, int32 (B, K), rising within
+        0 … seq_len - 1, trains one step on them and returns the loss terms.
+    """
+    couplings = 4
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        generator = _shuffle_generator(size)
+        angles = nn.ModuleList([_coupling() for _ in range(couplings)])
+        encoder = nn.Sequential(
+            *(nn.Conv2d(3, 64, 4, 2, 1), _lrelu()),
+            *(nn.Conv2d(64, 128, 4, 2, 1), _lrelu()),
+            *(nn.Conv2d(128, 256, 4, 2, 1), _lrelu()),
+        )
+        join = nn.Conv2d(drawn * 256, 256, 3, 2, 1)
+        gate = nn.Linear(drawn - 1, 256)
+        clip_head = nn.Sequential(_lrelu(), nn.Flatten(), *_mlp(size[0] * size[1], 256, 1))
+        frame_head = nn.Sequential(nn.Flatten(), nn.Linear(4 * size[0] * size[1], 1))
+        bases = [torch.linalg.qr(torch.randn(STATE, STATE))[0] for _ in range(couplings)]
+    discriminator = nn.ModuleList([encoder, join, gate, clip_head, frame_head])
+    _place(nn.ModuleList([generator, angles, discriminator]), device, channels_last)
+    # A coupling turns in a basis of its own; one matrix takes a state from each basis to the next.
+    mixes = [(bases[i].T @ bases[(i + 1) % couplings]).to(device) for i in range(couplings)]
+    first_basis = bases[0].to(device)
+    g_weights = [*generator.parameters(), *angles.parameters()]
+    d_weights = list(discriminator.parameters())
+    optimizer = torch.optim.Adam([*g_weights, *d_weights], lr=4e-4, betas=(0.0, 0.99), fused=True)
+    averages = [weight.detach().clone() for weight in g_weights]
+    random = torch.Generator(device).manual_seed(seed)
+    lamps = torch.arange(batch_size, device=device)[:, None]
+    rho, gamma = 0.9999, 1.0
+
+    def roll(noise: Tensor) -> Tensor:
+        """(1 + T, B, 64) noise -> (T, B, 64) states."""
+        z, states = noise[0], []  # in the first coupling's basis; N(0, I) is the same in all of them
+        for kick in math.sqrt(1 - rho**2) * noise[1:]:
+            for layer, mix in zip(angles, mixes, strict=True):
+                z = _turn(z, layer(z[:, STATE // 2 :])) @ mix
+            z = rho * z + kick
+            states.append(z)
+        rolled: Tensor = torch.stack(states) @ first_basis.T
+        return rolled
+
+    def judge(frames: Tensor, gaps: Tensor) -> Tensor:
+        """(B*K, 3, H, W) frames and (B, K-1) log gaps -> (B,) logits."""
+        maps = encoder(frames)  # (B*K, 256, H/8, W/8)
+        joined = join(maps.unflatten(0, (batch_size, drawn)).flatten(1, 2))
+        of_clips = clip_head(joined * (1 + gate(gaps))[:, :, None, None]).squeeze(1)
+        logits: Tensor = of_clips + frame_head(maps).view(batch_size, drawn).mean(1)
+        return logits
+
+    def losses(real: Tensor, times: Tensor, noise: Tensor, weight: int) -> tuple[Gradients, Terms]:
+        gaps = times.diff(dim=1).clamp_min(1).log()
+        fake = generator(roll(noise)[times, lamps].flatten(0, 1))  # (B*K, 64) -> (B*K, 3, H, W)
+        # Two calls: G's loss does not reach the real frames' half.
+        real_logits, fake_logits = judge(real, gaps), judge(fake, gaps)
+        margin = real_logits - fake_logits
+        terms = {"d": F.softplus(-margin).mean(), "g": F.softplus(margin).mean()}
+        d_loss = terms["d"]
+        if weight:
+            for name, logits, frames in (("r1", real_logits, real), ("r2", fake_logits, fake)):
+                (slope,) = torch.autograd.grad(logits.sum(), frames, create_graph=True)
+                terms[name] = slope.square().sum() / batch_size
+                d_loss = d_loss + weight * gamma / 2 * terms[name]
+        d_gradients = torch.autograd.grad(d_loss, d_weights, retain_graph=True)
+        g_gradients = torch.autograd.grad(terms["g"], g_weights)
+        return (*g_gradients, *d_gradients), {name: term.detach() for name, term in terms.items()}
+
+    run = _compile(losses) if compiled else losses
+    count = 0
+
+    def step(frames: Frames, times: Times) -> dict[str, float]:
+        nonlocal count
+        penalised = penalty_every > 0 and count % penalty_every == 0
+        count += 1
+        real = _to_float(frames, device, channels_last).requires_grad_(penalised)
+        when = torch.from_numpy(times).to(device, torch.int64)
+        noise = torch.randn(1 + seq_len, batch_size, STATE, generator=random, device=device)
+        train = losses if penalised else run
+        gradients, terms = train(real, when, noise, penalty_every if penalised else 0)
+        _update(optimizer, [*g_weights, *d_weights], gradients)
+        torch._foreach_lerp_(averages, [weight.detach() for weight in g_weights], 1 - 0.998)
+        return _floats(terms)
+
+    return step
+
+
+# --- measuring ---
+
+
+def _peak_rss_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def _measure(step: Callable[[], dict[str, float]], steps: int) -> dict[str, float]:
+    """Time ``steps`` steps after one that warms up."""
+    seconds = []
+    for _ in range(1 + steps):
+        start = time.perf_counter()
+        terms = step()
+        seconds.append(time.perf_counter() - start)
+        print(f"  {seconds[-1]:7.3f} s  " + "  ".join(f"{name} {term:.4f}" for name, term in terms.items()))
+        if not all(math.isfinite(term) for term in terms.values()):
+            raise FloatingPointError(f"peer_torch: a loss is not finite: {terms}")
+    median = statistics.median(seconds[1:])
+    return {"step_s": median, "first_step_s": seconds[0], "peak_rss_mb": _peak_rss_mb()}
+
+
+def main() -> None:
+    """Measure one recipe on random frames; the last line is JSON."""
+    parser = argparse.ArgumentParser(description="Time the PyTorch peer of mlxlava's training step.")
+    parser.add_argument("--recipe", choices=("duralava", "lava"), default="duralava")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps, after one that warms up")
+    parser.add_argument("--batch-size", type=int, help="clips a step (the recipe's: 32 or 24)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
+    parser.add_argument("--channels-last", action="store_true", help="pictures in NHWC order")
+    parser.add_argument("--compile", action="store_true", help="torch.compile losses and gradients")
+    parser.add_argument("--threads", type=int, help="CPU threads (PyTorch's choice)")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    batch = args.batch_size or {"duralava": 32, "lava": 24}[args.recipe]
+    options = {"device": args.device, "channels_last": args.channels_last, "compiled": args.compile}
+    about = {
+        "peer": "torch",
+        "torch": torch.__version__,
+        "recipe": args.recipe,
+        "batch_size": batch,
+        **options,
+    }
+    about |= {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
+    # Beside other work, OpenMP threads wait for each other at every operation, and a step takes many times longer.
+    about["load_average"] = os.getloadavg()[0]
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    random = np.random.default_rng(0)
+    clip_frames = {"duralava": 20, "lava": 3}[args.recipe]
+    frames = random.integers(0, 256, (batch, clip_frames, 64, 64, 3), dtype=np.uint8)
+    if args.recipe == "duralava":
+        step = make_step(batch_size=batch, **options)
+        result = _measure(lambda: step(frames), args.steps)
+    else:
+        every = np.tile(np.arange(32, dtype=np.int32), (batch, 1))
+        times = np.sort(random.permuted(every, axis=1)[:, :clip_frames], axis=1)
+        plain = make_lava_step(batch_size=batch, penalty_every=0, **options)
+        result = _measure(lambda: plain(frames, times), args.steps)
+        print("with both gradient penalties:")
+        penalised = make_lava_step(batch_size=batch, penalty_every=1, **options)
+        both = _measure(lambda: penalised(frames, times), args.steps)
+        result |= {"penalty_step_s": both["step_s"], "penalty_peak_rss_mb": both["peak_rss_mb"]}
+        result["mean_step_s"] = (7 * result["step_s"] + both["step_s"]) / 8  # penalties every 8th step
+    print(f"median step {result['step_s']:.3f} s, peak resident memory {result['peak_rss_mb']:.0f} MB")
+    print(json.dumps({**about, **{name: round(value, 4) for name, value in result.items()}}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""What MLX runs on: the BLAS preload, the allocator, memory limits and figures.
+
+Import this module before ``mlx.core``: on Linux the linear algebra library has to be in the
+process first. Every other module of the package takes MLX through here::
+
+    from mlxlava.backend import mx, nn
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import importlib.util
+import os
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+from mlxlava.config import UserError, cache_folder
+
+# Set to 0 to run with the BLAS that MLX brings (20 to 30 times slower matmuls on Linux).
+BLAS_SWITCH = "MLXLAVA_BLAS"
+
+
+# OpenBLAS's wheel gives its functions a prefix; this one is all that MLX's hot paths call.
+_SHIM = """
+typedef int i; typedef float f;
+extern "C" {
+void scipy_cblas_sgemm(i, i, i, i, i, i, f, const f*, i, const f*, i, f, f*, i);
+void cblas_sgemm(i o, i ta, i tb, i m, i n, i k, f al, const f* a, i la, const f* b, i lb, f be, f* c, i lc) {
+  scipy_cblas_sgemm(o, ta, tb, m, n, k, al, a, la, b, lb, be, c, lc);
+}
+}
+"""
+
+
+def _preload_blas() -> str | None:
+    """Load OpenBLAS before MLX, whose Linux wheel brings the slow reference BLAS; name what was loaded.
+
+    The symbols of a library loaded RTLD_GLOBAL come before those of MLX's own dependency, so
+    no LD_PRELOAD is needed (docs/decisions.md, "OpenBLAS").
+    """
+    if not sys.platform.startswith("linux") or os.environ.get(BLAS_SWITCH, "1") == "0":
+        return None
+    wheel = importlib.util.find_spec("scipy_openblas32")
+    for folder in (wheel and wheel.submodule_search_locations) or []:
+        library = Path(folder) / "lib/libscipy_openblas.so"
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+            ctypes.CDLL(str(_build_shim(library)), mode=ctypes.RTLD_GLOBAL)
+            return str(library)
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
+        return "libopenblas.so.0"
+    return None
+
+
+def _build_shim(library: Path) -> Path:
+    """Compile the plain name for the prefixed function, once; needs the g++ that mx.compile needs as well."""
+    key = hashlib.sha256(f"{_SHIM}{library}{platform.machine()}".encode()).hexdigest()[:16]
+    shim = cache_folder() / f"blas-{key}.so"
+    if not shim.is_file():
+        shim.parent.mkdir(parents=True, exist_ok=True)
+        draft = shim.with_suffix(f".{os.getpid()}.tmp")
+        command = ["g++", "-O2", "-shared", "-fPIC", "-x", "c++", "-", "-o", str(draft)]
+        subprocess.run(command, input=_SHIM, text=True, check=True, capture_output=True)
+        draft.replace(shim)
+    return shim
+
+
+def _keep_freed_pages() -> None:
+    """Stop glibc from giving large blocks back to the kernel, which zeroes them anew each time.
+
+    Above 32 MB every tensor would be mapped and cleared afresh: a third of a training step
+    (docs/decisions.md, "Allocator"). No mapping and no trimming keeps them in the heap.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    m_trim_threshold, m_mmap_max = -1, -4
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, -1)  # as size_t: never
+    except (OSError, AttributeError):  # musl and others: only slower
+        return
+
+
+BLAS = _preload_blas()
+_keep_freed_pages()
+
+try:
+    import mlx.core as mx
+    import mlx.nn as nn
+except ImportError as error:
+    extra = "" if sys.platform == "darwin" else '; install "mlxlava[cpu]", or [cuda12] or [cuda13] for a GPU'
+    raise UserError(f"mlx: no back end is installed ({error}){extra}") from error
+
+
+def on_cpu() -> bool:
+    """Whether MLX's default device is the CPU (choices by measurement differ there)."""
+    return bool(mx.default_device().type == mx.DeviceType.cpu)
+
+
+def limit_memory(gigabytes: float | None = None) -> None:
+    """Keep MLX's buffer cache small enough that a 16 GB Mac does not swap.
+
+    Args:
+        gigabytes: Memory for MLX; the device's recommended working set when None.
+    """
+    if on_cpu():
+        return  # the CPU back end has no buffer cache
+    recommended = int(mx.device_info().get("max_recommended_working_set_size", 0))
+    limit = int(gigabytes * 2**30) if gigabytes else recommended
+    if limit:
+        mx.set_memory_limit(limit)
+        mx.set_cache_limit(limit // 4)
+
+
+def peak_memory() -> dict[str, float]:
+    """Peak memory in GB: MLX's live arrays, and the whole process as the system counts it."""
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in kB on Linux
+    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {"mlx": mx.get_peak_memory() / 1e9, "process": process / 1e9}
+
+
+def describe() -> dict[str, str]:
+    """The device, its memory and the BLAS, for ``mlxlava info`` and benchmark headers."""
+    device = mx.default_device()
+    rows = {"mlx": mx.__version__, "device": str(device)}
+    info = mx.device_info() if not on_cpu() else {}
+    for key in ("device_name", "architecture", "memory_size", "max_recommended_working_set_size"):
+        if key in info:
+            value = info[key]
+            rows[key.replace("_", " ")] = f"{value / 1e9:.1f} GB" if isinstance(value, int) else str(value)
+    if sys.platform.startswith("linux") and on_cpu():
+        rows["cores"] = str(len(os.sched_getaffinity(0)))
+        rows["BLAS"] = f"OpenBLAS ({BLAS})" if BLAS else 'reference (slow; install "mlxlava[cpu]")'
+    return rows
+
+
+__all__ = ["BLAS", "describe", "limit_memory", "mx", "nn", "on_cpu", "peak_memory"]

@@ -1,0 +1,331 @@
+"""Generators (state → frame) and discriminators (frames → logits).
+
+A net is a small object built from a recipe: ``init(key)`` makes its weights, a plain tree of
+arrays, and calling it with weights is a pure function. Frames are (N, H, W, 3) in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+from mlxlava.backend import mx, on_cpu
+from mlxlava.config import Recipe
+
+Tree = dict[str, Any]
+
+SLOPE = 0.2  # of every leaky ReLU (duralava; R3GAN, Huang 2024)
+_PATCH_FLOATS = 6 * 2**20  # 24 MB: see _convolve
+
+
+def leaky_relu(x: mx.array) -> mx.array:
+    """x where positive, else 0.2 x; as a maximum it is one fused pass."""
+    return mx.maximum(x, SLOPE * x)
+
+
+def dense(weights: Tree, x: mx.array) -> mx.array:
+    """(…, I) → (…, O)."""
+    return mx.addmm(weights["bias"], x, weights["weight"].T)
+
+
+def init_dense(key: mx.array, inputs: int, outputs: int, gain: float = math.sqrt(2)) -> Tree:
+    """Normal weights of variance gain² / inputs (He 2015), zero bias."""
+    scale = gain / math.sqrt(inputs)
+    return {"weight": scale * mx.random.normal((outputs, inputs), key=key), "bias": mx.zeros((outputs,))}
+
+
+def init_conv(key: mx.array, side: int, inputs: int, outputs: int, fan: float = 1.0) -> Tree:
+    """Weights (O, side, side, I); ``fan`` is the share of the taps that reach one output pixel."""
+    scale = math.sqrt(2 / (fan * side * side * inputs))
+    weight = scale * mx.random.normal((outputs, side, side, inputs), key=key)
+    return {"weight": weight, "bias": mx.zeros((outputs,))}
+
+
+def _convolve(x: mx.array, weight: mx.array, padding: int = 0) -> mx.array:
+    """Stride-1 convolution; on the CPU in parts of the batch whose patches stay in the cache.
+
+    MLX's CPU convolution writes every patch out before its matmul: kernel² times the input, in
+    one block, which decides the peak memory of a step (docs/decisions.md, "Parts").
+    """
+    _, side, _, inputs = weight.shape
+    parts = 1
+    if on_cpu():
+        patches = x.shape[0] * (x.shape[1] + 2 * padding) * (x.shape[2] + 2 * padding) * side * side * inputs
+        parts = next(n for n in range(1, x.shape[0] + 1) if x.shape[0] % n == 0 and (patches <= n * _PATCH_FLOATS or n == x.shape[0]))
+    if parts == 1:
+        return mx.conv2d(x, weight, padding=padding)
+    return mx.concatenate([mx.conv2d(part, weight, padding=padding) for part in mx.split(x, parts)])
+
+
+def conv3(weights: Tree, x: mx.array) -> mx.array:
+    """3×3 convolution that keeps the resolution: (N, H, W, I) → (N, H, W, O)."""
+    return _convolve(x, weights["weight"], padding=1) + weights["bias"]
+
+
+def conv_down(weights: Tree, x: mx.array) -> mx.array:
+    """4×4 convolution of stride 2: (N, H, W, I) → (N, H/2, W/2, O).
+
+    On the CPU in its space-to-depth form, which is exactly the same sum: the input gradient of
+    a strided convolution is a dilated one, and MLX's CPU back end has no fast path for that.
+    """
+    weight = weights["weight"]
+    if not on_cpu():
+        return mx.conv2d(x, weight, stride=2, padding=1) + weights["bias"]
+    outputs, _, _, inputs = weight.shape
+    count, height, width, _ = x.shape
+    x = mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    x = x.reshape(count, height // 2 + 1, 2, width // 2 + 1, 2, inputs)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(count, height // 2 + 1, width // 2 + 1, 4 * inputs)
+    # (O, 4, 4, I) -> (O, 2, 2, 4 I): tap 2a + p of the kernel is tap a of phase p
+    weight = weight.reshape(outputs, 2, 2, 2, 2, inputs).transpose(0, 1, 3, 2, 4, 5)
+    return _convolve(x, weight.reshape(outputs, 2, 2, 4 * inputs)) + weights["bias"]
+
+
+def conv_up(weights: Tree, x: mx.array) -> mx.array:
+    """4×4 transposed convolution of stride 2: (N, H, W, I) → (N, 2H, 2W, O).
+
+    On the CPU as a 2×2 convolution to four phases and depth-to-space, for the reason in
+    :func:`conv_down`.
+    """
+    weight = weights["weight"]
+    if not on_cpu():
+        return mx.conv_transpose2d(x, weight, stride=2, padding=1) + weights["bias"]
+    outputs, _, _, inputs = weight.shape
+    # (O, 4, 4, I) -> (4 O, 2, 2, I): phase p of tap a is tap 2 (1 - a) + p of the kernel
+    weight = weight.reshape(outputs, 2, 2, 2, 2, inputs)[:, ::-1, :, ::-1]
+    weight = weight.transpose(2, 4, 0, 1, 3, 5).reshape(4 * outputs, 2, 2, inputs)
+    x = _convolve(x, weight, padding=1)
+    return depth_to_space(x)[:, 1:-1, 1:-1] + weights["bias"]
+
+
+def depth_to_space(x: mx.array) -> mx.array:
+    """Pixel shuffle: (N, H, W, 4 C) → (N, 2H, 2W, C), channels ordered (row, column, C)."""
+    count, height, width, channels = x.shape
+    x = x.reshape(count, height, width, 2, 2, channels // 4).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(count, 2 * height, 2 * width, channels // 4)
+
+
+def batch_norm(weights: Tree, x: mx.array, stats: Tree | None = None) -> tuple[mx.array, Tree]:
+    """BatchNorm over all axes but the last (Ioffe and Szegedy 2015), as one scale and one shift.
+
+    Args:
+        weights: ``scale`` and ``bias`` (C,).
+        x: (…, C).
+        stats: ``mean`` and ``var`` to use instead of the batch's own.
+
+    Returns:
+        The normalised array and the statistics that were used.
+    """
+    if stats is None:
+        axes = tuple(range(x.ndim - 1))
+        mean = x.mean(axes)
+        # Two reads of x and no centred copy; |mean| stays small against the deviation here.
+        stats = {"mean": mean, "var": mx.maximum((x * x).mean(axes) - mean * mean, 0)}
+    scale = weights["scale"] * mx.rsqrt(stats["var"] + 1e-3)
+    return x * scale + (weights["bias"] - stats["mean"] * scale), stats
+
+
+def init_batch_norm(channels: int) -> Tree:
+    """Scale 1, bias 0."""
+    return {"scale": mx.ones((channels,)), "bias": mx.zeros((channels,))}
+
+
+class ShuffleGenerator:
+    """Linear → 3×3 convolutions with pixel shuffle → 3×3 convolution and sigmoid, no normalisation."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        widths = recipe.generator.widths
+        self.state_size = recipe.generator.state_size
+        self.base = tuple(side // 2 ** len(widths) for side in recipe.data.size)
+        self.widths = (*widths, recipe.generator.last_width)
+
+    def init(self, key: mx.array) -> Tree:
+        """Weights."""
+        keys = mx.random.split(key, len(self.widths) + 1)
+        weights = {"dense": init_dense(keys[0], self.state_size, math.prod(self.base) * self.widths[0])}
+        for i, (inputs, outputs) in enumerate(pairwise(self.widths)):
+            conv = init_conv(keys[i + 1], 3, inputs, outputs)
+            # The four phases start alike (ICNR, Aitken 2017): no checkerboard to unlearn.
+            conv = {name: mx.concatenate([value] * 4) for name, value in conv.items()}
+            weights[f"up{i}"] = conv
+        weights["out"] = init_conv(keys[-1], 3, self.widths[-1], 3)
+        return weights
+
+    def init_stats(self) -> Tree:
+        """No statistics to keep."""
+        return {}
+
+    def __call__(self, weights: Tree, states: mx.array, stats: Tree | None = None) -> tuple[mx.array, Tree]:
+        """(N, Z) → frames (N, H, W, 3) in [0, 1], and {}."""
+        x = leaky_relu(dense(weights["dense"], states))
+        x = x.reshape(-1, *self.base, self.widths[0])
+        for i in range(len(self.widths) - 1):
+            x = leaky_relu(depth_to_space(conv3(weights[f"up{i}"], x)))
+        return mx.sigmoid(conv3(weights["out"], x)), {}
+
+
+class TransposedGenerator:
+    """duralava's: 4×4 transposed convolutions with BatchNorm and leaky ReLU, sigmoid at the end."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        widths = recipe.generator.widths
+        self.state_size = recipe.generator.state_size
+        self.base = tuple(side // 2 ** len(widths) for side in recipe.data.size)
+        self.widths = widths
+
+    def init(self, key: mx.array) -> Tree:
+        """Weights; the first transposed convolution meets one pixel, so it is a matrix."""
+        keys = mx.random.split(key, len(self.widths) + 1)
+        weights = {"dense": init_dense(keys[0], self.state_size, math.prod(self.base) * self.widths[0], 1.0)}
+        for i, (inputs, outputs) in enumerate(pairwise((*self.widths, 3))):
+            weights[f"up{i}"] = init_conv(keys[i + 1], 4, inputs, outputs, fan=0.25)
+        for i, channels in enumerate(self.widths):
+            weights[f"norm{i}"] = init_batch_norm(channels)
+        return weights
+
+    def init_stats(self) -> Tree:
+        """Running mean and variance of every BatchNorm, for playing."""
+        return {
+            f"norm{i}": {"mean": mx.zeros((channels,)), "var": mx.ones((channels,))}
+            for i, channels in enumerate(self.widths)
+        }
+
+    def __call__(self, weights: Tree, states: mx.array, stats: Tree | None = None) -> tuple[mx.array, Tree]:
+        """(N, Z) → frames (N, H, W, 3) in [0, 1], and the BatchNorm statistics that were used.
+
+        ``stats`` None takes the batch's own, as training does.
+        """
+        used = {}
+        x = dense(weights["dense"], states).reshape(-1, *self.base, self.widths[0])
+        for i in range(len(self.widths)):
+            x, used[f"norm{i}"] = batch_norm(weights[f"norm{i}"], x, stats and stats[f"norm{i}"])
+            x = conv_up(weights[f"up{i}"], leaky_relu(x))
+        return mx.sigmoid(x), used
+
+
+class FramesDiscriminator:
+    """A few frames of a clip and the gaps between them → one logit a clip.
+
+    Every frame goes through one trunk; the maps of a clip's frames are stacked, looked at
+    together, and scaled by the log gaps (after DIGAN, Yu 2022, and StyleGAN-V, Skorokhodov
+    2022); a head on single frames is added. One logit a clip, because then the gradients of
+    the discriminator's and the generator's loss by the frames differ by one factor a clip and
+    come from a single backward pass (step.py).
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.widths = recipe.discriminator.widths
+        self.hidden = recipe.discriminator.hidden
+        self.count = recipe.data.drawn_frames or recipe.data.seq_len
+        self.end = tuple(side // 2 ** (len(self.widths) + 1) for side in recipe.data.size)
+
+    def init(self, key: mx.array) -> Tree:
+        """Weights."""
+        keys = iter(mx.random.split(key, len(self.widths) + len(self.hidden) + 6))
+        last, pixels = self.widths[-1], math.prod(self.end)
+        weights: Tree = {}
+        for i, (inputs, outputs) in enumerate(pairwise((3, *self.widths))):
+            weights[f"down{i}"] = init_conv(next(keys), 4, inputs, outputs)
+        weights["single"] = init_conv(next(keys), 4, last, last // 2)
+        weights["single_out"] = init_dense(next(keys), pixels * (last // 2), 1, 1.0)
+        if self.count > 1:
+            weights["gaps"] = init_dense(next(keys), self.count - 1, last, 0.1)
+            weights["joint"] = init_conv(next(keys), 4, self.count * last, last)
+            for i, (inputs, outputs) in enumerate(pairwise((pixels * last, *self.hidden))):
+                weights[f"hidden{i}"] = init_dense(next(keys), inputs, outputs)
+            weights["out"] = init_dense(next(keys), (pixels * last, *self.hidden)[-1], 1, 1.0)
+        return weights
+
+    def __call__(self, weights: Tree, frames: mx.array, times: mx.array) -> mx.array:
+        """Frames (B, K, H, W, 3) at learned steps ``times`` (B, K) → logits (B,)."""
+        batch, count = times.shape
+        x = 2 * frames.flatten(0, 1) - 1  # (B, K, H, W, 3) -> (B K, H, W, 3)
+        for i in range(len(self.widths)):
+            x = leaky_relu(conv_down(weights[f"down{i}"], x))
+        single = leaky_relu(conv_down(weights["single"], x)).flatten(1)
+        logit = dense(weights["single_out"], single).reshape(batch, count).mean(1)
+        if self.count == 1:
+            return logit
+        _, height, width, channels = x.shape
+        # (B K, h, w, C) -> (B, h, w, K C)
+        x = x.reshape(batch, count, height, width, channels).transpose(0, 2, 3, 1, 4)
+        x = conv_down(weights["joint"], x.reshape(batch, height, width, count * channels))
+        gaps = mx.log((times[:, 1:] - times[:, :-1]).astype(mx.float32))
+        x = leaky_relu(x * (1 + dense(weights["gaps"], gaps))[:, None, None]).flatten(1)
+        for i in range(len(self.hidden)):
+            x = leaky_relu(dense(weights[f"hidden{i}"], x))
+        return logit + dense(weights["out"], x)[:, 0]
+
+
+class RecurrentDiscriminator:
+    """duralava's: a convolutional encoder of frames, an MLP that remembers, a logit at every step."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.widths = recipe.discriminator.widths
+        self.features = recipe.discriminator.features
+        self.state = recipe.discriminator.state
+        self.hidden = recipe.discriminator.hidden
+        self.end = tuple(side // 2 ** len(self.widths) for side in recipe.data.size)
+
+    def init(self, key: mx.array) -> Tree:
+        """Weights."""
+        keys = iter(mx.random.split(key, len(self.widths) + len(self.hidden) + 5))
+        weights: Tree = {}
+        for i, (inputs, outputs) in enumerate(pairwise((3, *self.widths))):
+            weights[f"down{i}"] = init_conv(next(keys), 4, inputs, outputs)
+            if i:
+                weights[f"norm{i}"] = init_batch_norm(outputs)
+        # The last convolution covers all that is left of the picture, so it is a matrix.
+        weights["features"] = init_dense(next(keys), math.prod(self.end) * self.widths[-1], self.features)
+        for i, (inputs, outputs) in enumerate(pairwise((self.features + self.state, *self.hidden))):
+            weights[f"cell{i}"] = init_dense(next(keys), inputs, outputs)
+        weights["cell_out"] = init_dense(next(keys), (self.features + self.state, *self.hidden)[-1], self.state, 1.0)
+        weights["head"] = init_dense(next(keys), self.state, self.hidden[-1] if self.hidden else self.state)
+        weights["head_out"] = init_dense(next(keys), weights["head"]["weight"].shape[0], 1, 1.0)
+        return weights
+
+    def encode(self, weights: Tree, frames: mx.array) -> mx.array:
+        """Frames (N, H, W, 3) → features (N, F); BatchNorm uses the statistics of this call."""
+        x = frames
+        for i in range(len(self.widths)):
+            x = conv_down(weights[f"down{i}"], x)
+            if i:
+                x, _ = batch_norm(weights[f"norm{i}"], x)
+            x = leaky_relu(x)
+        return leaky_relu(dense(weights["features"], x.flatten(1)))
+
+    def cell(self, weights: Tree, features: mx.array, state: mx.array) -> mx.array:
+        """Features (B, F) and what is remembered (B, S) → what is remembered next (B, S)."""
+        x = mx.concatenate([features, state], axis=-1)
+        for i in range(len(self.hidden)):
+            x = leaky_relu(dense(weights[f"cell{i}"], x))
+        return dense(weights["cell_out"], x)
+
+    def __call__(self, weights: Tree, frames: mx.array, times: mx.array) -> mx.array:
+        """Frames (B, T, H, W, 3) → logits (B, T); ``times`` are all steps and not looked at."""
+        batch, count = frames.shape[:2]
+        features = self.encode(weights, frames.flatten(0, 1)).reshape(batch, count, -1)
+        state = mx.zeros((batch, self.state))
+        states = []
+        for t in range(count):
+            state = self.cell(weights, features[:, t], state)
+            states.append(state)
+        x = leaky_relu(dense(weights["head"], mx.stack(states, axis=1)))
+        return dense(weights["head_out"], x)[..., 0]
+
+
+Generator = ShuffleGenerator | TransposedGenerator
+Discriminator = FramesDiscriminator | RecurrentDiscriminator
+
+
+def make_generator(recipe: Recipe) -> Generator:
+    """The generator that the recipe names."""
+    kinds = {"shuffle": ShuffleGenerator, "transposed": TransposedGenerator}
+    return kinds[recipe.generator.kind](recipe)
+
+
+def make_discriminator(recipe: Recipe) -> Discriminator:
+    """The discriminator that the recipe names."""
+    kinds = {"frames": FramesDiscriminator, "recurrent": RecurrentDiscriminator}
+    return kinds[recipe.discriminator.kind](recipe)

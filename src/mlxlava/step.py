@@ -1,0 +1,252 @@
+"""The training step: one compiled, pure function of (everything that changes, batch, key)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.optimizers as optim
+from mlx.utils import tree_map
+
+from mlxlava.backend import mx
+from mlxlava.config import Recipe
+from mlxlava.dynamics import Dynamics, make_dynamics
+from mlxlava.losses import cross_entropy, gradient_penalty, moments, relativistic, relativistic_ratio
+from mlxlava.nets import Discriminator, Generator, Tree, make_discriminator, make_generator
+
+Terms = dict[str, mx.array]
+
+_STATS_DECAY = 0.99  # of the running BatchNorm statistics that are played (TensorFlow's default)
+
+
+class Trainer:
+    """The networks of a recipe and the step that trains them.
+
+    Everything that changes is in one tree, the run state:
+
+    - ``generator``, ``dynamics``, ``discriminator``: weights
+    - ``stats``: BatchNorm statistics and fixed bases, ``generator`` and ``dynamics``
+    - ``ema``: averaged weights of ``generator`` and ``dynamics``, the ones that are played
+    - ``optimizer``: of ``model`` (generator and dynamics) and of ``discriminator``
+    - ``carried``: last states of the batch before (B, Z)
+    - ``step``: training steps made
+    """
+
+    def __init__(self, recipe: Recipe, total_steps: int, *, compiled: bool = True) -> None:
+        self.recipe = recipe
+        self.generator: Generator = make_generator(recipe)
+        self.dynamics: Dynamics = make_dynamics(recipe)
+        self.discriminator: Discriminator = make_discriminator(recipe)
+        self._optimizers = {part: _make_optimizer(recipe, total_steps) for part in ("model", "discriminator")}
+        self._penalised = recipe.loss.kind == "relativistic" and recipe.loss.gamma > 0
+        wrap: Callable[[Any], Any] = mx.compile if compiled else lambda function: function
+        # Two traces: the gradient penalties double the graph, and most steps go without.
+        self._steps = {penalty: wrap(self._make_step(penalty)) for penalty in (False, True)}
+
+    def init(self) -> Tree:
+        """The run state at step 0; a function of the recipe's seed."""
+        recipe = self.recipe
+        keys = mx.random.split(mx.random.key(recipe.training.seed), 4)
+        model = {"generator": self.generator.init(keys[0]), "dynamics": self.dynamics.init(keys[1])}
+        discriminator = self.discriminator.init(keys[2])
+        states: Tree = {}
+        for part, weights in (("model", model), ("discriminator", discriminator)):
+            self._optimizers[part].init(weights)
+            states[part] = self._optimizers[part].state
+        state = {
+            **model,
+            "discriminator": discriminator,
+            "stats": {"generator": self.generator.init_stats(), "dynamics": self.dynamics.init_stats()},
+            "ema": tree_map(mx.array, model),
+            "optimizer": states,
+            "carried": mx.random.normal((recipe.data.batch_size, recipe.generator.state_size), key=keys[3]),
+            "step": mx.array(0, mx.int32),
+        }
+        mx.eval(state)
+        return state
+
+    def __call__(self, state: Tree, frames: mx.array, times: mx.array, index: int) -> tuple[Tree, Terms]:
+        """One training step.
+
+        Args:
+            state: Run state.
+            frames: Real clips, uint8 (B, K, H, W, 3).
+            times: Learned step of each frame in its clip, int32 (B, K).
+            index: Number of this step; with the recipe's seed it fixes all randomness.
+
+        Returns:
+            The next run state and the named terms (scalars), neither evaluated yet.
+        """
+        key = mx.random.key((self.recipe.training.seed << 32) + index)
+        penalty = self._penalised and index % self.recipe.loss.penalty_every == 0
+        new, terms = self._steps[penalty](state, frames, times, key)
+        return new, terms
+
+    def _make_step(self, penalty: bool) -> Callable[[Tree, mx.array, mx.array, mx.array], tuple[Tree, Terms]]:
+        def step(state: Tree, frames: mx.array, times: mx.array, key: mx.array) -> tuple[Tree, Terms]:
+            real = frames.astype(mx.float32) / 255
+            model = {"generator": state["generator"], "dynamics": state["dynamics"]}
+
+            # The forward pass of G is shared: D is judged and differentiated on the frames inside
+            # G's own differentiation, and hands back its gradient by them as a constant.
+            def surrogate(model: Tree) -> tuple[mx.array, Any]:
+                drawn, stats, path, penalties = self._draw(model, state, times, key)
+                terms, gradient, by_frames = self._judge(state["discriminator"], real, drawn, times, penalty)
+                loss = (drawn * by_frames).sum()
+                if penalties:
+                    terms |= penalties
+                    loss = loss + self.recipe.loss.normality * sum(penalties.values())
+                terms |= _observe(real, drawn, path)
+                return loss, (terms, gradient, stats, path[:, -1])
+
+            (_, (terms, gradient, stats, last)), model_gradient = mx.value_and_grad(surrogate)(model)
+            return self._update(state, model, model_gradient, gradient, stats, last), terms
+
+        return step
+
+    def _draw(
+        self, model: Tree, state: Tree, times: mx.array, key: mx.array
+    ) -> tuple[mx.array, Tree, mx.array, Terms]:
+        """Roll the states of all clips, then draw the frames that are asked for in one call of G."""
+        recipe = self.recipe
+        batch, count = times.shape
+        start_key, reset_key, roll_key = mx.random.split(key, 3)
+        start = mx.random.normal((batch, recipe.generator.state_size), key=start_key)
+        if recipe.training.carry:
+            reset = mx.random.bernoulli(recipe.training.reset_probability, (batch, 1), key=reset_key)
+            start = mx.where(reset, start, state["carried"])
+        path, penalties = self.dynamics.roll(
+            model["dynamics"], state["stats"]["dynamics"], start, roll_key, recipe.data.seq_len
+        )
+        states = path
+        if count != recipe.data.seq_len:
+            states = mx.take_along_axis(path, times[:, :, None], axis=1)
+        drawn, stats = self.generator(model["generator"], states.flatten(0, 1))  # (B, K, Z) -> (B K, H, W, 3)
+        return drawn.reshape(batch, count, *drawn.shape[1:]), stats, path, penalties
+
+    def _judge(
+        self, weights: Tree, real: mx.array, drawn: mx.array, times: mx.array, penalty: bool
+    ) -> tuple[Terms, Tree, mx.array]:
+        """Terms, D's gradient by its weights, and G's gradient by the drawn frames (no gradient flows out)."""
+        drawn = mx.stop_gradient(drawn)
+        judge = self._judge_pairs if self.recipe.loss.kind == "relativistic" else self._judge_apart
+        terms, gradient, by_frames = judge(weights, real, drawn, times)
+        if penalty:
+            loss = self.recipe.loss
+
+            def both(weights: Tree) -> tuple[mx.array, mx.array]:
+                def logits(x: mx.array) -> mx.array:
+                    return self.discriminator(weights, x, times)
+
+                r1, r2 = gradient_penalty(logits, real), gradient_penalty(logits, drawn)
+                return loss.gamma * loss.penalty_every * (r1 + r2), (r1, r2)
+
+            (_, (r1, r2)), extra = mx.value_and_grad(both)(weights)
+            terms |= {"r1": r1, "r2": r2}
+            gradient = tree_map(lambda a, b: a + b, gradient, extra)
+        return terms, gradient, mx.stop_gradient(by_frames)
+
+    def _judge_pairs(
+        self, weights: Tree, real: mx.array, drawn: mx.array, times: mx.array
+    ) -> tuple[Terms, Tree, mx.array]:
+        """Relativistic pairs: real and drawn clips in one call of D, one backward pass for D and for G."""
+
+        def loss(weights: Tree, drawn: mx.array) -> tuple[mx.array, Any]:
+            logits = self.discriminator(
+                weights, mx.concatenate([real, drawn]), mx.concatenate([times, times])
+            )
+            on_real, on_drawn = mx.split(logits, 2)
+            loss_d, loss_g = relativistic(on_real, on_drawn)
+            return loss_d, (loss_g, on_real, on_drawn)
+
+        (loss_d, (loss_g, on_real, on_drawn)), (gradient, by_frames) = mx.value_and_grad(loss, (0, 1))(
+            weights, drawn
+        )
+        ratio = relativistic_ratio(on_real, on_drawn)
+        terms = {
+            "loss_d": loss_d,
+            "loss_g": loss_g,
+            "logit_real": on_real.mean(),
+            "logit_drawn": on_drawn.mean(),
+        }
+        return terms, gradient, by_frames * ratio[:, None, None, None, None]
+
+    def _judge_apart(
+        self, weights: Tree, real: mx.array, drawn: mx.array, times: mx.array
+    ) -> tuple[Terms, Tree, mx.array]:
+        """Cross-entropy: real frames in one call of D, drawn ones in another.
+
+        BatchNorm takes its statistics a call. Compilation merges the two equal passes of D over
+        the drawn frames into one (tests/test_step.py counts them).
+        """
+
+        def loss_of_d(weights: Tree) -> tuple[mx.array, Any]:
+            on_real = self.discriminator(weights, real, times)
+            on_drawn = self.discriminator(weights, drawn, times)
+            return cross_entropy(on_real, on_drawn)[0], (on_real.mean(), on_drawn.mean())
+
+        def loss_of_g(drawn: mx.array) -> mx.array:
+            on_drawn = self.discriminator(weights, drawn, times)
+            return cross_entropy(on_drawn, on_drawn)[1]
+
+        (loss_d, (on_real, on_drawn)), gradient = mx.value_and_grad(loss_of_d)(weights)
+        loss_g, by_frames = mx.value_and_grad(loss_of_g)(drawn)
+        return {"loss_d": loss_d, "loss_g": loss_g, "logit_real": on_real, "logit_drawn": on_drawn}, gradient, by_frames
+
+    def _update(
+        self, state: Tree, model: Tree, model_gradient: Tree, gradient: Tree, stats: Tree, last: mx.array
+    ) -> Tree:
+        """The next run state from the gradients."""
+        count = state["step"] + 1
+        optimizers: Tree = {}
+        moved: Tree = {}
+        for part, weights, grads in (
+            ("model", model, model_gradient),
+            ("discriminator", state["discriminator"], gradient),
+        ):
+            optimizer = self._optimizers[part]
+            optimizer.state = state["optimizer"][part]
+            moved[part] = optimizer.apply_gradients(grads, weights)
+            optimizers[part] = optimizer.state
+        # A young average forgets its random start: decay (1 + n) / (10 + n) at first (TensorFlow's rule).
+        decay = mx.minimum(self.recipe.training.ema, (1 + count) / (10 + count))
+        mix = lambda old, new, decay: decay * old + (1 - decay) * new  # noqa: E731
+        kept = state["stats"]["generator"]
+        return {
+            **moved["model"],
+            "discriminator": moved["discriminator"],
+            "stats": {
+                "generator": tree_map(lambda a, b: mix(a, b, _STATS_DECAY), kept, stats),
+                "dynamics": state["stats"]["dynamics"],
+            },
+            "ema": tree_map(lambda a, b: mix(a, b, decay), state["ema"], moved["model"]),
+            "optimizer": optimizers,
+            "carried": last,
+            "step": count,
+        }
+
+
+def _make_optimizer(recipe: Recipe, total_steps: int) -> optim.Optimizer:
+    training = recipe.training
+    rate: Any = training.learning_rate
+    if training.schedule == "cosine":
+        rate = optim.cosine_decay(training.learning_rate, max(total_steps, 1))
+    if training.optimizer == "sgd":
+        return optim.SGD(rate)
+    return optim.Adam(rate, betas=list(training.betas), bias_correction=True)
+
+
+def _observe(real: mx.array, drawn: mx.array, path: mx.array) -> Terms:
+    """What to watch: the moments of the last states, the spread between lamps, and how much moves."""
+    last = path[:, -1]
+    mean, std, skew, kurtosis = moments(last)
+    return {
+        "state_mean": mean,
+        "state_std": std,
+        "state_skew": skew,
+        "state_kurtosis": kurtosis,
+        # 1 when lamps are independent, 0 when they have collapsed onto one another
+        "state_spread": mx.sqrt(last.var(axis=0).mean()),
+        "motion_real": mx.abs(real[:, 1:] - real[:, :-1]).mean(),
+        "motion_drawn": mx.abs(drawn[:, 1:] - drawn[:, :-1]).mean(),
+    }

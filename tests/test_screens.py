@@ -1,0 +1,340 @@
+"""The terminal's picture is read back from its escape sequences; the clock runs on a fake wall clock."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlxlava.screens import Terminal, WallClock, fit, has_terminal, has_true_colour, play
+from mlxlava.sinks import Frame, PipeClosed
+
+SEQUENCE = re.compile(r"\x1b\[(\??)([\d;]*)([A-Za-z])|(▀)")
+
+
+class Emulator:
+    """As much of a terminal as ``Terminal`` uses; any other output fails."""
+
+    def __init__(self, columns: int, lines: int) -> None:
+        self.columns, self.lines = columns, lines
+        self.modes: dict[str, bool] = {"25": True, "7": True}
+        self.cells: dict[tuple[int, int], list[Any]] = {}
+        self.drawn = 0
+        self.row = self.column = 0
+        self.colours: list[Any] = [None, None]
+
+    def feed(self, data: bytes) -> None:
+        text, end = data.decode(), 0
+        for match in SEQUENCE.finditer(text):
+            assert match.start() == end, repr(text[end : match.start()])
+            end = match.end()
+            private, numbers, letter, block = match.groups()
+            if block:
+                assert 1 <= self.row <= self.lines and 1 <= self.column <= self.columns
+                self.cells[self.row, self.column] = list(self.colours)
+                self.column += 1
+                self.drawn += 1
+            elif private:
+                self.modes[numbers] = letter == "h"
+            elif letter == "H":
+                self.row, self.column = map(int, numbers.split(";"))
+            elif letter == "J":
+                self.cells.clear()
+            elif letter == "m":
+                self.paint([int(n) for n in numbers.split(";")])
+        assert end == len(text)
+
+    def paint(self, numbers: list[int]) -> None:
+        if numbers == [0]:
+            self.colours = [None, None]
+            return
+        ground, kind, *rest = numbers
+        assert ground in (38, 48)
+        if kind == 5:
+            (n,) = rest
+            assert 16 <= n < 232
+            rest = [(0, 95, 135, 175, 215, 255)[(n - 16) // place % 6] for place in (36, 6, 1)]
+        self.colours[ground == 48] = rest
+
+    def picture(self) -> tuple[Frame, tuple[int, int]]:
+        """The pixels shown, and the (row, column) of their first cell, counted from 1."""
+        top, left = (min(place[axis] for place in self.cells) for axis in (0, 1))
+        bottom, right = (max(place[axis] for place in self.cells) + 1 for axis in (0, 1))
+        cells = [[self.cells[row, column] for column in range(left, right)] for row in range(top, bottom)]
+        return np.array(cells, np.uint8).swapaxes(1, 2).reshape(-1, right - left, 3), (top, left)
+
+
+class Wire(io.BytesIO):
+    """A stream that an emulator reads from; counts writes."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        super().__init__()
+        self.emulator, self.writes = emulator, 0
+
+    def write(self, data: Any) -> int:
+        self.writes += 1
+        self.emulator.feed(bytes(data))
+        return len(data)
+
+
+def frames(count: int, height: int = 32, width: int = 32) -> list[Frame]:
+    return list(np.random.default_rng(1).integers(0, 256, (count, height, width, 3), dtype=np.uint8))
+
+
+def make(columns: int = 40, lines: int = 16, **options: Any) -> tuple[Terminal, Emulator, Wire]:
+    emulator = Emulator(columns, lines)
+    wire = Wire(emulator)
+    options = {"true_colour": True, **options}
+    return Terminal(wire, lambda: (emulator.columns, emulator.lines), **options), emulator, wire
+
+
+def test_what_is_shown_is_the_frame() -> None:
+    terminal, emulator, wire = make()
+    with terminal:
+        assert emulator.modes["1049"] and not emulator.modes["25"]
+        for count, frame in enumerate(frames(3), start=2):
+            terminal.show(frame)
+            seen, place = emulator.picture()
+            np.testing.assert_array_equal(seen, frame)
+            assert place == (1, 5)  # 32 of 40 columns, centred
+            assert wire.writes == count  # one write a frame
+            assert not emulator.modes["2026"]
+    assert emulator.modes == {"25": True, "7": True, "1049": False, "2026": False}
+
+
+def test_only_changed_cells_are_sent() -> None:
+    terminal, emulator, wire = make()
+    (frame,) = frames(1)
+    with terminal:
+        terminal.show(frame)
+        emulator.drawn, writes = 0, wire.writes
+        terminal.show(frame)
+        assert emulator.drawn == 0 and wire.writes == writes
+        changed = frame.copy()
+        changed[7, 11] ^= 255
+        changed[20:24, 3:5] ^= 255
+        terminal.show(changed)
+        assert emulator.drawn == 1 + 2 * 2
+        np.testing.assert_array_equal(emulator.picture()[0], changed)
+
+
+def test_it_follows_the_terminals_size() -> None:
+    terminal, emulator, _ = make(columns=80, lines=30)
+    smooth = np.full((32, 64, 3), 40, np.uint8)
+    smooth[:, 32:] = 200
+    with terminal:
+        for columns, lines, shape, place in (
+            (80, 30, (40, 80, 3), (6, 1)),  # enlarged
+            (100, 20, (40, 80, 3), (1, 11)),  # same picture elsewhere
+            (20, 30, (10, 20, 3), (13, 1)),  # made smaller
+            (1, 1, (2, 1, 3), (1, 1)),
+        ):
+            emulator.columns, emulator.lines = columns, lines
+            terminal.show(smooth)
+            seen, where = emulator.picture()
+            assert (seen.shape, where) == (shape, place)
+            if columns > 1:
+                assert np.abs(seen[:, 1].astype(int) - 40).max() <= 2
+                assert np.abs(seen[:, -2].astype(int) - 200).max() <= 2
+
+
+def test_fit_keeps_the_aspect() -> None:
+    assert fit((64, 64), 80, 24) == (24, 48)
+    assert fit((128, 64), 80, 24) == (24, 24)
+    assert fit((64, 128), 80, 24) == (20, 80)
+
+
+def test_256_colours_are_near_on_average() -> None:
+    terminal, emulator, _ = make(true_colour=False)
+    frame = np.full((32, 32, 3), (200, 90, 30), np.uint8)
+    with terminal:
+        terminal.show(frame)
+    seen, _ = emulator.picture()
+    assert np.abs(seen.mean((0, 1)) - frame.mean((0, 1))).max() < 6
+    assert np.abs(seen.astype(int) - frame).max() <= 95
+
+
+def test_apples_old_terminal_gets_256_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLORTERM", raising=False)
+    monkeypatch.setenv("TERM_PROGRAM", "iTerm.app")
+    assert has_true_colour()
+    monkeypatch.setenv("TERM_PROGRAM", "Apple_Terminal")
+    assert not has_true_colour()
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    assert has_true_colour()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_the_terminal_is_restored_whatever_happens(error: type[BaseException]) -> None:
+    terminal, emulator, _ = make()
+    old = signal.getsignal(signal.SIGTSTP)
+    with pytest.raises(error), terminal:
+        terminal.show(frames(1)[0])
+        raise error
+    assert emulator.modes == {"25": True, "7": True, "1049": False, "2026": False}
+    assert emulator.colours == [None, None]
+    assert signal.getsignal(signal.SIGTSTP) == old
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO])
+def test_a_terminal_that_goes_away_is_a_closed_pipe(number: int) -> None:
+    terminal, _, wire = make()
+
+    def gone(data: Any) -> int:
+        raise OSError(number, "gone")
+
+    with pytest.raises(PipeClosed), terminal:
+        wire.write = gone  # type: ignore[method-assign]
+        terminal.show(frames(1)[0])
+
+
+def test_has_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    with open(ours, "wb", buffering=0), open(theirs, "wb", buffering=0) as stream:  # noqa: PTH123
+        monkeypatch.setenv("TERM", "xterm")
+        assert has_terminal(stream)
+        monkeypatch.setenv("TERM", "dumb")
+        assert not has_terminal(stream)
+    monkeypatch.setenv("TERM", "xterm")
+    assert not has_terminal(io.StringIO())
+
+
+def test_ctrl_z_gives_the_shell_its_screen_back() -> None:
+    program = """
+        import os, signal
+        import numpy as np
+        from mlxlava.screens import Terminal
+        with Terminal() as terminal:
+            os.kill(os.getpid(), signal.SIGTSTP)
+            terminal.show(np.zeros((32, 32, 3), np.uint8))
+    """
+    ours, theirs = pty.openpty()
+    # A picture that the terminal's buffer can hold: nobody reads until it is over.
+    size = {**os.environ, "COLUMNS": "8", "LINES": "4"}
+    child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=theirs, env=size)
+    _, status = os.waitpid(child.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    before = os.read(ours, 10_000)
+    assert before.endswith(b"\x1b[?25h\x1b[?1049l") and "▀".encode() not in before
+    os.kill(child.pid, signal.SIGCONT)
+    os.waitpid(child.pid, 0)
+    child.returncode = 0
+    after = os.read(ours, 100_000)
+    assert after.startswith(b"\x1b[?1049h\x1b[?25l") and after.endswith(b"\x1b[?1049l")
+    assert "▀".encode() in after
+    os.close(ours)
+    os.close(theirs)
+
+
+class Wall:
+    """A wall clock that moves when it is slept on, or by hand."""
+
+    def __init__(self) -> None:
+        self.time = 1000.0
+
+    def now(self) -> float:
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0
+        self.time += seconds
+
+
+def drawn(clock: WallClock, wall: Wall, costs: Iterator[float]) -> Iterator[tuple[float, Frame]]:
+    """A roll-out: asks for the next time, which costs, before it yields the frame that it has."""
+    frame = np.zeros((16, 16, 3), np.uint8)
+    queued: float | None = None
+    for at in clock:
+        wall.time += next(costs)
+        if queued is not None:
+            yield queued, frame
+        queued = at
+    if queued is not None:
+        yield queued, frame
+
+
+class Log:
+    """A screen that notes when it was shown something."""
+
+    def __init__(self, wall: Wall) -> None:
+        self.wall, self.times = wall, list[float]()
+
+    def show(self, frame: Frame) -> None:
+        self.times.append(self.wall.time - 1000)
+
+
+def played(cost: float, seconds: float, fps: float = 20) -> tuple[int, list[float]]:
+    wall = Wall()
+    clock = WallClock(fps, seconds=seconds, now=wall.now, sleep=wall.sleep)
+    log = Log(wall)
+    count = play(drawn(clock, wall, iter(lambda: cost, None)), clock, log)
+    return count, log.times
+
+
+def test_a_fast_lamp_keeps_every_tick() -> None:
+    count, times = played(cost=0.004, seconds=2)
+    assert count == 40
+    assert times[1:] == pytest.approx([i / 20 for i in range(1, 40)], abs=1e-6)
+
+
+def test_a_slow_lamp_drops_frames_and_keeps_its_speed() -> None:
+    count, times = played(cost=0.12, seconds=6)
+    assert 6 / 0.12 * 0.9 <= count <= 6 / 0.12 * 1.1 + 1  # as many as can be drawn
+    assert 6 - 0.3 <= times[-1] <= 6 + 0.3
+    assert max(np.diff(times)) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("fps", "seconds", "count"), [(20, 1, 20), (29.97, 10, 300), (0.5, 4, 2), (3, 0.1, 1)]
+)
+def test_seconds_end_it(fps: float, seconds: float, count: int) -> None:
+    assert played(cost=0.001, seconds=seconds, fps=fps)[0] == count
+
+
+def test_ticks_that_are_past_are_skipped() -> None:
+    wall = Wall()
+    clock = WallClock(10, now=wall.now, sleep=wall.sleep)
+    assert [next(clock), next(clock), next(clock)] == pytest.approx([0, 0.1, 0.2])
+    wall.time += 0.55
+    assert next(clock) == pytest.approx(0.6)
+    wall.time += 0.05
+    assert next(clock) == pytest.approx(0.7)  # 0.6 is due right now but taken
+    clock.wait(0.7)
+    assert wall.time == pytest.approx(1000.7)
+    clock.wait(0.3)
+    assert wall.time == pytest.approx(1000.7)
+
+
+def test_it_goes_on_where_it_was_after_a_pause() -> None:
+    wall = Wall()
+    clock = WallClock(10, now=wall.now, sleep=wall.sleep)
+    next(clock)
+    clock.wait(2.0)  # a long sleep is no pause
+    assert next(clock) == pytest.approx(2.0)
+    wall.time += 3600
+    assert next(clock) == pytest.approx(2.1)
+    clock.wait(2.1)
+    assert wall.time == pytest.approx(1000 + 3600 + 2.1)
+
+    asleep = iter([3600.0])
+
+    def sleep(seconds: float) -> None:  # the machine is put to sleep while we sleep
+        wall.time += seconds + next(asleep, 0.0)
+
+    start = wall.time
+    clock = WallClock(10, now=wall.now, sleep=sleep)
+    next(clock)
+    clock.wait(0.3)
+    assert next(clock) == pytest.approx(0.3)
+    assert wall.time - start == pytest.approx(3600 + 0.6)
