@@ -5,6 +5,9 @@ native strided and transposed convolutions, all frames of a step in one call, on
 discriminator for both losses, and no gradient that no weight asks for.
 
     python benchmarks/peer_torch.py --recipe duralava --steps 3 --channels-last
+
+On Linux, MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ in the environment spare PyTorch, too, the pages
+that the kernel clears at every step: compare steps that ran under the same two. The report names the first.
 """
 
 from __future__ import annotations
@@ -81,21 +84,16 @@ def _update(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], grad
 
 
 def _floats(terms: Terms) -> dict[str, float]:
-    values = torch.stack([term.detach() for term in terms.values()])
-    return dict(zip(terms, values.tolist(), strict=True))  # .tolist() waits for the device
+    values = torch.stack(list(terms.values())).tolist()  # waits for the device, the update included
+    return dict(zip(terms, values, strict=True))
 
 
 # --- duralava ---
 
 
 def _transposed_generator(size: tuple[int, int]) -> nn.Sequential:
-    base = (size[0] // 16, size[1] // 16)
-    layers: list[nn.Module] = [
-        nn.Unflatten(1, (STATE, 1, 1)),
-        nn.ConvTranspose2d(STATE, 256, base, bias=False),
-        nn.BatchNorm2d(256),
-        _lrelu(),
-    ]
+    first = nn.ConvTranspose2d(STATE, 256, (size[0] // 16, size[1] // 16), bias=False)
+    layers: list[nn.Module] = [nn.Unflatten(1, (STATE, 1, 1)), first, nn.BatchNorm2d(256), _lrelu()]
     for before, after in ((256, 128), (128, 64), (64, 32)):
         layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), _lrelu()]
     return nn.Sequential(*layers, nn.ConvTranspose2d(32, 3, 4, 2, 1), nn.Sigmoid())
@@ -246,18 +244,15 @@ def make_lava_step(
 
     Returns:
         A function that takes uint8 frames (B, K, H, W, 3) and their times, int32 (B, K), rising within
-        0 … seq_len - 1, trains one step on them and returns the loss terms.
+        0 … seq_len - 1, trains on them and returns the loss terms.
     """
     couplings = 4
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         generator = _shuffle_generator(size)
         angles = nn.ModuleList([_coupling() for _ in range(couplings)])
-        encoder = nn.Sequential(
-            *(nn.Conv2d(3, 64, 4, 2, 1), _lrelu()),
-            *(nn.Conv2d(64, 128, 4, 2, 1), _lrelu()),
-            *(nn.Conv2d(128, 256, 4, 2, 1), _lrelu()),
-        )
+        halvings = [nn.Conv2d(*widths, 4, 2, 1) for widths in ((3, 64), (64, 128), (128, 256))]
+        encoder = nn.Sequential(*(layer for halving in halvings for layer in (halving, _lrelu())))
         join = nn.Conv2d(drawn * 256, 256, 3, 2, 1)
         gate = nn.Linear(drawn - 1, 256)
         clip_head = nn.Sequential(_lrelu(), nn.Flatten(), *_mlp(size[0] * size[1], 256, 1))
@@ -368,15 +363,10 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     batch = args.batch_size or {"duralava": 32, "lava": 24}[args.recipe]
     options = {"device": args.device, "channels_last": args.channels_last, "compiled": args.compile}
-    about = {
-        "peer": "torch",
-        "torch": torch.__version__,
-        "recipe": args.recipe,
-        "batch_size": batch,
-        **options,
-    }
+    about = {"peer": "torch", "torch": torch.__version__, "recipe": args.recipe, "batch_size": batch}
+    about |= {**options, "malloc_mmap_threshold": os.environ.get("MALLOC_MMAP_THRESHOLD_", "")}
     about |= {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
-    # Beside other work, OpenMP threads wait for each other at every operation, and a step takes many times longer.
+    # Beside other work, threads wait for each other at every operation: a step takes up to 20 times longer.
     about["load_average"] = os.getloadavg()[0]
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     random = np.random.default_rng(0)

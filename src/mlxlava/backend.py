@@ -1,9 +1,9 @@
 """What MLX runs on: the BLAS preload, the allocator, memory limits and figures.
 
 Import this module before ``mlx.core``: on Linux the linear algebra library has to be in the
-process first. Every other module of the package takes MLX through here::
+process first. Every other module of the package takes all of MLX through here::
 
-    from mlxlava.backend import mx, nn
+    from mlxlava.backend import mx, tree_map
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ _keep_freed_pages()
 
 try:
     import mlx.core as mx
-    import mlx.nn as nn
+    import mlx.optimizers as optim
+    from mlx.utils import tree_flatten, tree_map
 except ImportError as error:
     extra = "" if sys.platform == "darwin" else '; install "mlxlava[cpu]", or [cuda12] or [cuda13] for a GPU'
     raise UserError(f"mlx: no back end is installed ({error}){extra}") from error
@@ -141,4 +142,14 @@ def describe() -> dict[str, str]:
     return rows
 
 
-__all__ = ["BLAS", "describe", "limit_memory", "mx", "nn", "on_cpu", "peak_memory"]
+__all__ = [
+    "BLAS",
+    "describe",
+    "limit_memory",
+    "mx",
+    "on_cpu",
+    "optim",
+    "peak_memory",
+    "tree_flatten",
+    "tree_map",
+]

@@ -173,7 +173,10 @@ def _check(recipe: Recipe) -> None:
         _require(recipe.generator.state_size % 4 == 0, "generator.state_size must be a multiple of 4")
         _require(0 < recipe.dynamics.rho <= 1, "dynamics.rho must lie in (0, 1]")
         _require(recipe.dynamics.couplings >= 1, "dynamics.couplings must be at least 1")
-    for part, widths in (("generator", recipe.generator.widths), ("discriminator", recipe.discriminator.widths)):
+    for part, widths in (
+        ("generator", recipe.generator.widths),
+        ("discriminator", recipe.discriminator.widths),
+    ):
         _require(len(widths) >= 1 and min(widths) >= 1, f"{part}.widths must be positive numbers")
         factor = 2 ** len(widths)
         _require(
@@ -181,11 +184,15 @@ def _check(recipe: Recipe) -> None:
             f"{part}.widths has {len(widths)} entries, so data.size must be multiples of {factor}",
         )
     if recipe.discriminator.kind == "frames":
-        _require(recipe.loss.kind == "relativistic", "discriminator.kind frames goes with loss.kind relativistic")
+        _require(
+            recipe.loss.kind == "relativistic", "discriminator.kind frames goes with loss.kind relativistic"
+        )
         _require(data.drawn_frames != 1 or data.seq_len == 1, "data.drawn_frames must be 0 or at least 2")
     else:
         _require(recipe.loss.kind == "bce", "discriminator.kind recurrent goes with loss.kind bce")
-        _require(data.drawn_frames == 0, "discriminator.kind recurrent sees every frame: data.drawn_frames = 0")
+        _require(
+            data.drawn_frames == 0, "discriminator.kind recurrent sees every frame: data.drawn_frames = 0"
+        )
     _require(0 <= training.ema < 1, "training.ema must lie in [0, 1)")
     _require(0 <= training.reset_probability <= 1, "training.reset_probability must lie in [0, 1]")
     _require(training.learning_rate > 0, "training.learning_rate must be positive")
@@ -324,7 +331,9 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, found, text = pair.partition("=")
         if not found or not key.strip():
-            raise UserError(f"--set: cannot read {pair!r}; give section.key=value, for example data.seq_len=20")
+            raise UserError(
+                f"--set: cannot read {pair!r}; give section.key=value, for example data.seq_len=20"
+            )
         try:
             settings[key.strip()] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:

@@ -232,6 +232,7 @@ class Footage:
         every_nth: every how many frames one was kept.
         size: height and width in pixels.
         cuts: rising indices of the frames that begin a new segment; no clip crosses one.
+        key: hash of the sources and the settings.
     """
 
     path: Path
@@ -240,6 +241,7 @@ class Footage:
     every_nth: int
     size: tuple[int, int]
     cuts: tuple[int, ...]
+    key: str = ""
 
     @property
     def step_fps(self) -> float:
@@ -332,7 +334,7 @@ def _open(path: Path) -> tuple[Footage, dict[str, Any]]:
         raise UserError(f"footage: {path} is damaged (frames.npy is not as footage.json says); {again}")
     if list(cuts) != sorted({cut for cut in cuts if 0 < cut < len(frames)}) or not (fps > 0 < every_nth):
         raise UserError(f"footage: {path} is damaged (footage.json makes no sense); {again}")
-    return Footage(path, frames, fps, every_nth, size, cuts), about
+    return Footage(path, frames, fps, every_nth, size, cuts, str(about.get("key", ""))), about
 
 
 def _reuse_or_write(

@@ -52,7 +52,11 @@ def _convolve(x: mx.array, weight: mx.array, padding: int = 0) -> mx.array:
     parts = 1
     if on_cpu():
         patches = x.shape[0] * (x.shape[1] + 2 * padding) * (x.shape[2] + 2 * padding) * side * side * inputs
-        parts = next(n for n in range(1, x.shape[0] + 1) if x.shape[0] % n == 0 and (patches <= n * _PATCH_FLOATS or n == x.shape[0]))
+        parts = next(
+            n
+            for n in range(1, x.shape[0] + 1)
+            if x.shape[0] % n == 0 and (patches <= n * _PATCH_FLOATS or n == x.shape[0])
+        )
     if parts == 1:
         return mx.conv2d(x, weight, padding=padding)
     return mx.concatenate([mx.conv2d(part, weight, padding=padding) for part in mx.split(x, parts)])
@@ -280,7 +284,9 @@ class RecurrentDiscriminator:
         weights["features"] = init_dense(next(keys), math.prod(self.end) * self.widths[-1], self.features)
         for i, (inputs, outputs) in enumerate(pairwise((self.features + self.state, *self.hidden))):
             weights[f"cell{i}"] = init_dense(next(keys), inputs, outputs)
-        weights["cell_out"] = init_dense(next(keys), (self.features + self.state, *self.hidden)[-1], self.state, 1.0)
+        weights["cell_out"] = init_dense(
+            next(keys), (self.features + self.state, *self.hidden)[-1], self.state, 1.0
+        )
         weights["head"] = init_dense(next(keys), self.state, self.hidden[-1] if self.hidden else self.state)
         weights["head_out"] = init_dense(next(keys), weights["head"]["weight"].shape[0], 1, 1.0)
         return weights

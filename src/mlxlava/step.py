@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import mlx.optimizers as optim
-from mlx.utils import tree_map
-
-from mlxlava.backend import mx
+from mlxlava.backend import mx, optim, tree_map
 from mlxlava.config import Recipe
 from mlxlava.dynamics import Dynamics, make_dynamics
 from mlxlava.losses import cross_entropy, gradient_penalty, moments, relativistic, relativistic_ratio
@@ -127,7 +124,7 @@ class Trainer:
     def _judge(
         self, weights: Tree, real: mx.array, drawn: mx.array, times: mx.array, penalty: bool
     ) -> tuple[Terms, Tree, mx.array]:
-        """Terms, D's gradient by its weights, and G's gradient by the drawn frames (no gradient flows out)."""
+        """Terms, D's gradient by its weights, G's gradient by the drawn frames (no gradient flows on)."""
         drawn = mx.stop_gradient(drawn)
         judge = self._judge_pairs if self.recipe.loss.kind == "relativistic" else self._judge_apart
         terms, gradient, by_frames = judge(weights, real, drawn, times)
@@ -191,7 +188,11 @@ class Trainer:
 
         (loss_d, (on_real, on_drawn)), gradient = mx.value_and_grad(loss_of_d)(weights)
         loss_g, by_frames = mx.value_and_grad(loss_of_g)(drawn)
-        return {"loss_d": loss_d, "loss_g": loss_g, "logit_real": on_real, "logit_drawn": on_drawn}, gradient, by_frames
+        return (
+            {"loss_d": loss_d, "loss_g": loss_g, "logit_real": on_real, "logit_drawn": on_drawn},
+            gradient,
+            by_frames,
+        )
 
     def _update(
         self, state: Tree, model: Tree, model_gradient: Tree, gradient: Tree, stats: Tree, last: mx.array

@@ -1,0 +1,226 @@
+"""The command line: parse, dispatch, print. MLX is imported by the commands that need it, not by ``--help``."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlxlava import __version__
+from mlxlava.config import Recipe, UserError, load_recipe, override, parse_settings, parse_size, recipe_from_dict
+
+if TYPE_CHECKING:
+    from mlxlava.footage import Footage
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class _Size(click.ParamType):
+    name = "N|HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        return value if isinstance(value, tuple) else parse_size(value)
+
+
+SIZE = _Size()
+
+
+def _options(*options: Decorator) -> Decorator:
+    """Several options as one decorator, in this order in the help."""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+# Read by main() from the arguments, since it must hold for mistakes in the arguments as well.
+_debug = click.option("--debug", is_flag=True, expose_value=False, help="Show where an error came from.")
+
+_cutting = _options(
+    click.option("--size", type=SIZE, help="Height and width of a frame; multiples of 16."),
+    click.option("--crop", metavar="X,Y,W,H|auto", help="Part of the picture; the centre when not given."),
+    click.option("--every-nth", type=click.IntRange(1), help="Keep every n-th frame."),
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+@_debug
+def cli() -> None:
+    """Learn a lava lamp from footage and play it for ever."""
+
+
+# --- training ---
+
+
+@cli.command()
+@click.argument("sources", nargs=-1, metavar="[FOOTAGE]...")
+@click.option("-o", "run", metavar="RUN", type=click.Path(path_type=Path), help="Folder of the run.")
+@click.option("--recipe", metavar="NAME|FILE", help="What to train and how; lava when not given.")
+@_cutting
+@click.option("--seq-len", type=click.IntRange(1), help="Learned steps a clip spans.")
+@click.option("--batch-size", type=click.IntRange(1), help="Clips a training step looks at.")
+@click.option("--init", metavar="WEIGHTS", help="Weights whose G and R to start from.")
+@click.option("--steps", type=click.IntRange(1), help="Training steps in all.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Stop after so many minutes.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Seed of weights, clips and states.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting of the recipe.")
+@click.option("--resume", is_flag=True, help="Go on with RUN, or with the latest one in runs/.")
+@click.option("--tensorboard", is_flag=True, help="Write scalars, previews and states for TensorBoard too.")
+@_debug
+def train(
+    sources: tuple[str, ...],
+    run: Path | None,
+    init: str | None,
+    minutes: float | None,
+    resume: bool,
+    tensorboard: bool,
+    **changes: Any,
+) -> None:
+    """Learn a lamp: from videos or folders of images, or the built-in lamp.
+
+    Ctrl-C saves; --resume goes on exactly where it stopped.
+    """
+    if resume:
+        run = run or _latest_run()
+        recipe, footage = _resume(run, sources, init, changes)
+    else:
+        run = run or _next_run(changes["recipe"] or "lava")
+        recipe = _recipe(changes)
+        footage = _footage(list(sources), recipe)
+        from mlxlava.checkpoint import load_weights
+        from mlxlava.train import start_run
+
+        paths = [str(Path(source).expanduser().resolve()) for source in sources]
+        warm = load_weights(init) if init else None
+        start_run(run, recipe, footage, paths, "mlxlava " + shlex.join(sys.argv[1:]), warm)
+
+    from mlxlava.console import clock, say
+    from mlxlava.train import train as train_run
+
+    say(f"train: {run}: {len(footage.frames)} frames, {footage.step_fps:g} learned steps a second")
+    outcome = train_run(run, recipe, footage, minutes=minutes, tensorboard=tensorboard)
+    say(f"train: {run} is at step {outcome.step} after {clock(outcome.seconds)}; play it: mlxlava loop --weights {run}")
+    if outcome.signal is not None:
+        say(f"train: go on: mlxlava train --resume -o {run}")
+        sys.exit(128 + outcome.signal)
+
+
+def _recipe(changes: dict[str, Any]) -> Recipe:
+    """The recipe with what the options and ``--set`` change in it."""
+    settings = parse_settings(changes["settings"])
+    for name in ("size", "crop", "every_nth", "seq_len", "batch_size"):
+        if changes[name] is not None:
+            settings[f"data.{name}"] = changes[name]
+    if changes["seed"] is not None:
+        settings["training.seed"] = changes["seed"]
+    if changes["steps"] is not None:
+        settings |= {"training.steps": changes["steps"], "training.epochs": 0}
+    return override(load_recipe(changes["recipe"] or "lava"), settings)
+
+
+def _footage(sources: list[str], recipe: Recipe) -> Footage:
+    """Prepared footage for a recipe: of the sources, or of the built-in lamp when there are none."""
+    from mlxlava.console import progress, say
+    from mlxlava.footage import prepare, prepare_lamp
+
+    data = recipe.data
+    with progress("footage") as update:
+
+        def show(done: int, total: int | None) -> None:
+            update(done, total, f"{done} frames")
+
+        if sources:
+            return prepare(
+                sources,
+                None,
+                size=data.size,
+                crop=data.crop,
+                every_nth=data.every_nth,
+                on_progress=show,
+                on_warning=say,
+            )
+        return prepare_lamp(
+            None,
+            size=data.size,
+            minutes=data.lamp_minutes,
+            fps=data.lamp_fps,
+            every_nth=data.every_nth,
+            seed=recipe.training.seed,
+            theme=data.lamp_theme,
+            on_progress=show,
+        )
+
+
+def _resume(
+    run: Path, sources: Sequence[str], init: str | None, changes: dict[str, Any]
+) -> tuple[Recipe, Footage]:
+    """The recipe and footage of a run; only its number of steps may change."""
+    from mlxlava.checkpoint import read_json
+
+    steps = changes.pop("steps")
+    given = [name for name, value in changes.items() if value not in (None, ())]
+    if given or sources or init:
+        what = "footage" if sources else "--" + (given[0] if given else "init").replace("_", "-")
+        raise UserError(f"train: --resume goes on as the run began, so {what} cannot be given")
+    if not (run / "config.json").is_file():
+        raise UserError(f"train: {run} is no run; leave --resume out to begin one")
+    config = read_json(run / "config.json", "run")
+    try:
+        recipe = recipe_from_dict(config["recipe"])
+        about = config["footage"]
+        paths, key = list(about["sources"]), about["key"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"train: {run}/config.json lacks {error}; it is no run") from error
+    if steps is not None:
+        if recipe.training.schedule != "constant":
+            raise UserError("train: the learning rate of this run depends on its steps, so --steps cannot change")
+        config["total_steps"] = steps
+        (run / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    footage = _footage(paths, recipe)
+    if footage.key != key:
+        raise UserError(f"train: the footage of {run} has changed since it began; begin a new run (--init {run})")
+    return recipe, footage
+
+
+def _next_run(recipe: str) -> Path:
+    """runs/lava-001 or the first such folder that is free."""
+    name = Path(recipe).stem
+    return next(path for n in range(1, 10**6) if not (path := Path("runs") / f"{name}-{n:03d}").exists())
+
+
+def _latest_run() -> Path:
+    """The run in runs/ that was written to last."""
+    logs = sorted(Path("runs").glob("*/log.jsonl"), key=lambda path: path.stat().st_mtime)
+    if not logs:
+        raise UserError("train: there is no run in runs/ to resume; give its folder with -o")
+    return logs[-1].parent
+
+
+# --- errors ---
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on stderr and exit status 2."""
+    try:
+        cli.main(standalone_mode=False)
+    except (UserError, click.ClickException, KeyboardInterrupt, click.Abort) as error:
+        if "--debug" in sys.argv:
+            raise
+        if isinstance(error, (KeyboardInterrupt, click.Abort)):
+            sys.exit(130)
+        text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        print(f"mlxlava: {' '.join(text.split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

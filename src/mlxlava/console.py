@@ -1,0 +1,75 @@
+"""What long work says on stderr: a progress bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+Update = Callable[[float, "float | None", str], None]
+
+_LINE_EVERY = 10.0  # seconds between plain lines
+
+
+def say(text: str) -> None:
+    """One line on stderr, above a bar that is shown."""
+    _console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def progress(what: str) -> Iterator[Update]:
+    """Show how far long work is.
+
+    Args:
+        what: its name, at the start of the line.
+
+    Yields:
+        A function to call with what is done, all there is to do (None if unknown) and a text.
+    """
+    if not _console().is_terminal:
+        yield _lines(what)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[text]}"))
+    with Progress(*columns, console=_console(), transient=True, expand=True) as shown:
+        task = shown.add_task(what, total=None, text="")
+
+        def update(done: float, total: float | None, text: str) -> None:
+            shown.update(task, completed=done, total=total, text=text)
+
+        yield update
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _lines(what: str) -> Update:
+    last = -_LINE_EVERY
+
+    def update(done: float, total: float | None, text: str) -> None:
+        nonlocal last
+        finished = total is not None and done >= total
+        if finished or time.monotonic() - last >= _LINE_EVERY:
+            last = time.monotonic()
+            share = f"{done / total:4.0%} " if total else ""
+            say(f"{what} {share}{text}")
+
+    return update
+
+
+def _console() -> Console:
+    global _shown
+    # stderr may have been replaced since (tests, redirection), a bar must share one console.
+    if _shown is None or _shown.file is not sys.stderr:
+        _shown = Console(file=sys.stderr)
+    return _shown
+
+
+_shown: Console | None = None

@@ -1,0 +1,379 @@
+"""The training loop: batches in, log, previews and checkpoints out; stops cleanly and resumes exactly."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import platform
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mlxlava.backend import describe, limit_memory, mx, peak_memory, tree_flatten, tree_map
+from mlxlava.checkpoint import (
+    FORMAT,
+    Weights,
+    checkpoints,
+    find_non_finite,
+    latest_checkpoint,
+    load_checkpoint,
+    playable,
+    read_json,
+    save_checkpoint,
+)
+from mlxlava.config import Recipe, UserError, recipe_to_dict
+from mlxlava.console import clock, progress, say
+from mlxlava.dynamics import make_dynamics
+from mlxlava.footage import Footage
+from mlxlava.nets import Tree, make_generator
+from mlxlava.step import Trainer
+
+_PREVIEW_LAMPS = 4
+_PREVIEW_COLUMNS = 8
+_PREVIEW_SEED = 2**40  # no training step has it
+
+
+class Diverged(Exception):
+    """A loss, a state or a weight is not finite any more; the checkpoints before stay."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended: at which step, after how many seconds of training, and by which signal if any."""
+
+    step: int
+    seconds: float
+    signal: int | None
+
+
+def count_steps(recipe: Recipe, footage: Footage) -> int:
+    """Training steps that the recipe asks for; an epoch sees as many frames as the footage has."""
+    training, data = recipe.training, recipe.data
+    if training.steps:
+        return training.steps
+    clips = len(footage.frames) / data.seq_len
+    return max(1, math.ceil(training.epochs * clips / data.batch_size))
+
+
+def start_run(
+    run: Path, recipe: Recipe, footage: Footage, sources: list[str], command: str, warm: Weights | None
+) -> None:
+    """Make the folder of a new run, with its config and its state at step 0.
+
+    Raises:
+        UserError: the folder is a run already or holds something else, the footage is shorter than a
+            clip, or ``warm`` has other networks than the recipe.
+    """
+    if checkpoints(run):
+        raise UserError(f"train: {run} is a run already; add --resume to go on, or give another -o")
+    if run.is_dir() and any(path.name not in ("config.json", "checkpoints") for path in run.iterdir()):
+        raise UserError(f"train: {run} holds something that is no run; give another -o")
+    footage.require(recipe.data.seq_len)
+    total = count_steps(recipe, footage)
+    state = Trainer(recipe, total).init()
+    if warm is not None:
+        _warm_start(state, warm)
+    config = {
+        "format": FORMAT,
+        "step_fps": footage.step_fps,
+        "recipe": recipe_to_dict(recipe),
+        "total_steps": total,
+        "footage": {
+            "sources": sources,
+            "prepared": str(footage.path.resolve()),
+            "frames": len(footage.frames),
+            "key": footage.key,
+        },
+        "command": command,
+        "machine": {"system": platform.platform(), "processor": platform.machine(), **describe()},
+    }
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"train: cannot write {run}: {error.strerror}") from error
+    save_checkpoint(run, state, {"step": 0, "seconds": 0.0}, recipe.training.keep_checkpoints)
+
+
+def _warm_start(state: Tree, warm: Weights) -> None:
+    """Put the G and R of other weights into a new run state."""
+    for part in ("generator", "dynamics"):
+        have, want = _shapes(warm.arrays[part]), _shapes(state[part])
+        for name in sorted(want.keys() | have.keys()):
+            if have.get(name) != want.get(name):
+                raise UserError(
+                    f"train: --init has another {part}: {name} is {have.get(name, 'missing')} there and "
+                    f"{want.get(name, 'missing')} in the recipe"
+                )
+        for tree in (state, state["ema"]):
+            # Copies: one array at two places of the run state could not be given away by a step.
+            tree[part] = _copy(warm.arrays[part])
+        state["stats"][part] = _copy(warm.arrays["stats"][part])
+
+
+def train(
+    run: Path,
+    recipe: Recipe,
+    footage: Footage,
+    *,
+    minutes: float | None = None,
+    tensorboard: bool = False,
+) -> Outcome:
+    """Train a run on from its latest checkpoint until its steps, its minutes or a signal end it.
+
+    What it learns is a function of the recipe and the footage alone: stopping and going on gives the
+    weights that an unbroken run gives.
+
+    Args:
+        run: folder made by :func:`start_run`.
+        recipe: the run's recipe.
+        footage: the run's footage.
+        minutes: stop after so many minutes of this call.
+        tensorboard: also write events to ``tensorboard/`` in the run.
+
+    Raises:
+        Diverged: something is not finite any more.
+        UserError: something cannot be read or written.
+    """
+    limit_memory()
+    total = int(read_json(run / "config.json", "run")["total_steps"])
+    trainer = Trainer(recipe, total)
+    found = latest_checkpoint(run)
+    if found is None:
+        raise UserError(f"train: {run} has no checkpoint to resume from; start it anew with another -o")
+    state, kept = load_checkpoint(found, trainer.init())
+    start, before = int(kept["step"]), float(kept["seconds"])
+    saved, step = start, start
+    began = time.monotonic()
+    data, training = recipe.data, recipe.training
+
+    def seconds() -> float:
+        return before + time.monotonic() - began
+
+    def batch(index: int) -> tuple[np.ndarray, np.ndarray]:
+        return footage.batch(training.seed, index, data.batch_size, data.seq_len, data.drawn_frames)
+
+    def save(state: Tree) -> None:
+        nonlocal saved
+        if (bad := find_non_finite(state)) is not None:
+            raise Diverged(_diverged(run, bad, step))
+        save_checkpoint(run, state, {"step": step, "seconds": seconds()}, training.keep_checkpoints)
+        saved = step
+
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(_open_log(run / "log.jsonl", start))
+        board = stack.enter_context(_open_board(run / "tensorboard", start)) if tensorboard else None
+        update = stack.enter_context(progress("train"))
+        stop = stack.enter_context(_stop_signals())
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+
+        # Terms are read one step late: the device has the next step to work on meanwhile.
+        def report(index: int, terms: dict[str, mx.array]) -> None:
+            values = {name: float(value) for name, value in terms.items()}
+            bad = next((name for name, value in values.items() if not math.isfinite(value)), None)
+            if bad is not None:
+                raise Diverged(_diverged(run, bad, index + 1))
+            pace = (index + 1 - start) / (time.monotonic() - began)
+            line = {"step": index + 1, "seconds": round(seconds(), 3), **values}
+            line |= {"clips_per_second": pace * data.batch_size}
+            line |= {f"peak_{name}_gb": round(value, 3) for name, value in peak_memory().items()}
+            log.write(json.dumps(line) + "\n")
+            left = (total - index - 1) / pace
+            if minutes is not None:
+                left = min(left, max(0.0, minutes * 60 - (time.monotonic() - began)))
+            gone = time.monotonic() - began
+            update(gone, gone + left, _describe(line, total, left))
+            if board is not None:
+                _show_on_board(board, index + 1, values)
+
+        pending: tuple[int, dict[str, mx.array]] | None = None
+        upcoming = pool.submit(batch, start)
+        for index in range(start, total):
+            if stop.signal is not None or (minutes is not None and time.monotonic() - began >= minutes * 60):
+                break
+            frames, times = upcoming.result()
+            upcoming = pool.submit(batch, index + 1)
+            state, terms = trainer(state, mx.array(frames), mx.array(times), index)
+            mx.async_eval(state, terms)
+            step = index + 1
+            if pending is not None:
+                report(*pending)
+            pending = (index, terms)
+            if step % training.checkpoint_every == 0 or step % training.preview_every == 0 or step == total:
+                report(*pending)
+                pending = None
+                log.flush()
+                if step % training.checkpoint_every == 0:
+                    save(state)
+                if step % training.preview_every == 0 or step == total:
+                    sheet = preview(recipe, playable(state), footage)
+                    _write_picture(run / "previews" / f"{step:06d}.png", sheet)
+                    if board is not None:
+                        board.add_image("preview", sheet, step, dataformats="HWC")
+                        board.add_histogram("states", np.array(state["carried"]), step)
+        if pending is not None:
+            report(*pending)
+        if step != saved:
+            save(state)
+    return Outcome(step, seconds(), stop.signal)
+
+
+class _Stop:
+    """Which signal asked to stop, if any."""
+
+    signal: int | None = None
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """Turn the first Ctrl-C, SIGTERM or SIGHUP into a request; the second one acts at once."""
+    stop = _Stop()
+    old: dict[int, Any] = {}
+
+    def restore() -> None:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.signal = number
+        restore()
+        say("train: stopping after this step (once more to stop at once, without saving)")
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            old[number] = signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        restore()
+
+
+def _diverged(run: Path, name: str, step: int) -> str:
+    last = latest_checkpoint(run)
+    kept = f"the last good checkpoint is {last}" if last else "there is no good checkpoint"
+    return (
+        f"train: {name} is not finite at step {step}, so the run stopped; {kept}; "
+        f"start again from it with --init {run} and a lower training.learning_rate"
+    )
+
+
+def _describe(line: Mapping[str, Any], total: int, left: float) -> str:
+    """The line that stands beside the bar."""
+    moved = line["motion_drawn"] / max(line["motion_real"], 1e-9)
+    return (
+        f"step {line['step']}/{total} · D {line['loss_d']:.2f} G {line['loss_g']:.2f} · state "
+        f"{line['state_mean']:+.2f} ± {line['state_std']:.2f}, spread {line['state_spread']:.2f} · "
+        f"motion {moved:.1f}× · {line['clips_per_second']:.1f} clips/s · "
+        f"{line['peak_process_gb']:.1f} GB · {clock(left)} left"
+    )
+
+
+# --- log and pictures ---
+
+
+@contextlib.contextmanager
+def _open_log(path: Path, step: int) -> Iterator[io.TextIOWrapper]:
+    """The log, to be gone on with after ``step``; what a broken run wrote beyond it is dropped."""
+    try:
+        kept = []
+        if path.exists():
+            for text in path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError, KeyError):  # a line that was cut off
+                    if json.loads(text)["step"] <= step:
+                        kept.append(text + "\n")
+        draft = path.with_suffix(".tmp")
+        draft.write_text("".join(kept), encoding="utf-8")
+        draft.replace(path)
+        with path.open("a", encoding="utf-8") as log:
+            yield log
+    except OSError as error:
+        raise UserError(f"train: cannot write {path}: {error.strerror}; the checkpoints are kept") from error
+
+
+def preview(recipe: Recipe, arrays: Tree, footage: Footage | None) -> np.ndarray:
+    """A sheet of frames, uint8 (H', W', 3): a row of real ones, then one row a lamp, time to the right.
+
+    Args:
+        recipe: what the networks are built from.
+        arrays: ``generator``, ``dynamics`` and ``stats`` (checkpoint.playable).
+        footage: where the first row comes from; no such row when None.
+    """
+    generator, dynamics = make_generator(recipe), make_dynamics(recipe)
+    columns = min(_PREVIEW_COLUMNS, recipe.data.seq_len)
+    gap = recipe.data.seq_len // columns
+    stats = arrays["stats"]
+    keys = mx.random.split(mx.random.key(_PREVIEW_SEED), columns * gap)
+    shape = (max(_PREVIEW_LAMPS, dynamics.companions), recipe.generator.state_size)
+    states = mx.random.normal(shape, key=keys[0])
+    path = []
+    for index in range(columns * gap):
+        noise = mx.random.normal(shape, key=keys[index])
+        states = dynamics.advance(arrays["dynamics"], stats["dynamics"], states, noise)
+        if index % gap == 0:
+            path.append(states[:_PREVIEW_LAMPS])
+    frames, _ = generator(arrays["generator"], mx.concatenate(path), stats["generator"])
+    drawn = np.array((frames * 255 + 0.5).astype(mx.uint8))
+    # (columns * lamps, H, W, 3) -> (lamps, columns, H, W, 3)
+    rows = drawn.reshape(columns, _PREVIEW_LAMPS, *drawn.shape[1:]).swapaxes(0, 1)
+    if footage is not None:
+        start = footage.clip_starts(recipe.data.seq_len)[0]
+        rows = np.concatenate([footage.frames[start : start + columns * gap : gap][None], rows])
+    return contact_sheet(rows)
+
+
+def contact_sheet(rows: np.ndarray, gap: int = 2) -> np.ndarray:
+    """Frames (R, C, H, W, 3) as one picture with black lines of ``gap`` pixels between them."""
+    padded = np.pad(rows, [(0, 0), (0, 0), (0, gap), (0, gap), (0, 0)])
+    count, columns, height, width, _ = padded.shape
+    # (R, C, H, W, 3) -> (R H, C W, 3)
+    sheet: np.ndarray = padded.swapaxes(1, 2).reshape(count * height, columns * width, 3)
+    return sheet[:-gap, :-gap]
+
+
+def _write_picture(path: Path, picture: np.ndarray) -> None:
+    try:
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise UserError(f"train: cannot write {path}: {error}; the checkpoints are kept") from error
+
+
+@contextlib.contextmanager
+def _open_board(folder: Path, step: int) -> Iterator[Any]:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise UserError('train: TensorBoard needs its extra; install "mlxlava[tensorboard]"') from error
+    board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+    try:
+        yield board
+    finally:
+        board.close()
+
+
+def _show_on_board(board: Any, step: int, values: Mapping[str, float]) -> None:
+    for name, value in values.items():
+        group = name.partition("_")[0] if "_" in name else "penalty"
+        board.add_scalar(f"{group}/{name}", value, step)
+
+
+def _shapes(tree: Tree) -> dict[str, str]:
+    return {name: "×".join(map(str, array.shape)) for name, array in tree_flatten(tree)}
+
+
+def _copy(tree: Tree) -> Tree:
+    copied: Tree = tree_map(mx.array, tree)
+    return copied
