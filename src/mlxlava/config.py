@@ -126,6 +126,7 @@ class Training:
     optimizer: str = _setting("adam", "adam or sgd", ("adam", "sgd"))
     learning_rate: float = _setting(4e-4, "step size at the start, for G, R and D")
     betas: tuple[float, float] = _setting((0.0, 0.99), "adam: decay of the two moments")
+    clip: float = _setting(0.0, "longest step of a tensor, in learning rates per weight (RMS); 0 for no limit")
     schedule: str = _setting("constant", "constant, or cosine: to 0 at the last step", ("constant", "cosine"))
     steps: int = _setting(20000, "training steps; 0 to count them from epochs")
     epochs: int = _setting(0, "passes over the footage; 0 to count by steps")
@@ -196,6 +197,7 @@ def _check(recipe: Recipe) -> None:
     _require(0 <= training.ema < 1, "training.ema must lie in [0, 1)")
     _require(0 <= training.reset_probability <= 1, "training.reset_probability must lie in [0, 1]")
     _require(training.learning_rate > 0, "training.learning_rate must be positive")
+    _require(training.clip >= 0, "training.clip must not be negative")
     _require((training.steps > 0) != (training.epochs > 0), "give one of training.steps and training.epochs")
     _require(recipe.loss.penalty_every >= 1, "loss.penalty_every must be at least 1")
     for name in ("preview_every", "checkpoint_every", "keep_checkpoints"):

@@ -207,24 +207,47 @@ class Trainer:
         ):
             optimizer = self._optimizers[part]
             optimizer.state = state["optimizer"][part]
-            moved[part] = optimizer.apply_gradients(grads, weights)
+            moved[part] = self._clip(weights, optimizer.apply_gradients(grads, weights), optimizer.learning_rate)
             optimizers[part] = optimizer.state
         # A young average forgets its random start: decay (1 + n) / (10 + n) at first (TensorFlow's rule).
         decay = mx.minimum(self.recipe.training.ema, (1 + count) / (10 + count))
-        mix = lambda old, new, decay: decay * old + (1 - decay) * new  # noqa: E731
         kept = state["stats"]["generator"]
         return {
             **moved["model"],
             "discriminator": moved["discriminator"],
             "stats": {
-                "generator": tree_map(lambda a, b: mix(a, b, _STATS_DECAY), kept, stats),
+                "generator": _average(kept, stats, _STATS_DECAY),
                 "dynamics": state["stats"]["dynamics"],
             },
-            "ema": tree_map(lambda a, b: mix(a, b, decay), state["ema"], moved["model"]),
+            "ema": _average(state["ema"], moved["model"], decay),
             "optimizer": optimizers,
             "carried": last,
             "step": count,
         }
+
+    def _clip(self, old: Tree, new: Tree, rate: mx.array) -> Tree:
+        """Shorten the steps of tensors that moved too far (update clipping: Shazeer & Stern 2018, section 6).
+
+        Adam without a first moment moves a tensor up to 1 / sqrt(1 - beta2) learning rates when its
+        gradient grows suddenly; a discriminator that does so between two gradient penalties runs away.
+        """
+        if not self.recipe.training.clip:
+            return new
+        limit = self.recipe.training.clip * rate
+
+        def shorten(old: mx.array, new: mx.array) -> mx.array:
+            change = new - old
+            length = mx.sqrt((change * change).mean())
+            return old + change * (limit / mx.maximum(length, limit))
+
+        shortened: Tree = tree_map(shorten, old, new)
+        return shortened
+
+
+def _average(old: Tree, new: Tree, decay: float | mx.array) -> Tree:
+    """decay · old + (1 − decay) · new, array by array."""
+    mixed: Tree = tree_map(lambda a, b: decay * a + (1 - decay) * b, old, new)
+    return mixed
 
 
 def _make_optimizer(recipe: Recipe, total_steps: int) -> optim.Optimizer:
