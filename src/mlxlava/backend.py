@@ -105,6 +105,20 @@ def on_cpu() -> bool:
     return bool(mx.default_device().type == mx.DeviceType.cpu)
 
 
+def limit_blas_threads(count: int) -> None:
+    """Use ``count`` threads for matrix products on Linux; without effect elsewhere.
+
+    Two threads gain nothing on one small frame, and where another process has the second core each
+    product waits for it: 130 ms a frame against 4 (docs/decisions.md, "OpenBLAS").
+    """
+    if BLAS is not None:
+        library = ctypes.CDLL(BLAS)
+        for name in ("scipy_openblas_set_num_threads", "openblas_set_num_threads"):
+            if hasattr(library, name):
+                getattr(library, name)(count)
+                return
+
+
 def limit_memory(gigabytes: float | None = None) -> None:
     """Keep MLX's buffer cache small enough that a 16 GB Mac does not swap.
 
@@ -145,6 +159,7 @@ def describe() -> dict[str, str]:
 __all__ = [
     "BLAS",
     "describe",
+    "limit_blas_threads",
     "limit_memory",
     "mx",
     "on_cpu",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import platform
+import runpy
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxlava import __version__
-from mlxlava.config import Recipe, UserError, load_recipe, override, parse_settings, parse_size, recipe_from_dict
+from mlxlava.config import (
+    Recipe,
+    UserError,
+    load_recipe,
+    override,
+    parse_settings,
+    parse_size,
+    recipe_from_dict,
+)
+from mlxlava.player import SCREENS
 
 if TYPE_CHECKING:
     from mlxlava.footage import Footage
@@ -23,7 +34,9 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 class _Size(click.ParamType):
     name = "N|HxW"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
         return value if isinstance(value, tuple) else parse_size(value)
 
 
@@ -108,7 +121,9 @@ def train(
 
     say(f"train: {run}: {len(footage.frames)} frames, {footage.step_fps:g} learned steps a second")
     outcome = train_run(run, recipe, footage, minutes=minutes, tensorboard=tensorboard)
-    say(f"train: {run} is at step {outcome.step} after {clock(outcome.seconds)}; play it: mlxlava loop --weights {run}")
+    say(
+        f"train: {run} is at step {outcome.step} after {clock(outcome.seconds)}; play it: mlxlava loop --weights {run}"
+    )
     if outcome.signal is not None:
         say(f"train: go on: mlxlava train --resume -o {run}")
         sys.exit(128 + outcome.signal)
@@ -127,8 +142,11 @@ def _recipe(changes: dict[str, Any]) -> Recipe:
     return override(load_recipe(changes["recipe"] or "lava"), settings)
 
 
-def _footage(sources: list[str], recipe: Recipe) -> Footage:
-    """Prepared footage for a recipe: of the sources, or of the built-in lamp when there are none."""
+def _footage(sources: list[str], recipe: Recipe, folder: Path | None = None) -> Footage:
+    """Prepared footage for a recipe: of the sources, or of the built-in lamp when there are none.
+
+    It goes into the cache when there is no ``folder``.
+    """
     from mlxlava.console import progress, say
     from mlxlava.footage import prepare, prepare_lamp
 
@@ -141,7 +159,7 @@ def _footage(sources: list[str], recipe: Recipe) -> Footage:
         if sources:
             return prepare(
                 sources,
-                None,
+                folder,
                 size=data.size,
                 crop=data.crop,
                 every_nth=data.every_nth,
@@ -182,12 +200,16 @@ def _resume(
         raise UserError(f"train: {run}/config.json lacks {error}; it is no run") from error
     if steps is not None:
         if recipe.training.schedule != "constant":
-            raise UserError("train: the learning rate of this run depends on its steps, so --steps cannot change")
+            raise UserError(
+                "train: the learning rate of this run depends on its steps, so --steps cannot change"
+            )
         config["total_steps"] = steps
         (run / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     footage = _footage(paths, recipe)
     if footage.key != key:
-        raise UserError(f"train: the footage of {run} has changed since it began; begin a new run (--init {run})")
+        raise UserError(
+            f"train: the footage of {run} has changed since it began; begin a new run (--init {run})"
+        )
     return recipe, footage
 
 
@@ -203,6 +225,161 @@ def _latest_run() -> Path:
     if not logs:
         raise UserError("train: there is no run in runs/ to resume; give its folder with -o")
     return logs[-1].parent
+
+
+# --- playing ---
+
+
+_playing = _options(
+    click.option("-o", "target", metavar="FILE|-", help="File to write, or - for a pipe on stdout."),
+    click.option(
+        "--format", metavar="NAME", help="mp4, webm, gif, apng, webp, y4m, raw; by the ending of FILE."
+    ),
+    click.option("--forever", is_flag=True, help="Until Ctrl-C, or until nobody reads any more."),
+    click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Play time; 10 for a file."),
+    click.option("--frames", type=click.IntRange(1), help="Play time in frames."),
+    click.option(
+        "--fps",
+        type=click.FloatRange(0, 1000, min_open=True),
+        default=30.0,
+        show_default=True,
+        help="Frames a second.",
+    ),
+    click.option(
+        "--scale",
+        type=click.IntRange(1, 64),
+        default=1,
+        show_default=True,
+        help="Enlarge the pictures of a file by this factor.",
+    ),
+    click.option(
+        "--screen", type=click.Choice(SCREENS), help="Where to show; auto without -o, none with it."
+    ),
+)
+
+
+@cli.command()
+@click.option(
+    "--weights", "name", metavar="NAME|PATH", help="Shipped weights, a folder of weights, or a run."
+)
+@click.option(
+    "--speed",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="How much faster than true time the lamp moves.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Which lamp.")
+@_playing
+@_debug
+def loop(name: str | None, speed: float, seed: int, **options: Any) -> None:
+    """Play a learned lamp: in the terminal, or into a file or a pipe."""
+    from mlxlava.player import Programme, run
+
+    programme = Programme(**options).settle()
+    from mlxlava.checkpoint import load_weights
+    from mlxlava.rollout import Rollout
+
+    rollout = Rollout(load_weights(name), seed, speed)
+    run(rollout.play, rollout.size, programme)
+
+
+@cli.command()
+@click.option("--size", type=SIZE, default="256", help="Height and width; 256 when not given.")
+@click.option("--theme", metavar="NAME", default="classic", show_default=True, help="Colours.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Which lamp.")
+@_playing
+@_debug
+def lamp(size: tuple[int, int], theme: str, seed: int, **options: Any) -> None:
+    """Play the built-in lamp, which is drawn by rule: what train learns when no footage is given."""
+    from mlxlava.lamp import Lamp
+    from mlxlava.player import Programme, run
+
+    programme = Programme(name="lamp.mp4", **options).settle()
+    run(Lamp(size, fps=programme.fps, seed=seed, theme=theme).play, size, programme)
+
+
+# --- files and figures ---
+
+
+@cli.command()
+@click.argument("sources", nargs=-1, required=True, metavar="FOOTAGE...")
+@click.option(
+    "-o", "folder", required=True, metavar="DATA", type=click.Path(path_type=Path), help="Folder to write."
+)
+@_cutting
+@_debug
+def footage(sources: tuple[str, ...], folder: Path, **changes: Any) -> None:
+    """Prepare footage for training: videos or folders of images.
+
+    train does the same by itself; DATA can be given to it in place of FOOTAGE.
+    """
+    from mlxlava.console import say
+
+    recipe = _recipe({"settings": (), "recipe": None, "seed": None, "steps": None, **changes})
+    prepared = _footage(list(sources), recipe, folder)
+    height, width = prepared.frames.shape[1:3]
+    say(
+        f"footage: {prepared.path}: {len(prepared.frames)} frames of {height}×{width}, "
+        f"{prepared.step_fps:g} a second; train: mlxlava train {shlex.quote(str(folder))}"
+    )
+
+
+@cli.command()
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "folder", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Folder to write."
+)
+@click.option("--half", is_flag=True, help="Store float16: half the size.")
+@_debug
+def export(run: Path, folder: Path, half: bool) -> None:
+    """Write the weights of a run, with a model card and a sample picture."""
+    from mlxlava.console import say
+    from mlxlava.export import export as export_run
+
+    weights = export_run(run, folder, half=half)
+    say(f"export: {folder}: step {weights.about['steps']}; play it: mlxlava loop --weights {folder}")
+
+
+@cli.command()
+@click.argument("name", required=False, metavar="[WEIGHTS|RUN]")
+@_debug
+def info(name: str | None) -> None:
+    """Show the machine, or what weights were learned from and how."""
+    from mlxlava.console import table
+
+    if name is None:
+        from mlxlava.backend import describe
+        from mlxlava.checkpoint import shipped_weights
+        from mlxlava.config import cache_folder
+
+        rows = {"mlxlava": __version__, "python": platform.python_version(), "system": platform.platform()}
+        rows |= describe()
+        rows |= {"cache": str(cache_folder())}
+        rows |= {"weights": ", ".join(path.name for path in shipped_weights()) or "none"}
+    else:
+        from mlxlava.checkpoint import load_weights
+        from mlxlava.export import describe_weights
+
+        rows = describe_weights(load_weights(name))
+    table(rows)
+
+
+@cli.command()
+@click.option("--quick", is_flag=True, help="Fewer repeats: under two minutes.")
+@_debug
+def bench(quick: bool) -> None:
+    """Measure training steps and roll-out on this machine."""
+    runpy.run_path(str(_benchmarks() / "suite.py"), run_name="mlxlava_bench")["main"](quick=quick)
+
+
+def _benchmarks() -> Path:
+    """The benchmark suite: beside this file in a wheel, at the top of a checkout."""
+    folders = (Path(__file__).parent / "benchmarks", Path(__file__).parents[2] / "benchmarks")
+    found = next((folder for folder in folders if (folder / "suite.py").is_file()), None)
+    if found is None:
+        raise UserError("bench: the benchmark suite is not installed; install the wheel or a checkout")
+    return found
 
 
 # --- errors ---

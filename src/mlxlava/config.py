@@ -126,7 +126,9 @@ class Training:
     optimizer: str = _setting("adam", "adam or sgd", ("adam", "sgd"))
     learning_rate: float = _setting(4e-4, "step size at the start, for G, R and D")
     betas: tuple[float, float] = _setting((0.0, 0.99), "adam: decay of the two moments")
-    clip: float = _setting(0.0, "longest step of a tensor, in learning rates per weight (RMS); 0 for no limit")
+    clip: float = _setting(
+        0.0, "longest step of a tensor, in learning rates per weight (RMS); 0 for no limit"
+    )
     schedule: str = _setting("constant", "constant, or cosine: to 0 at the last step", ("constant", "cosine"))
     steps: int = _setting(20000, "training steps; 0 to count them from epochs")
     epochs: int = _setting(0, "passes over the footage; 0 to count by steps")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -41,6 +41,13 @@ def progress(what: str) -> Iterator[Update]:
             shown.update(task, completed=done, total=total, text=text)
 
         yield update
+
+
+def table(rows: Mapping[str, str]) -> None:
+    """Names and values on stdout, in two columns."""
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:{width}}  {value}")
 
 
 def clock(seconds: float) -> str:

@@ -34,6 +34,7 @@ class StationaryStep:
         self.hidden = recipe.dynamics.hidden
         self.couplings = recipe.dynamics.couplings
         self.rho = recipe.dynamics.rho
+        self.keeps_norm = self.rho == 1  # whether a step leaves each state's norm as it is
         self.angle = recipe.dynamics.angle
 
     def init(self, key: mx.array) -> Tree:
@@ -104,6 +105,7 @@ class PenalisedStep:
     """
 
     companions = 32
+    keeps_norm = False
 
     def __init__(self, recipe: Recipe) -> None:
         self.size = recipe.generator.state_size

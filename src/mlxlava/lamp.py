@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -235,12 +235,21 @@ class Lamp:
 
     def __next__(self) -> NDArray[np.uint8]:
         """The next frame, uint8 (H, W, 3); the array is the caller's to keep."""
-        time = self._frame / self._fps / _STEP
+        self._frame += 1
+        return self._at((self._frame - 1) / self._fps)
+
+    def play(self, times: Iterable[float]) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+        """Frames at rising times (seconds): pairs of time and frame, uint8 (H, W, 3)."""
+        for at in times:
+            yield at, self._at(at)
+
+    def _at(self, seconds: float) -> NDArray[np.uint8]:
+        """The frame at a time that is not before the last one asked for."""
+        time = seconds / _STEP
         while self._steps < time:
             self._motion.step()
             self._before, self._after = self._after, self._motion.blobs()
             self._steps += 1
-        self._frame += 1
         late = self._steps - time
         return self._draw(late * self._before + (1 - late) * self._after)
 

@@ -321,6 +321,11 @@ class RecurrentDiscriminator:
         return dense(weights["head_out"], x)[..., 0]
 
 
+def to_bytes(frames: mx.array) -> mx.array:
+    """Frames in [0, 1] as uint8 of the same shape."""
+    return (frames * 255 + 0.5).astype(mx.uint8)
+
+
 Generator = ShuffleGenerator | TransposedGenerator
 Discriminator = FramesDiscriminator | RecurrentDiscriminator
 

@@ -207,7 +207,9 @@ class Trainer:
         ):
             optimizer = self._optimizers[part]
             optimizer.state = state["optimizer"][part]
-            moved[part] = self._clip(weights, optimizer.apply_gradients(grads, weights), optimizer.learning_rate)
+            moved[part] = self._clip(
+                weights, optimizer.apply_gradients(grads, weights), optimizer.learning_rate
+            )
             optimizers[part] = optimizer.state
         # A young average forgets its random start: decay (1 + n) / (10 + n) at first (TensorFlow's rule).
         decay = mx.minimum(self.recipe.training.ema, (1 + count) / (10 + count))

@@ -36,7 +36,7 @@ from mlxlava.config import Recipe, UserError, recipe_to_dict
 from mlxlava.console import clock, progress, say
 from mlxlava.dynamics import make_dynamics
 from mlxlava.footage import Footage
-from mlxlava.nets import Tree, make_generator
+from mlxlava.nets import Tree, make_generator, to_bytes
 from mlxlava.step import Trainer
 
 _PREVIEW_LAMPS = 4
@@ -252,6 +252,8 @@ def _stop_signals() -> Iterator[_Stop]:
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_IGN:  # nohup
+                continue
             old[number] = signal.signal(number, handle)
     try:
         yield stop
@@ -323,7 +325,7 @@ def preview(recipe: Recipe, arrays: Tree, footage: Footage | None) -> np.ndarray
         if index % gap == 0:
             path.append(states[:_PREVIEW_LAMPS])
     frames, _ = generator(arrays["generator"], mx.concatenate(path), stats["generator"])
-    drawn = np.array((frames * 255 + 0.5).astype(mx.uint8))
+    drawn = np.array(to_bytes(frames))
     # (columns * lamps, H, W, 3) -> (lamps, columns, H, W, 3)
     rows = drawn.reshape(columns, _PREVIEW_LAMPS, *drawn.shape[1:]).swapaxes(0, 1)
     if footage is not None:

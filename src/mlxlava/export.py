@@ -1,0 +1,147 @@
+"""Weights out of a run, with a model card and a picture of what they draw."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mlxlava.backend import mx, tree_flatten, tree_map
+from mlxlava.checkpoint import Weights, latest_checkpoint, load_weights, read_json, save_weights
+from mlxlava.config import UserError
+from mlxlava.console import clock
+from mlxlava.train import preview
+
+_CARD = """# {name}
+
+A lava lamp learned by [mlxlava](https://github.com/mlxlava/mlxlava), to be played for ever:
+
+    mlxlava loop --weights {name}
+
+![Four lamps, time to the right]({picture})
+
+Each row is one lamp (time to the right, {gap:.2g} s between pictures); drawn by these weights from
+fresh random states.
+
+| what | value |
+|---|---|
+| learned from | {sources}, {frames} frames |
+| picture | {height}×{width} RGB |
+| learned steps | {step_fps:g} a second of true time |
+| recipe | {recipe} |
+| parameters | {generator:,} in the generator, {dynamics:,} in the state step; {dtype} |
+| training | {steps} steps of {batch} clips, {clock} on {machine} |
+| command | `{command}` |
+
+Played are the averaged (EMA) weights of that step. `config.json` holds every setting.
+"""
+
+
+def export(run: Path, folder: Path, *, half: bool = False) -> Weights:
+    """Write the averaged weights of a run with ``config.json``, ``README.md`` and ``sample.png``.
+
+    Args:
+        run: folder of the run.
+        folder: where to write; weights that are there are replaced.
+        half: store float16, half the size; they are played as float32.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UserError: ``run`` is no run or has no checkpoint, or ``folder`` cannot be written.
+    """
+    latest = latest_checkpoint(run)
+    if latest is None:
+        raise UserError(f"export: {run} is no run with a checkpoint; give a folder that mlxlava train made")
+    weights = load_weights(run)
+    progress = read_json(latest / "progress.json", "checkpoint")
+    footage = weights.about.get("footage", {})
+    about = {
+        "footage": {
+            # Names, not paths: those are of the machine that trained.
+            "sources": [Path(source).name for source in footage.get("sources", [])],
+            "frames": footage.get("frames"),
+        },
+        "steps": progress["step"],
+        "seconds": round(progress["seconds"]),
+        "command": weights.about.get("command"),
+        "machine": {
+            key: value for key, value in weights.about.get("machine", {}).items() if "/" not in value
+        },
+    }
+    arrays = weights.arrays
+    if half:
+        arrays = tree_map(lambda a: a.astype(mx.float16) if a.dtype == mx.float32 else a, arrays)
+    sample = io.BytesIO()
+    Image.fromarray(preview(weights.recipe, arrays, None)).save(sample, "png", optimize=True)
+    written = dataclasses.replace(weights, arrays=arrays, about=about)
+    save_weights(written, folder, card=card(written, folder.resolve().name), sample=sample.getvalue())
+    return written
+
+
+def card(weights: Weights, name: str) -> str:
+    """The model card, Markdown."""
+    recipe, about = weights.recipe, weights.about
+    sources = about["footage"]["sources"]
+    columns = min(8, recipe.data.seq_len)
+    return _CARD.format(
+        name=name,
+        picture="sample.png",
+        gap=recipe.data.seq_len // columns / weights.step_fps,
+        sources=", ".join(sources) if sources else "the built-in lamp (`mlxlava lamp`)",
+        frames=about["footage"]["frames"],
+        height=recipe.data.size[0],
+        width=recipe.data.size[1],
+        step_fps=weights.step_fps,
+        recipe=recipe.name,
+        **count_parameters(weights),
+        dtype="float16" if _is_half(weights) else "float32",
+        steps=about["steps"],
+        batch=recipe.data.batch_size,
+        clock=clock(about["seconds"]),
+        machine=_machine(about["machine"]),
+        command=about["command"],
+    )
+
+
+def count_parameters(weights: Weights) -> dict[str, int]:
+    """Numbers in the generator and in the state step."""
+    return {
+        part: sum(array.size for _, array in tree_flatten(weights.arrays[part]))
+        for part in ("generator", "dynamics")
+    }
+
+
+def describe_weights(weights: Weights) -> dict[str, str]:
+    """What there is to know of weights, for a table."""
+    recipe, about = weights.recipe, weights.about
+    footage = about.get("footage", {})
+    parameters = count_parameters(weights)
+    rows = {
+        "recipe": recipe.name,
+        "picture": f"{recipe.data.size[0]}×{recipe.data.size[1]}",
+        "learned steps": f"{weights.step_fps:g} a second",
+        "generator": f"{recipe.generator.kind}, {parameters['generator']:,} parameters",
+        "state step": f"{recipe.dynamics.kind}, {parameters['dynamics']:,} parameters",
+        "learned from": ", ".join(footage.get("sources", [])) or "the built-in lamp",
+        "frames": str(footage.get("frames", "?")),
+    }
+    if "steps" in about:
+        rows |= {"training": f"{about['steps']} steps, {clock(about['seconds'])}"}
+    if about.get("command"):
+        rows |= {"command": about["command"]}
+    return rows | {"machine": _machine(about.get("machine", {}))}
+
+
+def _is_half(weights: Weights) -> bool:
+    return any(array.dtype == mx.float16 for _, array in tree_flatten(weights.arrays))
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    device = machine.get("device name") or machine.get("device", "an unknown device")
+    cores = f" ({machine['cores']} cores)" if "cores" in machine else ""
+    return f"{device}{cores}, MLX {machine.get('mlx', '?')}, {machine.get('system', '?')}"

@@ -1,0 +1,106 @@
+"""Endless frames from weights: the state moves, G draws it, whatever the frame rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from mlxlava.backend import limit_blas_threads, mx
+from mlxlava.checkpoint import Weights
+from mlxlava.dynamics import make_dynamics
+from mlxlava.nets import make_generator, to_bytes
+
+# States are computed when so many learned steps are queued: a long way between two frames stays flat in memory.
+_QUEUED = 64
+
+
+class Rollout:
+    """One lamp, from a seed, for ever.
+
+    The frame at a time is a function of (weights, seed, time) alone: dropping frames, or asking for
+    more of them a second, plays the same lamp. Frames between learned steps are drawn from states in
+    between, on the path of the state step itself.
+
+    Args:
+        weights: a learned lamp.
+        seed: which of its lives is played.
+        speed: seconds of the lamp's time in a second of play time.
+    """
+
+    def __init__(self, weights: Weights, seed: int = 0, speed: float = 1.0) -> None:
+        limit_blas_threads(1)  # one frame is too little work for two threads: they wait for each other
+        self._arrays, self._seed = weights.arrays, seed
+        self._generator, self._dynamics = make_generator(weights.recipe), make_dynamics(weights.recipe)
+        self._rate = weights.step_fps * speed
+        self._shape = (self._dynamics.companions, weights.recipe.generator.state_size)
+        self._states = mx.random.normal(self._shape, key=mx.random.key(_mix(seed, -1)))
+        self._norms = mx.linalg.norm(self._states, axis=-1, keepdims=True)
+        self._step = 0
+        self.size = weights.recipe.data.size
+
+    @property
+    def step(self) -> int:
+        """Learned steps gone so far."""
+        return self._step
+
+    @property
+    def states(self) -> npt.NDArray[np.float32]:
+        """The states at ``step``, float32 (lamps rolled together, Z); the first one is drawn."""
+        return np.array(self._states)
+
+    def play(self, times: Iterable[float]) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
+        """Frames at rising play times.
+
+        The frame after the one that is yielded is queued before, so the device draws while the
+        caller shows.
+
+        Args:
+            times: seconds of play time from the start, not falling; asked for one ahead.
+
+        Yields:
+            The time and its frame, uint8 (H, W, 3).
+        """
+        waiting: tuple[float, mx.array] | None = None
+        for at in times:
+            frame = self._draw(at)
+            mx.async_eval(frame, self._states)
+            if waiting is not None:
+                yield waiting[0], np.array(waiting[1])
+            waiting = (at, frame)
+        if waiting is not None:
+            yield waiting[0], np.array(waiting[1])
+
+    def _draw(self, at: float) -> mx.array:
+        """The frame at a play time (seconds), uint8 (H, W, 3), not evaluated."""
+        # 1e-6: a time that is a learned step but for rounding needs no state in between.
+        whole, share = divmod(max(at * self._rate, 0.0), 1.0)
+        if share > 1 - 1e-6:
+            whole, share = whole + 1, 0.0
+        while self._step < whole:
+            self._states = self._advance(1.0)
+            self._step += 1
+            if self._step % _QUEUED == 0:
+                mx.eval(self._states)
+        states = self._states if share < 1e-6 else self._advance(share)
+        arrays = self._arrays
+        frames, _ = self._generator(arrays["generator"], states[:1], arrays["stats"]["generator"])
+        return to_bytes(frames[0])
+
+    def _advance(self, dt: float) -> mx.array:
+        """The states a share of a learned step on; the step's noise depends on its number alone."""
+        noise = mx.random.normal(self._shape, key=mx.random.key(_mix(self._seed, self._step)))
+        arrays = self._arrays
+        states = self._dynamics.advance(
+            arrays["dynamics"], arrays["stats"]["dynamics"], self._states, noise, dt
+        )
+        if not self._dynamics.keeps_norm:
+            return states
+        # Exact but for rounding, which would shrink a state by some 14 % in a million steps.
+        return states * (self._norms / mx.linalg.norm(states, axis=-1, keepdims=True))
+
+
+def _mix(seed: int, step: int) -> int:
+    """A 64-bit key for a step of a seed's lamp (multiples of the golden ratio spread seeds apart)."""
+    return ((seed + 1) * 0x9E3779B97F4A7C15 + step) % 2**64
