@@ -1,0 +1,57 @@
+# Everything stays in .venv; nothing but Python 3.10+ and make is needed.
+# Works with the GNU make 3.81 that macOS brings.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -e 's/:.*##/\t/' | expand -t 16
+
+setup: $(VENV)/.dev  ## a .venv with everything
+
+loop: $(VENV)/.run  ## play the shipped lamp
+	@$(BIN)/mlxlava loop
+
+train: $(VENV)/.run  ## learn the built-in lamp
+	$(BIN)/mlxlava train
+
+test: $(VENV)/.dev  ## quick tests
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev  ## all tests, also the long ones
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+check: $(VENV)/.dev  ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.run  ## training steps and roll-out on this machine
+	$(BIN)/mlxlava bench
+
+bench-compare: $(VENV)/.peer  ## the same steps in PyTorch, side by side (installs PyTorch)
+	$(BIN)/python benchmarks/compare_torch.py
+
+clean:  ## remove what can be made again; runs stay
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# pip is told `cpu` on every system: the extra is empty outside Linux.
+$(VENV)/.run: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "mlxlava needs Python 3.10 or newer: make PYTHON=python3.11 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "no venv module: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[cpu]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[all,dev]"
+	@touch $@
+
+# The build for the CPU is a tenth of PyTorch's default one on Linux; see docs/benchmarks.md.
+$(VENV)/.peer: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[peer]"
+	@touch $@
+
+.PHONY: help setup loop train test test-slow check bench bench-compare clean
