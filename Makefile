@@ -49,7 +49,7 @@ $(VENV)/.dev: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[all,dev]"
 	@touch $@
 
-# The build for the CPU is a tenth of PyTorch's default one on Linux; see docs/benchmarks.md.
+# On Linux pip may bring the CUDA build of PyTorch, some GB; the CPU build is enough.
 $(VENV)/.peer: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[peer]"
 	@touch $@

@@ -141,10 +141,21 @@ def peak_memory() -> dict[str, float]:
     return {"mlx": mx.get_peak_memory() / 1e9, "process": process / 1e9}
 
 
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        if sys.platform == "darwin":
+            command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(command, text=True, check=True, capture_output=True).stdout.strip()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def describe() -> dict[str, str]:
     """The device, its memory and the BLAS, for ``mlxlava info`` and benchmark headers."""
-    device = mx.default_device()
-    rows = {"mlx": mx.__version__, "device": str(device)}
+    rows = {"mlx": mx.__version__, "device": "CPU" if on_cpu() else "GPU", "processor": _processor()}
     info = mx.device_info() if not on_cpu() else {}
     for key in ("device_name", "architecture", "memory_size", "max_recommended_working_set_size"):
         if key in info:

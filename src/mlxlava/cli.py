@@ -1,4 +1,7 @@
-"""The command line: parse, dispatch, print. MLX is imported by the commands that need it, not by ``--help``."""
+"""The command line: parse, dispatch, print.
+
+MLX is imported by the commands that need it, not by ``--help``.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-class _Size(click.ParamType):
+class _Size(click.ParamType):  # type: ignore[type-arg]  # generic only for the type checker
     name = "N|HxW"
 
     def convert(
@@ -117,13 +120,17 @@ def train(
         start_run(run, recipe, footage, paths, "mlxlava " + shlex.join(sys.argv[1:]), warm)
 
     from mlxlava.console import clock, say
+    from mlxlava.train import Diverged
     from mlxlava.train import train as train_run
 
     say(f"train: {run}: {len(footage.frames)} frames, {footage.step_fps:g} learned steps a second")
-    outcome = train_run(run, recipe, footage, minutes=minutes, tensorboard=tensorboard)
-    say(
-        f"train: {run} is at step {outcome.step} after {clock(outcome.seconds)}; play it: mlxlava loop --weights {run}"
-    )
+    try:
+        outcome = train_run(run, recipe, footage, minutes=minutes, tensorboard=tensorboard)
+    except Diverged as error:
+        say(f"mlxlava: {error}")
+        sys.exit(1)
+    say(f"train: {run} is at step {outcome.step} after {clock(outcome.seconds)}")
+    say(f"train: play it: mlxlava loop --weights {run}")
     if outcome.signal is not None:
         say(f"train: go on: mlxlava train --resume -o {run}")
         sys.exit(128 + outcome.signal)

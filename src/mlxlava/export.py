@@ -17,7 +17,7 @@ from mlxlava.train import preview
 
 _CARD = """# {name}
 
-A lava lamp learned by [mlxlava](https://github.com/mlxlava/mlxlava), to be played for ever:
+A lava lamp learned by mlxlava, to be played for ever:
 
     mlxlava loop --weights {name}
 
@@ -142,6 +142,6 @@ def _is_half(weights: Weights) -> bool:
 
 
 def _machine(machine: dict[str, Any]) -> str:
-    device = machine.get("device name") or machine.get("device", "an unknown device")
+    device = machine.get("device name") or machine.get("processor", "an unknown processor")
     cores = f" ({machine['cores']} cores)" if "cores" in machine else ""
     return f"{device}{cores}, MLX {machine.get('mlx', '?')}, {machine.get('system', '?')}"

@@ -75,7 +75,10 @@ class Programme:
 
     @property
     def length(self) -> int | None:
-        """Frames to play; None to go on until it is ended. A screen has no end of its own, a file has 10 s."""
+        """Frames to play; None to go on until it is ended.
+
+        What has no length given plays for 10 s in a file, and without end on a screen.
+        """
         if self.frames is not None:
             return self.frames
         if self.forever or (self.seconds is None and self.screen == "terminal"):

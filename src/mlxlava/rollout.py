@@ -12,7 +12,7 @@ from mlxlava.checkpoint import Weights
 from mlxlava.dynamics import make_dynamics
 from mlxlava.nets import make_generator, to_bytes
 
-# States are computed when so many learned steps are queued: a long way between two frames stays flat in memory.
+# So many learned steps are queued at most: a long way between two frames stays flat in memory.
 _QUEUED = 64
 
 

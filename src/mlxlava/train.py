@@ -96,7 +96,7 @@ def start_run(
             "key": footage.key,
         },
         "command": command,
-        "machine": {"system": platform.platform(), "processor": platform.machine(), **describe()},
+        "machine": {"system": platform.platform(), **describe()},
     }
     try:
         run.mkdir(parents=True, exist_ok=True)
