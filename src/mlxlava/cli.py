@@ -18,8 +18,10 @@ import click
 
 from mlxlava import __version__
 from mlxlava.config import (
+    Data,
     Recipe,
     UserError,
+    check_size,
     load_recipe,
     override,
     parse_settings,
@@ -111,7 +113,7 @@ def train(
     else:
         run = run or _next_run(changes["recipe"] or "lava")
         recipe = _recipe(changes)
-        footage = _footage(list(sources), recipe)
+        footage = _footage(list(sources), recipe.data, seed=recipe.training.seed)
         from mlxlava.checkpoint import load_weights
         from mlxlava.train import start_run
 
@@ -149,15 +151,14 @@ def _recipe(changes: dict[str, Any]) -> Recipe:
     return override(load_recipe(changes["recipe"] or "lava"), settings)
 
 
-def _footage(sources: list[str], recipe: Recipe, folder: Path | None = None) -> Footage:
-    """Prepared footage for a recipe: of the sources, or of the built-in lamp when there are none.
+def _footage(sources: list[str], data: Data, *, seed: int = 0, folder: Path | None = None) -> Footage:
+    """Prepared footage: of the sources, or of the built-in lamp when there are none.
 
     It goes into the cache when there is no ``folder``.
     """
     from mlxlava.console import progress, say
     from mlxlava.footage import prepare, prepare_lamp
 
-    data = recipe.data
     with progress("footage") as update:
 
         def show(done: int, total: int | None) -> None:
@@ -179,7 +180,7 @@ def _footage(sources: list[str], recipe: Recipe, folder: Path | None = None) -> 
             minutes=data.lamp_minutes,
             fps=data.lamp_fps,
             every_nth=data.every_nth,
-            seed=recipe.training.seed,
+            seed=seed,
             theme=data.lamp_theme,
             on_progress=show,
         )
@@ -212,7 +213,7 @@ def _resume(
             )
         config["total_steps"] = steps
         (run / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    footage = _footage(paths, recipe)
+    footage = _footage(paths, recipe.data, seed=recipe.training.seed)
     if footage.key != key:
         raise UserError(
             f"train: the footage of {run} has changed since it began; begin a new run (--init {run})"
@@ -281,14 +282,12 @@ _playing = _options(
 @_debug
 def loop(name: str | None, speed: float, seed: int, **options: Any) -> None:
     """Play a learned lamp: in the terminal, or into a file or a pipe."""
-    from mlxlava.player import Programme, run
-
-    programme = Programme(**options).settle()
     from mlxlava.checkpoint import load_weights
+    from mlxlava.player import Programme, run
     from mlxlava.rollout import Rollout
 
     rollout = Rollout(load_weights(name), seed, speed)
-    run(rollout.play, rollout.size, programme)
+    run(rollout.play, rollout.size, Programme(**options).settle())
 
 
 @cli.command()
@@ -323,8 +322,9 @@ def footage(sources: tuple[str, ...], folder: Path, **changes: Any) -> None:
     """
     from mlxlava.console import say
 
-    recipe = _recipe({"settings": (), "recipe": None, "seed": None, "steps": None, **changes})
-    prepared = _footage(list(sources), recipe, folder)
+    data = Data(**{name: value for name, value in changes.items() if value is not None})
+    check_size(data.size)
+    prepared = _footage(list(sources), data, folder=folder)
     height, width = prepared.frames.shape[1:3]
     say(
         f"footage: {prepared.path}: {len(prepared.frames)} frames of {height}×{width}, "

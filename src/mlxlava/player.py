@@ -142,7 +142,8 @@ def _write(source: Source, programme: Programme, sink: Sink) -> None:
         for at, frame in source(_ticks(programme)):
             sink.write(frame)
             if programme.target != "-":
-                update(at, total, clock(at) if total is None else f"{clock(at)} of {clock(total)}")
+                done = at + 1 / programme.fps
+                update(done, total, clock(done) if total is None else f"{clock(done)} of {clock(total)}")
 
 
 def _show_and_write(source: Source, programme: Programme, screen: Terminal, sink: Sink) -> None:
@@ -165,7 +166,7 @@ def _end_on_signals() -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    old: dict[int, Any] = {}
+    old: dict[signal.Signals, Any] = {}
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_IGN:  # nohup
             continue

@@ -1,0 +1,254 @@
+"""The commands as a user meets them: help, good endings, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlxlava import lamp
+from mlxlava.cli import cli, main
+from mlxlava.sinks import open_sink
+
+ROOT = Path(__file__).parents[1]
+FOOTAGE_SIZE = (64, 64)
+TINY = (
+    "--set=generator.widths=[8, 8]",
+    "--set=discriminator.widths=[8, 8]",
+    "--set=dynamics.hidden=[8]",
+    "--set=discriminator.hidden=[8]",
+    "--size=16",
+    "--seq-len=8",
+    "--batch-size=2",
+)
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str]]:
+    """Runs `mlxlava …` in tmp_path; gives the exit status and what was said on stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "400")
+
+    def call(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["mlxlava", *arguments])
+        capsys.readouterr()
+        status = 0
+        try:
+            main()
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        return status, capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four seconds of the built-in lamp as a video."""
+    path = tmp_path_factory.mktemp("video") / "lamp.mp4"
+    frames = lamp.frames(FOOTAGE_SIZE, fps=10)
+    with open_sink(str(path), size=FOOTAGE_SIZE, fps=10) as sink:
+        for _ in range(40):
+            sink.write(next(frames))
+    return path
+
+
+def refuses(outcome: tuple[int, str], *words: str) -> None:
+    """Exit 2, and one line on stderr, after those of progress, that has the words."""
+    status, said = outcome
+    *before, line = said.strip().splitlines()
+    assert status == 2, said
+    assert line.startswith("mlxlava: "), said
+    assert all(re.match(r"footage +\d+%", text) for text in before), said
+    for word in words:
+        assert word in line, said
+
+
+# --- every command ---
+
+
+def test_every_command_and_option_has_help_and_the_readme_names_it() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, command in cli.commands.items():
+        assert command.help, name
+        assert f"mlxlava {name}" in readme, f"the README does not name mlxlava {name}"
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert option.help, f"{name} {option.opts}"
+
+
+def test_a_mistyped_command_or_option_is_one_line(run: Run) -> None:
+    refuses(run("lop"), "lop")
+    refuses(run("loop", "--sead", "3"), "--sead")
+
+
+# --- train and footage ---
+
+
+def test_training_on_a_video_gives_a_lamp_that_plays(run: Run, video: Path, tmp_path: Path) -> None:
+    status, said = run("train", str(video), "-o", "mine", "--steps", "2", *TINY)
+    assert status == 0, said
+    status, said = run("train", "--resume", "-o", "mine", "--steps", "3")
+    assert status == 0, said
+    assert "step 3" in said
+    assert len((tmp_path / "mine/log.jsonl").read_text().splitlines()) == 3
+    assert run("export", "mine", "-o", "weights")[0] == 0
+    assert "mine" not in json.loads((tmp_path / "weights/config.json").read_text())["footage"]["sources"]
+    assert run("loop", "--weights", "weights", "--frames", "5", "-o", "played.gif")[0] == 0
+    assert iio.imread(tmp_path / "played.gif").shape == (5, 16, 16, 3)
+
+
+def test_footage_that_cannot_be_read_is_one_line(run: Run, tmp_path: Path) -> None:
+    refuses(run("train", "nowhere.mov"), "nowhere.mov")
+    (tmp_path / "notes.mp4").write_text("no video\n" * 50)
+    refuses(run("train", "notes.mp4"), "notes.mp4")
+    (tmp_path / "empty").mkdir()
+    refuses(run("train", "empty"), "empty")
+    (tmp_path / "mixed").mkdir()
+    for number, side in enumerate((32, 48)):
+        Image.fromarray(np.zeros((side, 32, 3), np.uint8)).save(tmp_path / f"mixed/{number}.png")
+    refuses(run("train", "mixed"), "32")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_truncated_video_is_used_as_far_as_it_goes(run: Run, tmp_path: Path) -> None:
+    # Matroska can be read from the front; an mp4 without its end has no index at all.
+    frames = lamp.frames(FOOTAGE_SIZE, fps=10)
+    with open_sink("whole.webm", size=FOOTAGE_SIZE, fps=10) as sink:
+        for _ in range(40):
+            sink.write(next(frames))
+    whole = (tmp_path / "whole.webm").read_bytes()
+    (tmp_path / "cut.webm").write_bytes(whole[: len(whole) * 2 // 3])
+    status, said = run("footage", "cut.webm", "-o", "data", "--size", "16")
+    assert status == 0, said
+    assert "cut.webm" in said
+    count = len(np.load(tmp_path / "data/frames.npy", mmap_mode="r"))
+    assert 0 < count < 40
+
+
+def test_footage_shorter_than_a_clip_says_how_many_frames_are_needed(run: Run, video: Path) -> None:
+    refuses(run("train", str(video), "--seq-len", "200"), "200", "40")
+
+
+def test_settings_that_do_not_exist_or_do_not_fit_are_one_line(run: Run, video: Path) -> None:
+    refuses(run("train", "--size", "70"), "70", "16")
+    refuses(run("train", "--set", "generator.withs=[8]"), "generator.withs", "widths")
+    refuses(run("train", "--recipe", "lawa"), "lava")
+    refuses(run("train", str(video), "--crop", "500,0,64,64"), "crop")
+    refuses(run("train", "--resume", "-o", "nothing"), "nothing")
+
+
+def test_a_run_is_not_overwritten_nor_changed_by_resuming(run: Run, video: Path) -> None:
+    assert run("train", str(video), "-o", "mine", "--steps", "1", *TINY)[0] == 0
+    refuses(run("train", str(video), "-o", "mine", "--steps", "1", *TINY), "--resume")
+    refuses(run("train", "--resume", "-o", "mine", "--batch-size", "3"), "--batch-size")
+
+
+# --- play ---
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A copy of the shipped lamp, to be spoiled."""
+    return Path(shutil.copytree(ROOT / "weights/lava", tmp_path / "weights"))
+
+
+@pytest.mark.parametrize("ending", ["mp4", "webm", "gif", "apng", "webp"])
+def test_the_shipped_lamp_plays_into_every_format(run: Run, tmp_path: Path, ending: str) -> None:
+    name = f"lava.{ending}"
+    assert run("loop", "--seconds", "1", "--fps", "12", "--scale", "2", "-o", name)[0] == 0
+    if ending in ("mp4", "webm"):
+        frames = iio.imread(tmp_path / name)
+    else:
+        with Image.open(tmp_path / name) as image:
+            count = getattr(image, "n_frames", 1)
+            frames = np.stack([np.asarray(_seek(image, n).convert("RGB")) for n in range(count)])
+    assert frames.shape == (12, 128, 128, 3)
+    assert np.abs(np.diff(frames.astype(int), axis=0)).mean() > 0.05
+
+
+def _seek(image: Image.Image, number: int) -> Image.Image:
+    image.seek(number)
+    return image
+
+
+def test_without_a_terminal_ten_seconds_are_written_and_said(run: Run, tmp_path: Path) -> None:
+    status, said = run("loop", "--fps", "2")
+    assert status == 0
+    assert "lava.mp4" in said
+    assert len(iio.imread(tmp_path / "lava.mp4")) == 20
+
+
+def test_nowhere_to_play_is_one_line(run: Run) -> None:
+    refuses(run("loop", "--forever"), "--forever", "-o")
+    refuses(run("loop", "--screen", "terminal"), "terminal")
+    refuses(run("loop", "--seconds", "1", "--frames", "3", "-o", "a.mp4"), "--seconds")
+
+
+def test_output_that_cannot_be_written_is_one_line(run: Run, tmp_path: Path) -> None:
+    refuses(run("loop", "-o", "lava.mp5"), "mp5", "mp4")
+    refuses(run("loop", "-o", "lava.mp4", "--format", "avi"), "avi")
+    refuses(run("loop", "-o", "missing/lava.mp4"), "missing")
+    refuses(run("loop", "-o", "-"), "--format")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_part_of_a_file(tmp_path: Path) -> None:
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
+        "sys.argv = ['mlxlava', 'lamp', '--size', '128', '--seconds', '5', '-o', 'a.y4m'];"
+        "from mlxlava.cli import main; main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 2, ended.stderr
+    assert "cannot write a.y4m" in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_damaged_are_one_line(run: Run, weights: Path) -> None:
+    refuses(run("loop", "--weights", "lawa"), "lawa", "lava")
+    file = weights / "weights.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    refuses(run("loop", "--weights", str(weights)), "weights.safetensors")
+    file.unlink()
+    refuses(run("loop", "--weights", str(weights)), "missing")
+
+
+def test_weights_of_another_recipe_are_one_line(run: Run, weights: Path) -> None:
+    config = json.loads((weights / "config.json").read_text())
+    config["recipe"]["dynamics"]["couplings"] += 1
+    (weights / "config.json").write_text(json.dumps(config))
+    refuses(run("loop", "--weights", str(weights)), "lacks dynamics.coupling4")
+
+
+# --- the rest ---
+
+
+def test_info_shows_the_machine_and_weights(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info") == (0, "")
+    assert run("info", "lava") == (0, "")
+    ended = subprocess.run(
+        [sys.executable, "-m", "mlxlava.cli", "info", "lava"], capture_output=True, text=True, check=True
+    )
+    assert re.search(r"picture +64×64", ended.stdout)
+
+
+def test_the_built_in_lamp_plays_into_a_file(run: Run, tmp_path: Path) -> None:
+    assert run("lamp", "--size", "32x48", "--frames", "5", "-o", "lamp.gif")[0] == 0
+    assert iio.imread(tmp_path / "lamp.gif").shape == (5, 32, 48, 3)
