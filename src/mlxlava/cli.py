@@ -22,6 +22,7 @@ from mlxlava.config import (
     Recipe,
     UserError,
     check_size,
+    describe_settings,
     load_recipe,
     override,
     parse_settings,
@@ -90,7 +91,13 @@ def cli() -> None:
 @click.option("--steps", type=click.IntRange(1), help="Training steps in all.")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Stop after so many minutes.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Seed of weights, clips and states.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting of the recipe.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any setting of the recipe; mlxlava info --recipe lava lists them.",
+)
 @click.option("--resume", is_flag=True, help="Go on with RUN, or with the latest one in runs/.")
 @click.option("--tensorboard", is_flag=True, help="Write scalars, previews and states for TensorBoard too.")
 @_debug
@@ -350,12 +357,18 @@ def export(run: Path, folder: Path, half: bool) -> None:
 
 @cli.command()
 @click.argument("name", required=False, metavar="[WEIGHTS|RUN]")
+@click.option("--recipe", metavar="NAME|FILE", help="Show every setting of a recipe, for train --set.")
 @_debug
-def info(name: str | None) -> None:
-    """Show the machine, or what weights were learned from and how."""
+def info(name: str | None, recipe: str | None) -> None:
+    """Show the machine, what weights were learned from and how, or a recipe's settings."""
     from mlxlava.console import table
 
-    if name is None:
+    if recipe is not None:
+        if name is not None:
+            raise UserError("info: give weights or --recipe, not both")
+        settings = describe_settings(load_recipe(recipe))
+        rows = {f"{key} = {json.dumps(value)}": text for key, value, text in settings}
+    elif name is None:
         from mlxlava.backend import describe
         from mlxlava.checkpoint import shipped_weights
         from mlxlava.config import cache_folder

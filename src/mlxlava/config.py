@@ -345,11 +345,12 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def describe_settings() -> list[tuple[str, Any, str]]:
-    """Every setting as (dotted name, default, help), in the order of the dataclasses."""
+def describe_settings(recipe: Recipe) -> list[tuple[str, Any, str]]:
+    """Every setting as (dotted name, value, help), in the order of the dataclasses."""
     rows: list[tuple[str, Any, str]] = []
     hints = get_type_hints(Recipe)
     for section in _sections():
         for field in dataclasses.fields(hints[section]):
-            rows.append((f"{section}.{field.name}", field.default, field.metadata["help"]))
+            value = getattr(getattr(recipe, section), field.name)
+            rows.append((f"{section}.{field.name}", value, field.metadata["help"]))
     return rows
