@@ -163,7 +163,7 @@ def describe() -> dict[str, str]:
             rows[key.replace("_", " ")] = f"{value / 1e9:.1f} GB" if isinstance(value, int) else str(value)
     if sys.platform.startswith("linux") and on_cpu():
         rows["cores"] = str(len(os.sched_getaffinity(0)))
-        rows["BLAS"] = f"OpenBLAS ({BLAS})" if BLAS else 'reference (slow; install "mlxlava[cpu]")'
+        rows["BLAS"] = f"OpenBLAS ({BLAS})" if BLAS else 'reference (many times slower; install "mlxlava[cpu]" and g++)'
     return rows
 
 
