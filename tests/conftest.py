@@ -1,0 +1,52 @@
+"""What several tests share: a tiny recipe and footage for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlxlava.config import Recipe, load_recipe, override
+from mlxlava.footage import Footage, prepare_lamp
+
+_TINY = {
+    "data.size": [16, 16],
+    "data.seq_len": 6,
+    "data.batch_size": 4,
+    "generator.state_size": 8,
+    "generator.widths": [8, 6],
+    "dynamics.hidden": [12],
+    "discriminator.widths": [6, 8],
+    "discriminator.hidden": [10],
+    "training.steps": 6,
+    "training.epochs": 0,
+    "training.checkpoint_every": 2,
+    "training.preview_every": 4,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Recipe:
+    """The recipe ``lava``, small: a step takes milliseconds."""
+    return override(load_recipe("lava"), {**_TINY, "loss.penalty_every": 2})
+
+
+@pytest.fixture(scope="session")
+def tiny_duralava() -> Recipe:
+    """The recipe ``duralava``, small."""
+    small = {"discriminator.features": 6, "discriminator.state": 5}
+    return override(load_recipe("duralava"), {**_TINY, **small, "data.every_nth": 1})
+
+
+@pytest.fixture(scope="session")
+def footage(tmp_path_factory: pytest.TempPathFactory) -> Footage:
+    """Six seconds of the built-in lamp, 16×16."""
+    return prepare_lamp(
+        tmp_path_factory.mktemp("footage") / "lamp",
+        size=(16, 16),
+        minutes=0.1,
+        fps=5,
+        every_nth=1,
+        seed=0,
+        theme="classic",
+    )

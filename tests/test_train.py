@@ -1,0 +1,196 @@
+"""A run: it resumes exactly, stops cleanly, and never loses what is good."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlxlava.backend import mx, tree_flatten
+from mlxlava.checkpoint import checkpoints, latest_checkpoint, load_checkpoint, load_weights
+from mlxlava.config import Recipe, UserError, override
+from mlxlava.footage import Footage
+from mlxlava.nets import Tree
+from mlxlava.step import Trainer
+from mlxlava.train import Diverged, Outcome, start_run, train
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _eager() -> Iterator[None]:
+    """Compiling costs seconds of g++ a run; that compiled equals eager is test_step's."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+def begin(run: Path, recipe: Recipe, footage: Footage) -> None:
+    start_run(run, recipe, footage, ["lamp.mov"], "mlxlava train lamp.mov", None)
+
+
+def go(run: Path, recipe: Recipe, footage: Footage, **options: Any) -> Outcome:
+    return train(run, recipe, footage, **options)
+
+
+def state_of(run: Path, recipe: Recipe) -> Tree:
+    latest = latest_checkpoint(run)
+    assert latest is not None
+    return load_checkpoint(latest, Trainer(recipe, recipe.training.steps).init())[0]
+
+
+def assert_equal(one: Tree, other: Tree) -> None:
+    left, right = dict(tree_flatten(one)), dict(tree_flatten(other))
+    assert left.keys() == right.keys()
+    for name, array in left.items():
+        assert np.array_equal(np.array(array), np.array(right[name])), name
+
+
+def log_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["tiny", "tiny_duralava"])
+def test_a_resumed_run_gives_the_weights_of_an_unbroken_one(
+    kind: str, request: pytest.FixtureRequest, footage: Footage, tmp_path: Path
+) -> None:
+    recipe = request.getfixturevalue(kind)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    begin(whole, recipe, footage)
+    assert go(whole, recipe, footage).step == 6
+
+    begin(broken, recipe, footage)
+    with stopping_at(broken, 3):
+        go(broken, recipe, footage)
+    assert log_of(broken)[-1]["step"] == 3
+    assert go(broken, recipe, footage).step == 6
+
+    assert_equal(state_of(whole, recipe), state_of(broken, recipe))
+    timed = ("seconds", "clips_per_second", "peak_mlx_gb", "peak_process_gb")
+    for one, other in zip(log_of(whole), log_of(broken), strict=True):
+        assert {k: v for k, v in one.items() if k not in timed} == {
+            k: v for k, v in other.items() if k not in timed
+        }
+
+
+@contextlib.contextmanager
+def stopping_at(run: Path, step: int) -> Iterator[None]:
+    """Ctrl-C as soon as a step's batch is asked for; the step that runs is finished."""
+    original = Footage.batch
+
+    def batch(self: Footage, seed: int, index: int, *rest: int) -> Any:
+        if index == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, seed, index, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Footage, "batch", batch)
+        yield
+
+
+def test_the_log_has_every_term_and_previews_show_lamps(
+    tiny: Recipe, footage: Footage, tmp_path: Path
+) -> None:
+    begin(tmp_path, tiny, footage)
+    go(tmp_path, tiny, footage)
+    lines = log_of(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    for name in ("seconds", "loss_d", "loss_g", "state_mean", "state_spread", "clips_per_second"):
+        assert name in lines[0]
+    assert "r1" in lines[0] and "r1" not in lines[1]
+    sheet = Image.open(tmp_path / "previews/000004.png")
+    assert sheet.size == (6 * 18 - 2, 5 * 18 - 2)  # a row of real frames, four lamps; six times
+    assert np.array_equal(np.asarray(sheet)[:16, :16], footage.frames[footage.clip_starts(6)[0]])
+    assert [path.name for path in checkpoints(tmp_path)] == ["00000002", "00000004", "00000006"]
+
+
+def test_log_lines_beyond_the_checkpoint_are_dropped_on_resume(
+    tiny: Recipe, footage: Footage, tmp_path: Path
+) -> None:
+    begin(tmp_path, tiny, footage)
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 9, "loss')
+    go(tmp_path, tiny, footage)
+    assert [line["step"] for line in log_of(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_minutes_end_a_run_and_it_is_saved(tiny: Recipe, footage: Footage, tmp_path: Path) -> None:
+    long = override(tiny, {"training.steps": 100_000, "training.checkpoint_every": 100_000})
+    begin(tmp_path, long, footage)
+    outcome = go(tmp_path, long, footage, minutes=0.01)
+    assert 0 < outcome.step < 100_000
+    latest = latest_checkpoint(tmp_path)
+    assert latest is not None and int(latest.name) == outcome.step
+
+
+@pytest.mark.parametrize("settings", [{"training.learning_rate": 1e30, "training.clip": 0.0}])
+def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpoint(
+    tiny: Recipe, footage: Footage, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    recipe = override(tiny, settings)
+    begin(tmp_path, recipe, footage)
+    with pytest.raises(Diverged, match=r"not finite at step \d.*00000000"):
+        go(tmp_path, recipe, footage)
+    assert [path.name for path in checkpoints(tmp_path)] == ["00000000"]
+    load_weights(tmp_path)
+
+
+def test_a_run_starts_warm_from_other_weights(tiny: Recipe, footage: Footage, tmp_path: Path) -> None:
+    begin(tmp_path / "old", tiny, footage)
+    go(tmp_path / "old", tiny, footage)
+    old = load_weights(tmp_path / "old")
+    start_run(tmp_path / "new", tiny, footage, [], "", old)
+    assert_equal(load_weights(tmp_path / "new").arrays, old.arrays)
+
+    wider = override(tiny, {"generator.widths": [10, 6]})
+    with pytest.raises(UserError, match="--init has another generator"):
+        start_run(tmp_path / "wider", wider, footage, [], "", old)
+    assert not (tmp_path / "wider").exists()
+
+
+def test_a_folder_that_is_taken_is_not_written_to(tiny: Recipe, footage: Footage, tmp_path: Path) -> None:
+    begin(tmp_path / "run", tiny, footage)
+    with pytest.raises(UserError, match="--resume"):
+        begin(tmp_path / "run", tiny, footage)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/holiday.jpg").touch()
+    with pytest.raises(UserError, match="no run"):
+        begin(tmp_path / "photos", tiny, footage)
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["holiday.jpg"]
+
+
+def test_tensorboard_gets_scalars_previews_and_states(
+    tiny: Recipe, footage: Footage, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboardX")
+    begin(tmp_path, tiny, footage)
+    go(tmp_path, tiny, footage, tensorboard=True)
+    events = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
+    for tag in (b"loss/loss_d", b"preview", b"states"):
+        assert tag in events
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    tiny = ["generator.widths=[8, 8]", "discriminator.widths=[8, 8]", "data.lamp_minutes=0.2"]
+    command = [sys.executable, "-m", "mlxlava.cli", "train", "-o", "run", "--size", "16", "--steps", "100000"]
+    command += [word for setting in tiny for word in ("--set", setting)]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "run/log.jsonl"
+    give_up = time.monotonic() + 120
+    while not (tmp_path / "run/previews/000100.png").exists() and time.monotonic() < give_up:
+        time.sleep(0.05)
+    assert log.exists()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "--resume -o run" in said
+    latest = latest_checkpoint(tmp_path / "run")
+    assert latest is not None and int(latest.name) >= 100
