@@ -1,0 +1,191 @@
+"""Weights and checkpoints: whole or not there, and checked when read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlxlava.backend import mx, tree_flatten, tree_map
+from mlxlava.checkpoint import (
+    Weights,
+    checkpoints,
+    load_checkpoint,
+    load_weights,
+    playable,
+    save_checkpoint,
+    save_weights,
+)
+from mlxlava.config import Recipe, UserError
+from mlxlava.nets import Tree
+from mlxlava.step import Trainer
+
+
+@pytest.fixture(scope="module")
+def state(tiny: Recipe) -> Tree:
+    return Trainer(tiny, 6).init()
+
+
+@pytest.fixture
+def weights(tiny: Recipe, state: Tree) -> Weights:
+    return Weights(tiny, 5.0, playable(state), {"steps": 6})
+
+
+@pytest.fixture
+def folder(weights: Weights, tmp_path: Path) -> Path:
+    save_weights(weights, tmp_path / "weights", card="# a lamp", sample=b"png")
+    return tmp_path / "weights"
+
+
+def change(folder: Path, edit: Callable[[dict[str, mx.array]], Any]) -> None:
+    """Rewrite the tensors of a folder."""
+    file = folder / "weights.safetensors"
+    arrays = mx.load(str(file))
+    assert isinstance(arrays, dict)
+    mx.eval(arrays)
+    edit(arrays)
+    mx.save_safetensors(str(file), arrays)
+
+
+NAME = "generator.up0.weight"
+
+
+def test_weights_come_back_as_they_were(weights: Weights, folder: Path) -> None:
+    read = load_weights(folder)
+    assert (read.recipe, read.step_fps, read.about) == (weights.recipe, 5.0, {"steps": 6})
+    written = dict(tree_flatten(weights.arrays))
+    for name, array in tree_flatten(read.arrays):
+        assert np.array_equal(np.array(array), np.array(written[name])), name
+    assert (folder / "README.md").read_text() == "# a lamp"
+
+
+def test_half_weights_are_read_as_float32(weights: Weights, tmp_path: Path) -> None:
+    half = tree_map(lambda a: a.astype(mx.float16), weights.arrays)
+    save_weights(Weights(weights.recipe, 5.0, half, {}), tmp_path / "half")
+    read = dict(tree_flatten(load_weights(tmp_path / "half").arrays))
+    assert read[NAME].dtype == mx.float32
+    whole = dict(tree_flatten(weights.arrays))[NAME]
+    assert np.allclose(np.array(read[NAME]), np.array(whole), atol=1e-3)
+
+
+def test_new_weights_replace_old_ones_but_nothing_else(
+    weights: Weights, folder: Path, tmp_path: Path
+) -> None:
+    save_weights(weights, folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "weights.safetensors"]
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/holiday.jpg").touch()
+    with pytest.raises(UserError, match="no weights"):
+        save_weights(weights, tmp_path / "photos")
+    assert (tmp_path / "photos/holiday.jpg").exists()
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda a: a.pop(NAME), f"lacks {NAME}"),
+        (lambda a: a.update(more=mx.zeros(3)), "has more"),
+        (lambda a: a.update({NAME: a[NAME][:1]}), "another recipe.*" + NAME),
+        (lambda a: a.update({NAME: a[NAME] * float("nan")}), f"{NAME} holds numbers that are not finite"),
+        (lambda a: a.update({NAME: a[NAME].astype(mx.int32)}), f"{NAME} is .*int32"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(folder: Path, edit: Callable[[Any], Any], said: str) -> None:
+    change(folder, edit)
+    with pytest.raises(UserError, match=said) as error:
+        load_weights(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_another_recipe_are_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["recipe"]["generator"]["widths"] = [10, 6]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="another recipe"):
+        load_weights(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("config.json", "{", "no JSON"),
+        ("config.json", "[]", "must hold an object"),
+        ("config.json", '{"format": 7}', "format 7"),
+        ("config.json", '{"format": 1}', "lacks or misstates 'recipe'"),
+        ("weights.safetensors", "short", "damaged"),
+    ],
+)
+def test_damaged_files_are_named(folder: Path, name: str, text: str, said: str) -> None:
+    (folder / name).write_text(text)
+    with pytest.raises(UserError, match=said):
+        load_weights(folder)
+
+
+def test_a_truncated_file_is_named(folder: Path) -> None:
+    file = folder / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match="damaged"):
+        load_weights(folder)
+
+
+def test_a_true_speed_that_cannot_be_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "step_fps": 0}))
+    with pytest.raises(UserError, match="step_fps"):
+        load_weights(folder)
+
+
+def test_an_unknown_name_suggests_a_known_one() -> None:
+    with pytest.raises(UserError, match="lawa is not there; did you mean lava"):
+        load_weights("lawa")
+
+
+# --- checkpoints ---
+
+
+def test_a_checkpoint_comes_back_and_only_the_last_are_kept(
+    tiny: Recipe, state: Tree, tmp_path: Path
+) -> None:
+    for step in range(5):
+        save_checkpoint(tmp_path, state, {"step": step, "seconds": 1.5}, keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["00000003", "00000004"]
+    read, progress = load_checkpoint(checkpoints(tmp_path)[-1], Trainer(tiny, 6).init())
+    assert progress == {"step": 4, "seconds": 1.5}
+    before = dict(tree_flatten(state))
+    for name, array in tree_flatten(read):
+        assert np.array_equal(np.array(array), np.array(before[name])), name
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        lambda patch: patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0)),  # type: ignore[attr-defined]
+        lambda patch: patch.setattr(mx, "save_safetensors", _fails),
+    ],
+    ids=["full disk", "failed write"],
+)
+def test_a_write_that_fails_leaves_the_checkpoints_before(
+    state: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    save_checkpoint(tmp_path, state, {"step": 1, "seconds": 0.0}, keep=1)
+    fail(monkeypatch)
+    with pytest.raises(UserError, match="cannot write .*; what was there before is kept"):
+        save_checkpoint(tmp_path, state, {"step": 2, "seconds": 0.0}, keep=1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["00000001"]
+
+
+def _fails(path: str, arrays: dict[str, mx.array]) -> None:
+    Path(path).write_bytes(b"half")
+    raise RuntimeError("[save_safetensors] failed to write")
+
+
+def test_a_damaged_checkpoint_is_named(tiny: Recipe, state: Tree, tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, state, {"step": 1, "seconds": 0.0}, keep=1)
+    (folder / "state.safetensors").write_bytes(b"short")
+    with pytest.raises(UserError, match="00000001"):
+        load_checkpoint(folder, state)
