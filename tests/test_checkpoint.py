@@ -174,7 +174,7 @@ def test_a_write_that_fails_leaves_the_checkpoints_before(
 ) -> None:
     save_checkpoint(tmp_path, state, {"step": 1, "seconds": 0.0}, keep=1)
     fail(monkeypatch)
-    with pytest.raises(UserError, match="cannot write .*; what was there before is kept"):
+    with pytest.raises(UserError, match=r"cannot write .*; what was there before is kept"):
         save_checkpoint(tmp_path, state, {"step": 2, "seconds": 0.0}, keep=1)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["00000001"]
 

@@ -176,12 +176,14 @@ def _check(recipe: Recipe) -> None:
         _require(recipe.generator.state_size % 4 == 0, "generator.state_size must be a multiple of 4")
         _require(0 < recipe.dynamics.rho <= 1, "dynamics.rho must lie in (0, 1]")
         _require(recipe.dynamics.couplings >= 1, "dynamics.couplings must be at least 1")
-    for part, widths in (
-        ("generator", recipe.generator.widths),
-        ("discriminator", recipe.discriminator.widths),
+    # A discriminator of frames halves once more, where it looks at several frames together.
+    more = 1 if recipe.discriminator.kind == "frames" else 0
+    for part, widths, halvings in (
+        ("generator", recipe.generator.widths, len(recipe.generator.widths)),
+        ("discriminator", recipe.discriminator.widths, len(recipe.discriminator.widths) + more),
     ):
         _require(len(widths) >= 1 and min(widths) >= 1, f"{part}.widths must be positive numbers")
-        factor = 2 ** len(widths)
+        factor = 2**halvings
         _require(
             data.size[0] % factor == 0 and data.size[1] % factor == 0,
             f"{part}.widths has {len(widths)} entries, so data.size must be multiples of {factor}",

@@ -1,0 +1,52 @@
+"""What MLX runs on."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mlxlava import backend
+from mlxlava.backend import mx
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux")
+    or importlib.util.find_spec("scipy_openblas32") is None
+    or shutil.which("g++") is None,
+    reason="OpenBLAS comes with the cpu extra on Linux, and needs g++",
+)
+def test_openblas_stands_before_the_blas_that_mlx_brings() -> None:
+    assert backend.BLAS is not None
+    # The first library that has the name is the one that MLX calls.
+    code = "import mlxlava.backend as b; print(b.BLAS); print(open('/proc/self/maps').read())"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = ended.stdout.splitlines()
+    assert any(lines[0] in line for line in lines[1:])
+
+
+def test_the_blas_can_be_turned_off() -> None:
+    code = "import os; os.environ['MLXLAVA_BLAS'] = '0'; import mlxlava.backend as b; print(b.BLAS)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "None"
+
+
+def test_matrix_products_are_right_in_every_orientation() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((37, 53), np.float32), rng.standard_normal((53, 29), np.float32)
+    for left, right in (
+        (mx.array(a), mx.array(b)),
+        (mx.array(np.ascontiguousarray(a.T)).T, mx.array(b)),
+        (mx.array(a), mx.array(np.ascontiguousarray(b.T)).T),
+    ):
+        assert np.allclose(np.array(left @ right), a @ b, atol=1e-4)
+
+
+def test_the_machine_is_described() -> None:
+    rows = backend.describe()
+    assert rows["mlx"] and rows["processor"] and rows["device"] in ("CPU", "GPU")
+    assert backend.peak_memory()["process"] > 0

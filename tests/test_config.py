@@ -1,0 +1,117 @@
+"""Settings: read, checked, changed; a mistake names the nearest right thing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxlava.config import (
+    Recipe,
+    UserError,
+    describe_settings,
+    load_recipe,
+    override,
+    parse_settings,
+    parse_size,
+    recipe_from_dict,
+    recipe_names,
+    recipe_to_dict,
+    recipe_to_toml,
+)
+
+
+@pytest.mark.parametrize("name", ["lava", "duralava"])
+def test_a_recipe_survives_toml_and_json(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    file = tmp_path / "mine.toml"
+    file.write_text(recipe_to_toml(recipe))
+    assert load_recipe(file) == recipe
+    assert recipe_from_dict(recipe_to_dict(recipe)) == recipe
+
+
+def test_the_recipes_are_found_by_name() -> None:
+    assert recipe_names() == ["duralava", "lava"]
+    with pytest.raises(UserError, match="lawa.*lava"):
+        load_recipe("lawa")
+
+
+def test_duralava_is_the_published_recipe() -> None:
+    """Number by number: DESIGN section 1."""
+    recipe = load_recipe("duralava")
+    data, training = recipe.data, recipe.training
+    assert (data.size, data.every_nth, data.batch_size, data.seq_len) == ((64, 64), 6, 32, 20)
+    assert data.drawn_frames == 0
+    assert (recipe.generator.kind, recipe.generator.state_size) == ("transposed", 64)
+    assert recipe.generator.widths == (256, 128, 64, 32)
+    assert (recipe.dynamics.kind, recipe.dynamics.hidden) == ("penalised", (512, 512))
+    discriminator = recipe.discriminator
+    assert (discriminator.kind, discriminator.widths) == ("recurrent", (32, 64, 128, 256))
+    assert (discriminator.features, discriminator.state, discriminator.hidden) == (128, 128, (512, 512))
+    assert (recipe.loss.kind, recipe.loss.normality) == ("bce", 0.1)
+    assert (training.optimizer, training.learning_rate, training.schedule) == ("sgd", 1e-3, "cosine")
+    assert (training.epochs, training.steps, training.carry, training.reset_probability) == (200, 0, True, 0.5)
+    assert (training.clip, training.ema) == (0, 0)
+
+
+def test_an_unknown_key_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="'generator.withs'; did you mean widths"):
+        override(Recipe(), {"generator.withs": [8]})
+    with pytest.raises(UserError, match="did you mean training"):
+        recipe_from_dict({"trainig": {"steps": 3}})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.size", "70"),
+        ("data.size", [64, 0]),
+        ("data.batch_size", 0),
+        ("data.batch_size", "many"),
+        ("data.drawn_frames", 33),
+        ("data.drawn_frames", 1),
+        ("generator.state_size", 30),
+        ("generator.widths", []),
+        ("generator.widths", [256, 128, 64, 32, 16, 8, 4]),
+        ("discriminator.widths", [8, 8, 8, 8, 8, 8]),  # 64 halved six times, and once more
+        ("dynamics.rho", 1.5),
+        ("dynamics.kind", "stationery"),
+        ("loss.kind", "bce"),
+        ("training.learning_rate", -1),
+        ("training.learning_rate", True),
+        ("training.clip", -1),
+        ("training.ema", 1),
+        ("training.epochs", 3),  # beside steps
+    ],
+)
+def test_a_wrong_value_is_one_line(key: str, value: Any) -> None:
+    with pytest.raises(UserError) as error:
+        override(load_recipe("lava"), {key: value})
+    assert "\n" not in str(error.value)
+    assert key.partition(".")[2].partition("_")[0] in str(error.value)
+
+
+def test_sizes_are_square_or_height_by_width() -> None:
+    assert parse_size("64") == (64, 64)
+    assert parse_size("48x96") == (48, 96)
+    for wrong in ("70", "0", "64x", "big", "64x70"):
+        with pytest.raises(UserError, match=r"16|size"):
+            parse_size(wrong)
+
+
+def test_settings_on_the_command_line_are_toml_or_words() -> None:
+    settings = parse_settings(["generator.widths=[8, 4]", "data.crop=auto", "training.learning_rate=1e-3"])
+    assert settings == {
+        "generator.widths": [8, 4],
+        "data.crop": "auto",
+        "training.learning_rate": 1e-3,
+    }
+    with pytest.raises(UserError, match="="):
+        parse_settings(["steps"])
+
+
+def test_every_setting_has_help() -> None:
+    rows = describe_settings(load_recipe("duralava"))
+    assert all(text for _, _, text in rows)
+    assert ("training.optimizer", "sgd", "adam or sgd") in rows

@@ -1,0 +1,88 @@
+"""Imports point one way, and MLX comes through one door."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src/mlxlava"
+MODULES = sorted(path.stem for path in SOURCE.glob("*.py") if path.stem != "__init__")
+
+# A module imports from layers below its own, or from its own.
+LAYERS = [
+    {"config"},
+    {"backend", "console", "lamp", "sinks"},
+    {"losses", "nets", "footage", "screens"},
+    {"dynamics", "player"},
+    {"step", "checkpoint"},
+    {"train", "rollout"},
+    {"export"},
+    {"cli"},
+]
+WITHOUT_MLX = ["config", "console", "lamp", "sinks", "screens", "player", "footage"]
+
+
+def imports_of(module: str) -> set[str]:
+    """All that a module imports, wherever it stands in it."""
+    found = set()
+    for node in ast.walk(ast.parse((SOURCE / f"{module}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{name.name}" if node.module == "mlxlava" else node.module for name in node.names}
+    return found
+
+
+def layer_of(module: str) -> int:
+    return next(i for i, layer in enumerate(LAYERS) if module in layer)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module: str) -> None:
+    own = {name.partition(".")[2] for name in imports_of(module) if name.startswith("mlxlava.")} - {"__version__"}
+    for other in own:
+        assert layer_of(other) <= layer_of(module), f"{module} imports {other}"
+    assert "cli" not in own
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "backend"])
+def test_mlx_comes_through_the_backend(module: str) -> None:
+    assert not [name for name in imports_of(module) if name.partition(".")[0] == "mlx"]
+
+
+def loaded_by(code: str) -> set[str]:
+    code += "; import sys; print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(ended.stdout.split())
+
+
+def test_what_has_no_need_of_mlx_does_not_load_it() -> None:
+    loaded = loaded_by("; ".join(f"import mlxlava.{name}" for name in [*WITHOUT_MLX, "cli"]))
+    assert "mlx.core" not in loaded
+
+
+def test_help_loads_no_mlx() -> None:
+    loaded = loaded_by("from mlxlava.cli import cli; cli.main(['loop', '--help'], standalone_mode=False)")
+    assert "mlxlava.cli" in loaded
+    assert "mlx.core" not in loaded
+
+
+def test_without_a_back_end_one_line_names_the_extra() -> None:
+    code = (
+        "import sys\n"
+        "class Blocker:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'mlx.core': raise ImportError('libmlx.so: cannot open shared object file')\n"
+        "sys.meta_path.insert(0, Blocker())\n"
+        "sys.argv = ['mlxlava', 'info']\n"
+        "from mlxlava.cli import main; main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert len(ended.stderr.splitlines()) == 1
+    if sys.platform.startswith("linux"):
+        assert "mlxlava[cpu]" in ended.stderr
