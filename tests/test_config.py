@@ -51,7 +51,12 @@ def test_duralava_is_the_published_recipe() -> None:
     assert (discriminator.features, discriminator.state, discriminator.hidden) == (128, 128, (512, 512))
     assert (recipe.loss.kind, recipe.loss.normality) == ("bce", 0.1)
     assert (training.optimizer, training.learning_rate, training.schedule) == ("sgd", 1e-3, "cosine")
-    assert (training.epochs, training.steps, training.carry, training.reset_probability) == (200, 0, True, 0.5)
+    assert (training.epochs, training.steps, training.carry, training.reset_probability) == (
+        200,
+        0,
+        True,
+        0.5,
+    )
     assert (training.clip, training.ema) == (0, 0)
 
 

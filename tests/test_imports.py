@@ -33,7 +33,10 @@ def imports_of(module: str) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{name.name}" if node.module == "mlxlava" else node.module for name in node.names}
+            found |= {
+                f"{node.module}.{name.name}" if node.module == "mlxlava" else node.module
+                for name in node.names
+            }
     return found
 
 
@@ -43,7 +46,9 @@ def layer_of(module: str) -> int:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_one_way(module: str) -> None:
-    own = {name.partition(".")[2] for name in imports_of(module) if name.startswith("mlxlava.")} - {"__version__"}
+    own = {name.partition(".")[2] for name in imports_of(module) if name.startswith("mlxlava.")} - {
+        "__version__"
+    }
     for other in own:
         assert layer_of(other) <= layer_of(module), f"{module} imports {other}"
     assert "cli" not in own

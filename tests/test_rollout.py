@@ -1,0 +1,81 @@
+"""Playing: one lamp a seed, the same at any frame rate, for ever."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from mlxlava.backend import mx
+from mlxlava.checkpoint import Weights, playable
+from mlxlava.config import Recipe, override
+from mlxlava.rollout import Rollout
+from mlxlava.step import Trainer
+
+Pictures = dict[float, npt.NDArray[np.uint8]]
+
+
+def fresh(recipe: Recipe) -> Weights:
+    return Weights(recipe, 5.0, playable(Trainer(recipe, 6).init()), {})
+
+
+@pytest.fixture(scope="module", params=["tiny", "tiny_duralava"])
+def weights(request: pytest.FixtureRequest) -> Weights:
+    return fresh(request.getfixturevalue(request.param))
+
+
+def play(weights: Weights, times: list[float], seed: int = 0, speed: float = 1.0) -> Pictures:
+    return dict(Rollout(weights, seed, speed).play(times))
+
+
+def test_a_frame_is_a_function_of_weights_seed_and_time(weights: Weights) -> None:
+    every = play(weights, [n / 30 for n in range(61)])
+    some = play(weights, [0.0, 0.5, 1.7, 2.0])
+    assert len(every) == 61
+    for at, frame in some.items():
+        assert frame.shape == (16, 16, 3) and frame.dtype == np.uint8
+        nearest = min(every, key=lambda time: abs(time - at))
+        assert np.array_equal(frame, every[nearest]), at
+
+
+def test_seeds_are_different_lamps(weights: Weights) -> None:
+    one, other = play(weights, [1.0]), play(weights, [1.0], seed=1)
+    assert not np.array_equal(one[1.0], other[1.0])
+
+
+def test_speed_is_the_lamps_own_time(weights: Weights) -> None:
+    slow, fast = play(weights, [2.0]), play(weights, [0.5], speed=4)
+    assert np.array_equal(slow[2.0], fast[0.5])
+
+
+def test_the_next_frame_is_queued_before_this_one_is_shown(weights: Weights) -> None:
+    asked = []
+
+    def times() -> list[float]:
+        return [0.0, 0.1, 0.2]
+
+    def watched() -> object:
+        for at in times():
+            asked.append(at)
+            yield at
+
+    frames = Rollout(weights).play(watched())  # type: ignore[arg-type]
+    assert next(frames)[0] == 0.0
+    assert asked == [0.0, 0.1]
+    assert [at for at, _ in frames] == [0.1, 0.2]
+
+
+def test_the_state_stays_normal_and_keeps_its_norm_without_noise(tiny: Recipe) -> None:
+    rollout = Rollout(fresh(override(tiny, {"dynamics.rho": 1.0})))
+    start = np.linalg.norm(rollout.states)
+    list(rollout.play([400.0]))
+    assert rollout.step == 2000
+    assert np.isclose(np.linalg.norm(rollout.states), start, rtol=1e-5)
+
+
+def test_the_clock_of_a_roll_out_counts_learned_steps(weights: Weights) -> None:
+    rollout = Rollout(weights)
+    list(rollout.play([1.0, 1.5]))
+    assert rollout.step == 7  # 5 a second; 1.5 s lies between steps 7 and 8
+    assert np.isfinite(rollout.states).all()
+    assert mx.array(rollout.states).shape[1] == 8

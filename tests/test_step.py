@@ -1,0 +1,117 @@
+"""The training step: compiled is eager, and everything moves that should."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from mlxlava.backend import mx, tree_flatten
+from mlxlava.config import Recipe, override
+from mlxlava.footage import Footage
+from mlxlava.nets import Tree
+from mlxlava.step import Terms, Trainer
+
+KINDS = ["tiny", "tiny_duralava"]
+
+
+@pytest.fixture(params=KINDS)
+def recipe(request: pytest.FixtureRequest) -> Recipe:
+    chosen: Recipe = request.getfixturevalue(request.param)
+    return chosen
+
+
+def steps(
+    recipe: Recipe, footage: Footage, count: int, *, compiled: bool = False
+) -> tuple[list[Tree], list[Terms]]:
+    """The run states after 0 … ``count`` steps, and the terms of each step."""
+    data = recipe.data
+    trainer = Trainer(recipe, 100, compiled=compiled)
+    states, terms = [trainer.init()], []
+    for index in range(count):
+        frames, times = footage.batch(0, index, data.batch_size, data.seq_len, data.drawn_frames)
+        state, found = trainer(states[-1], mx.array(frames), mx.array(times), index)
+        mx.eval(state, found)
+        states.append(state)
+        terms.append(found)
+    return states, terms
+
+
+def flat(tree: Tree) -> dict[str, np.ndarray]:
+    return {name: np.array(array) for name, array in tree_flatten(tree)}
+
+
+def test_compiled_equals_eager(recipe: Recipe, footage: Footage) -> None:
+    # Two steps: with and without gradient penalties. SGD, since Adam divides rounding by rounding.
+    recipe = override(recipe, {"training.optimizer": "sgd", "training.clip": 0.0})
+    eager, eager_terms = steps(recipe, footage, 2)
+    compiled, compiled_terms = steps(recipe, footage, 2, compiled=True)
+    for one, other in zip(eager_terms, compiled_terms, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert np.isclose(one[name].item(), other[name].item(), rtol=1e-3, atol=1e-4), name
+    left, right = flat(eager[-1]), flat(compiled[-1])
+    for name, array in left.items():
+        assert np.allclose(array, right[name], rtol=1e-3, atol=1e-4), name
+
+
+def test_a_step_is_a_function_of_seed_and_number(recipe: Recipe, footage: Footage) -> None:
+    once, again = steps(recipe, footage, 3)[0], steps(recipe, footage, 3)[0]
+    other = steps(override(recipe, {"training.seed": 1}), footage, 3)[0]
+    left, right = flat(once[-1]), flat(again[-1])
+    assert all(np.array_equal(array, right[name]) for name, array in left.items())
+    assert not np.array_equal(left["generator.dense.weight"], flat(other[-1])["generator.dense.weight"])
+
+
+def test_every_weight_learns(recipe: Recipe, footage: Footage) -> None:
+    states, _ = steps(recipe, footage, 3)
+    before, after = flat(states[0]), flat(states[-1])
+    still = [name for name in before if np.array_equal(before[name], after[name])]
+    # BatchNorm takes the mean away, and with it what a bias before it does; bases and betas are fixed.
+    allowed = ("stats.dynamics", "optimizer.", "discriminator.down")
+    assert [name for name in still if not name.startswith(allowed)] == []
+
+
+def test_the_average_follows_the_weights(tiny: Recipe, footage: Footage) -> None:
+    states, _ = steps(tiny, footage, 2)
+    name = "dynamics.coupling0.angles.bias"
+    old, new, moved = (flat(states[i]) for i in (0, 1, 1))
+    decay = (1 + 1) / (10 + 1)
+    expected = decay * old[f"ema.{name}"] + (1 - decay) * new[name]
+    assert np.allclose(moved[f"ema.{name}"], expected, atol=1e-6)
+
+
+def test_penalties_come_every_nth_step(tiny: Recipe, footage: Footage) -> None:
+    _, terms = steps(override(tiny, {"loss.penalty_every": 3}), footage, 5)
+    assert ["r1" in found for found in terms] == [True, False, False, True, False]
+
+
+def test_no_tensor_moves_further_than_the_clip(tiny: Recipe, footage: Footage) -> None:
+    states, _ = steps(override(tiny, {"training.clip": 0.5}), footage, 3)
+    limit = 0.5 * tiny.training.learning_rate * 1.001
+    for before, after in itertools.pairwise(states):
+        old, new = flat(before), flat(after)
+        for name in old:
+            if name.startswith(("generator.", "dynamics.", "discriminator.")):
+                assert np.sqrt(((new[name] - old[name]) ** 2).mean()) <= limit + 1e-8, name
+
+
+def test_states_are_carried_on_or_replaced(tiny_duralava: Recipe, footage: Footage) -> None:
+    """With a reset at every batch the carried states have no say; without one they have."""
+    for probability, same in ((1.0, True), (0.0, False)):
+        recipe = override(tiny_duralava, {"training.reset_probability": probability})
+        trainer = Trainer(recipe, 100, compiled=False)
+        frames, times = footage.batch(0, 0, 4, 6, 0)
+        results = []
+        for carried in (mx.zeros((4, 8)), mx.ones((4, 8))):
+            state = {**trainer.init(), "carried": carried + mx.arange(4)[:, None]}
+            results.append(trainer(state, mx.array(frames), mx.array(times), 0)[0]["carried"])
+        assert np.allclose(*map(np.array, results)) is same
+
+
+def test_statistics_of_batch_norm_are_kept_for_playing(tiny_duralava: Recipe, footage: Footage) -> None:
+    states, _ = steps(tiny_duralava, footage, 1)
+    before, after = (flat(state)["stats.generator.norm0.var"] for state in states)
+    assert not np.array_equal(before, after)
+    assert np.allclose(before, after, atol=0.05)  # one step moves them by a hundredth
