@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlxlava.backend import mx, tree_flatten, tree_map
+from mlxlava.backend import mx, named_arrays, tree_map
 from mlxlava.checkpoint import (
     Weights,
     checkpoints,
@@ -58,8 +58,8 @@ NAME = "generator.up0.weight"
 def test_weights_come_back_as_they_were(weights: Weights, folder: Path) -> None:
     read = load_weights(folder)
     assert (read.recipe, read.step_fps, read.about) == (weights.recipe, 5.0, {"steps": 6})
-    written = dict(tree_flatten(weights.arrays))
-    for name, array in tree_flatten(read.arrays):
+    written = named_arrays(weights.arrays)
+    for name, array in named_arrays(read.arrays).items():
         assert np.array_equal(np.array(array), np.array(written[name])), name
     assert (folder / "README.md").read_text() == "# a lamp"
 
@@ -67,9 +67,9 @@ def test_weights_come_back_as_they_were(weights: Weights, folder: Path) -> None:
 def test_half_weights_are_read_as_float32(weights: Weights, tmp_path: Path) -> None:
     half = tree_map(lambda a: a.astype(mx.float16), weights.arrays)
     save_weights(Weights(weights.recipe, 5.0, half, {}), tmp_path / "half")
-    read = dict(tree_flatten(load_weights(tmp_path / "half").arrays))
+    read = named_arrays(load_weights(tmp_path / "half").arrays)
     assert read[NAME].dtype == mx.float32
-    whole = dict(tree_flatten(weights.arrays))[NAME]
+    whole = named_arrays(weights.arrays)[NAME]
     assert np.allclose(np.array(read[NAME]), np.array(whole), atol=1e-3)
 
 
@@ -156,15 +156,15 @@ def test_a_checkpoint_comes_back_and_only_the_last_are_kept(
     assert [path.name for path in checkpoints(tmp_path)] == ["00000003", "00000004"]
     read, progress = load_checkpoint(checkpoints(tmp_path)[-1], Trainer(tiny, 6).init())
     assert progress == {"step": 4, "seconds": 1.5}
-    before = dict(tree_flatten(state))
-    for name, array in tree_flatten(read):
+    before = named_arrays(state)
+    for name, array in named_arrays(read).items():
         assert np.array_equal(np.array(array), np.array(before[name])), name
 
 
 @pytest.mark.parametrize(
     "fail",
     [
-        lambda patch: patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0)),  # type: ignore[attr-defined]
+        lambda patch: patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0)),
         lambda patch: patch.setattr(mx, "save_safetensors", _fails),
     ],
     ids=["full disk", "failed write"],

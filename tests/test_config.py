@@ -33,7 +33,7 @@ def test_a_recipe_survives_toml_and_json(name: str, tmp_path: Path) -> None:
 
 def test_the_recipes_are_found_by_name() -> None:
     assert recipe_names() == ["duralava", "lava"]
-    with pytest.raises(UserError, match="lawa.*lava"):
+    with pytest.raises(UserError, match=r"lawa.*lava"):
         load_recipe("lawa")
 
 
@@ -61,7 +61,7 @@ def test_duralava_is_the_published_recipe() -> None:
 
 
 def test_an_unknown_key_names_the_nearest() -> None:
-    with pytest.raises(UserError, match="'generator.withs'; did you mean widths"):
+    with pytest.raises(UserError, match=r"'generator\.withs'; did you mean widths"):
         override(Recipe(), {"generator.withs": [8]})
     with pytest.raises(UserError, match="did you mean training"):
         recipe_from_dict({"trainig": {"steps": 3}})

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mlxlava.backend import mx, tree_flatten
+from mlxlava.backend import mx, named_arrays
 from mlxlava.config import Recipe, override
 from mlxlava.footage import Footage
 from mlxlava.nets import Tree
@@ -39,7 +39,7 @@ def steps(
 
 
 def flat(tree: Tree) -> dict[str, np.ndarray]:
-    return {name: np.array(array) for name, array in tree_flatten(tree)}
+    return {name: np.array(array) for name, array in named_arrays(tree).items()}
 
 
 def test_compiled_equals_eager(recipe: Recipe, footage: Footage) -> None:
@@ -107,7 +107,7 @@ def test_states_are_carried_on_or_replaced(tiny_duralava: Recipe, footage: Foota
         for carried in (mx.zeros((4, 8)), mx.ones((4, 8))):
             state = {**trainer.init(), "carried": carried + mx.arange(4)[:, None]}
             results.append(trainer(state, mx.array(frames), mx.array(times), 0)[0]["carried"])
-        assert np.allclose(*map(np.array, results)) is same
+        assert np.allclose(np.array(results[0]), np.array(results[1])) is same
 
 
 def test_statistics_of_batch_norm_are_kept_for_playing(tiny_duralava: Recipe, footage: Footage) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlxlava.backend import mx, tree_flatten
+from mlxlava.backend import mx, named_arrays
 from mlxlava.checkpoint import checkpoints, latest_checkpoint, load_checkpoint, load_weights
 from mlxlava.config import Recipe, UserError, override
 from mlxlava.footage import Footage
@@ -49,7 +49,7 @@ def state_of(run: Path, recipe: Recipe) -> Tree:
 
 
 def assert_equal(one: Tree, other: Tree) -> None:
-    left, right = dict(tree_flatten(one)), dict(tree_flatten(other))
+    left, right = named_arrays(one), named_arrays(other)
     assert left.keys() == right.keys()
     for name, array in left.items():
         assert np.array_equal(np.array(array), np.array(right[name])), name

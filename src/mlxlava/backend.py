@@ -17,7 +17,10 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from mlxlava.config import UserError, cache_folder
 
@@ -100,6 +103,16 @@ except ImportError as error:
     raise UserError(f"mlx: no back end is installed ({error}){extra}") from error
 
 
+def named_arrays(tree: Mapping[str, Any]) -> dict[str, mx.array]:
+    """The arrays of a tree under their dotted paths, ``generator.up0.weight``; empty tables vanish."""
+    return dict(tree_flatten(tree))
+
+
+def queue(*arrays: Any) -> None:
+    """Start to compute trees of arrays and return at once."""
+    mx.async_eval(*arrays)  # type: ignore[no-untyped-call]  # MLX gives it no hint
+
+
 def on_cpu() -> bool:
     """Whether MLX's default device is the CPU (choices by measurement differ there)."""
     return bool(mx.default_device().type == mx.DeviceType.cpu)
@@ -155,7 +168,7 @@ def _processor() -> str:
 
 def describe() -> dict[str, str]:
     """The device, its memory and the BLAS, for ``mlxlava info`` and benchmark headers."""
-    rows = {"mlx": mx.__version__, "device": "CPU" if on_cpu() else "GPU", "processor": _processor()}
+    rows = {"mlx": version("mlx"), "device": "CPU" if on_cpu() else "GPU", "processor": _processor()}
     info = mx.device_info() if not on_cpu() else {}
     for key in ("device_name", "architecture", "memory_size", "max_recommended_working_set_size"):
         if key in info:
@@ -163,7 +176,9 @@ def describe() -> dict[str, str]:
             rows[key.replace("_", " ")] = f"{value / 1e9:.1f} GB" if isinstance(value, int) else str(value)
     if sys.platform.startswith("linux") and on_cpu():
         rows["cores"] = str(len(os.sched_getaffinity(0)))
-        rows["BLAS"] = f"OpenBLAS ({BLAS})" if BLAS else 'reference (many times slower; install "mlxlava[cpu]" and g++)'
+        rows["BLAS"] = (
+            f"OpenBLAS ({BLAS})" if BLAS else 'reference (many times slower; install "mlxlava[cpu]" and g++)'
+        )
     return rows
 
 
@@ -173,9 +188,10 @@ __all__ = [
     "limit_blas_threads",
     "limit_memory",
     "mx",
+    "named_arrays",
     "on_cpu",
     "optim",
     "peak_memory",
-    "tree_flatten",
+    "queue",
     "tree_map",
 ]

@@ -16,7 +16,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlxlava.backend import mx, tree_flatten
+import numpy as np
+
+from mlxlava.backend import mx, named_arrays
 from mlxlava.config import Recipe, UserError, nearest, recipe_from_dict, recipe_to_dict
 from mlxlava.dynamics import make_dynamics
 from mlxlava.nets import Tree, make_generator
@@ -241,7 +243,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _save_arrays(path: Path, tree: Tree) -> None:
-    arrays = dict(tree_flatten(tree))
+    arrays = named_arrays(tree)
     size = sum(array.nbytes for array in arrays.values())
     # MLX's writer maps a full disk to a vague message: ask first, and check afterwards.
     free = shutil.disk_usage(path.parent).free
@@ -279,7 +281,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 def _compare(arrays: Mapping[str, mx.array], tree: Tree, where: str) -> None:
     """Refuse arrays whose names, shapes, kinds or values cannot be those of ``tree``."""
-    expected = dict(tree_flatten(tree))
+    expected = named_arrays(tree)
     missing = [name for name in expected if name not in arrays]
     extra = [name for name in arrays if name not in expected]
     if missing and extra:
@@ -310,11 +312,11 @@ def _compare(arrays: Mapping[str, mx.array], tree: Tree, where: str) -> None:
 
 def find_non_finite(tree: Mapping[str, Any]) -> str | None:
     """The name of the first array with a NaN or an infinity, if there is one."""
-    arrays = dict(tree_flatten(tree))
+    arrays = named_arrays(tree)
     names = [name for name, array in arrays.items() if array.dtype in _FLOATS]
     if not names:
         return None
-    finite = mx.stack([mx.isfinite(arrays[name]).all() for name in names]).tolist()
+    finite = np.array(mx.stack([mx.isfinite(arrays[name]).all() for name in names]))
     return next((name for name, good in zip(names, finite, strict=True) if not good), None)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from mlxlava.backend import mx, tree_flatten, tree_map
+from mlxlava.backend import mx, named_arrays, tree_map
 from mlxlava.checkpoint import Weights, latest_checkpoint, load_weights, read_json, save_weights
 from mlxlava.config import UserError
 from mlxlava.console import clock
@@ -111,7 +111,7 @@ def card(weights: Weights, name: str) -> str:
 def count_parameters(weights: Weights) -> dict[str, int]:
     """Numbers in the generator and in the state step."""
     return {
-        part: sum(array.size for _, array in tree_flatten(weights.arrays[part]))
+        part: sum(array.size for array in named_arrays(weights.arrays[part]).values())
         for part in ("generator", "dynamics")
     }
 
@@ -138,7 +138,7 @@ def describe_weights(weights: Weights) -> dict[str, str]:
 
 
 def _is_half(weights: Weights) -> bool:
-    return any(array.dtype == mx.float16 for _, array in tree_flatten(weights.arrays))
+    return any(array.dtype == mx.float16 for array in named_arrays(weights.arrays).values())
 
 
 def _machine(machine: dict[str, Any]) -> str:

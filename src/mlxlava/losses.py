@@ -43,7 +43,7 @@ def gradient_penalty(judge: Callable[[mx.array], mx.array], frames: mx.array) ->
         judge: Clips (B, …) → logits (B,).
         frames: Clips (B, …).
     """
-    gradient = mx.grad(lambda x: judge(x).sum())(frames)
+    gradient: mx.array = mx.grad(lambda x: judge(x).sum())(frames)
     return 0.5 * (gradient * gradient).sum() / frames.shape[0]
 
 

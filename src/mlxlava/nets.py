@@ -64,7 +64,8 @@ def _convolve(x: mx.array, weight: mx.array, padding: int = 0) -> mx.array:
 
 def conv3(weights: Tree, x: mx.array) -> mx.array:
     """3×3 convolution that keeps the resolution: (N, H, W, I) → (N, H, W, O)."""
-    return _convolve(x, weights["weight"], padding=1) + weights["bias"]
+    bias: mx.array = weights["bias"]
+    return _convolve(x, weights["weight"], padding=1) + bias
 
 
 def conv_down(weights: Tree, x: mx.array) -> mx.array:
@@ -73,9 +74,10 @@ def conv_down(weights: Tree, x: mx.array) -> mx.array:
     On the CPU in its space-to-depth form, which is exactly the same sum: the input gradient of
     a strided convolution is a dilated one, and MLX's CPU back end has no fast path for that.
     """
-    weight = weights["weight"]
+    weight: mx.array = weights["weight"]
+    bias: mx.array = weights["bias"]
     if not on_cpu():
-        return mx.conv2d(x, weight, stride=2, padding=1) + weights["bias"]
+        return mx.conv2d(x, weight, stride=2, padding=1) + bias
     outputs, _, _, inputs = weight.shape
     count, height, width, _ = x.shape
     x = mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
@@ -83,7 +85,7 @@ def conv_down(weights: Tree, x: mx.array) -> mx.array:
     x = x.transpose(0, 1, 3, 2, 4, 5).reshape(count, height // 2 + 1, width // 2 + 1, 4 * inputs)
     # (O, 4, 4, I) -> (O, 2, 2, 4 I): tap 2a + p of the kernel is tap a of phase p
     weight = weight.reshape(outputs, 2, 2, 2, 2, inputs).transpose(0, 1, 3, 2, 4, 5)
-    return _convolve(x, weight.reshape(outputs, 2, 2, 4 * inputs)) + weights["bias"]
+    return _convolve(x, weight.reshape(outputs, 2, 2, 4 * inputs)) + bias
 
 
 def conv_up(weights: Tree, x: mx.array) -> mx.array:
@@ -92,15 +94,16 @@ def conv_up(weights: Tree, x: mx.array) -> mx.array:
     On the CPU as a 2×2 convolution to four phases and depth-to-space, for the reason in
     :func:`conv_down`.
     """
-    weight = weights["weight"]
+    weight: mx.array = weights["weight"]
+    bias: mx.array = weights["bias"]
     if not on_cpu():
-        return mx.conv_transpose2d(x, weight, stride=2, padding=1) + weights["bias"]
+        return mx.conv_transpose2d(x, weight, stride=2, padding=1) + bias
     outputs, _, _, inputs = weight.shape
     # (O, 4, 4, I) -> (4 O, 2, 2, I): phase p of tap a is tap 2 (1 - a) + p of the kernel
     weight = weight.reshape(outputs, 2, 2, 2, 2, inputs)[:, ::-1, :, ::-1]
     weight = weight.transpose(2, 4, 0, 1, 3, 5).reshape(4 * outputs, 2, 2, inputs)
     x = _convolve(x, weight, padding=1)
-    return depth_to_space(x)[:, 1:-1, 1:-1] + weights["bias"]
+    return depth_to_space(x)[:, 1:-1, 1:-1] + bias
 
 
 def depth_to_space(x: mx.array) -> mx.array:
@@ -332,11 +335,14 @@ Discriminator = FramesDiscriminator | RecurrentDiscriminator
 
 def make_generator(recipe: Recipe) -> Generator:
     """The generator that the recipe names."""
-    kinds = {"shuffle": ShuffleGenerator, "transposed": TransposedGenerator}
+    kinds: dict[str, type[Generator]] = {"shuffle": ShuffleGenerator, "transposed": TransposedGenerator}
     return kinds[recipe.generator.kind](recipe)
 
 
 def make_discriminator(recipe: Recipe) -> Discriminator:
     """The discriminator that the recipe names."""
-    kinds = {"frames": FramesDiscriminator, "recurrent": RecurrentDiscriminator}
+    kinds: dict[str, type[Discriminator]] = {
+        "frames": FramesDiscriminator,
+        "recurrent": RecurrentDiscriminator,
+    }
     return kinds[recipe.discriminator.kind](recipe)

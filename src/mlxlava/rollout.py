@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from mlxlava.backend import limit_blas_threads, mx
+from mlxlava.backend import limit_blas_threads, mx, queue
 from mlxlava.checkpoint import Weights
 from mlxlava.dynamics import make_dynamics
 from mlxlava.nets import make_generator, to_bytes
@@ -65,7 +65,7 @@ class Rollout:
         waiting: tuple[float, mx.array] | None = None
         for at in times:
             frame = self._draw(at)
-            mx.async_eval(frame, self._states)
+            queue(frame, self._states)
             if waiting is not None:
                 yield waiting[0], np.array(waiting[1])
             waiting = (at, frame)

@@ -131,7 +131,7 @@ class Trainer:
         if penalty:
             loss = self.recipe.loss
 
-            def both(weights: Tree) -> tuple[mx.array, mx.array]:
+            def both(weights: Tree) -> tuple[mx.array, Any]:
                 def logits(x: mx.array) -> mx.array:
                     return self.discriminator(weights, x, times)
 

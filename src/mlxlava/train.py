@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mlxlava.backend import describe, limit_memory, mx, peak_memory, tree_flatten, tree_map
+from mlxlava.backend import describe, limit_memory, mx, named_arrays, peak_memory, queue, tree_map
 from mlxlava.checkpoint import (
     FORMAT,
     Weights,
@@ -205,7 +205,7 @@ def train(
             frames, times = upcoming.result()
             upcoming = pool.submit(batch, index + 1)
             state, terms = trainer(state, mx.array(frames), mx.array(times), index)
-            mx.async_eval(state, terms)
+            queue(state, terms)
             step = index + 1
             if pending is not None:
                 report(*pending)
@@ -373,7 +373,7 @@ def _show_on_board(board: Any, step: int, values: Mapping[str, float]) -> None:
 
 
 def _shapes(tree: Tree) -> dict[str, str]:
-    return {name: "×".join(map(str, array.shape)) for name, array in tree_flatten(tree)}
+    return {name: "×".join(map(str, array.shape)) for name, array in named_arrays(tree).items()}
 
 
 def _copy(tree: Tree) -> Tree:
