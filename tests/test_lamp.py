@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mlxlava.config import UserError
-from mlxlava.lamp import THEMES, Lamp, frames
+from mlxlava.lamp import THEMES, VERSION, Lamp, frames
 
 
 def film(count: int, **settings: object) -> NDArray[np.uint8]:
@@ -133,6 +133,15 @@ def test_the_first_frame_is_typical() -> None:
     later = film(100, size=(32, 32), fps=0.25, seed=50).astype(np.float32)
     assert np.abs(first.mean(0) - later.mean(0)).mean() < 0.5 * later.std(0).mean() + 0.5
     assert first.std(0).mean() > 0.6 * later.std(0).mean()
+
+
+def test_pictures_stay_those_of_their_version() -> None:
+    """If this fails on purpose, raise VERSION: runs then see that their footage has changed."""
+    bands = film(41, size=(32, 32), fps=1.0, seed=3)[-1].reshape(4, 8, 32, 3).mean((1, 2))
+    assert VERSION == 1
+    assert np.allclose(
+        bands, [(16.3, 10.9, 27.1), (66.6, 23.9, 31.2), (51.0, 21.0, 55.8), (49.5, 34.2, 32.9)], atol=0.5
+    )
 
 
 @pytest.mark.parametrize("theme", THEMES)

@@ -156,8 +156,6 @@ def prepare_lamp(
         raise UserError("footage: the built-in lamp needs positive minutes, frames a second and every-nth")
     settings = {"size": list(size), "crop": "none", "every_nth": every_nth}
     recipe = {"minutes": minutes, "fps": fps, "seed": seed, "theme": theme}
-    # Another version of the renderer gives other frames.
-    renderer = hashlib.sha256(Path(lamp.__file__).read_bytes()).hexdigest()
     each = max(1, round(minutes * 60 * fps / every_nth / LAMPS))
 
     def write(frames: IO[bytes]) -> dict[str, Any]:
@@ -167,11 +165,11 @@ def prepare_lamp(
                 _write(frames, next(stream).tobytes())
                 if on_progress:
                     on_progress(number * each + index + 1, LAMPS * each)
-        source = {"path": "built-in lamp", "sha256": renderer, "frames": LAMPS * each, **recipe}
+        source = {"path": "built-in lamp", "version": lamp.VERSION, "frames": LAMPS * each, **recipe}
         cuts = [number * each for number in range(1, LAMPS)]
         return {**settings, "sources": [source], "fps": fps, "cuts": cuts, "frames": LAMPS * each}
 
-    return _reuse_or_write(out, _key({"lamp": renderer, **settings, **recipe}), write)[0]
+    return _reuse_or_write(out, _key({"lamp": lamp.VERSION, **settings, **recipe}), write)[0]
 
 
 def open_footage(path: str | Path) -> Footage:

@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 from mlxlava.config import UserError, check_size, nearest
 
+# Raise it when the pictures change: prepared footage of another version is not used again.
+VERSION = 1
+
 Floats = NDArray[np.float32]
 Color = tuple[int, int, int]
 
