@@ -16,8 +16,9 @@ MODULES = sorted(path.stem for path in SOURCE.glob("*.py") if path.stem != "__in
 LAYERS = [
     {"config"},
     {"backend", "console", "lamp", "sinks"},
-    {"losses", "nets", "footage", "screens"},
-    {"dynamics", "player"},
+    {"losses", "conv", "footage", "screens"},
+    {"nets", "player"},
+    {"dynamics"},
     {"step", "checkpoint"},
     {"train", "rollout"},
     {"export"},

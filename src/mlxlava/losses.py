@@ -31,9 +31,13 @@ def relativistic_ratio(real: mx.array, drawn: mx.array) -> mx.array:
     return -mx.exp(mx.clip(real - drawn, -60, 60))
 
 
-def cross_entropy(real: mx.array, drawn: mx.array) -> tuple[mx.array, mx.array]:
-    """Binary cross-entropy from logits, non-saturating for G (Goodfellow 2014), mean over all logits."""
-    return _softplus(-real).mean() + _softplus(drawn).mean(), _softplus(-drawn).mean()
+def cross_entropy(logits: mx.array, real: bool) -> mx.array:
+    """Binary cross-entropy of calling all frames real, or drawn; mean over all logits (Goodfellow 2014).
+
+    D's loss is that of the real frames as real and of the drawn ones as drawn; G's, not saturating, that
+    of the drawn ones as real.
+    """
+    return _softplus(-logits if real else logits).mean()
 
 
 def gradient_penalty(judge: Callable[[mx.array], mx.array], frames: mx.array) -> mx.array:

@@ -10,13 +10,13 @@ import math
 from itertools import pairwise
 from typing import Any
 
-from mlxlava.backend import mx, on_cpu
+from mlxlava.backend import mx
 from mlxlava.config import Recipe
+from mlxlava.conv import Convolution, conv3, conv_down, conv_up, depth_to_space
 
 Tree = dict[str, Any]
 
 SLOPE = 0.2  # of every leaky ReLU (duralava; R3GAN, Huang 2024)
-_PATCH_FLOATS = 6 * 2**20  # 24 MB: see _convolve
 
 
 def leaky_relu(x: mx.array) -> mx.array:
@@ -42,75 +42,10 @@ def init_conv(key: mx.array, side: int, inputs: int, outputs: int, fan: float = 
     return {"weight": weight, "bias": mx.zeros((outputs,))}
 
 
-def _convolve(x: mx.array, weight: mx.array, padding: int = 0) -> mx.array:
-    """Stride-1 convolution; on the CPU in parts of the batch whose patches stay in the cache.
-
-    MLX's CPU convolution writes every patch out before its matmul: kernel² times the input, in
-    one block, which decides the peak memory of a step (docs/decisions.md, "Parts").
-    """
-    _, side, _, inputs = weight.shape
-    parts = 1
-    if on_cpu():
-        patches = x.shape[0] * (x.shape[1] + 2 * padding) * (x.shape[2] + 2 * padding) * side * side * inputs
-        parts = next(
-            n
-            for n in range(1, x.shape[0] + 1)
-            if x.shape[0] % n == 0 and (patches <= n * _PATCH_FLOATS or n == x.shape[0])
-        )
-    if parts == 1:
-        return mx.conv2d(x, weight, padding=padding)
-    return mx.concatenate([mx.conv2d(part, weight, padding=padding) for part in mx.split(x, parts)])
-
-
-def conv3(weights: Tree, x: mx.array) -> mx.array:
-    """3×3 convolution that keeps the resolution: (N, H, W, I) → (N, H, W, O)."""
+def convolve(form: Convolution, weights: Tree, x: mx.array) -> mx.array:
+    """A convolution of conv.py with its bias."""
     bias: mx.array = weights["bias"]
-    return _convolve(x, weights["weight"], padding=1) + bias
-
-
-def conv_down(weights: Tree, x: mx.array) -> mx.array:
-    """4×4 convolution of stride 2: (N, H, W, I) → (N, H/2, W/2, O).
-
-    On the CPU in its space-to-depth form, which is exactly the same sum: the input gradient of
-    a strided convolution is a dilated one, and MLX's CPU back end has no fast path for that.
-    """
-    weight: mx.array = weights["weight"]
-    bias: mx.array = weights["bias"]
-    if not on_cpu():
-        return mx.conv2d(x, weight, stride=2, padding=1) + bias
-    outputs, _, _, inputs = weight.shape
-    count, height, width, _ = x.shape
-    x = mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
-    x = x.reshape(count, height // 2 + 1, 2, width // 2 + 1, 2, inputs)
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(count, height // 2 + 1, width // 2 + 1, 4 * inputs)
-    # (O, 4, 4, I) -> (O, 2, 2, 4 I): tap 2a + p of the kernel is tap a of phase p
-    weight = weight.reshape(outputs, 2, 2, 2, 2, inputs).transpose(0, 1, 3, 2, 4, 5)
-    return _convolve(x, weight.reshape(outputs, 2, 2, 4 * inputs)) + bias
-
-
-def conv_up(weights: Tree, x: mx.array) -> mx.array:
-    """4×4 transposed convolution of stride 2: (N, H, W, I) → (N, 2H, 2W, O).
-
-    On the CPU as a 2×2 convolution to four phases and depth-to-space, for the reason in
-    :func:`conv_down`.
-    """
-    weight: mx.array = weights["weight"]
-    bias: mx.array = weights["bias"]
-    if not on_cpu():
-        return mx.conv_transpose2d(x, weight, stride=2, padding=1) + bias
-    outputs, _, _, inputs = weight.shape
-    # (O, 4, 4, I) -> (4 O, 2, 2, I): phase p of tap a is tap 2 (1 - a) + p of the kernel
-    weight = weight.reshape(outputs, 2, 2, 2, 2, inputs)[:, ::-1, :, ::-1]
-    weight = weight.transpose(2, 4, 0, 1, 3, 5).reshape(4 * outputs, 2, 2, inputs)
-    x = _convolve(x, weight, padding=1)
-    return depth_to_space(x)[:, 1:-1, 1:-1] + bias
-
-
-def depth_to_space(x: mx.array) -> mx.array:
-    """Pixel shuffle: (N, H, W, 4 C) → (N, 2H, 2W, C), channels ordered (row, column, C)."""
-    count, height, width, channels = x.shape
-    x = x.reshape(count, height, width, 2, 2, channels // 4).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(count, 2 * height, 2 * width, channels // 4)
+    return form(x, weights["weight"]) + bias
 
 
 def batch_norm(weights: Tree, x: mx.array, stats: Tree | None = None) -> tuple[mx.array, Tree]:
@@ -168,8 +103,8 @@ class ShuffleGenerator:
         x = leaky_relu(dense(weights["dense"], states))
         x = x.reshape(-1, *self.base, self.widths[0])
         for i in range(len(self.widths) - 1):
-            x = leaky_relu(depth_to_space(conv3(weights[f"up{i}"], x)))
-        return mx.sigmoid(conv3(weights["out"], x)), {}
+            x = leaky_relu(depth_to_space(convolve(conv3, weights[f"up{i}"], x)))
+        return mx.sigmoid(convolve(conv3, weights["out"], x)), {}
 
 
 class TransposedGenerator:
@@ -207,7 +142,7 @@ class TransposedGenerator:
         x = dense(weights["dense"], states).reshape(-1, *self.base, self.widths[0])
         for i in range(len(self.widths)):
             x, used[f"norm{i}"] = batch_norm(weights[f"norm{i}"], x, stats and stats[f"norm{i}"])
-            x = conv_up(weights[f"up{i}"], leaky_relu(x))
+            x = convolve(conv_up, weights[f"up{i}"], leaky_relu(x))
         return mx.sigmoid(x), used
 
 
@@ -249,15 +184,15 @@ class FramesDiscriminator:
         batch, count = times.shape
         x = 2 * frames.flatten(0, 1) - 1  # (B, K, H, W, 3) -> (B K, H, W, 3)
         for i in range(len(self.widths)):
-            x = leaky_relu(conv_down(weights[f"down{i}"], x))
-        single = leaky_relu(conv_down(weights["single"], x)).flatten(1)
+            x = leaky_relu(convolve(conv_down, weights[f"down{i}"], x))
+        single = leaky_relu(convolve(conv_down, weights["single"], x)).flatten(1)
         logit = dense(weights["single_out"], single).reshape(batch, count).mean(1)
         if self.count == 1:
             return logit
         _, height, width, channels = x.shape
         # (B K, h, w, C) -> (B, h, w, K C)
         x = x.reshape(batch, count, height, width, channels).transpose(0, 2, 3, 1, 4)
-        x = conv_down(weights["joint"], x.reshape(batch, height, width, count * channels))
+        x = convolve(conv_down, weights["joint"], x.reshape(batch, height, width, count * channels))
         gaps = mx.log((times[:, 1:] - times[:, :-1]).astype(mx.float32))
         x = leaky_relu(x * (1 + dense(weights["gaps"], gaps))[:, None, None]).flatten(1)
         for i in range(len(self.hidden)):
@@ -298,7 +233,7 @@ class RecurrentDiscriminator:
         """Frames (N, H, W, 3) → features (N, F); BatchNorm uses the statistics of this call."""
         x = frames
         for i in range(len(self.widths)):
-            x = conv_down(weights[f"down{i}"], x)
+            x = convolve(conv_down, weights[f"down{i}"], x)
             if i:
                 x, _ = batch_norm(weights[f"norm{i}"], x)
             x = leaky_relu(x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mlxlava.backend import mx, optim, tree_map
+from mlxlava.backend import mx, named_arrays, optim, tree_map
 from mlxlava.config import Recipe
 from mlxlava.dynamics import Dynamics, make_dynamics
 from mlxlava.losses import cross_entropy, gradient_penalty, moments, relativistic, relativistic_ratio
@@ -171,28 +171,35 @@ class Trainer:
     def _judge_apart(
         self, weights: Tree, real: mx.array, drawn: mx.array, times: mx.array
     ) -> tuple[Terms, Tree, mx.array]:
-        """Cross-entropy: real frames in one call of D, drawn ones in another.
+        """Cross-entropy: real frames in one call of D, drawn ones in another, for BatchNorm's statistics.
 
-        BatchNorm takes its statistics a call. Compilation merges the two equal passes of D over
-        the drawn frames into one (tests/test_step.py counts them).
+        Three passes, each begun when the memory of the one before is free: real frames by weights, drawn
+        frames by weights, drawn frames by frames.
         """
 
-        def loss_of_d(weights: Tree) -> tuple[mx.array, Any]:
-            on_real = self.discriminator(weights, real, times)
-            on_drawn = self.discriminator(weights, drawn, times)
-            return cross_entropy(on_real, on_drawn)[0], (on_real.mean(), on_drawn.mean())
+        def loss_on_real(weights: Tree) -> tuple[mx.array, Any]:
+            logits = self.discriminator(weights, real, times)
+            return cross_entropy(logits, True), logits.mean()
+
+        def loss_on_drawn(weights: Tree) -> tuple[mx.array, Any]:
+            logits = self.discriminator(weights, drawn, times)
+            return cross_entropy(logits, False), logits.mean()
 
         def loss_of_g(drawn: mx.array) -> mx.array:
-            on_drawn = self.discriminator(weights, drawn, times)
-            return cross_entropy(on_drawn, on_drawn)[1]
+            return cross_entropy(self.discriminator(weights, drawn, times), True)
 
-        (loss_d, (on_real, on_drawn)), gradient = mx.value_and_grad(loss_of_d)(weights)
+        (loss_real, on_real), by_real = mx.value_and_grad(loss_on_real)(weights)
+        drawn = _after(drawn, by_real)
+        (loss_drawn, on_drawn), by_drawn = mx.value_and_grad(loss_on_drawn)(weights)
+        drawn = _after(drawn, by_drawn)
         loss_g, by_frames = mx.value_and_grad(loss_of_g)(drawn)
-        return (
-            {"loss_d": loss_d, "loss_g": loss_g, "logit_real": on_real, "logit_drawn": on_drawn},
-            gradient,
-            by_frames,
-        )
+        terms = {
+            "loss_d": loss_real + loss_drawn,
+            "loss_g": loss_g,
+            "logit_real": on_real,
+            "logit_drawn": on_drawn,
+        }
+        return terms, tree_map(lambda a, b: a + b, by_real, by_drawn), by_frames
 
     def _update(
         self, state: Tree, model: Tree, model_gradient: Tree, gradient: Tree, stats: Tree, last: mx.array
@@ -244,6 +251,12 @@ class Trainer:
 
         shortened: Tree = tree_map(shorten, old, new)
         return shortened
+
+
+def _after(array: mx.array, done: Tree) -> mx.array:
+    """``array``, which is computed once all of ``done`` is."""
+    later: list[mx.array] = mx.depends([array], list(named_arrays(done).values()))
+    return later[0]
 
 
 def _average(old: Tree, new: Tree, decay: float | mx.array) -> Tree:

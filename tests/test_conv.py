@@ -1,0 +1,71 @@
+"""Convolutions: every form of them, and its gradients of first and second order, is the native one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mlxlava import conv
+from mlxlava.backend import mx
+from mlxlava.conv import Convolution, conv3, conv_down, conv_up
+
+
+def native(form: Convolution) -> Convolution:
+    """The same convolution as MLX has it."""
+    if form is conv3:
+        return lambda x, w: mx.conv2d(x, w, padding=1)
+    if form is conv_down:
+        return lambda x, w: mx.conv2d(x, w, stride=2, padding=1)
+    return lambda x, w: mx.conv_transpose2d(x, w, stride=2, padding=1)
+
+
+def close(a: mx.array, b: mx.array) -> bool:
+    return bool(np.allclose(np.array(a), np.array(b), rtol=1e-4, atol=1e-3))
+
+
+# name: (patches that fit, patches from which on shifting pays)
+WAYS = {"at once": (10**9, 10**9), "in parts": (100, 10**9), "shifted": (10**9, 0)}
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Force one of the ways in which the CPU convolves."""
+    fits, pays = WAYS[request.param]
+    monkeypatch.setattr(conv, "_PATCH_FLOATS", fits)
+    monkeypatch.setattr(conv, "_WORTH_SHIFTING", pays)
+    monkeypatch.setattr(conv, "_MAX_WASTE", 100)
+    return str(request.param)
+
+
+@pytest.mark.parametrize(("form", "side"), [(conv3, 3), (conv_down, 4), (conv_up, 4)])
+def test_forms_equal_the_native_ones(form: Convolution, side: int, way: str) -> None:
+    keys = mx.random.split(mx.random.key(0), 2)
+    x = mx.random.normal((4, 6, 10, 5), key=keys[0])
+    weight = mx.random.normal((7, side, side, 5), key=keys[1])
+    slow = native(form)
+    assert form(x, weight).shape == slow(x, weight).shape
+    assert close(form(x, weight), slow(x, weight))
+
+    def loss(of: Convolution, x: mx.array, weight: mx.array) -> mx.array:
+        # No plain sum, so that every output pixel has a gradient of its own.
+        total: mx.array = (of(x, weight) ** 2).sum()
+        return total
+
+    def penalty(of: Convolution, x: mx.array, weight: mx.array) -> mx.array:
+        by_x, by_weight = mx.grad(lambda x, w: loss(of, x, w), argnums=(0, 1))(x, weight)
+        total: mx.array = (by_x**2).sum() + (by_weight**2).sum()
+        return total
+
+    for of_both in (loss, lambda *args: 1e-4 * penalty(*args)):
+        fast_both = mx.grad(lambda x, w, of=of_both: of(form, x, w), argnums=(0, 1))(x, weight)
+        slow_both = mx.grad(lambda x, w, of=of_both: of(slow, x, w), argnums=(0, 1))(x, weight)
+        assert all(map(close, fast_both, slow_both))
+
+
+def test_shifted_planes_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conv, "_WORTH_SHIFTING", 0)
+    monkeypatch.setattr(conv, "_MAX_WASTE", 100)
+    x = mx.random.normal((2, 6, 10, 5), key=mx.random.key(0))
+    weight = mx.random.normal((7, 4, 4, 5), key=mx.random.key(1))
+    compiled = mx.compile(lambda x, w: conv_up(x, w).sum())
+    assert np.isclose(compiled(x, weight).item(), native(conv_up)(x, weight).sum().item(), rtol=1e-4)
