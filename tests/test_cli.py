@@ -244,7 +244,7 @@ def test_info_shows_the_machine_and_weights(run: Run, capsys: pytest.CaptureFixt
     assert run("info") == (0, "")
     assert run("info", "lava") == (0, "")
     ended = subprocess.run(
-        [sys.executable, "-m", "mlxlava.cli", "info", "lava"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "mlxlava", "info", "lava"], capture_output=True, text=True, check=True
     )
     assert re.search(r"picture +64×64", ended.stdout)
 

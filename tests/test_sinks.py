@@ -333,7 +333,7 @@ def test_a_partial_frame_at_the_end_is_dropped(tmp_path: Path) -> None:
         with open_sink(str(path), size=(64, 48), fps=FPS) as sink:
             for frame in moving(4):
                 sink.write(frame)
-            inner: Any = sink._sink  # type: ignore[attr-defined]
+            inner: Any = sink._sink
             stream = inner._stdin if name == "mp4" else inner._file
             stream.write(moving(1)[0].tobytes()[:1000])
         assert len(read_video(path)[0]) == 4

@@ -183,7 +183,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
         "data.lamp_minutes=1",
         "training.preview_every=2",
     ]
-    command = [sys.executable, "-m", "mlxlava.cli", "train", "-o", "run", "--size", "16", "--steps", "100000"]
+    command = [sys.executable, "-m", "mlxlava", "train", "-o", "run", "--size", "16", "--steps", "100000"]
     command += [word for setting in tiny for word in ("--set", setting)]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     give_up = time.monotonic() + 120

@@ -417,7 +417,3 @@ def main() -> None:
         text = error.format_message() if isinstance(error, click.ClickException) else str(error)
         print(f"mlxlava: {' '.join(text.split())}", file=sys.stderr)
         sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

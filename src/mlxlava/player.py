@@ -98,12 +98,12 @@ def run(source: Source, size: tuple[int, int], programme: Programme) -> None:
     Raises:
         UserError: something cannot be written.
     """
+    sink = None
     with (
         contextlib.suppress(KeyboardInterrupt, PipeClosed),
         _end_on_signals(),
         contextlib.ExitStack() as stack,
     ):
-        sink = None
         if programme.target is not None:
             sink = stack.enter_context(
                 open_sink(
@@ -124,6 +124,9 @@ def run(source: Source, size: tuple[int, int], programme: Programme) -> None:
                 _show_and_write(source, programme, screen, sink)
         elif sink is not None:
             _write(source, programme, sink)
+    if sink is not None and sink.frames and programme.target != "-":
+        seconds = sink.frames / programme.fps
+        say(f"play: wrote {programme.target} ({clock(seconds)} of the lamp, {sink.frames} frames)")
 
 
 def _ticks(programme: Programme) -> Iterator[float]:

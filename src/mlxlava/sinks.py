@@ -2,7 +2,7 @@
 
 A format is one small class in ``FORMATS``: it is given the place to write, the size and the rate, and
 writes, finishes or gives up. What all formats share (enlarging, the temporary name, errors) stands once,
-in ``_Output``. Frames are uint8 (H, W, 3).
+in ``Output``. Frames are uint8 (H, W, 3).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Sink(Protocol):
 
 
 class _Format(Sink, Protocol):
-    """What ``_Output`` asks of a format, besides: how to make it and how to find it."""
+    """What ``Output`` asks of a format, besides: how to make it and how to find it."""
 
     endings: ClassVar[tuple[str, ...]]
     pipes: ClassVar[bool]  # whether it can go to stdout
@@ -311,13 +311,17 @@ def format_of(target: str, name: str | None = None) -> str:
     return found
 
 
-class _Output:
-    """A sink with what all formats share: enlarging, a temporary name until it is finished, plain errors."""
+class Output:
+    """A sink with what all formats share: enlarging, a temporary name until it is finished, plain errors.
+
+    Attributes:
+        frames: how many were written.
+    """
 
     def __init__(self, target: str, name: str, size: tuple[int, int], rate: Fraction, scale: int) -> None:
         self._target, self._size, self._scale = target, size, scale
         self._final = self._path = None if target == "-" else Path(target).resolve()
-        self._frames, self._open = 0, True
+        self.frames, self._open = 0, True
         try:
             # A device or a named pipe is written to as it is.
             if self._final is not None and (self._final.is_file() or not self._final.exists()):
@@ -346,6 +350,7 @@ class _Output:
         return UserError(f"output: cannot write {self._target}: {error.strerror or error}")
 
     def write(self, frame: Frame) -> None:
+        """Add a frame, uint8 (H, W, 3) of the size that was announced."""
         if frame.shape != (*self._size, 3) or frame.dtype != np.uint8:
             raise ValueError(f"a frame must be uint8 {(*self._size, 3)}, not {frame.dtype} {frame.shape}")
         if not self._open:
@@ -355,12 +360,13 @@ class _Output:
         except Exception as error:
             self.abort()
             raise self._plain(error) from None
-        self._frames += 1
+        self.frames += 1
 
     def close(self) -> None:
+        """Finish the file under its own name; a second call does nothing."""
         if not self._open:
             return
-        if self._frames == 0:  # no format has a file without pictures
+        if self.frames == 0:  # no format has a file without pictures
             self.abort()
             return
         try:
@@ -373,6 +379,7 @@ class _Output:
         self._open = False
 
     def abort(self) -> None:
+        """Give up and leave no file; after ``close`` it does nothing."""
         if self._open:
             self._open = False
             self._sink.abort()
@@ -382,7 +389,7 @@ class _Output:
 @contextlib.contextmanager
 def open_sink(
     target: str, *, size: tuple[int, int], fps: float, format: str | None = None, scale: int = 1
-) -> Iterator[Sink]:
+) -> Iterator[Output]:
     """Open a file, or stdout for ``-``, to write frames to; it is finished on the way out.
 
     The file has a temporary name (``lava.mp4.1a2b3c.part``) until it is finished. It is finished too when
@@ -406,7 +413,7 @@ def open_sink(
     if target == "-" and sys.stdout.isatty():
         raise UserError("output: - is the terminal; pipe it into a player, for example … | ffplay -")
     # 29.97002997 → 30000/1001; 29.97 → 2997/100.
-    sink = _Output(target, name, size, Fraction(fps).limit_denominator(1001), scale)
+    sink = Output(target, name, size, Fraction(fps).limit_denominator(1001), scale)
     try:
         yield sink
     except PipeClosed:

@@ -1,0 +1,5 @@
+"""``python -m mlxlava``."""
+
+from mlxlava.cli import main
+
+main()

@@ -1,0 +1,75 @@
+"""Weights out of a run: they play, and their card says where they come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlxlava.backend import mx, named_arrays
+from mlxlava.checkpoint import load_weights
+from mlxlava.config import Recipe, UserError
+from mlxlava.export import describe_weights, export
+from mlxlava.footage import Footage
+from mlxlava.rollout import Rollout
+from mlxlava.train import start_run, train
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: Recipe, footage: Footage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    start_run(folder, tiny, footage, ["/home/me/lamp.mov"], "mlxlava train lamp.mov", None)
+    mx.disable_compile()
+    try:
+        train(folder, tiny, footage)
+    finally:
+        mx.enable_compile()
+    return folder
+
+
+def test_exported_weights_are_those_the_run_plays(trained: Path, tmp_path: Path) -> None:
+    export(trained, tmp_path / "mine")
+    left, right = load_weights(trained), load_weights(tmp_path / "mine")
+    assert left.recipe == right.recipe and left.step_fps == right.step_fps
+    arrays = named_arrays(right.arrays)
+    for name, array in named_arrays(left.arrays).items():
+        assert np.array_equal(np.array(array), np.array(arrays[name])), name
+    assert "discriminator" not in "".join(arrays)
+
+
+def test_the_card_says_how_they_were_made_and_names_no_folder_of_this_machine(
+    trained: Path, tmp_path: Path
+) -> None:
+    weights = export(trained, tmp_path / "mine")
+    card = (tmp_path / "mine/README.md").read_text(encoding="utf-8")
+    for words in (
+        "mlxlava train lamp.mov",
+        "lamp.mov, ",
+        "6 steps of 4 clips",
+        "16×16",
+        "sample.png",
+        "float32",
+    ):
+        assert words in card
+    assert "/home/me" not in card + (tmp_path / "mine/config.json").read_text(encoding="utf-8")
+    assert describe_weights(weights)["training"].startswith("6 steps")
+    assert np.ptp(np.asarray(Image.open(tmp_path / "mine/sample.png"))) > 0
+
+
+def test_half_is_half_the_size_and_plays_alike(trained: Path, tmp_path: Path) -> None:
+    export(trained, tmp_path / "whole")
+    export(trained, tmp_path / "half", half=True)
+    whole, half = (tmp_path / name / "weights.safetensors" for name in ("whole", "half"))
+    assert half.stat().st_size < 0.7 * whole.stat().st_size
+    frames = [
+        next(iter(Rollout(load_weights(file.parent)).play([3.0])))[1].astype(int) for file in (whole, half)
+    ]
+    assert np.abs(frames[0] - frames[1]).max() <= 4
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run with a checkpoint"):
+        export(tmp_path, tmp_path / "mine")
