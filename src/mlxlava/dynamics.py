@@ -14,7 +14,7 @@ import numpy as np
 from mlxlava.backend import mx
 from mlxlava.config import Recipe
 from mlxlava.losses import moments
-from mlxlava.nets import Tree, dense, init_dense, leaky_relu
+from mlxlava.nets import Tree, dense, glorot, init_dense, leaky_relu
 
 
 class StationaryStep:
@@ -115,8 +115,10 @@ class PenalisedStep:
         """Weights."""
         keys = mx.random.split(key, len(self.hidden) + 1)
         widths = (self.size, *self.hidden)
-        weights = {f"hidden{i}": init_dense(keys[i], *pair) for i, pair in enumerate(pairwise(widths))}
-        weights["out"] = init_dense(keys[-1], widths[-1], self.size, 1.0)
+        weights = {
+            f"hidden{i}": init_dense(keys[i], *pair, glorot(*pair)) for i, pair in enumerate(pairwise(widths))
+        }
+        weights["out"] = init_dense(keys[-1], widths[-1], self.size, glorot(widths[-1], self.size))
         return weights
 
     def init_stats(self) -> Tree:

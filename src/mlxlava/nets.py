@@ -29,17 +29,25 @@ def dense(weights: Tree, x: mx.array) -> mx.array:
     return mx.addmm(weights["bias"], x, weights["weight"].T)
 
 
-def init_dense(key: mx.array, inputs: int, outputs: int, gain: float = math.sqrt(2)) -> Tree:
-    """Normal weights of variance gain² / inputs (He 2015), zero bias."""
+_HE = math.sqrt(2)  # gain that keeps the variance through leaky ReLUs (He 2015)
+
+
+def init_dense(key: mx.array, inputs: int, outputs: int, gain: float = _HE) -> Tree:
+    """Normal weights of variance gain² / inputs, zero bias."""
     scale = gain / math.sqrt(inputs)
     return {"weight": scale * mx.random.normal((outputs, inputs), key=key), "bias": mx.zeros((outputs,))}
 
 
-def init_conv(key: mx.array, side: int, inputs: int, outputs: int, fan: float = 1.0) -> Tree:
-    """Weights (O, side, side, I); ``fan`` is the share of the taps that reach one output pixel."""
-    scale = math.sqrt(2 / (fan * side * side * inputs))
+def init_conv(key: mx.array, side: int, inputs: int, outputs: int, gain: float = _HE) -> Tree:
+    """Weights (O, side, side, I) of variance gain² / (side² I), zero bias."""
+    scale = gain / math.sqrt(side * side * inputs)
     weight = scale * mx.random.normal((outputs, side, side, inputs), key=key)
     return {"weight": weight, "bias": mx.zeros((outputs,))}
+
+
+def glorot(inputs: int, outputs: int) -> float:
+    """The gain of Glorot 2010, TensorFlow's default and so duralava's: variance 2 / (inputs + outputs)."""
+    return math.sqrt(2 * inputs / (inputs + outputs))
 
 
 def convolve(form: Convolution, weights: Tree, x: mx.array) -> mx.array:
@@ -119,9 +127,11 @@ class TransposedGenerator:
     def init(self, key: mx.array) -> Tree:
         """Weights; the first transposed convolution meets one pixel, so it is a matrix."""
         keys = mx.random.split(key, len(self.widths) + 1)
-        weights = {"dense": init_dense(keys[0], self.state_size, math.prod(self.base) * self.widths[0], 1.0)}
+        outputs = math.prod(self.base) * self.widths[0]
+        gain = glorot(self.state_size, self.widths[0]) / math.sqrt(math.prod(self.base))
+        weights = {"dense": init_dense(keys[0], self.state_size, outputs, gain)}
         for i, (inputs, outputs) in enumerate(pairwise((*self.widths, 3))):
-            weights[f"up{i}"] = init_conv(keys[i + 1], 4, inputs, outputs, fan=0.25)
+            weights[f"up{i}"] = init_conv(keys[i + 1], 4, inputs, outputs, glorot(inputs, outputs))
         for i, channels in enumerate(self.widths):
             weights[f"norm{i}"] = init_batch_norm(channels)
         return weights
@@ -213,20 +223,24 @@ class RecurrentDiscriminator:
     def init(self, key: mx.array) -> Tree:
         """Weights."""
         keys = iter(mx.random.split(key, len(self.widths) + len(self.hidden) + 5))
+
+        def layer(inputs: int, outputs: int) -> Tree:
+            return init_dense(next(keys), inputs, outputs, glorot(inputs, outputs))
+
         weights: Tree = {}
         for i, (inputs, outputs) in enumerate(pairwise((3, *self.widths))):
-            weights[f"down{i}"] = init_conv(next(keys), 4, inputs, outputs)
+            weights[f"down{i}"] = init_conv(next(keys), 4, inputs, outputs, glorot(inputs, outputs))
             if i:
                 weights[f"norm{i}"] = init_batch_norm(outputs)
         # The last convolution covers all that is left of the picture, so it is a matrix.
-        weights["features"] = init_dense(next(keys), math.prod(self.end) * self.widths[-1], self.features)
-        for i, (inputs, outputs) in enumerate(pairwise((self.features + self.state, *self.hidden))):
-            weights[f"cell{i}"] = init_dense(next(keys), inputs, outputs)
-        weights["cell_out"] = init_dense(
-            next(keys), (self.features + self.state, *self.hidden)[-1], self.state, 1.0
-        )
-        weights["head"] = init_dense(next(keys), self.state, self.hidden[-1] if self.hidden else self.state)
-        weights["head_out"] = init_dense(next(keys), weights["head"]["weight"].shape[0], 1, 1.0)
+        weights["features"] = layer(math.prod(self.end) * self.widths[-1], self.features)
+        widths = (self.features + self.state, *self.hidden)
+        for i, (inputs, outputs) in enumerate(pairwise(widths)):
+            weights[f"cell{i}"] = layer(inputs, outputs)
+        weights["cell_out"] = layer(widths[-1], self.state)
+        head = self.hidden[-1] if self.hidden else self.state
+        weights["head"] = layer(self.state, head)
+        weights["head_out"] = layer(head, 1)
         return weights
 
     def encode(self, weights: Tree, frames: mx.array) -> mx.array:
