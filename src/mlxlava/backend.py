@@ -118,6 +118,11 @@ def on_cpu() -> bool:
     return bool(mx.default_device().type == mx.DeviceType.cpu)
 
 
+def has_slow_blas() -> bool:
+    """Whether matrix products run on the reference BLAS of MLX's Linux wheel, many times slower."""
+    return sys.platform.startswith("linux") and on_cpu() and BLAS is None
+
+
 def limit_blas_threads(count: int) -> None:
     """Use ``count`` threads for matrix products on Linux; without effect elsewhere.
 
@@ -185,6 +190,7 @@ def describe() -> dict[str, str]:
 __all__ = [
     "BLAS",
     "describe",
+    "has_slow_blas",
     "limit_blas_threads",
     "limit_memory",
     "mx",

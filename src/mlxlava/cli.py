@@ -128,11 +128,14 @@ def train(
         warm = load_weights(init) if init else None
         start_run(run, recipe, footage, paths, "mlxlava " + shlex.join(sys.argv[1:]), warm)
 
+    from mlxlava.backend import has_slow_blas
     from mlxlava.console import clock, say
     from mlxlava.train import Diverged
     from mlxlava.train import train as train_run
 
     say(f"train: {run}: {len(footage.frames)} frames, {footage.step_fps:g} learned steps a second")
+    if has_slow_blas():
+        say('train: this will be many times slower than it could be; install "mlxlava[cpu]" and g++')
     try:
         outcome = train_run(run, recipe, footage, minutes=minutes, tensorboard=tensorboard)
     except Diverged as error:
