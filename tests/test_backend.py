@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -30,8 +31,11 @@ def test_openblas_stands_before_the_blas_that_mlx_brings() -> None:
 
 
 def test_the_blas_can_be_turned_off() -> None:
-    code = "import os; os.environ['MLXLAVA_BLAS'] = '0'; import mlxlava.backend as b; print(b.BLAS, b.has_slow_blas())"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = "import mlxlava.backend as b; print(b.BLAS, b.has_slow_blas())"
+    environment = {**os.environ, "MLXLAVA_BLAS": "0"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
     assert ended.stdout.split() == ["None", str(sys.platform.startswith("linux") and backend.on_cpu())]
 
 
