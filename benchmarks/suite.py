@@ -238,7 +238,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*row)
     console = Console()
-    Console(width=console.width if console.is_terminal else 120).print(table)
+    Console(width=console.width if console.is_terminal else 140).print(table)
 
 
 def finish(name: str, result: Answer, save: bool) -> None:
