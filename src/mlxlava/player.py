@@ -126,7 +126,7 @@ def run(source: Source, size: tuple[int, int], programme: Programme) -> None:
             _write(source, programme, sink)
     if sink is not None and sink.frames and programme.target != "-":
         seconds = sink.frames / programme.fps
-        say(f"play: wrote {programme.target} ({clock(seconds)} of the lamp, {sink.frames} frames)")
+        say(f"play: wrote {programme.target} ({sink.frames} frames, {seconds:.1f} s)")
 
 
 def _ticks(programme: Programme) -> Iterator[float]:
