@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 import suite
+from mlxlava.console import print_table
 
 _HERE = Path(__file__).resolve().parent
 _KEEP_PAGES = {"MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
@@ -138,7 +139,7 @@ def main(recipes: list[str], rounds: int, device: str, save: bool) -> None:
             "MLX peak, GB",
             "process peak, GB",
         )
-        suite.print_table(f"{recipe}, 64×64", columns, _rows(results[-1]))
+        print_table(f"{recipe}, 64×64", columns, _rows(results[-1]), left=2)
     suite.finish("compare_torch", {"machine": about, "results": results}, save)
 
 

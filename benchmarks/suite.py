@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlxlava.console import print_table
+
 RESULTS = Path(__file__).resolve().parent / "results"
 
 Answer = dict[str, Any]
@@ -227,20 +229,6 @@ def _rows(result: Answer) -> Iterator[tuple[str, ...]]:
         yield (name, "step, weighted mean", f"{result['mean_s']:.4g}", "", rate, "", "")
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table that is not cut where stdout is no terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < 2 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    console = Console()
-    Console(width=console.width if console.is_terminal else 140).print(table)
-
-
 def finish(name: str, result: Answer, save: bool) -> None:
     """Print the result as the closing JSON line; with ``save``, append it to the history as well."""
     line = json.dumps({"benchmark": name, **result})
@@ -276,7 +264,7 @@ def main(quick: bool = False, save: bool = False) -> None:
         print(f"measuring: {what}, {recipe} {size}×{size}", file=sys.stderr, flush=True)
         results.append(_measure(what, recipe, size, requests, repeats))
     columns = ("recipe", "what", "median, s", "min … max", "rate", "MLX peak, GB", "process peak, GB")
-    print_table("Medians", columns, [row for result in results for row in _rows(result)])
+    print_table("Medians", columns, [row for result in results for row in _rows(result)], left=2)
     finish("suite", {"machine": about, "quick": quick, "results": results}, save)
 
 

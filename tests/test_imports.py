@@ -16,16 +16,18 @@ MODULES = sorted(path.stem for path in SOURCE.glob("*.py") if path.stem != "__in
 LAYERS = [
     {"config"},
     {"backend", "console", "lamp", "sinks"},
-    {"losses", "conv", "footage", "screens"},
+    {"losses", "conv", "footage", "screens", "metrics", "normality"},
     {"nets", "player"},
     {"dynamics"},
     {"step", "checkpoint"},
     {"train", "rollout"},
-    {"export"},
+    {"export", "score"},
+    {"drift"},
+    {"report"},
     {"cli"},
     {"__main__"},
 ]
-WITHOUT_MLX = ["config", "console", "lamp", "sinks", "screens", "player", "footage"]
+WITHOUT_MLX = ["config", "console", "lamp", "sinks", "screens", "player", "footage", "metrics", "normality"]
 
 
 def imports_of(module: str) -> set[str]:

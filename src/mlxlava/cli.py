@@ -5,6 +5,7 @@ MLX is imported by the commands that need it, not by ``--help``.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 import runpy
@@ -32,6 +33,7 @@ from mlxlava.config import (
 from mlxlava.player import SCREENS
 
 if TYPE_CHECKING:
+    from mlxlava.checkpoint import Weights
     from mlxlava.footage import Footage
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -386,6 +388,165 @@ def info(name: str | None, recipe: str | None) -> None:
 
         rows = describe_weights(load_weights(name))
     table(rows)
+
+
+# --- judging ---
+
+
+_judging = _options(
+    click.argument("name", metavar="WEIGHTS"),
+    click.option(
+        "--footage",
+        "source",
+        metavar="FOOTAGE",
+        help="What they were trained on; may be left out for the built-in lamp.",
+    ),
+    click.option(
+        "--held-out", metavar="FOOTAGE", help="Footage of the same lamp that they were not trained on."
+    ),
+)
+_showing = _options(
+    click.option(
+        "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Which lamps."
+    ),
+    click.option(
+        "-o", "target", metavar="FILE.png", type=click.Path(path_type=Path), help="Picture to write."
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print JSON in place of tables."),
+)
+
+
+@cli.command()
+@_judging
+@click.option(
+    "--frames", type=click.IntRange(1), default=16384, show_default=True, help="Frames to draw, at most."
+)
+@_showing
+@_debug
+def score(
+    name: str,
+    source: str | None,
+    held_out: str | None,
+    frames: int,
+    seed: int,
+    target: Path | None,
+    as_json: bool,
+) -> None:
+    """Score learned lamps against real footage: pictures, motion, memory.
+
+    Every figure stands beside what real footage scores against real footage of the same lamp.
+    """
+    from mlxlava import report
+    from mlxlava.checkpoint import load_weights
+    from mlxlava.console import progress
+    from mlxlava.drift import drift as follow
+    from mlxlava.drift import parts
+    from mlxlava.score import draw_clips, part
+    from mlxlava.score import score as judge
+
+    report.require_matplotlib()
+    weights = load_weights(name)
+    real = _real_footage(weights, source, held_out)
+    clips = part(*real, frames=frames)
+    with progress("score") as update:
+        result, scene, drawn = judge(weights, clips, seed=seed, update=update)
+        if target is not None:
+            drift_result, ages = follow(weights, *parts(*real), 10_000, seed=seed, update=update)
+    result = {"weights": name, "footage": source, **result}
+    if target is not None:
+        size = weights.recipe.data.size
+        shown = [one for one, _ in zip(clips.clips(1, size), range(2), strict=False)]
+        report.picture(
+            target,
+            drift=drift_result,
+            ages=ages,
+            clips=(shown, list(draw_clips(weights, 2, clips.length, seed))),
+            described=(scene.reference, scene.held_out, drawn),
+            step_fps=weights.step_fps,
+        )
+    print(json.dumps(result)) if as_json else report.score_table(result)
+
+
+@cli.command()
+@_judging
+@click.option(
+    "--frames", type=click.IntRange(1), default=100_000, show_default=True, help="Learned steps to roll."
+)
+@_showing
+@_debug
+def drift(
+    name: str,
+    source: str | None,
+    held_out: str | None,
+    frames: int,
+    seed: int,
+    target: Path | None,
+    as_json: bool,
+) -> None:
+    """Follow learned lamps over a long roll-out: do pictures, motion and state stay what they are?
+
+    32 lamps are rolled side by side; frames are drawn in windows at 1, 2 and 5 times powers of ten.
+    """
+    from mlxlava import report
+    from mlxlava.checkpoint import load_weights
+    from mlxlava.console import progress
+    from mlxlava.drift import drift as follow
+    from mlxlava.drift import parts
+
+    report.require_matplotlib()
+    weights = load_weights(name)
+    real = parts(*_real_footage(weights, source, held_out))
+    with progress("drift") as update:
+        result, ages = follow(weights, *real, frames, seed=seed, update=update)
+    result = {"weights": name, "footage": source, **result}
+    if target is not None and ages:
+        report.picture(target, drift=result, ages=ages, step_fps=weights.step_fps)
+    print(json.dumps(result)) if as_json else report.drift_table(result)
+
+
+def _real_footage(
+    weights: Weights, source: str | None, held_out: str | None
+) -> tuple[Footage, Footage | None]:
+    """Footage to judge by: training footage, and held-out footage where there is some.
+
+    The built-in lamp is rendered anew from another seed to be held out.
+    """
+    data, seed = weights.recipe.data, weights.recipe.training.seed
+    if source is not None:
+        return _at_true_speed(weights, source), _at_true_speed(weights, held_out) if held_out else None
+    learned = weights.about.get("footage", {}).get("sources", [])
+    if learned:
+        raise UserError(f"score: these weights learned from {', '.join(learned)}; give it with --footage")
+    if held_out is not None:
+        raise UserError("score: --held-out needs --footage")
+    return _footage([], data, seed=seed), _footage([], data, seed=seed + 1)
+
+
+def _at_true_speed(weights: Weights, source: str) -> Footage:
+    """Footage whose frames are one learned step apart, at the size of the weights where it can be."""
+    from mlxlava.console import say
+    from mlxlava.footage import open_footage
+
+    data = weights.recipe.data
+    if (Path(source) / "footage.json").is_file():
+        found = open_footage(source)
+        if found.size != data.size:
+            hxw = "×".join(map(str, found.size)), "×".join(map(str, data.size))
+            say(f"score: {source} is {hxw[0]}; it is resized to the {hxw[1]} of the weights")
+    else:
+        found = _footage([source], data)
+        every = max(1, round(found.fps / weights.step_fps))
+        if every != found.every_nth:
+            say(
+                f"score: every {every}. frame of {source} is taken, to match {weights.step_fps:g} steps a second"
+            )
+            found = _footage([source], dataclasses.replace(data, every_nth=every))
+    if not 0.95 < found.step_fps / weights.step_fps < 1.05:
+        say(
+            f"score: {source} has {found.step_fps:g} steps a second and the weights {weights.step_fps:g}: "
+            "measures of motion compare different speeds"
+        )
+    return found
 
 
 @cli.command()

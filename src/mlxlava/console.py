@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
 
 Update = Callable[[float, "float | None", str], None]
 
@@ -48,6 +49,17 @@ def table(rows: Mapping[str, str]) -> None:
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:{width}}  {value}")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
+    """A table on stdout, not cut where that is no terminal; all but the ``left`` first columns flush right."""
+    shown = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        shown.add_column(column, justify="left" if index < left else "right", no_wrap=True)
+    for row in rows:
+        shown.add_row(*row)
+    console = Console()
+    Console(width=console.width if console.is_terminal else 200, highlight=False).print(shown)
 
 
 def clock(seconds: float) -> str:

@@ -14,6 +14,7 @@ from mlxlava.nets import make_generator, to_bytes
 
 # So many learned steps are queued at most: a long way between two frames stays flat in memory.
 _QUEUED = 64
+_DRAWN = 8  # frames at a time in ``draw``: more of them fall out of the processor's cache
 
 
 class Rollout:
@@ -27,14 +28,17 @@ class Rollout:
         weights: a learned lamp.
         seed: which of its lives is played.
         speed: seconds of the lamp's time in a second of play time.
+        lamps: lamps rolled together, for ``roll``; ``play`` draws the first. A step that needs companions
+            rolls that many, whatever is asked for.
     """
 
-    def __init__(self, weights: Weights, seed: int = 0, speed: float = 1.0) -> None:
+    def __init__(self, weights: Weights, seed: int = 0, speed: float = 1.0, lamps: int = 1) -> None:
         limit_blas_threads(1)  # one frame is too little work for two threads: they wait for each other
         self._arrays, self._seed = weights.arrays, seed
         self._generator, self._dynamics = make_generator(weights.recipe), make_dynamics(weights.recipe)
         self._rate = weights.step_fps * speed
-        self._shape = (self._dynamics.companions, weights.recipe.generator.state_size)
+        companions = self._dynamics.companions
+        self._shape = (lamps if companions == 1 else companions, weights.recipe.generator.state_size)
         self._states = mx.random.normal(self._shape, key=mx.random.key(_mix(seed, -1)))
         self._norms = mx.linalg.norm(self._states, axis=-1, keepdims=True)
         self._step = 0
@@ -71,6 +75,24 @@ class Rollout:
             waiting = (at, frame)
         if waiting is not None:
             yield waiting[0], np.array(waiting[1])
+
+    def roll(self, steps: int) -> npt.NDArray[np.float32]:
+        """Go on by ``steps`` learned steps: the states after each, float32 (lamps, steps, Z)."""
+        path = []
+        for _ in range(steps):
+            self._states = self._advance(1.0)
+            self._step += 1
+            path.append(self._states)
+            if self._step % _QUEUED == 0:
+                queue(self._states)
+        return np.array(mx.stack(path, axis=1))
+
+    def draw(self, states: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+        """The frames of states (N, Z), uint8 (N, H, W, 3)."""
+        generator, stats = self._arrays["generator"], self._arrays["stats"]["generator"]
+        parts = [states[at : at + _DRAWN] for at in range(0, len(states), _DRAWN)]
+        drawn = (to_bytes(self._generator(generator, mx.array(part), stats)[0]) for part in parts)
+        return np.concatenate([np.array(frames) for frames in drawn])
 
     def _draw(self, at: float) -> mx.array:
         """The frame at a play time (seconds), uint8 (H, W, 3), not evaluated."""
