@@ -537,9 +537,7 @@ def _at_true_speed(weights: Weights, source: str) -> Footage:
         found = _footage([source], data)
         every = max(1, round(found.fps / weights.step_fps))
         if every != found.every_nth:
-            say(
-                f"score: every {every}. frame of {source} is taken, to match {weights.step_fps:g} steps a second"
-            )
+            say(f"score: every {every}. frame of {source} is taken: {weights.step_fps:g} steps a second")
             found = _footage([source], dataclasses.replace(data, every_nth=every))
     if not 0.95 < found.step_fps / weights.step_fps < 1.05:
         say(

@@ -52,7 +52,7 @@ def table(rows: Mapping[str, str]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
-    """A table on stdout, not cut where that is no terminal; all but the ``left`` first columns flush right."""
+    """A table on stdout, not cut where that is no terminal; columns after the ``left`` first flush right."""
     shown = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         shown.add_column(column, justify="left" if index < left else "right", no_wrap=True)

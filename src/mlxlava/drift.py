@@ -207,7 +207,8 @@ def drift(
     rollout = Rollout(weights, seed, lamps=LAMPS)
     first = rollout.roll(min(512, LEAST - window))
     returns = Returns(lag=5 * state_correlation_time(first))
-    rows, pictures = [], []
+    rows: list[dict[str, Any]] = []
+    pictures = []
     died = None
     for end in window_ends(frames):
         while rollout.step < end - window and died is None:
@@ -222,6 +223,9 @@ def drift(
         before = rollout.step
         path = rollout.roll(window)
         returns.follow(before, path)
+        if not np.isfinite(path).all():
+            died = rollout.step
+            break
         clips = [rollout.draw(lamp) for lamp in path[:count]]
         other = describe(scene.space, clips)
         rows.append(

@@ -183,7 +183,8 @@ def _quantiles(x: Array, at: Array) -> Array:
 
 
 def _squared_distances(x: Array, y: Array) -> Array:
-    return np.maximum((x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T, 0)
+    squares: Array = np.maximum((x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T, 0)
+    return squares
 
 
 # --- pictures ---
@@ -407,7 +408,7 @@ class Measure:
     Attributes:
         function: (reference, other) → number.
         kind: ``distance`` (more is worse), ``unbiased`` (a distance that is 0 on average between halves of
-            one set, and so negative at times) or ``level`` (as in real footage is right, more or less is not).
+            one set, and so negative at times) or ``level`` (right where it is as in real footage).
         sees: corruptions that it rises, or falls, with (benchmarks/corruptions.py checks it).
         blind: what it cannot see.
     """

@@ -46,7 +46,7 @@ def score_table(result: Result) -> None:
         for name, row in result["measures"].items()
     ]
     title = (
-        f"{result['weights']}: {result['clips']} clips of {result['clip_length']} learned steps against real ones; "
+        f"{result['weights']}: {result['clips']} clips of {result['clip_length']} learned steps; "
         f"in brackets 95 % intervals ({result['bootstrap_repeats']} bootstrap repeats)"
     )
     columns = ("measure", "drawn", "", "real against real", "", "ratio", "how to read the ratio")
@@ -93,9 +93,9 @@ def drift_table(result: Result) -> None:
     returns = result["returns"]
     if returns["anchors"]:
         print(
-            f"secret loops, states: nearest return {returns['own']:.2f} on average, {returns['nearest_own']:.2f} at "
-            f"least; to where another lamp was {returns['others']:.2f}; ratio {returns['ratio']:.3f} "
-            f"{_interval(returns['interval'])}, 1 without loops"
+            f"secret loops, states: nearest return {returns['own']:.2f} on average, "
+            f"{returns['nearest_own']:.2f} at least; to where another lamp was {returns['others']:.2f}; "
+            f"ratio {returns['ratio']:.3f} {_interval(returns['interval'])}, 1 without loops"
         )
     loops, chaos = result["loops"], result["lyapunov"]
     print(
@@ -153,7 +153,8 @@ def picture(
     ]
     strips.append(("age", np.concatenate([frame for _, frame in ages], axis=1)))
     figure = Figure(figsize=(12, 1.35 * len(strips) + 4), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1.35 * len(strips), 4))
+    halves: Any = figure.subfigures(2, 1, height_ratios=(1.35 * len(strips), 4))
+    upper, lower = halves
     for axes, (name, strip) in zip(np.atleast_1d(upper.subplots(len(strips), 1)), strips, strict=True):
         axes.imshow(strip, interpolation="nearest")
         axes.set(xticks=[], yticks=[], ylabel=name)
@@ -174,7 +175,8 @@ def picture(
 
 
 def _some(clip: Array) -> Array:
-    return clip[np.linspace(0, len(clip) - 1, _SHOWN).round().astype(int)]
+    shown: Array = clip[np.linspace(0, len(clip) - 1, _SHOWN).round().astype(int)]
+    return shown
 
 
 def _draw_drift(left: Any, right: Any, drift: Result) -> None:

@@ -100,11 +100,12 @@ def part(
                 halves = (footage.frames, footage.frames if held_out is None else held_out.frames)
                 chosen = (_spread(starts[0], count), _spread(starts[1], count))
                 return Real(halves, chosen, length, footage.step_fps)
-    need = least if held_out is not None else (_LEAST * 2) * lengths[-1]
+    both = held_out is None
+    need = 2 * least if both else least
     shorter = footage if held_out is None or len(footage.frames) < len(held_out.frames) else held_out
     raise UserError(
         f"score: the footage is too short: it has {len(shorter.frames)} learned steps, and measures need "
-        f"{_LEAST} clips of {lengths[-1]} steps without a cut{' and as many held out' if held_out is None else ''}: "
+        f"{_LEAST} clips of {lengths[-1]} steps without a cut{' and as many held out' if both else ''}: "
         f"{need} steps, {need / footage.step_fps:.0f} s"
     )
 
@@ -135,7 +136,7 @@ def _spread(starts: list[int], count: int) -> list[int]:
 def draw_clips(
     weights: Weights, count: int, length: int, seed: int, warm_up: int = _WARM_UP
 ) -> Iterator[Array]:
-    """Clips of as many lamps, uint8 (length, H, W, 3) each; states are rolled in groups, frames drawn clip by clip.
+    """Clips of as many lamps, uint8 (length, H, W, 3) each, drawn one by one.
 
     Raises:
         UserError: a state is not finite.
@@ -199,10 +200,10 @@ def compare(
         update(0, None, f"bootstrap of {name} clips")
         sides.append((measure(scene.reference, one), standard_errors(scene.reference, one, repeats, seed)))
     (values, errors), (floors, floor_errors) = sides
-    for name, one in MEASURES.items():
+    for name, how in MEASURES.items():
         half, floor_half = 1.96 * errors[name], 1.96 * floor_errors[name]
         floor = floors[name]
-        under = abs(floor) + floor_half if one.kind == "unbiased" else floor
+        under = abs(floor) + floor_half if how.kind == "unbiased" else floor
         rows[name] = {
             "value": values[name],
             "interval": [values[name] - half, values[name] + half],

@@ -1,0 +1,196 @@
+"""Does the score see what it says it sees? Graded corruptions of real footage, every measure on each.
+
+    python benchmarks/corruptions.py [--minutes 60] [--save]
+
+Three built-in lamps that share no frame: one is the reference, one is held out (the floor), one is
+corrupted. Prints Markdown: ratios to the floor at every grade, and the claims of ``metrics.MEASURES``,
+each checked: at its floor without the corruption, moving away from it monotonically with the grade, and
+well away at the end. The exit status is 1 if a claim does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+import suite
+from mlxlava.console import progress
+from mlxlava.footage import prepare_lamp
+from mlxlava.metrics import MEASURES, Array, describe
+from mlxlava.score import Real, Scene, compare, look, part
+
+Clips = list[Array]  # of twice the length, so that speed can be doubled
+
+
+def blur(clip: Array, grade: float) -> Array:
+    """A Gaussian of ``grade`` pixels."""
+    kernel = ImageFilter.GaussianBlur(grade)
+    return np.stack([np.asarray(Image.fromarray(frame).filter(kernel)) for frame in clip])
+
+
+def noise(clip: Array, grade: float) -> Array:
+    """Normal noise of ``grade`` grey levels."""
+    rng = np.random.default_rng(0)
+    noisy = clip + np.float32(grade) * rng.standard_normal(clip.shape, dtype=np.float32)
+    return np.clip(noisy + 0.5, 0, 255).astype(np.uint8)
+
+
+def colour(clip: Array, grade: float) -> Array:
+    """Green weaker by a share of ``grade``."""
+    shifted = clip.copy()
+    shifted[..., 1] = (clip[..., 1] * (1 - grade)).astype(np.uint8)
+    return shifted
+
+
+def frozen(clip: Array, grade: float) -> Array:
+    """Still for the last share of ``grade`` of the clip."""
+    moving = max(1, round(len(clip) * (1 - grade)))
+    return clip[np.minimum(np.arange(len(clip)), moving - 1)]
+
+
+def shuffled(clip: Array, grade: float) -> Array:
+    """A share of ``grade`` of the frames put in each other's places."""
+    rng = np.random.default_rng(0)
+    order = np.arange(len(clip))
+    moved = rng.choice(len(clip), round(grade * len(clip)), replace=False)
+    order[np.sort(moved)] = moved
+    return clip[order]
+
+
+def _some(change: Callable[[Array, int], Array]) -> Callable[[Clips, float, int, Clips], Clips]:
+    """A corruption of a share of the clips."""
+
+    def corrupt(clips: Clips, grade: float, length: int, reference: Clips) -> Clips:
+        bad = np.zeros(len(clips), bool)
+        bad[np.random.default_rng(1).permutation(len(clips))[: round(grade * len(clips))]] = True
+        return [change(clip, length) if b else clip[:length] for clip, b in zip(clips, bad, strict=True)]
+
+    return corrupt
+
+
+def _each(change: Callable[[Array, float], Array]) -> Callable[[Clips, float, int, Clips], Clips]:
+    """A corruption of every clip."""
+    return lambda clips, grade, length, reference: [change(clip[:length], grade) for clip in clips]
+
+
+def replayed(clips: Clips, grade: float, length: int, reference: Clips) -> Clips:
+    """A share of ``grade`` of the clips replaced by one of four reference clips."""
+    count = round(grade * len(clips))
+    return [reference[index % 4] if index < count else clip[:length] for index, clip in enumerate(clips)]
+
+
+SHARES = (0.25, 0.5, 1.0)
+CORRUPTIONS: dict[str, tuple[str, tuple[float, ...], Callable[[Clips, float, int, Clips], Clips]]] = {
+    "blur": ("sigma, pixels", (0.5, 1.0, 2.0), _each(blur)),
+    "noise": ("grey levels", (2.0, 5.0, 15.0), _each(noise)),
+    "colour": ("green less", (0.05, 0.1, 0.2), _each(colour)),
+    "frozen": ("share of a clip", (0.5, 0.75, 1.0), _each(frozen)),
+    "shuffled": ("share of frames", SHARES, _each(shuffled)),
+    "reversed": ("share of clips", SHARES, _some(lambda clip, length: clip[:length][::-1])),
+    "dropped": ("share of clips", SHARES, _some(lambda clip, length: clip[: 2 * length : 2])),
+    "pingpong": (
+        "share of clips",
+        SHARES,
+        _some(lambda clip, length: np.concatenate([clip[: length // 2], clip[: length // 2][::-1]])),
+    ),
+    "looped": (
+        "share of clips",
+        SHARES,
+        _some(lambda clip, length: clip[np.arange(length) % 10]),  # two seconds at 5 learned steps a second
+    ),
+    "replayed": ("share of clips", SHARES, replayed),
+}
+
+
+def lamp_clips(minutes: float, size: tuple[int, int] = (64, 64)) -> tuple[Real, Clips]:
+    """Reference and held-out clips of two lamps, and clips twice as long of a third."""
+    lamps = [
+        prepare_lamp(None, size=size, minutes=minutes, fps=5.0, every_nth=1, seed=seed, theme="classic")
+        for seed in range(3)
+    ]
+    real = part(lamps[0], lamps[1])
+    third = lamps[2].frames
+    firsts = [start for start in lamps[2].clip_starts(2 * real.length).tolist() if start % real.length == 0]
+    at = np.linspace(0, len(firsts) - 1, len(real)).round().astype(int)
+    return real, [np.asarray(third[firsts[i] : firsts[i] + 2 * real.length]) for i in at]
+
+
+def grades(scene: Scene, clips: Clips, names: list[str] | None = None) -> Iterator[tuple[str, float, Clips]]:
+    """Every corruption at every grade, and none at all."""
+    length = scene.real.length
+    yield "none", 0.0, [clip[:length] for clip in clips]
+    reference = list(scene.real.clips(0))
+    for name, (_, steps, corrupt) in CORRUPTIONS.items():
+        for grade in steps if names is None or name in names else ():
+            yield name, grade, corrupt(clips, grade, length, reference)
+
+
+def broken(floors: dict[str, Any], clean: dict[str, float], values: dict[str, list[float]]) -> list[str]:
+    """Claims that do not hold: ``values`` of each corruption and measure, by rising grade."""
+    wrong = []
+    for name, one in MEASURES.items():
+        floor, (low, high) = floors[name]["floor"], floors[name]["floor_interval"]
+        # Two samples of the same law differ by √2 of what the interval of one allows.
+        slack = 1.5 * (high - low) / 2
+        if abs(clean[name] - floor) > slack:
+            wrong.append(f"{name} without corruption is {clean[name]:.4g}, not in {low:.4g} … {high:.4g}")
+        for corruption in one.sees:
+            path = [clean[name], *values[f"{corruption}/{name}"]]
+            steps = np.diff(path)
+            if not ((steps > 0).all() or (steps < 0).all()):
+                wrong.append(f"{name} does not move monotonically with {corruption}: {np.round(path, 4)}")
+            if abs(path[-1] - floor) < slack:
+                wrong.append(f"{name} does not see {corruption}: {path[-1]:.4g}, floor {low:.4g}…{high:.4g}")
+    return wrong
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--minutes", type=float, default=60.0, help="length of each of the three lamps")
+    parser.add_argument("--save", action="store_true", help="append the result to results/corruptions.jsonl")
+    args = parser.parse_args()
+    real, clips = lamp_clips(args.minutes)
+    with progress("corruptions") as update:
+        scene = look(real, (64, 64), update)
+        floors = compare(scene, scene.held_out, 0, update)
+        values: dict[str, list[float]] = {}
+        ratios: dict[str, list[str]] = {}
+        clean: dict[str, float] = {}
+        for corruption, grade, bad in grades(scene, clips):
+            update(0, None, f"{corruption} {grade:g}")
+            other = describe(scene.space, bad)
+            for name, one in MEASURES.items():
+                value = one.function(scene.reference, other)
+                row = floors[name]
+                under = row["value"] / row["ratio"]
+                clean.setdefault(name, value)
+                values.setdefault(f"{corruption}/{name}", []).append(value)
+                ratios.setdefault(f"{corruption}/{name}", []).append(f"{value / under:.3g}")
+    columns = ["none", *CORRUPTIONS]
+    print(f"| measure | {' | '.join(columns)} |")
+    print("|---" * (len(columns) + 1) + "|")
+    about = [f"{what}: {', '.join(f'{g:g}' for g in steps)}" for what, steps, _ in CORRUPTIONS.values()]
+    print(f"| *grades* | | {' | '.join(about)} |")
+    for name, one in MEASURES.items():
+        cells = [" ".join(ratios[f"{corruption}/{name}"]) for corruption in columns]
+        cells = [f"**{c}**" if column in one.sees else c for column, c in zip(columns, cells, strict=True)]
+        print(f"| `{name}` | {' | '.join(cells)} |")
+    print("\n| measure | sees | is blind to |\n|---|---|---|")
+    for name, one in MEASURES.items():
+        print(f"| `{name}` | {', '.join(one.sees)} | {one.blind} |")
+    wrong = broken(floors, clean, values)
+    print(f"\n{sum(len(one.sees) for one in MEASURES.values())} claims checked, {len(wrong)} broken.")
+    for text in wrong:
+        print(f"- {text}")
+    suite.finish("corruptions", {"machine": suite.machine(), "floors": floors, "values": values}, args.save)
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
