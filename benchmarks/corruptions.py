@@ -30,14 +30,16 @@ Clips = list[Array]  # of twice the length, so that speed can be doubled
 def blur(clip: Array, grade: float) -> Array:
     """A Gaussian of ``grade`` pixels."""
     kernel = ImageFilter.GaussianBlur(grade)
-    return np.stack([np.asarray(Image.fromarray(frame).filter(kernel)) for frame in clip])
+    blurred: Array = np.stack([np.asarray(Image.fromarray(frame).filter(kernel)) for frame in clip])
+    return blurred
 
 
 def noise(clip: Array, grade: float) -> Array:
     """Normal noise of ``grade`` grey levels."""
     rng = np.random.default_rng(0)
     noisy = clip + np.float32(grade) * rng.standard_normal(clip.shape, dtype=np.float32)
-    return np.clip(noisy + 0.5, 0, 255).astype(np.uint8)
+    rounded: Array = np.clip(noisy + 0.5, 0, 255).astype(np.uint8)
+    return rounded
 
 
 def colour(clip: Array, grade: float) -> Array:
@@ -50,7 +52,8 @@ def colour(clip: Array, grade: float) -> Array:
 def frozen(clip: Array, grade: float) -> Array:
     """Still for the last share of ``grade`` of the clip."""
     moving = max(1, round(len(clip) * (1 - grade)))
-    return clip[np.minimum(np.arange(len(clip)), moving - 1)]
+    still: Array = clip[np.minimum(np.arange(len(clip)), moving - 1)]
+    return still
 
 
 def shuffled(clip: Array, grade: float) -> Array:
@@ -59,7 +62,8 @@ def shuffled(clip: Array, grade: float) -> Array:
     order = np.arange(len(clip))
     moved = rng.choice(len(clip), round(grade * len(clip)), replace=False)
     order[np.sort(moved)] = moved
-    return clip[order]
+    mixed: Array = clip[order]
+    return mixed
 
 
 def _some(change: Callable[[Array, int], Array]) -> Callable[[Clips, float, int, Clips], Clips]:

@@ -26,6 +26,7 @@ WINDOW = 64  # learned steps of a window; so many of each lamp are drawn
 LEAST = 1_000  # learned steps that a slope needs
 FOLLOWED = ("image.frechet", "image.sharpness", "image.colour", "motion.frechet", "motion.energy")
 _CHUNK = 64  # learned steps rolled between two looks for returns
+_LONGEST_LAG = 1_000  # learned steps: a state that hardly moves must be looked at too
 _LYAPUNOV = 512  # learned steps
 _NUDGE = 1e-3  # far above float32's rounding, far below the state's deviation of one
 
@@ -206,7 +207,7 @@ def drift(
     window = real.length
     rollout = Rollout(weights, seed, lamps=LAMPS)
     first = rollout.roll(min(512, LEAST - window))
-    returns = Returns(lag=5 * state_correlation_time(first))
+    returns = Returns(min(5 * state_correlation_time(first), _LONGEST_LAG))
     rows: list[dict[str, Any]] = []
     pictures = []
     died = None
