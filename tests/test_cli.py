@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from mlxlava import lamp
+from mlxlava.backend import mx
 from mlxlava.cli import cli, main
 from mlxlava.sinks import open_sink
 
@@ -230,11 +231,76 @@ def test_weights_that_are_damaged_are_one_line(run: Run, weights: Path) -> None:
     refuses(run("loop", "--weights", str(weights)), "missing")
 
 
+def test_weights_that_are_not_finite_are_one_line(run: Run, weights: Path) -> None:
+    file = weights / "weights.safetensors"
+    arrays = mx.load(str(file))
+    arrays["generator.out.bias"] = arrays["generator.out.bias"] + float("nan")
+    mx.save_safetensors(str(file), arrays)
+    for command in ("score", "drift"):
+        refuses(run(command, str(weights)), "generator.out.bias holds numbers that are not finite")
+
+
 def test_weights_of_another_recipe_are_one_line(run: Run, weights: Path) -> None:
     config = json.loads((weights / "config.json").read_text())
     config["recipe"]["dynamics"]["couplings"] += 1
     (weights / "config.json").write_text(json.dumps(config))
     refuses(run("loop", "--weights", str(weights)), "lacks dynamics.coupling4")
+
+
+# --- judging ---
+
+
+@pytest.fixture
+def judged(run: Run, tmp_path: Path) -> tuple[str, str]:
+    """A small run, and 100 s of the built-in lamp that it was trained on."""
+    assert run("lamp", "--size", "32", "--fps", "5", "--seconds", "100", "-o", "lamp.mp4")[0] == 0
+    assert run("train", "lamp.mp4", "-o", "run", "--steps", "2", *TINY)[0] == 0
+    return "run", "lamp.mp4"
+
+
+def test_score_prints_figures_and_draws_a_picture(
+    run: Run, judged: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, source = judged
+    assert run("score", name, "--footage", source, "-o", "score.png")[0] == 0
+    assert iio.imread(tmp_path / "score.png").shape[2] in (3, 4)
+
+
+def test_drift_prints_json(run: Run, judged: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    command = [sys.executable, "-m", "mlxlava", "drift", judged[0], "--footage", judged[1]]
+    ended = subprocess.run(
+        [*command, "--frames", "2000", "--json"], capture_output=True, text=True, check=True
+    )
+    assert [row["frames"] for row in json.loads(ended.stdout)["windows"]] == [1000, 2000]
+
+
+def test_footage_of_another_size_or_rate_is_said(run: Run, judged: tuple[str, str]) -> None:
+    assert run("footage", "lamp.mp4", "-o", "large", "--size", "32")[0] == 0
+    status, said = run("score", judged[0], "--footage", "large", "--json")
+    assert status == 0, said
+    assert "large is 32×32; it is resized to the 16×16 of the weights" in said
+    assert run("footage", "lamp.mp4", "-o", "slow", "--size", "16", "--every-nth", "2")[0] == 0
+    assert "measures of motion compare different speeds" in run("score", judged[0], "--footage", "slow")[1]
+
+
+def test_what_cannot_be_scored_is_one_line(run: Run, judged: tuple[str, str], tmp_path: Path) -> None:
+    name, source = judged
+    refuses(run("score", name), "lamp.mp4", "--footage")
+    refuses(run("score", name, "--footage", "nowhere.mp4"), "nowhere.mp4")
+    refuses(run("score", name, "--footage", source, "-o", "missing/score.png"), "missing")
+    refuses(run("score", name, "--footage", source, "--frames", "10"), "at least 64")
+    refuses(run("drift", name, "--footage", source, "--frames", "10"), "at least 1000")
+    assert run("lamp", "--size", "16", "--fps", "5", "--seconds", "5", "-o", "short.mp4")[0] == 0
+    refuses(run("score", name, "--footage", "short.mp4"), "25 learned steps", "128 steps")
+    (tmp_path / "still").mkdir()
+    for number in range(150):
+        Image.new("RGB", (16, 16), (90, 40, 20)).save(tmp_path / f"still/{number}.png")
+    assert run("footage", "still", "-o", "prepared", "--size", "16")[0] == 0
+    status, said = run("score", name, "--footage", "prepared")
+    assert status == 2
+    assert said.splitlines()[-1] == (
+        "mlxlava: score: nothing changes in this footage, so there is no motion to score"
+    )
 
 
 # --- the rest ---

@@ -70,6 +70,17 @@ def test_a_lamp_that_dies_is_reported_not_crashed_on(lamp: Footage, tiny_duralav
     assert not pictures
 
 
+def test_ctrl_c_keeps_what_was_found(lamp: Footage, tiny: Recipe) -> None:
+    def update(done: float, total: float | None, text: str) -> None:
+        if done > 1_500:
+            raise KeyboardInterrupt
+
+    result, pictures = drift(fresh(tiny), *parts(lamp, None), 5_000, update=update)
+    assert [row["frames"] for row in result["windows"]] == [1_000]
+    assert result["interrupted_at"] > 1_500
+    assert len(pictures) == 1
+
+
 def test_too_few_frames_are_refused(lamp: Footage, tiny: Recipe) -> None:
     with pytest.raises(UserError, match="at least 1000"):
         drift(fresh(tiny), *parts(lamp, None), 999)

@@ -393,6 +393,8 @@ def info(name: str | None, recipe: str | None) -> None:
 # --- judging ---
 
 
+_SHORT_DRIFT = 5_000  # learned steps of the drift curve in the picture of a score
+
 _judging = _options(
     click.argument("name", metavar="WEIGHTS"),
     click.option(
@@ -444,16 +446,17 @@ def score(
     from mlxlava.score import draw_clips, part
     from mlxlava.score import score as judge
 
-    report.require_matplotlib()
+    report.require(target)
     weights = load_weights(name)
     real = _real_footage(weights, source, held_out)
     clips = part(*real, frames=frames)
     with progress("score") as update:
         result, scene, drawn = judge(weights, clips, seed=seed, update=update)
         if target is not None:
-            drift_result, ages = follow(weights, *parts(*real), 10_000, seed=seed, update=update)
+            drift_result, ages = follow(weights, *parts(*real), _SHORT_DRIFT, seed=seed, update=update)
     result = {"weights": name, "footage": source, **result}
     if target is not None:
+        result["drift"] = drift_result
         size = weights.recipe.data.size
         shown = [one for one, _ in zip(clips.clips(1, size), range(2), strict=False)]
         report.picture(
@@ -493,7 +496,7 @@ def drift(
     from mlxlava.drift import drift as follow
     from mlxlava.drift import parts
 
-    report.require_matplotlib()
+    report.require(target)
     weights = load_weights(name)
     real = parts(*_real_footage(weights, source, held_out))
     with progress("drift") as update:
@@ -502,6 +505,8 @@ def drift(
     if target is not None and ages:
         report.picture(target, drift=result, ages=ages, step_fps=weights.step_fps)
     print(json.dumps(result)) if as_json else report.drift_table(result)
+    if result["interrupted_at"] is not None:
+        raise KeyboardInterrupt
 
 
 def _real_footage(

@@ -209,35 +209,24 @@ def drift(
     first = rollout.roll(min(512, LEAST - window))
     returns = Returns(min(5 * state_correlation_time(first), _LONGEST_LAG))
     rows: list[dict[str, Any]] = []
-    pictures = []
-    died = None
-    for end in window_ends(frames):
-        while rollout.step < end - window and died is None:
-            before = rollout.step
-            path = rollout.roll(min(_CHUNK, end - window - before))
-            returns.follow(before, path)
-            if not np.isfinite(path[:, -1]).all():
+    pictures: list[tuple[int, Array]] = []
+    states = first[:, -1]
+    died, interrupted = None, False
+    try:
+        for end in window_ends(frames):
+            path = _go_on(rollout, returns, end, window, frames, update)
+            if path is None:
                 died = rollout.step
-            update(rollout.step, frames, f"{rollout.step} of {frames} frames")
-        if died is not None:
-            break
-        before = rollout.step
-        path = rollout.roll(window)
-        returns.follow(before, path)
-        if not np.isfinite(path).all():
-            died = rollout.step
-            break
-        clips = [rollout.draw(lamp) for lamp in path[:count]]
-        other = describe(scene.space, clips)
-        rows.append(
-            {
-                "frames": end,
-                "measures": {name: MEASURES[name].function(scene.reference, other) for name in FOLLOWED},
-                "state": normality(path[:, -1]),
-            }
-        )
-        pictures.append((end, clips[0][-1]))
-        returns.drop(rollout.step, path[:, -1])
+                break
+            states = path[:, -1]
+            clips = [rollout.draw(lamp) for lamp in path[:count]]
+            other = describe(scene.space, clips)
+            values = {name: MEASURES[name].function(scene.reference, other) for name in FOLLOWED}
+            rows.append({"frames": end, "measures": values, "state": normality(states)})
+            pictures.append((end, clips[0][-1]))
+            returns.drop(rollout.step, states)
+    except KeyboardInterrupt:  # what has been found so far is not lost
+        interrupted = True
     size = weights.recipe.generator.state_size
     nulls = null(LAMPS, size)
     result: dict[str, Any] = {
@@ -251,23 +240,40 @@ def drift(
         "reference_clips": real.starts[0],
         "held_out_clips": real.starts[1],
         "died_at": died,
+        "interrupted_at": rollout.step if interrupted else None,
         "windows": rows,
         "real": _floors(scene, count),
         "null": {name: list(range_) for name, range_ in nulls.items()},
         "returns": returns.summary(size),
     }
-    if died is None:
+    if len(rows) > 2:
         at = [row["frames"] for row in rows]
-        if len(rows) > 2:
-            result["slopes"] = {
-                **{name: slope(at, [row["measures"][name] for row in rows]) for name in FOLLOWED},
-                **{f"state.{name}": slope(at, [row["state"][name] for row in rows]) for name in nulls},
-            }
-        result["lyapunov"] = lyapunov(weights, path[:, -1], seed)
-        update(frames, frames, "looking for loops at the end")
+        result["slopes"] = {
+            **{name: slope(at, [row["measures"][name] for row in rows]) for name in FOLLOWED},
+            **{f"state.{name}": slope(at, [row["state"][name] for row in rows]) for name in nulls},
+        }
+    if died is None and not interrupted:
+        update(frames, frames, "looking for loops and chaos at the end")
+        result["lyapunov"] = lyapunov(weights, states, seed)
         result["loops"] = _loops(scene, long, rollout)
     result["seconds"] = time.monotonic() - began
     return result, pictures
+
+
+def _go_on(
+    rollout: Rollout, returns: Returns, end: int, window: int, frames: int, update: Notice
+) -> Array | None:
+    """Roll to ``end``: the states of its window (lamps, window, Z), None if they died on the way."""
+    while True:
+        before = rollout.step
+        left = end - window - before
+        path = rollout.roll(min(_CHUNK, left) if left > 0 else window)
+        returns.follow(before, path)
+        update(rollout.step, frames, f"{rollout.step} of {frames} frames")
+        if not np.isfinite(path[:, -1]).all():
+            return None
+        if left <= 0:
+            return path
 
 
 def _loops(scene: Scene, long: Real, rollout: Rollout) -> dict[str, float]:

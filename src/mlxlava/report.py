@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlxlava.config import UserError
-from mlxlava.console import clock, print_table
+from mlxlava.console import print_table
 from mlxlava.drift import FOLLOWED
 from mlxlava.metrics import MEASURES, Array, Described, spectrum
 
@@ -79,9 +79,6 @@ def drift_table(result: Result) -> None:
     print_table(
         f"{result['weights']}: {result['lamps']} lamps, {result['frames']:,} frames each", columns, rows
     )
-    if result["died_at"] is not None:
-        print(f"the lamp died: its states are not finite after {result['died_at']:,} steps")
-        return
     slopes = result.get("slopes", {})
     rows = [
         (name, f"{one['slope']:+.4g}", _interval(one["interval"]), "yes" if one["holds_zero"] else "no")
@@ -97,6 +94,10 @@ def drift_table(result: Result) -> None:
             f"{returns['nearest_own']:.2f} at least; to where another lamp was {returns['others']:.2f}; "
             f"ratio {returns['ratio']:.3f} {_interval(returns['interval'])}, 1 without loops"
         )
+    if result["died_at"] is not None:
+        print(f"the lamp died: its states are not finite after {result['died_at']:,} steps")
+    if "loops" not in result:
+        return
     loops, chaos = result["loops"], result["lyapunov"]
     print(
         f"secret loops, frames: {loops['ratio']:.2f} of real footage's distance to the nearest earlier frame "
@@ -112,14 +113,20 @@ def _interval(ends: Sequence[float]) -> str:
     return f"[{ends[0]:.3g}, {ends[1]:.3g}]"
 
 
-def require_matplotlib() -> None:
-    """Raise UserError unless the extra ``score`` is installed: before long work, not after it."""
+def require(target: Path | None) -> None:
+    """Raise UserError unless a report can be made, before long work and not after it.
+
+    Raises:
+        UserError: the extra ``score`` is not installed, or ``target`` is no PNG that could be written.
+    """
     try:
         import matplotlib
         import scipy  # noqa: F401
     except ImportError as error:
         raise UserError(f'score: {error.name} is missing; install "mlxlava[score]"') from error
     matplotlib.use("agg")
+    if target is not None and (target.suffix.lower() != ".png" or not target.resolve().parent.is_dir()):
+        raise UserError(f"score: cannot write {target}; give a .png in a folder that is there")
 
 
 def picture(
@@ -203,8 +210,3 @@ def _draw_spectra(axes: Any, described: tuple[Described, Described, Described], 
         axes.loglog(frequencies, power, label=name)
     axes.set(title="power of all modes", xlabel="frequency, Hz")
     axes.legend(fontsize="small")
-
-
-def closing(result: Result) -> str:
-    """How long it took."""
-    return f"took {clock(result['seconds'])}"
