@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mlxlava.backend import mx
+from mlxlava.backend import mx, resident_memory
 from mlxlava.checkpoint import Weights
 from mlxlava.config import UserError
 from mlxlava.dynamics import make_dynamics
@@ -222,7 +222,8 @@ def drift(
             clips = [rollout.draw(lamp) for lamp in path[:count]]
             other = describe(scene.space, clips)
             values = {name: MEASURES[name].function(scene.reference, other) for name in FOLLOWED}
-            rows.append({"frames": end, "measures": values, "state": normality(states)})
+            row = {"frames": end, "measures": values, "state": normality(states)}
+            rows.append({**row, "resident_gb": resident_memory(), "seconds": time.monotonic() - began})
             pictures.append((end, clips[0][-1]))
             returns.drop(rollout.step, states)
     except KeyboardInterrupt:  # what has been found so far is not lost

@@ -59,12 +59,13 @@ def score_table(result: Result) -> None:
 
 def drift_table(result: Result) -> None:
     """Windows beside real footage and the null, slopes, returns, loops and the Lyapunov exponent."""
-    columns = ("learned steps", *FOLLOWED, *(_SHORT.get(name, name) for name in _STATE))
+    columns = ("learned steps", *FOLLOWED, *(_SHORT.get(name, name) for name in _STATE), "memory, GB")
     rows = [
         (
             f"{row['frames']:,}",
             *(f"{row['measures'][name]:.4g}" for name in FOLLOWED),
             *(f"{row['state'][name]:.3f}" for name in _STATE),
+            f"{row['resident_gb']:.2f}",
         )
         for row in result["windows"]
     ]
@@ -74,6 +75,7 @@ def drift_table(result: Result) -> None:
             "real; N(0, I)",
             *(_interval((real[name][0], real[name][2])) for name in FOLLOWED),
             *(_interval(null[name]) for name in _STATE),
+            "",
         )
     )
     print_table(

@@ -23,7 +23,7 @@ from mlxlava.rollout import Rollout
 LENGTHS = (256, 128, 64, 32, 16)  # learned steps of a clip; the longest that leaves enough clips is taken
 CLIPS = 256  # of either half, at most
 FRAMES = 16_384  # of either half, at most, unless asked for otherwise
-_ENOUGH = 16  # clips of a half; with fewer, shorter clips are taken
+_ENOUGH = (16, 8)  # clips of a half: with fewer, shorter clips are taken
 _LEAST = 4  # clips of a half that measures need
 _BLOCKS = 8  # pieces that one footage is parted in, reference and held out in turns
 _WARM_UP = 256  # learned steps before the first drawn frame
@@ -81,7 +81,7 @@ def part(
         held_out: footage that was not trained on.
         frames: frames of either half, at most.
         lengths: clip lengths to choose from, longest first: the first that leaves 16 clips or, if none
-            does, the first that leaves 4.
+            does, the first that leaves 8, or 4.
 
     Raises:
         UserError: the footage is too short, or too few frames are asked for.
@@ -89,7 +89,7 @@ def part(
     least = _LEAST * lengths[-1]
     if frames < least:
         raise UserError(f"score: --frames must be at least {least}, not {frames}")
-    for enough in (_ENOUGH, _LEAST):
+    for enough in (*_ENOUGH, _LEAST):
         for length in lengths:
             if held_out is None:
                 starts = _blocks(footage, length)
