@@ -134,6 +134,10 @@ def grades(scene: Scene, clips: Clips, names: list[str] | None = None) -> Iterat
             yield name, grade, corrupt(clips, grade, length, reference)
 
 
+def _short(ratio: float) -> str:
+    return f"{ratio:,.0f}" if abs(ratio) >= 100 else f"{ratio:.2f}"
+
+
 def broken(floors: dict[str, Any], clean: dict[str, float], values: dict[str, list[float]]) -> list[str]:
     """Claims that do not hold: ``values`` of each corruption and measure, by rising grade."""
     wrong = []
@@ -175,7 +179,7 @@ def main() -> None:
                 under = row["value"] / row["ratio"]
                 clean.setdefault(name, value)
                 values.setdefault(f"{corruption}/{name}", []).append(value)
-                ratios.setdefault(f"{corruption}/{name}", []).append(f"{value / under:.3g}")
+                ratios.setdefault(f"{corruption}/{name}", []).append(_short(value / under))
     columns = ["none", *CORRUPTIONS]
     print(f"| measure | {' | '.join(columns)} |")
     print("|---" * (len(columns) + 1) + "|")

@@ -187,6 +187,14 @@ def _squared_distances(x: Array, y: Array) -> Array:
     return squares
 
 
+def _nearest(x: Array, y: Array) -> Array:
+    """Distance of each of (N, d) to the nearest of (M, d); in blocks, which stay in the cache."""
+    lengths = (y**2).sum(1)
+    parts = [(lengths - 2 * x[at : at + 64] @ y.T).min(1) for at in range(0, len(x), 64)]
+    nearest: Array = np.sqrt(np.maximum(np.concatenate(parts) + (x**2).sum(1), 0))
+    return nearest
+
+
 # --- pictures ---
 
 
@@ -339,7 +347,7 @@ def _arrows(of: Described, mean: Array, deviation: Array) -> Array:
         early, late = x[:, :-lag], x[:, lag:]
         third = np.swapaxes(early**2, 1, 2) @ late - np.swapaxes(late**2, 1, 2) @ early
         second = np.swapaxes(early, 1, 2) @ late
-        second = (second - np.swapaxes(second, 1, 2))[:, *np.triu_indices(x.shape[2], 1)]
+        second = (second - np.swapaxes(second, 1, 2))[(slice(None), *np.triu_indices(x.shape[2], 1))]
         rows += [third.reshape(len(x), -1) / (length - lag), second / (length - lag)]
         lag *= 2
     return np.concatenate(rows, axis=1)
@@ -383,7 +391,7 @@ def motion_loops(reference: Described, other: Described) -> float:
 def memory_frames(reference: Described, other: Described) -> float:
     """Mean distance of a frame to the nearest reference frame: small where frames are replayed."""
     x, (y, _) = reference.features[:, ::2].reshape(-1, reference.features.shape[-1]), _points(other)
-    return float(np.sqrt(_squared_distances(y, x).min(1)).mean())
+    return float(_nearest(y, x).mean())
 
 
 def memory_clips(reference: Described, other: Described) -> float:
@@ -394,8 +402,7 @@ def memory_clips(reference: Described, other: Described) -> float:
         starts = range(0, of.features.shape[1] - length + 1, every)
         return np.concatenate([_modes(of)[:, at : at + length].reshape(len(of), -1) for at in starts])
 
-    distances = _squared_distances(pieces(other, 32), pieces(reference, 2)).min(1)
-    return float(np.sqrt(distances / length).mean())
+    return float(_nearest(pieces(other, 32), pieces(reference, 2)).mean() / np.sqrt(length))
 
 
 # --- all of them ---
