@@ -454,7 +454,7 @@ def score(
         result, scene, drawn = judge(weights, clips, seed=seed, update=update)
         if target is not None:
             drift_result, ages = follow(weights, *parts(*real), _SHORT_DRIFT, seed=seed, update=update)
-    result = {"weights": name, "footage": source, **result}
+    result = {"weights": name, **_sources(source, real), **result}
     if target is not None:
         result["drift"] = drift_result
         size = weights.recipe.data.size
@@ -498,10 +498,11 @@ def drift(
 
     report.require(target)
     weights = load_weights(name)
-    real = parts(*_real_footage(weights, source, held_out))
+    footages = _real_footage(weights, source, held_out)
+    real = parts(*footages)
     with progress("drift") as update:
         result, ages = follow(weights, *real, frames, seed=seed, update=update)
-    result = {"weights": name, "footage": source, **result}
+    result = {"weights": name, **_sources(source, footages), **result}
     if target is not None and ages:
         report.picture(target, drift=result, ages=ages, step_fps=weights.step_fps)
     print(json.dumps(result)) if as_json else report.drift_table(result)
@@ -525,6 +526,14 @@ def _real_footage(
     if held_out is not None:
         raise UserError("score: --held-out needs --footage")
     return _footage([], data, seed=seed), _footage([], data, seed=seed + 1)
+
+
+def _sources(source: str | None, real: tuple[Footage, Footage | None]) -> dict[str, Any]:
+    """What was scored against: its name, and the hashes of content and settings."""
+    return {
+        "footage": source or "the built-in lamp",
+        "footage_keys": [footage.key for footage in real if footage is not None],
+    }
 
 
 def _at_true_speed(weights: Weights, source: str) -> Footage:
