@@ -277,6 +277,7 @@ ENDLESS = """
 
     target, name, height = sys.argv[1], sys.argv[2], int(sys.argv[3])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
     try:
         with open_sink(target, size=(height, 64), fps=20, format=name) as sink:
             for i in itertools.count():
