@@ -38,6 +38,7 @@ def test_a_slope_is_found_and_chance_is_not_taken_for_one() -> None:
     flat, rising = slope(ends, noise), slope(ends, 0.5 * np.log10(ends) + noise)
     assert flat["holds_zero"] and not rising["holds_zero"]
     assert rising["interval"][0] < 0.5 < rising["interval"][1]
+    assert slope(ends, [1.81] * len(ends)) == {"slope": 0.0, "interval": [0.0, 0.0], "holds_zero": True}
 
 
 @pytest.mark.parametrize("recipe", ["tiny", "tiny_duralava"])

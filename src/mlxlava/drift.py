@@ -42,6 +42,8 @@ def slope(at: Iterable[float], values: Iterable[float]) -> dict[str, Any]:
     from scipy import stats
 
     x, y = np.log10(list(at)), np.array(list(values))
+    if np.ptp(y) <= 1e-9 * np.abs(y).max():  # a lamp that stands still: no scatter to make an interval of
+        return {"slope": 0.0, "interval": [0.0, 0.0], "holds_zero": True}
     fit = stats.linregress(x, y)
     half = float(stats.t.ppf(0.975, len(x) - 2) * fit.stderr) if len(x) > 2 else float("inf")
     low, high = float(fit.slope) - half, float(fit.slope) + half

@@ -210,5 +210,7 @@ def _draw_spectra(axes: Any, described: tuple[Described, Described, Described], 
         power = spectrum(one).sum(1)
         frequencies = (np.arange(len(power)) + 1) * step_fps / one.features.shape[1]
         axes.loglog(frequencies, power, label=name)
-    axes.set(title="power of all modes", xlabel="frequency, Hz")
+    # A still lamp has next to none, which would squeeze the others.
+    real = spectrum(described[0]).sum(1)
+    axes.set(title="power of all modes", xlabel="frequency, Hz", ylim=(1e-2 * real.min(), 1e2 * real.max()))
     axes.legend(fontsize="small")
