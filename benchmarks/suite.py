@@ -104,13 +104,15 @@ def train_steps(recipe_name: str, size: int) -> Callable[[str], Answer]:
     from mlxlava.config import load_recipe, override
     from mlxlava.step import Trainer
 
-    recipe = override(load_recipe(recipe_name), {"data.size": [size, size]})
+    recipe = override(load_recipe(recipe_name), {"data.size": [size, size], "loss.alone": 0.0})
     data, every = recipe.data, recipe.loss.penalty_every
     rng = np.random.default_rng(0)
     count = data.drawn_frames or data.seq_len
-    frames = rng.integers(0, 256, (data.batch_size, count, size, size, 3), dtype=np.uint8)
+    views = recipe.encoder.views  # these come first
+    frames = rng.integers(0, 256, (data.batch_size, views + count, size, size, 3), dtype=np.uint8)
     steps = np.tile(np.arange(data.seq_len, dtype=np.int32), (data.batch_size, 1))
     times = np.sort(rng.permuted(steps, axis=1)[:, :count], axis=1)
+    times = np.concatenate([steps[:, :views], times], axis=1)
     trainer = Trainer(recipe, 10**6)
     state = trainer.init()
     rounds = 0
@@ -152,7 +154,7 @@ def play(recipe_name: str, size: int) -> Callable[[str], Answer]:
     from mlxlava.rollout import Rollout
     from mlxlava.step import Trainer
 
-    recipe = override(load_recipe(recipe_name), {"data.size": [size, size]})
+    recipe = override(load_recipe(recipe_name), {"data.size": [size, size], "loss.alone": 0.0})
     weights = Weights(recipe, _PLAY_STEP_FPS, playable(Trainer(recipe, 1).init()), {})
 
     def clock() -> Iterator[float]:

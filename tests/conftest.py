@@ -21,12 +21,18 @@ _TINY = {
     "training.checkpoint_every": 2,
     "training.preview_every": 4,
 }
+_ENCODER = {
+    "encoder.views": 3,
+    "encoder.widths": [6, 8],
+    "encoder.hidden": [10],
+    "loss.alone": 0.17,
+}
 
 
 @pytest.fixture(scope="session")
 def tiny() -> Recipe:
     """The recipe ``lava``, small: a step takes milliseconds."""
-    return override(load_recipe("lava"), {**_TINY, "loss.penalty_every": 2})
+    return override(load_recipe("lava"), {**_TINY, **_ENCODER, "loss.penalty_every": 2})
 
 
 @pytest.fixture(scope="session")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 
-from mlxlava.backend import mx, tree_map
+from mlxlava.backend import mx, named_arrays, tree_map
+from mlxlava.checkpoint import Weights, load_weights
 from mlxlava.config import Recipe, override
-from mlxlava.dynamics import PenalisedStep, StationaryStep, make_dynamics
+from mlxlava.dynamics import PENALTIES, PenalisedStep, StationaryStep, make_dynamics
 from mlxlava.nets import Tree
+from mlxlava.normality import normality, null
+from mlxlava.rollout import Rollout
 
 
 def stationary(recipe: Recipe, rho: float) -> tuple[StationaryStep, Tree, Tree]:
@@ -57,15 +61,102 @@ def test_a_normal_state_stays_normal(tiny: Recipe, rho: float) -> None:
     assert np.abs(np.cov(z.T) - np.eye(8)).max() < 0.13
 
 
-def test_a_wrong_start_is_forgotten(tiny: Recipe) -> None:
+def test_a_wrong_start_is_forgotten_at_the_predicted_rate(tiny: Recipe) -> None:
+    """Rotations keep a length and noise is independent: E‖z‖² / Z − 1 falls by rho² a step, exactly."""
     step, weights, stats = stationary(tiny, 0.98)
-    states = 5 * normal(2000, 1) + 10
-    for n in range(400):
+    states = 52 * normal(2000, 1) + 10
+    first = np.mean(np.array(states) ** 2)
+    for n in range(1, 501):
         states = step.advance(weights, stats, states, normal(2000, 10 + n))
         mx.eval(states)
+        if n in (1, 10, 50, 100):
+            predicted = 1 + 0.98 ** (2 * n) * (first - 1)
+            assert np.isclose((states * states).mean().item(), predicted, rtol=0.02), n
     z = np.array(states)
     assert abs(z.mean()) < 0.05
     assert abs(z.std() - 1) < 0.03
+
+
+def test_each_number_may_learn_its_own_rho(tiny: Recipe) -> None:
+    step = make_dynamics(override(tiny, {"dynamics.rho": 0.98, "dynamics.learn_rho": True}))
+    assert isinstance(step, StationaryStep)
+    weights, stats = step.init(mx.random.key(3)), step.init_stats()
+    fixed, _, _ = stationary(tiny, 0.98)
+    states, noise = normal(20, 0), normal(20, 1)
+    same = fixed.advance(weights, stats, states, noise, 0.3)
+    assert np.allclose(np.array(step.advance(weights, stats, states, noise, 0.3)), np.array(same), atol=1e-6)
+    weights["log_rate"] = mx.linspace(-8, 1, 8)  # rho of 0.9997 … 0.07
+    states = normal(4000, 1)
+    for n in range(50):
+        states = step.advance(weights, stats, states, normal(4000, 10 + n))
+        mx.eval(states)
+    assert np.abs(np.cov(np.array(states).T) - np.eye(8)).max() < 0.13
+    gradient = mx.grad(lambda w: step.advance(w, stats, states, noise[:1]).sum())(weights)
+    assert (np.array(gradient["log_rate"]) != 0).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["random", "random, no noise", "shipped"])
+def test_the_law_is_kept_over_100_000_steps(which: str, tiny: Recipe) -> None:
+    if which == "shipped":
+        weights = load_weights("lava")
+    else:
+        recipe = override(tiny, {"dynamics.rho": 1.0 if which == "random, no noise" else 0.999})
+        arrays = {"generator": {}, "dynamics": make_dynamics(recipe).init(mx.random.key(5))}
+        arrays["dynamics"] = tree_map(lambda a: 3 * a, arrays["dynamics"])
+        stats = {"dynamics": make_dynamics(recipe).init_stats(), "generator": {}}
+        weights = Weights(recipe, 5.0, {**arrays, "stats": stats}, {})
+    rollout = Rollout(weights, seed=3, lamps=256)
+    first = rollout.states
+    for _ in range(100):
+        last = rollout.roll(1000)[:, -1]
+    law = null(256, first.shape[1], repeats=100)
+    width = {name: high - low for name, (low, high) in law.items()}
+    found = normality(last)
+    # Eight statistics of three laws: half an interval more, so that chance does not fail one.
+    outside = {
+        name: found[name]
+        for name, (low, high) in law.items()
+        if not low - width[name] / 2 <= found[name] <= high + width[name] / 2
+    }
+    assert not outside
+    if which == "random, no noise":
+        assert np.allclose(np.linalg.norm(last, axis=1), np.linalg.norm(first, axis=1), rtol=1e-5)
+
+
+def test_without_noise_a_step_can_be_undone(tiny: Recipe) -> None:
+    step, weights, stats = stationary(tiny, 1.0)
+    states = normal(50, 0)
+    moved = states
+    for _ in range(20):
+        moved = step.advance(weights, stats, moved, mx.zeros_like(moved))
+    back = moved
+    for _ in range(20):
+        back = step.inverse(weights, stats, back)
+    assert np.abs(np.array(moved - states)).mean() > 0.3
+    assert np.allclose(np.array(back), np.array(states), atol=1e-4)
+
+
+def test_a_long_roll_has_the_gradient_of_its_steps(tiny: Recipe) -> None:
+    """Pieces that are rolled again in the backward pass change nothing but memory."""
+    step, weights, stats = stationary(tiny, 0.98)
+    states, key = normal(4, 1), mx.random.key(2)
+    noise = mx.random.normal((25, 4, 8), key=key)
+
+    def by_pieces(weights: Tree) -> mx.array:
+        return step.roll(weights, stats, states, key, 25)[0].square().sum((0, 2)).cos().sum()
+
+    def one_by_one(weights: Tree) -> mx.array:
+        now, total = states, mx.array(0.0)
+        for t in range(25):
+            now = step.advance(weights, stats, now, noise[t])
+            total = total + now.square().sum().cos()
+        return total
+
+    weights = tree_map(lambda a: a / 3, weights)  # gentle: chaos would part the two by rounding
+    left, right = (named_arrays(mx.grad(function)(weights)) for function in (by_pieces, one_by_one))
+    for name, array in left.items():
+        assert np.allclose(np.array(array), np.array(right[name]), rtol=1e-2, atol=1e-3), name
 
 
 def test_states_in_between_lie_on_the_way(tiny: Recipe) -> None:
@@ -94,6 +185,18 @@ def test_rolling_is_advancing_again_and_again(kind: str, request: pytest.Fixture
         assert np.allclose(np.array(path[:, t]), np.array(states), atol=1e-5)
 
 
+def test_a_roll_may_begin_in_the_middle(tiny: Recipe) -> None:
+    step, weights, stats = stationary(tiny, 0.98)
+    path, _ = step.roll(weights, stats, normal(2000, 1), mx.random.key(2), 12, before=6)
+    assert np.array_equal(np.array(path[:, 5]), np.array(normal(2000, 1)))
+    # Backwards or forwards: neighbours are alike in the same way, and every state is normal.
+    moved = path[:, 1:] - mx.stack([step.transport(weights, stats, path[:, t]) for t in range(11)], axis=1)
+    spread = np.array(moved).std((0, 2))
+    assert np.allclose(spread, np.sqrt((1 - 0.98) ** 2 + 1 - 0.98**2), rtol=0.03)
+    for t in (0, 11):
+        assert np.abs(np.cov(np.array(path[:, t]).T) - np.eye(8)).max() < 0.15
+
+
 def test_penalised_states_are_standardised_and_their_moments_are_the_penalty(
     penalised: tuple[PenalisedStep, Tree],
 ) -> None:
@@ -108,6 +211,18 @@ def test_penalised_states_are_standardised_and_their_moments_are_the_penalty(
     raw = np.array(step._propose(weights, normal(16, 1)))
     assert np.isclose(one["normality_mean"].item(), raw.mean() ** 2, rtol=1e-3)
     assert np.isclose(one["normality_std"].item(), (raw.std() - 1) ** 2, rtol=1e-3)
+
+
+def test_the_stronger_penalty_sees_lamps_that_are_all_alike() -> None:
+    """One state whose numbers look normal, 32 times: pooled moments are content (DESIGN, section 6)."""
+    one = mx.array([NormalDist().inv_cdf((n + 0.5) / 64) for n in range(64)])
+    together, apart = mx.repeat(one[None], 32, axis=0), mx.random.normal((32, 64), key=mx.random.key(0))
+
+    def penalty(kind: str, states: mx.array) -> float:
+        return float(sum(np.array(term) for term in PENALTIES[kind](states, mx.random.key(1)).values()))
+
+    assert max(penalty("moments", apart), penalty("moments", together)) < 0.1
+    assert penalty("epps_pulley", together) > 20 * penalty("epps_pulley", apart)
 
 
 def test_penalised_states_in_between_lie_on_the_great_circle(penalised: tuple[PenalisedStep, Tree]) -> None:

@@ -217,6 +217,11 @@ def test_a_batch_is_a_pure_function_of_seed_and_step(tmp_path: Path) -> None:
         np.testing.assert_array_equal(values - values[:, :1], times - times[:, :1])
     assert len({times.tobytes() for _, times in first}) == 5
     assert (found.batch(2, 0, 4, 50, 3)[1] != first[0][1]).any()
+    # Evenly spaced views of the same clips come before.
+    frames, times = found.batch(1, 0, 4, 50, 3, views=4)
+    assert times[:, :4].tolist() == [[0, 16, 33, 49]] * 4
+    np.testing.assert_array_equal(frames[:, 4:], first[0][0])
+    np.testing.assert_array_equal(frames[..., 0, 0, 0].astype(int) - frames[:, :1, 0, 0, 0], times)
 
 
 def test_drawn_times() -> None:

@@ -5,7 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from mlxlava.backend import mx
-from mlxlava.losses import cross_entropy, gradient_penalty, moments, relativistic, relativistic_ratio
+from mlxlava.losses import (
+    augment,
+    covariance_distance,
+    cross_entropy,
+    epps_pulley,
+    gradient_penalty,
+    kl_to_normal,
+    moments,
+    relativistic,
+    relativistic_ratio,
+)
+from mlxlava.normality import epps_pulley as measured_epps_pulley
+from mlxlava.normality import normality
 
 REAL, DRAWN = np.array([0.3, -2.0, 5.0]), np.array([1.1, -1.0, -4.0])
 
@@ -43,3 +55,30 @@ def test_moments_are_those_of_the_numbers() -> None:
     centred = (x - x.mean()) / x.std()
     found = [moment.item() for moment in moments(mx.array(x))]
     assert np.allclose(found, [x.mean(), x.std(), (centred**3).mean(), (centred**4).mean()], rtol=1e-3)
+
+
+def test_normality_losses_are_the_measures() -> None:
+    x = np.random.default_rng(1).gamma(2.0, size=(50, 20)).astype(np.float32) - 2
+    assert np.isclose(epps_pulley(mx.array(x)).item(), measured_epps_pulley(x).mean(), rtol=1e-4)
+    assert np.isclose(covariance_distance(mx.array(x)).item(), normality(x)["covariance"], rtol=1e-4)
+
+
+def test_kl_of_a_normal_law() -> None:
+    # Of N(1, 4) to N(0, 1), by its closed form; two numbers of a state.
+    kl = kl_to_normal(mx.array([[1.0, 1.0]]), mx.log(mx.array([[4.0, 4.0]])))
+    assert np.isclose(kl.item(), 2 * 0.5 * (4 + 1 - 1 - np.log(4)))
+    assert kl_to_normal(mx.zeros((3, 2)), mx.zeros((3, 2))).item() == 0
+
+
+def test_augmentation_is_the_same_in_all_frames_of_a_clip() -> None:
+    frame = np.random.default_rng(0).random((5, 1, 12, 16, 3)).astype(np.float32)
+    clips = mx.array(np.repeat(frame, 3, axis=1))
+    moved = np.array(augment(clips, mx.random.key(1), 0.25, 0.1))
+    assert np.array_equal(moved[:, 0], moved[:, 2])
+    changes = np.abs(moved[:, 0] - frame[:, 0]).mean((1, 2, 3))
+    assert (changes > 0.01).all() and len(set(changes.tolist())) == 5
+    assert np.array_equal(np.array(augment(clips, mx.random.key(1), 0.0, 0.0)), np.array(clips))
+    # A shift only: every picture is a part of the old one, edges repeated.
+    shifted = np.array(augment(clips, mx.random.key(2), 0.25, 0.0))[0, 0]
+    padded = np.pad(frame[0, 0], [(3, 3), (4, 4), (0, 0)], mode="edge")
+    assert any(np.array_equal(shifted, padded[y : y + 12, x : x + 16]) for y in range(7) for x in range(9))

@@ -23,6 +23,29 @@ def test_a_generator_draws_frames_of_any_size(name: str, size: tuple[int, int]) 
     assert to_bytes(frames).dtype == mx.uint8
 
 
+def test_a_background_is_added_pixel_by_pixel(tiny: Recipe) -> None:
+    generator = make_generator(tiny)
+    weights = generator.init(mx.random.key(0))
+    states = mx.random.normal((3, 8), key=mx.random.key(1))
+    plain, _ = generator(weights, states)
+    light = mx.zeros((16, 16, 3))
+    light[4, 5, 1] = 2.0
+    lit, _ = generator({**weights, "background": light}, states)
+    changed = np.argwhere(np.array(plain != lit))
+    assert {tuple(place) for place in changed[:, 1:].tolist()} == {(4, 5, 1)}
+
+
+def test_an_encoder_gives_a_law_for_each_clip(tiny: Recipe) -> None:
+    encoder = nets.Encoder(tiny)
+    frames = mx.random.uniform(shape=(4, 3, 16, 16, 3), key=mx.random.key(1)) - 0.5
+    mean, log_variance = encoder(encoder.init(mx.random.key(0)), frames)
+    assert mean.shape == log_variance.shape == (4, 8)
+    # Over the batch the states that may be drawn have mean 0 and variance 1.
+    assert np.allclose(np.array(mean.mean(0)), 0, atol=1e-5)
+    assert np.allclose(np.array(mean.var(0) + mx.exp(log_variance).mean(0)), 1, atol=1e-3)
+    assert (np.array(log_variance) < 0).all()
+
+
 def test_bytes_are_rounded() -> None:
     assert to_bytes(mx.array([0.0, 0.499 / 255, 0.501 / 255, 1.0])).tolist() == [0, 0, 1, 255]
 
@@ -43,6 +66,7 @@ def test_the_discriminator_of_frames_sees_their_gaps(tiny: Recipe) -> None:
     discriminator = make_discriminator(tiny)
     weights = discriminator.init(mx.random.key(0))
     frames = mx.random.uniform(shape=(2, 3, 16, 16, 3), key=mx.random.key(1))
+    # What is seen does not change, when it was seen does: the same change is haste at a smaller gap.
     near, far = mx.array([[0, 1, 2]] * 2), mx.array([[0, 2, 5]] * 2)
     assert not np.allclose(
         np.array(discriminator(weights, frames, near)), np.array(discriminator(weights, frames, far))

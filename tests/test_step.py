@@ -22,15 +22,19 @@ def recipe(request: pytest.FixtureRequest) -> Recipe:
     return chosen
 
 
+def batch(recipe: Recipe, footage: Footage, index: int) -> tuple[np.ndarray, np.ndarray]:
+    data, views = recipe.data, recipe.encoder.views
+    return footage.batch(0, index, data.batch_size, data.seq_len, data.drawn_frames, views)
+
+
 def steps(
     recipe: Recipe, footage: Footage, count: int, *, compiled: bool = False
 ) -> tuple[list[Tree], list[Terms]]:
     """The run states after 0 … ``count`` steps, and the terms of each step."""
-    data = recipe.data
-    trainer = Trainer(recipe, 100, compiled=compiled)
+    trainer = Trainer(recipe, 6, compiled=compiled)
     states, terms = [trainer.init()], []
     for index in range(count):
-        frames, times = footage.batch(0, index, data.batch_size, data.seq_len, data.drawn_frames)
+        frames, times = batch(recipe, footage, index)
         state, found = trainer(states[-1], mx.array(frames), mx.array(times), index)
         mx.eval(state, found)
         states.append(state)
@@ -83,8 +87,32 @@ def test_the_average_follows_the_weights(tiny: Recipe, footage: Footage) -> None
 
 
 def test_penalties_come_every_nth_step(tiny: Recipe, footage: Footage) -> None:
-    _, terms = steps(override(tiny, {"loss.penalty_every": 3}), footage, 5)
+    _, terms = steps(override(tiny, {"loss.penalty_every": 3, "loss.alone": 0.0}), footage, 5)
     assert ["r1" in found for found in terms] == [True, False, False, True, False]
+
+
+def test_the_discriminator_joins_in_at_its_step(tiny: Recipe, footage: Footage) -> None:
+    states, terms = steps(override(tiny, {"loss.alone": 0.34}), footage, 3)
+    assert ["loss_d" in found for found in terms] == [False, False, True]
+    assert all("reconstruction" in found and "kl" in found for found in terms)
+    first, before, after = (flat(states[n]["discriminator"]) for n in (0, 2, 3))
+    assert all(np.array_equal(array, before[name]) for name, array in first.items())
+    assert (
+        sum(np.array_equal(array, after[name]) for name, array in before.items()) <= 2
+    )  # biases of the logit
+
+
+def test_clips_are_learned_by_heart_when_there_are_few(tiny: Recipe, footage: Footage) -> None:
+    """The evidence bound alone, on one batch: what is encoded, rolled and drawn becomes what was seen."""
+    recipe = override(tiny, {"loss.alone": 1.0, "training.learning_rate": 3e-3})
+    trainer = Trainer(recipe, 100)
+    frames, times = batch(recipe, footage, 0)
+    state, errors = trainer.init(), []
+    for index in range(60):
+        state, terms = trainer(state, mx.array(frames), mx.array(times), index)
+        mx.eval(state, terms)
+        errors.append(terms["reconstruction"].item())
+    assert np.mean(errors[-5:]) < 0.5 * errors[0]
 
 
 def test_no_tensor_moves_further_than_the_clip(tiny: Recipe, footage: Footage) -> None:

@@ -97,6 +97,16 @@ def stopping_at(run: Path, step: int) -> Iterator[None]:
         yield
 
 
+def test_a_lamp_stands_there_from_the_first_step(tiny: Recipe, footage: Footage, tmp_path: Path) -> None:
+    """G's background starts at the mean of the footage."""
+    begin(tmp_path, tiny, footage)
+    state = state_of(tmp_path, tiny)
+    mean = footage.frames.mean(0) / 255
+    for tree in (state, state["ema"]):
+        background = np.array(mx.sigmoid(tree["generator"]["background"]))
+        assert np.abs(background - mean).max() < 1.5 / 255
+
+
 def test_the_log_has_every_term_and_previews_show_lamps(
     tiny: Recipe, footage: Footage, tmp_path: Path
 ) -> None:
@@ -105,8 +115,8 @@ def test_the_log_has_every_term_and_previews_show_lamps(
     lines = log_of(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     for name in ("seconds", "loss_d", "loss_g", "state_mean", "state_spread", "clips_per_second"):
-        assert name in lines[0]
-    assert "r1" in lines[0] and "r1" not in lines[1]
+        assert name in lines[-1]
+    assert "r1" in lines[2] and "r1" not in lines[3]
     sheet = Image.open(tmp_path / "previews/000004.png")
     assert sheet.size == (6 * 18 - 2, 5 * 18 - 2)  # a row of real frames, four lamps; six times
     assert np.array_equal(np.asarray(sheet)[:16, :16], footage.frames[footage.clip_starts(6)[0]])

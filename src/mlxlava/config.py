@@ -71,6 +71,9 @@ class Generator:
         (256, 128, 64, 32), "channels before each doubling of the resolution, coarsest first"
     )
     last_width: int = _setting(16, "shuffle: channels at full resolution, before the last convolution")
+    background: bool = _setting(
+        False, "shuffle: one learned number for each pixel and colour, which starts at the footage's mean"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +87,27 @@ class Dynamics:
         ("stationary", "penalised"),
     )
     hidden: tuple[int, ...] = _setting((128,), "widths of the hidden layers")
+    penalty: str = _setting(
+        "moments",
+        "penalised: moments: four of all numbers pooled; "
+        "epps_pulley: along axes and random directions, and the covariance",
+        ("moments", "epps_pulley"),
+    )
     couplings: int = _setting(4, "stationary: coupling layers; an even number moves both halves alike")
     rho: float = _setting(0.9999, "stationary: share of the state kept a learned step; 1 adds no noise")
+    learn_rho: bool = _setting(
+        False, "stationary: learn a rho for each number of the state, from this one on"
+    )
     angle: float = _setting(0.05, "stationary: standard deviation of the first rotation angles, radians")
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """Frames of a real clip → the state it starts from; for training only."""
+
+    views: int = _setting(0, "frames of a clip that are encoded, evenly spaced; 0 for no encoder")
+    widths: tuple[int, ...] = _setting((32, 64, 128, 256), "channels after each halving of the resolution")
+    hidden: tuple[int, ...] = _setting((256,), "widths of the hidden layers that look at all frames")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +137,15 @@ class Loss:
     )
     gamma: float = _setting(1.0, "weight of the gradient penalties on real and on drawn clips")
     penalty_every: int = _setting(8, "training steps between gradient penalties (weighted up to match)")
-    normality: float = _setting(0.0, "penalised dynamics: weight of the four-moment penalty")
+    normality: float = _setting(0.0, "penalised dynamics: weight of the normality penalty")
+    evidence: float = _setting(
+        0.0, "weight of the negative evidence bound: real clips are encoded, rolled and drawn again"
+    )
+    sigma: float = _setting(0.1, "evidence: deviation of a drawn pixel from the real one that is allowed for")
+    kl_steps: int = _setting(0, "evidence: training steps until the KL divergence counts in full")
+    shift: float = _setting(0.0, "farthest that clips are moved before D sees them, in heights and widths")
+    colour: float = _setting(0.0, "largest change of brightness of what D sees, and half that of contrast")
+    alone: float = _setting(0.0, "evidence: share of the training steps before the discriminator joins in")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,11 +154,14 @@ class Training:
 
     optimizer: str = _setting("adam", "adam or sgd", ("adam", "sgd"))
     learning_rate: float = _setting(4e-4, "step size at the start, for G, R and D")
-    betas: tuple[float, float] = _setting((0.0, 0.99), "adam: decay of the two moments")
+    betas: tuple[float, float] = _setting((0.0, 0.99), "adam: decay of the two moments, for G, R and E")
+    d_betas: tuple[float, float] = _setting((0.0, 0.99), "adam: decay of the two moments, for D")
+    d_rate: float = _setting(1.0, "learning rate of D, in learning_rate")
     clip: float = _setting(
         0.0, "longest step of a tensor, in learning rates per weight (RMS); 0 for no limit"
     )
     schedule: str = _setting("constant", "constant, or cosine: to 0 at the last step", ("constant", "cosine"))
+    warm_up: int = _setting(0, "training steps in which the learning rate rises to its full size")
     steps: int = _setting(20000, "training steps; 0 to count them from epochs")
     epochs: int = _setting(0, "passes over the footage; 0 to count by steps")
     ema: float = _setting(0.998, "decay of the averaged weights that are played")
@@ -150,6 +182,7 @@ class Recipe:
     generator: Generator = dataclasses.field(default_factory=Generator)
     dynamics: Dynamics = dataclasses.field(default_factory=Dynamics)
     discriminator: Discriminator = dataclasses.field(default_factory=Discriminator)
+    encoder: Encoder = dataclasses.field(default_factory=Encoder)
     loss: Loss = dataclasses.field(default_factory=Loss)
     training: Training = dataclasses.field(default_factory=Training)
 
@@ -175,12 +208,37 @@ def _check(recipe: Recipe) -> None:
     if recipe.dynamics.kind == "stationary":
         _require(recipe.generator.state_size % 4 == 0, "generator.state_size must be a multiple of 4")
         _require(0 < recipe.dynamics.rho <= 1, "dynamics.rho must lie in (0, 1]")
+        _require(
+            recipe.dynamics.rho < 1 or not recipe.dynamics.learn_rho,
+            "dynamics.learn_rho needs a dynamics.rho below 1 to start from",
+        )
         _require(recipe.dynamics.couplings >= 1, "dynamics.couplings must be at least 1")
+    _require(
+        0 <= recipe.encoder.views <= data.seq_len and recipe.encoder.views != 1,
+        "encoder.views must be 0, or lie in 2 … data.seq_len",
+    )
+    _require(0 <= recipe.loss.shift < 0.5, "loss.shift must lie in [0, 0.5)")
+    _require(0 <= recipe.loss.colour < 0.5, "loss.colour must lie in [0, 0.5)")
+    _require(
+        recipe.encoder.views == 0 or data.batch_size > 1,
+        "data.batch_size must be at least 2 with an encoder, which standardises states over the batch",
+    )
+    _require(recipe.loss.kl_steps >= 0, "loss.kl_steps must not be negative")
+    _require(recipe.loss.sigma > 0, "loss.sigma must be positive")
+    _require(
+        (recipe.loss.evidence > 0) == (recipe.encoder.views > 0),
+        "loss.evidence goes with encoder.views: give both, or 0 for both",
+    )
+    _require(
+        recipe.loss.alone == 0 or (0 < recipe.loss.alone <= 1 and recipe.loss.evidence > 0),
+        "loss.alone must lie in [0, 1], and needs loss.evidence: until then there is nothing else to learn",
+    )
     # A discriminator of frames halves once more, where it looks at several frames together.
     more = 1 if recipe.discriminator.kind == "frames" else 0
     for part, widths, halvings in (
         ("generator", recipe.generator.widths, len(recipe.generator.widths)),
         ("discriminator", recipe.discriminator.widths, len(recipe.discriminator.widths) + more),
+        ("encoder", recipe.encoder.widths, len(recipe.encoder.widths)),
     ):
         _require(len(widths) >= 1 and min(widths) >= 1, f"{part}.widths must be positive numbers")
         factor = 2**halvings
@@ -201,6 +259,8 @@ def _check(recipe: Recipe) -> None:
     _require(0 <= training.ema < 1, "training.ema must lie in [0, 1)")
     _require(0 <= training.reset_probability <= 1, "training.reset_probability must lie in [0, 1]")
     _require(training.learning_rate > 0, "training.learning_rate must be positive")
+    _require(training.d_rate > 0, "training.d_rate must be positive")
+    _require(training.warm_up >= 0, "training.warm_up must not be negative")
     _require(training.clip >= 0, "training.clip must not be negative")
     _require((training.steps > 0) != (training.epochs > 0), "give one of training.steps and training.epochs")
     _require(recipe.loss.penalty_every >= 1, "loss.penalty_every must be at least 1")

@@ -6,6 +6,8 @@ Two kinds behind one interface. ``stationary`` keeps N(0, I) exactly, for any we
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -13,8 +15,12 @@ import numpy as np
 
 from mlxlava.backend import mx
 from mlxlava.config import Recipe
-from mlxlava.losses import moments
+from mlxlava.losses import covariance_distance, epps_pulley, moments
 from mlxlava.nets import Tree, dense, glorot, init_dense, leaky_relu
+
+Step = Callable[[Tree, Tree, mx.array, mx.array], mx.array]
+
+_PIECE = 10  # learned steps that are rolled again together in the backward pass
 
 
 class StationaryStep:
@@ -23,18 +29,23 @@ class StationaryStep:
     A coupling layer splits the state (in a fixed orthogonal basis) into two halves, and rotates
     pairs of numbers of one half by angles that a small network reads off the other. A rotation
     keeps a normal law, and its angle depends only on what it leaves alone; so each layer keeps
-    N(0, I) for any weights, and so does ``z' = rho T(z) + sqrt(1 - rho²) noise``. With rho < 1
-    a wrong start is forgotten: KL(p_t ‖ N) <= rho^(2t) KL(p_0 ‖ N).
+    N(0, I) for any weights, and so does ``z' = rho T(z) + sqrt(1 - rho²) noise``, an
+    Ornstein–Uhlenbeck process around it. With rho < 1 a wrong start is forgotten:
+    KL(p_t ‖ N) <= rho^(2t) KL(p_0 ‖ N). With ``learn_rho`` each number of the state has a rho of its
+    own, which is learned; the largest one stands in the bound.
     """
 
     companions = 1  # states that have to be rolled together to play one lamp
+    reversible = True
 
     def __init__(self, recipe: Recipe) -> None:
         self.size = recipe.generator.state_size
         self.hidden = recipe.dynamics.hidden
         self.couplings = recipe.dynamics.couplings
         self.rho = recipe.dynamics.rho
-        self.keeps_norm = self.rho == 1  # whether a step leaves each state's norm as it is
+        self.learn_rho = recipe.dynamics.learn_rho
+        # Whether a step leaves each state's norm as it is.
+        self.keeps_norm = self.rho == 1 and not self.learn_rho
         self.angle = recipe.dynamics.angle
 
     def init(self, key: mx.array) -> Tree:
@@ -49,6 +60,8 @@ class StationaryStep:
             layer["angles"] = init_dense(keys[-2], widths[-1], self.size // 4, self.angle)
             layer["angles"]["bias"] = self.angle * mx.random.normal((self.size // 4,), key=keys[-1])
             weights[f"coupling{c}"] = layer
+        if self.learn_rho:
+            weights["log_rate"] = mx.full((self.size,), np.log(-np.log(self.rho)))
         return weights
 
     def init_stats(self) -> Tree:
@@ -60,16 +73,25 @@ class StationaryStep:
     def transport(self, weights: Tree, stats: Tree, states: mx.array, dt: float | mx.array = 1.0) -> mx.array:
         """The rotations alone, for a share ``dt`` of a learned step; keeps each state's norm. (B, Z)."""
         for c in range(self.couplings):
-            layer, basis = weights[f"coupling{c}"], stats[f"basis{c}"]
-            first, second, kept = mx.split(states @ basis, [self.size // 4, self.size // 2], axis=-1)
-            x = kept
-            for i in range(len(self.hidden)):
-                x = mx.tanh(dense(layer[f"hidden{i}"], x))
-            angles = dt * dense(layer["angles"], x)
-            cos, sin = mx.cos(angles), mx.sin(angles)
-            turned = [first * cos - second * sin, first * sin + second * cos, kept]
-            states = mx.concatenate(turned, axis=-1) @ basis.T
+            states = self._couple(weights[f"coupling{c}"], stats[f"basis{c}"], states, dt)
         return states
+
+    def inverse(self, weights: Tree, stats: Tree, states: mx.array, dt: float | mx.array = 1.0) -> mx.array:
+        """The states (B, Z) that ``transport`` takes to these; with rho = 1 that undoes a step."""
+        for c in reversed(range(self.couplings)):
+            states = self._couple(weights[f"coupling{c}"], stats[f"basis{c}"], states, -dt)
+        return states
+
+    def _couple(self, layer: Tree, basis: mx.array, states: mx.array, dt: float | mx.array) -> mx.array:
+        """Turn pairs of one half of the states by ``dt`` times the angles that the other half gives."""
+        first, second, kept = mx.split(states @ basis, [self.size // 4, self.size // 2], axis=-1)
+        x = kept
+        for i in range(len(self.hidden)):
+            x = mx.tanh(dense(layer[f"hidden{i}"], x))
+        angles = dt * dense(layer["angles"], x)
+        cos, sin = mx.cos(angles), mx.sin(angles)
+        turned = [first * cos - second * sin, first * sin + second * cos, kept]
+        return mx.concatenate(turned, axis=-1) @ basis.T
 
     def advance(
         self, weights: Tree, stats: Tree, states: mx.array, noise: mx.array, dt: float | mx.array = 1.0
@@ -79,22 +101,57 @@ class StationaryStep:
         Going from one state by dt = 0 … 1 with the same noise runs along one path, so states in
         between need no others.
         """
-        states = self.transport(weights, stats, states, dt)
-        if self.rho == 1:
+        return self._stir(weights, self.transport(weights, stats, states, dt), noise, dt)
+
+    def retreat(self, weights: Tree, stats: Tree, states: mx.array, noise: mx.array) -> mx.array:
+        """States (B, Z) a learned step earlier: the same process, looked at backwards.
+
+        If u is N(0, I) and z' = rho u + sqrt(1 − rho²) noise, then u given z' has the law of
+        rho z' + sqrt(1 − rho²) noise; so a path of normal states that was rolled backwards has exactly the
+        law of one that was rolled forwards.
+        """
+        return self.inverse(weights, stats, self._stir(weights, states, noise, 1.0))
+
+    def _stir(self, weights: Tree, states: mx.array, noise: mx.array, dt: float | mx.array) -> mx.array:
+        """The Ornstein–Uhlenbeck part of ``dt`` of a step: a little is forgotten, as much is added."""
+        if self.keeps_norm:
             return states
-        kept = self.rho**dt
-        return kept * states + mx.sqrt(mx.array(1 - kept * kept)) * noise
+        rate = mx.exp(weights["log_rate"]) if self.learn_rho else mx.array(-math.log(self.rho))
+        # expm1: 1 − rho² is lost to rounding in float32 when rho is near one.
+        return mx.exp(-rate * dt) * states + mx.sqrt(-mx.expm1(-2 * rate * dt)) * noise
 
     def roll(
-        self, weights: Tree, stats: Tree, states: mx.array, key: mx.array, steps: int
+        self, weights: Tree, stats: Tree, states: mx.array, key: mx.array, steps: int, before: int = 0
     ) -> tuple[mx.array, dict[str, mx.array]]:
-        """States (B, Z) → the states after 1 … ``steps`` learned steps (B, steps, Z); no penalty."""
+        """States (B, Z) → a path of ``steps`` states (B, steps, Z); no penalty.
+
+        The first ``before`` states of the path end with the given ones, the rest are after 1, 2 … learned
+        steps. From the middle on both ways, gradients have half as far to go.
+        """
         noise = mx.random.normal((steps, *states.shape), key=key)
-        path = []
-        for t in range(steps):
-            states = self.advance(weights, stats, states, noise[t])
-            path.append(states)
-        return mx.stack(path, axis=1), {}
+
+        def go(states: mx.array, noise: mx.array, step: Step) -> list[mx.array]:
+            def piece(weights: Tree, stats: Tree, states: mx.array, noise: mx.array) -> list[mx.array]:
+                path = []
+                for t in range(len(noise)):
+                    states = step(weights, stats, states, noise[t])
+                    path.append(states)
+                return path
+
+            # Of a long way only its states are kept for the backward pass, which rolls each piece again:
+            # 200 steps take no more memory than 20 (docs/experiments.md).
+            if len(noise) > _PIECE:
+                piece = mx.checkpoint(piece)
+            path: list[mx.array] = []
+            for t in range(0, len(noise), _PIECE):
+                path += piece(weights, stats, states, noise[t : t + _PIECE])
+                states = path[-1]
+            return path
+
+        after = go(states, noise[before:], self.advance)
+        if before:
+            after = [*reversed(go(states, noise[1:before], self.retreat)), states, *after]
+        return mx.stack(after, axis=1), {}
 
 
 class PenalisedStep:
@@ -106,10 +163,12 @@ class PenalisedStep:
 
     companions = 32
     keeps_norm = False
+    reversible = False
 
     def __init__(self, recipe: Recipe) -> None:
         self.size = recipe.generator.state_size
         self.hidden = recipe.dynamics.hidden
+        self._penalties = PENALTIES[recipe.dynamics.penalty]
 
     def init(self, key: mx.array) -> Tree:
         """Weights."""
@@ -149,25 +208,46 @@ class PenalisedStep:
         return (mx.sin((1 - dt) * angle) * states + mx.sin(dt * angle) * after) / mx.sin(angle)
 
     def roll(
-        self, weights: Tree, stats: Tree, states: mx.array, key: mx.array, steps: int
+        self, weights: Tree, stats: Tree, states: mx.array, key: mx.array, steps: int, before: int = 0
     ) -> tuple[mx.array, dict[str, mx.array]]:
         """States (B, Z) → the states after 1 … ``steps`` steps (B, steps, Z), and the mean penalty terms.
 
-        The terms are of the states before re-standardisation: mean², (std − 1)², skew² and
-        (kurtosis − 3)² over the whole batch × Z.
+        The terms are of the states before re-standardisation. ``before`` must be 0: there is no way back.
         """
         path, terms = [], []
-        for _ in range(steps):
+        for step_key in mx.random.split(key, steps):
             raw = self._propose(weights, states)
-            mean, std, skew, kurtosis = moments(raw)
-            terms.append(mx.stack([mean**2, (std - 1) ** 2, skew**2, (kurtosis - 3) ** 2]))
-            states = (raw - mean) / std
+            terms.append(self._penalties(raw, step_key))
+            states = (raw - raw.mean()) / mx.sqrt(raw.var() + 1e-8)
             path.append(states)
-        means = mx.stack(terms).mean(0)
-        names = ("normality_mean", "normality_std", "normality_skew", "normality_kurtosis")
-        return mx.stack(path, axis=1), {name: means[i] for i, name in enumerate(names)}
+        means = {name: mx.stack([one[name] for one in terms]).mean() for name in terms[0]}
+        return mx.stack(path, axis=1), means
 
 
+def _moment_penalties(raw: mx.array, key: mx.array) -> dict[str, mx.array]:
+    """duralava's: mean², (std − 1)², skew² and (kurtosis − 3)² of all numbers pooled."""
+    mean, std, skew, kurtosis = moments(raw)
+    return {
+        "normality_mean": mean**2,
+        "normality_std": (std - 1) ** 2,
+        "normality_skew": skew**2,
+        "normality_kurtosis": (kurtosis - 3) ** 2,
+    }
+
+
+def _epps_pulley_penalties(raw: mx.array, key: mx.array) -> dict[str, mx.array]:
+    """What also sees states that collapse onto one another, or onto a few directions (DESIGN, section 6)."""
+    size = raw.shape[1]
+    directions = mx.random.normal((size, size), key=key)
+    directions = directions / mx.linalg.norm(directions, axis=0)
+    return {
+        "normality_axes": epps_pulley(raw),
+        "normality_directions": epps_pulley(raw @ directions),
+        "normality_covariance": covariance_distance(raw),
+    }
+
+
+PENALTIES = {"moments": _moment_penalties, "epps_pulley": _epps_pulley_penalties}
 Dynamics = StationaryStep | PenalisedStep
 
 

@@ -271,7 +271,7 @@ class Footage:
             )
 
     def batch(
-        self, seed: int, step: int, batch_size: int, seq_len: int, drawn_frames: int = 0
+        self, seed: int, step: int, batch_size: int, seq_len: int, drawn_frames: int = 0, views: int = 0
     ) -> tuple[np.ndarray, np.ndarray]:
         """Draw a batch of clips: a pure function of its arguments, whatever was drawn before.
 
@@ -281,9 +281,10 @@ class Footage:
             batch_size: clips, B; their starts are uniform among all valid ones.
             seq_len: learned steps that a clip spans.
             drawn_frames: frames of each clip to return, K (see ``draw_times``); 0 for all.
+            views: evenly spaced frames of each clip, first to last, that come before those, V.
 
         Returns:
-            Frames, uint8 (B, K, H, W, 3), and their times in the clip, int32 (B, K).
+            Frames, uint8 (B, V + K, H, W, 3), and their times in the clip, int32 (B, V + K).
 
         Raises:
             UserError: the footage is shorter than one clip.
@@ -297,6 +298,9 @@ class Footage:
         segment = np.searchsorted(ends, number, side="right")
         starts = firsts[segment] + number - (ends - counts)[segment]
         times = draw_times(rng, batch_size, seq_len, drawn_frames)
+        if views:
+            spaced = np.linspace(0, seq_len - 1, views).round().astype(np.int32)
+            times = np.concatenate([np.tile(spaced, (batch_size, 1)), times], axis=1)
         return self.frames[starts[:, None] + times], times
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from mlxlava.backend import mx
 
+_KNOTS = 17  # of Epps–Pulley's integral, by the trapezium rule
+
 
 def _softplus(x: mx.array) -> mx.array:
     return mx.logaddexp(x, mx.array(0.0))
@@ -51,6 +53,42 @@ def gradient_penalty(judge: Callable[[mx.array], mx.array], frames: mx.array) ->
     return 0.5 * (gradient * gradient).sum() / frames.shape[0]
 
 
+def augment(clips: mx.array, key: mx.array, shift: float, colour: float) -> mx.array:
+    """What the discriminator looks at, changed alike in all frames of a clip (Zhao 2020, DiffAugment).
+
+    Real and drawn clips get the same kind of change, so that D cannot learn few real ones by heart;
+    motion stays as it is, and so do the gradients by the frames.
+
+    Args:
+        clips: (B, K, H, W, C) in [0, 1].
+        key: one for each call.
+        shift: farthest way that a clip moves either way, in its height and width; edges are repeated.
+        colour: largest change of brightness, and twice that of contrast.
+    """
+    batch, _, height, width, _ = clips.shape
+    keys = mx.random.split(key, 4)
+    if shift:
+        for axis, side, axis_key in ((2, height, keys[0]), (3, width, keys[1])):
+            way = round(shift * side)
+            by = mx.random.randint(-way, way + 1, (batch, 1), key=axis_key)
+            at = mx.clip(mx.arange(side) + by, 0, side - 1)
+            shape = [batch, 1, 1, 1, 1]
+            shape[axis] = side
+            clips = mx.take_along_axis(clips, at.reshape(shape), axis=axis)
+    if colour:
+        brightness, contrast = (
+            amount * mx.random.uniform(-1, 1, (batch, 1, 1, 1, 1), key=one)
+            for amount, one in ((colour, keys[2]), (2 * colour, keys[3]))
+        )
+        clips = (clips - 0.5) * (1 + contrast) + 0.5 + brightness
+    return clips
+
+
+def kl_to_normal(mean: mx.array, log_variance: mx.array) -> mx.array:
+    """KL(N(mean, variance) ‖ N(0, I)), nats; mean over the rows of (B, Z) (Kingma 2014, appendix B)."""
+    return 0.5 * (mx.exp(log_variance) + mean * mean - 1 - log_variance).sum(-1).mean()
+
+
 def moments(x: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
     """Mean, standard deviation, skewness and kurtosis (3 for a normal law) of all numbers of ``x``."""
     mean = x.mean()
@@ -58,3 +96,26 @@ def moments(x: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
     square = centred * centred
     std = mx.sqrt(square.mean() + 1e-8)
     return mean, std, (square * centred).mean() / std**3, (square * square).mean() / std**4
+
+
+def epps_pulley(x: mx.array) -> mx.array:
+    """N · ∫ |φ̂(t) − e^(−t²/2)|² e^(−t²/2) dt over 0 … 3, mean over columns (Epps and Pulley 1983).
+
+    Differentiable; normality.py has it for measuring. About 0.53 for N states that are N(0, I), and grows
+    with N for others.
+
+    Args:
+        x: (N, K).
+    """
+    knots = mx.linspace(0, 3, _KNOTS)
+    normal = mx.exp(-knots * knots / 2)
+    angles = x[..., None] * knots  # (N, K, knots)
+    square = (mx.cos(angles).mean(0) - normal) ** 2 + mx.sin(angles).mean(0) ** 2
+    inner = (square * normal).sum(-1) - (square[:, 0] * normal[0] + square[:, -1] * normal[-1]) / 2
+    return len(x) * (inner * knots[1]).mean()
+
+
+def covariance_distance(x: mx.array) -> mx.array:
+    """‖cov − I‖² / Z of states (N, Z) about zero."""
+    count, size = x.shape
+    return ((x.T @ x / count - mx.eye(size)) ** 2).sum() / size

@@ -29,6 +29,7 @@ def dense(weights: Tree, x: mx.array) -> mx.array:
     return mx.addmm(weights["bias"], x, weights["weight"].T)
 
 
+_NARROW = -3.0  # log variance of an encoded state at first
 _HE = math.sqrt(2)  # gain that keeps the variance through leaky ReLUs (He 2015)
 
 
@@ -89,17 +90,22 @@ class ShuffleGenerator:
         self.state_size = recipe.generator.state_size
         self.base = tuple(side // 2 ** len(widths) for side in recipe.data.size)
         self.widths = (*widths, recipe.generator.last_width)
+        self.background = (*recipe.data.size, 3) if recipe.generator.background else None
 
     def init(self, key: mx.array) -> Tree:
         """Weights."""
         keys = mx.random.split(key, len(self.widths) + 1)
-        weights = {"dense": init_dense(keys[0], self.state_size, math.prod(self.base) * self.widths[0])}
+        weights: Tree = {"dense": init_dense(keys[0], self.state_size, math.prod(self.base) * self.widths[0])}
         for i, (inputs, outputs) in enumerate(pairwise(self.widths)):
             conv = init_conv(keys[i + 1], 3, inputs, outputs)
             # The four phases start alike (ICNR, Aitken 2017): no checkerboard to unlearn.
             conv = {name: mx.concatenate([value] * 4) for name, value in conv.items()}
             weights[f"up{i}"] = conv
-        weights["out"] = init_conv(keys[-1], 3, self.widths[-1], 3)
+        # Beside a background, which is the footage's mean, small: at first nothing has to be unlearned.
+        weights["out"] = init_conv(keys[-1], 3, self.widths[-1], 3, 0.1 if self.background else _HE)
+        if self.background:
+            # Glass, base and room stand still: convolutions need not draw them anew in every frame.
+            weights["background"] = mx.zeros(self.background)
         return weights
 
     def init_stats(self) -> Tree:
@@ -112,7 +118,8 @@ class ShuffleGenerator:
         x = x.reshape(-1, *self.base, self.widths[0])
         for i in range(len(self.widths) - 1):
             x = leaky_relu(depth_to_space(convolve(conv3, weights[f"up{i}"], x)))
-        return mx.sigmoid(convolve(conv3, weights["out"], x)), {}
+        x = convolve(conv3, weights["out"], x)
+        return mx.sigmoid(x + weights["background"] if self.background else x), {}
 
 
 class TransposedGenerator:
@@ -156,14 +163,62 @@ class TransposedGenerator:
         return mx.sigmoid(x), used
 
 
+class Encoder:
+    """A few frames of a clip, evenly spaced → the normal law of the state it is rolled from (training only).
+
+    It makes G and R a latent variable model of clips, the variational autoencoder of Kingma 2014 with a
+    state that moves, as in latent ODEs (Rubanova 2019).
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.views = recipe.encoder.views
+        self.widths = recipe.encoder.widths
+        self.hidden = recipe.encoder.hidden
+        self.state_size = recipe.generator.state_size
+        self.end = tuple(side // 2 ** len(self.widths) for side in recipe.data.size)
+
+    def init(self, key: mx.array) -> Tree:
+        """Weights; laws start narrow, about means that are spread like N(0, I)."""
+        keys = iter(mx.random.split(key, len(self.widths) + len(self.hidden) + 2))
+        weights: Tree = {}
+        for i, (inputs, outputs) in enumerate(pairwise((3, *self.widths))):
+            weights[f"down{i}"] = init_conv(next(keys), 4, inputs, outputs)
+        widths = (self.views * math.prod(self.end) * self.widths[-1], *self.hidden)
+        for i, (inputs, outputs) in enumerate(pairwise(widths)):
+            weights[f"hidden{i}"] = init_dense(next(keys), inputs, outputs)
+        weights["mean"] = init_dense(next(keys), widths[-1], self.state_size, 1.0)
+        weights["log_variance"] = init_dense(next(keys), widths[-1], self.state_size, 0.1)
+        weights["log_variance"]["bias"] = mx.full((self.state_size,), _NARROW)
+        return weights
+
+    def __call__(self, weights: Tree, frames: mx.array) -> tuple[mx.array, mx.array]:
+        """Frames about zero (B, V, H, W, 3) → mean and log variance (B, Z).
+
+        Over the batch each number of a state has mean 0 and variance 1: the means are standardised, as in
+        Zhu 2020 (BN-VAE), to what the variances leave of that. Without it the encoder starts by saying
+        little, and G learns states that are shorter than those it will play.
+        """
+        x = 4 * frames.flatten(0, 1)  # (B, V, H, W, 3) -> (B V, H, W, 3); to a deviation of about one
+        for i in range(len(self.widths)):
+            x = leaky_relu(convolve(conv_down, weights[f"down{i}"], x))
+        x = x.reshape(len(frames), -1)
+        for i in range(len(self.hidden)):
+            x = leaky_relu(dense(weights[f"hidden{i}"], x))
+        mean, log_variance = dense(weights["mean"], x), mx.minimum(dense(weights["log_variance"], x), 0)
+        left = 1 - mx.exp(log_variance).mean(0)
+        mean = (mean - mean.mean(0)) * mx.sqrt(left / (mean.var(0) + 1e-6))
+        return mean, log_variance
+
+
 class FramesDiscriminator:
     """A few frames of a clip and the gaps between them → one logit a clip.
 
-    Every frame goes through one trunk; the maps of a clip's frames are stacked, looked at
-    together, and scaled by the log gaps (after DIGAN, Yu 2022, and StyleGAN-V, Skorokhodov
-    2022); a head on single frames is added. One logit a clip, because then the gradients of
-    the discriminator's and the generator's loss by the frames differ by one factor a clip and
-    come from a single backward pass (step.py).
+    Every frame goes through one trunk; the map of a clip's first frame and the changes from each
+    to the next are looked at together. A change is scaled by a learned function of the log gap
+    (after DIGAN, Yu 2022, and StyleGAN-V, Skorokhodov 2022), without which the small ones of
+    neighbouring frames would drown and haste pass for motion; a head on single frames is added.
+    One logit a clip, because then the gradients of the discriminator's and the generator's loss
+    by the frames differ by one factor a clip and come from a single backward pass (step.py).
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -182,7 +237,8 @@ class FramesDiscriminator:
         weights["single"] = init_conv(next(keys), 4, last, last // 2)
         weights["single_out"] = init_dense(next(keys), pixels * (last // 2), 1, 1.0)
         if self.count > 1:
-            weights["gaps"] = init_dense(next(keys), self.count - 1, last, 0.1)
+            # exp(2 − 0.7 log gap): what brings changes of a real lamp to the size of its maps, roughly.
+            weights["gaps"] = {"weight": mx.full((last, 1), -0.7), "bias": mx.full((last,), 2.0)}
             weights["joint"] = init_conv(next(keys), 4, self.count * last, last)
             for i, (inputs, outputs) in enumerate(pairwise((pixels * last, *self.hidden))):
                 weights[f"hidden{i}"] = init_dense(next(keys), inputs, outputs)
@@ -200,11 +256,13 @@ class FramesDiscriminator:
         if self.count == 1:
             return logit
         _, height, width, channels = x.shape
-        # (B K, h, w, C) -> (B, h, w, K C)
-        x = x.reshape(batch, count, height, width, channels).transpose(0, 2, 3, 1, 4)
-        x = convolve(conv_down, weights["joint"], x.reshape(batch, height, width, count * channels))
-        gaps = mx.log((times[:, 1:] - times[:, :-1]).astype(mx.float32))
-        x = leaky_relu(x * (1 + dense(weights["gaps"], gaps))[:, None, None]).flatten(1)
+        x = x.reshape(batch, count, height, width, channels)
+        gaps = mx.log((times[:, 1:] - times[:, :-1]).astype(mx.float32))[..., None]
+        scale = mx.exp(dense(weights["gaps"], gaps))[:, :, None, None]  # (B, K − 1, 1, 1, C)
+        x = mx.concatenate([x[:, :1], scale * (x[:, 1:] - x[:, :-1])], axis=1)
+        # (B, K, h, w, C) -> (B, h, w, K C)
+        x = x.transpose(0, 2, 3, 1, 4).reshape(batch, height, width, count * channels)
+        x = leaky_relu(convolve(conv_down, weights["joint"], x)).flatten(1)
         for i in range(len(self.hidden)):
             x = leaky_relu(dense(weights[f"hidden{i}"], x))
         return logit + dense(weights["out"], x)[:, 0]

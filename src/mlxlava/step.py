@@ -6,10 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 from mlxlava.backend import mx, named_arrays, optim, tree_map
-from mlxlava.config import Recipe
+from mlxlava.config import Recipe, Training
 from mlxlava.dynamics import Dynamics, make_dynamics
-from mlxlava.losses import cross_entropy, gradient_penalty, moments, relativistic, relativistic_ratio
-from mlxlava.nets import Discriminator, Generator, Tree, make_discriminator, make_generator
+from mlxlava.losses import (
+    augment,
+    cross_entropy,
+    epps_pulley,
+    gradient_penalty,
+    kl_to_normal,
+    moments,
+    relativistic,
+    relativistic_ratio,
+)
+from mlxlava.nets import Discriminator, Encoder, Generator, Tree, make_discriminator, make_generator
 
 Terms = dict[str, mx.array]
 
@@ -21,10 +30,10 @@ class Trainer:
 
     Everything that changes is in one tree, the run state:
 
-    - ``generator``, ``dynamics``, ``discriminator``: weights
+    - ``generator``, ``dynamics``, ``discriminator`` and, where the recipe has one, ``encoder``: weights
     - ``stats``: BatchNorm statistics and fixed bases, ``generator`` and ``dynamics``
     - ``ema``: averaged weights of ``generator`` and ``dynamics``, the ones that are played
-    - ``optimizer``: of ``model`` (generator and dynamics) and of ``discriminator``
+    - ``optimizer``: of ``model`` (generator, dynamics, encoder) and of ``discriminator``
     - ``carried``: last states of the batch before (B, Z)
     - ``step``: training steps made
     """
@@ -34,17 +43,29 @@ class Trainer:
         self.generator: Generator = make_generator(recipe)
         self.dynamics: Dynamics = make_dynamics(recipe)
         self.discriminator: Discriminator = make_discriminator(recipe)
-        self._optimizers = {part: _make_optimizer(recipe, total_steps) for part in ("model", "discriminator")}
+        self.encoder = Encoder(recipe) if recipe.encoder.views else None
+        training = recipe.training
+        self._optimizers = {
+            "model": _make_optimizer(training, total_steps, training.learning_rate, training.betas),
+            "discriminator": _make_optimizer(
+                training, total_steps, training.d_rate * training.learning_rate, training.d_betas
+            ),
+        }
+        self._alone = round(recipe.loss.alone * total_steps)  # steps without D
         self._penalised = recipe.loss.kind == "relativistic" and recipe.loss.gamma > 0
         wrap: Callable[[Any], Any] = mx.compile if compiled else lambda function: function
-        # Two traces: the gradient penalties double the graph, and most steps go without.
-        self._steps = {penalty: wrap(self._make_step(penalty)) for penalty in (False, True)}
+        # A trace each: the discriminator is most of the work, its gradient penalties double that, and most
+        # steps go without them.
+        self._steps = {
+            kind: wrap(self._make_step(*kind)) for kind in ((False, False), (True, False), (True, True))
+        }
 
     def init(self) -> Tree:
         """The run state at step 0; a function of the recipe's seed."""
         recipe = self.recipe
-        keys = mx.random.split(mx.random.key(recipe.training.seed), 4)
-        model = {"generator": self.generator.init(keys[0]), "dynamics": self.dynamics.init(keys[1])}
+        keys = mx.random.split(mx.random.key(recipe.training.seed), 5)
+        played = {"generator": self.generator.init(keys[0]), "dynamics": self.dynamics.init(keys[1])}
+        model = {**played, "encoder": self.encoder.init(keys[4])} if self.encoder else played
         discriminator = self.discriminator.init(keys[2])
         states: Tree = {}
         for part, weights in (("model", model), ("discriminator", discriminator)):
@@ -54,7 +75,7 @@ class Trainer:
             **model,
             "discriminator": discriminator,
             "stats": {"generator": self.generator.init_stats(), "dynamics": self.dynamics.init_stats()},
-            "ema": tree_map(mx.array, model),
+            "ema": tree_map(mx.array, played),
             "optimizer": states,
             "carried": mx.random.normal((recipe.data.batch_size, recipe.generator.state_size), key=keys[3]),
             "step": mx.array(0, mx.int32),
@@ -67,75 +88,139 @@ class Trainer:
 
         Args:
             state: Run state.
-            frames: Real clips, uint8 (B, K, H, W, 3).
-            times: Learned step of each frame in its clip, int32 (B, K).
+            frames: Real clips, uint8 (B, V + K, H, W, 3): V for the encoder, K to be drawn and judged.
+            times: Learned step of each frame in its clip, int32 (B, V + K).
             index: Number of this step; with the recipe's seed it fixes all randomness.
 
         Returns:
             The next run state and the named terms (scalars), neither evaluated yet.
         """
         key = mx.random.key((self.recipe.training.seed << 32) + index)
-        penalty = self._penalised and index % self.recipe.loss.penalty_every == 0
-        new, terms = self._steps[penalty](state, frames, times, key)
+        loss = self.recipe.loss
+        adversarial = index >= self._alone
+        penalty = adversarial and self._penalised and index % loss.penalty_every == 0
+        new, terms = self._steps[adversarial, penalty](state, frames, times, key)
         return new, terms
 
-    def _make_step(self, penalty: bool) -> Callable[[Tree, mx.array, mx.array, mx.array], tuple[Tree, Terms]]:
+    def _make_step(
+        self, adversarial: bool, penalty: bool
+    ) -> Callable[[Tree, mx.array, mx.array, mx.array], tuple[Tree, Terms]]:
+        recipe = self.recipe
+        views = recipe.encoder.views
+
         def step(state: Tree, frames: mx.array, times: mx.array, key: mx.array) -> tuple[Tree, Terms]:
-            real = frames.astype(mx.float32) / 255
-            model = {"generator": state["generator"], "dynamics": state["dynamics"]}
+            clips = frames.astype(mx.float32) / 255
+            viewed, real, times = clips[:, :views], clips[:, views:], times[:, views:]
+            model: Tree = {
+                part: state[part] for part in ("generator", "dynamics", "encoder") if part in state
+            }
 
             # The forward pass of G is shared: D is judged and differentiated on the frames inside
             # G's own differentiation, and hands back its gradient by them as a constant.
             def surrogate(model: Tree) -> tuple[mx.array, Any]:
-                drawn, stats, path, penalties = self._draw(model, state, times, key)
-                terms, gradient, by_frames = self._judge(state["discriminator"], real, drawn, times, penalty)
-                loss = (drawn * by_frames).sum()
+                loss, terms, gradient = mx.array(0.0), {}, None
+                starts, terms_of_law = self._starts(model, state, viewed, adversarial, key)
+                drawn, stats, path, penalties = self._draw(model, state, starts, times, key)
+                if self.encoder:
+                    again, drawn = drawn[: len(real)], drawn[len(real) :]
+                    terms = {**terms_of_law, "reconstruction": ((again - real) ** 2).sum((2, 3, 4)).mean()}
+                    # A young encoder that pays for every nat says nothing, and G learns to do without.
+                    share = mx.minimum(1, (state["step"] + 1) / max(recipe.loss.kl_steps, 1))
+                    nats = terms["reconstruction"] / (2 * recipe.loss.sigma**2) + share * terms["kl"]
+                    nats = nats + recipe.loss.normality * terms["normality_encoded"]
+                    loss = loss + recipe.loss.evidence * nats
+                if adversarial:
+                    judged, gradient, by_frames = self._judge(
+                        state["discriminator"], real, drawn, times, penalty, key
+                    )
+                    terms |= judged
+                    loss = loss + (drawn * by_frames).sum()
                 if penalties:
                     terms |= penalties
-                    loss = loss + self.recipe.loss.normality * sum(penalties.values())
-                terms |= _observe(real, drawn, path)
-                return loss, (terms, gradient, stats, path[:, -1])
+                    loss = loss + recipe.loss.normality * sum(penalties.values())
+                terms |= _observe(real, drawn if adversarial else again, path[-len(real) :])
+                return loss, (terms, gradient, stats, path[-len(real) :, -1])
 
             (_, (terms, gradient, stats, last)), model_gradient = mx.value_and_grad(surrogate)(model)
             return self._update(state, model, model_gradient, gradient, stats, last), terms
 
         return step
 
-    def _draw(
-        self, model: Tree, state: Tree, times: mx.array, key: mx.array
-    ) -> tuple[mx.array, Tree, mx.array, Terms]:
-        """Roll the states of all clips, then draw the frames that are asked for in one call of G."""
+    def _starts(
+        self, model: Tree, state: Tree, viewed: mx.array, adversarial: bool, key: mx.array
+    ) -> tuple[mx.array, Terms]:
+        """States that clips are rolled from: of encoded real clips, then random ones; and the former's KL."""
         recipe = self.recipe
-        batch, count = times.shape
-        start_key, reset_key, roll_key = mx.random.split(key, 3)
-        start = mx.random.normal((batch, recipe.generator.state_size), key=start_key)
-        if recipe.training.carry:
-            reset = mx.random.bernoulli(recipe.training.reset_probability, (batch, 1), key=reset_key)
-            start = mx.where(reset, start, state["carried"])
+        start_key, reset_key, law_key, direction_key = mx.random.split(mx.random.split(key, 2)[0], 4)
+        starts, terms = [], {}
+        if self.encoder:
+            still = model["generator"].get("background")
+            centre = 0.5 if still is None else mx.stop_gradient(mx.sigmoid(still))
+            mean, log_variance = self.encoder(model["encoder"], viewed - centre)
+            noise = mx.random.normal(mean.shape, key=law_key)
+            encoded = mean + mx.exp(0.5 * log_variance) * noise
+            starts.append(encoded)
+            terms = {"kl": kl_to_normal(mean, log_variance), "encoded_std": mx.sqrt(encoded.var())}
+            directions = mx.random.normal((mean.shape[1], mean.shape[1]), key=direction_key)
+            directions = directions / mx.linalg.norm(directions, axis=0)
+            terms["normality_encoded"] = epps_pulley(encoded @ directions)
+        if adversarial:
+            start = mx.random.normal((len(viewed), recipe.generator.state_size), key=start_key)
+            if recipe.training.carry:
+                reset = mx.random.bernoulli(
+                    recipe.training.reset_probability, (len(viewed), 1), key=reset_key
+                )
+                start = mx.where(reset, start, state["carried"])
+            starts.append(start)
+        return mx.concatenate(starts), terms
+
+    def _draw(
+        self, model: Tree, state: Tree, starts: mx.array, times: mx.array, key: mx.array
+    ) -> tuple[mx.array, Tree, mx.array, Terms]:
+        """Roll the states of all clips, then draw the frames that are asked for in one call of G.
+
+        ``starts`` (N, Z) with N a multiple of B, ``times`` (B, K): frames (N, K, H, W, 3), and the path.
+        """
+        recipe = self.recipe
+        count = times.shape[1]
+        steps = recipe.data.seq_len
         path, penalties = self.dynamics.roll(
-            model["dynamics"], state["stats"]["dynamics"], start, roll_key, recipe.data.seq_len
+            model["dynamics"],
+            state["stats"]["dynamics"],
+            starts,
+            mx.random.split(key, 2)[1],
+            steps,
+            before=steps // 2 if self.dynamics.reversible else 0,
         )
         states = path
         if count != recipe.data.seq_len:
+            times = mx.concatenate([times] * (len(starts) // len(times)))
             states = mx.take_along_axis(path, times[:, :, None], axis=1)
-        drawn, stats = self.generator(model["generator"], states.flatten(0, 1))  # (B, K, Z) -> (B K, H, W, 3)
-        return drawn.reshape(batch, count, *drawn.shape[1:]), stats, path, penalties
+        drawn, stats = self.generator(model["generator"], states.flatten(0, 1))  # (N, K, Z) -> (N K, H, W, 3)
+        return drawn.reshape(len(starts), count, *drawn.shape[1:]), stats, path, penalties
 
     def _judge(
-        self, weights: Tree, real: mx.array, drawn: mx.array, times: mx.array, penalty: bool
+        self, weights: Tree, real: mx.array, drawn: mx.array, times: mx.array, penalty: bool, key: mx.array
     ) -> tuple[Terms, Tree, mx.array]:
         """Terms, D's gradient by its weights, G's gradient by the drawn frames (no gradient flows on)."""
         drawn = mx.stop_gradient(drawn)
-        judge = self._judge_pairs if self.recipe.loss.kind == "relativistic" else self._judge_apart
-        terms, gradient, by_frames = judge(weights, real, drawn, times)
+        loss = self.recipe.loss
+        if loss.kind == "bce":
+            terms, gradient, by_frames = self._judge_apart(weights, real, drawn, times)
+            return terms, gradient, mx.stop_gradient(by_frames)
+        keys = mx.random.split(mx.random.split(key, 3)[2], 2)
+
+        def logits(weights: Tree, clips: mx.array, times: mx.array, key: mx.array) -> mx.array:
+            return self.discriminator(weights, augment(clips, key, loss.shift, loss.colour), times)
+
+        terms, gradient, by_frames = self._judge_pairs(
+            lambda weights, clips, times: logits(weights, clips, times, keys[0]), weights, real, drawn, times
+        )
         if penalty:
-            loss = self.recipe.loss
 
             def both(weights: Tree) -> tuple[mx.array, Any]:
-                def logits(x: mx.array) -> mx.array:
-                    return self.discriminator(weights, x, times)
-
-                r1, r2 = gradient_penalty(logits, real), gradient_penalty(logits, drawn)
+                r1 = gradient_penalty(lambda clips: logits(weights, clips, times, keys[0]), real)
+                r2 = gradient_penalty(lambda clips: logits(weights, clips, times, keys[1]), drawn)
                 return loss.gamma * loss.penalty_every * (r1 + r2), (r1, r2)
 
             (_, (r1, r2)), extra = mx.value_and_grad(both)(weights)
@@ -144,14 +229,17 @@ class Trainer:
         return terms, gradient, mx.stop_gradient(by_frames)
 
     def _judge_pairs(
-        self, weights: Tree, real: mx.array, drawn: mx.array, times: mx.array
+        self,
+        judge: Callable[[Tree, mx.array, mx.array], mx.array],
+        weights: Tree,
+        real: mx.array,
+        drawn: mx.array,
+        times: mx.array,
     ) -> tuple[Terms, Tree, mx.array]:
         """Relativistic pairs: real and drawn clips in one call of D, one backward pass for D and for G."""
 
         def loss(weights: Tree, drawn: mx.array) -> tuple[mx.array, Any]:
-            logits = self.discriminator(
-                weights, mx.concatenate([real, drawn]), mx.concatenate([times, times])
-            )
+            logits = judge(weights, mx.concatenate([real, drawn]), mx.concatenate([times, times]))
             on_real, on_drawn = mx.split(logits, 2)
             loss_d, loss_g = relativistic(on_real, on_drawn)
             return loss_d, (loss_g, on_real, on_drawn)
@@ -202,16 +290,24 @@ class Trainer:
         return terms, tree_map(lambda a, b: a + b, by_real, by_drawn), by_frames
 
     def _update(
-        self, state: Tree, model: Tree, model_gradient: Tree, gradient: Tree, stats: Tree, last: mx.array
+        self,
+        state: Tree,
+        model: Tree,
+        model_gradient: Tree,
+        gradient: Tree | None,
+        stats: Tree,
+        last: mx.array,
     ) -> Tree:
-        """The next run state from the gradients."""
+        """The next run state from the gradients; None leaves D as it is."""
         count = state["step"] + 1
-        optimizers: Tree = {}
-        moved: Tree = {}
+        optimizers = dict(state["optimizer"])
+        moved: Tree = {"discriminator": state["discriminator"]}
         for part, weights, grads in (
             ("model", model, model_gradient),
             ("discriminator", state["discriminator"], gradient),
         ):
+            if grads is None:
+                continue
             optimizer = self._optimizers[part]
             optimizer.state = state["optimizer"][part]
             moved[part] = self._clip(
@@ -228,7 +324,7 @@ class Trainer:
                 "generator": _average(kept, stats, _STATS_DECAY),
                 "dynamics": state["stats"]["dynamics"],
             },
-            "ema": _average(state["ema"], moved["model"], decay),
+            "ema": _average(state["ema"], {part: moved["model"][part] for part in state["ema"]}, decay),
             "optimizer": optimizers,
             "carried": last,
             "step": count,
@@ -265,14 +361,22 @@ def _average(old: Tree, new: Tree, decay: float | mx.array) -> Tree:
     return mixed
 
 
-def _make_optimizer(recipe: Recipe, total_steps: int) -> optim.Optimizer:
-    training = recipe.training
-    rate: Any = training.learning_rate
+def _make_optimizer(
+    training: Training, total_steps: int, learning_rate: float, betas: tuple[float, float]
+) -> optim.Optimizer:
+    rate: Any = learning_rate
     if training.schedule == "cosine":
-        rate = optim.cosine_decay(training.learning_rate, max(total_steps, 1))
+        rate = optim.cosine_decay(learning_rate, max(total_steps, 1))
+    if training.warm_up:
+        full = rate
+
+        def rate(step: mx.array) -> Any:
+            share = mx.minimum(1, (step + 1) / training.warm_up)
+            return share * (full(step) if callable(full) else full)
+
     if training.optimizer == "sgd":
         return optim.SGD(rate)
-    return optim.Adam(rate, betas=list(training.betas), bias_correction=True)
+    return optim.Adam(rate, betas=list(betas), bias_correction=True)
 
 
 def _observe(real: mx.array, drawn: mx.array, path: mx.array) -> Terms:

@@ -41,6 +41,7 @@ from mlxlava.step import Trainer
 
 _PREVIEW_LAMPS = 4
 _PREVIEW_COLUMNS = 8
+_MEAN_OF = 1000  # frames, at most
 _PREVIEW_SEED = 2**40  # no training step has it
 
 
@@ -82,6 +83,8 @@ def start_run(
     footage.require(recipe.data.seq_len)
     total = count_steps(recipe, footage)
     state = Trainer(recipe, total).init()
+    if recipe.generator.background:
+        _start_from_mean(state, footage)
     if warm is not None:
         _warm_start(state, warm)
     config = {
@@ -104,6 +107,16 @@ def start_run(
     except OSError as error:
         raise UserError(f"train: cannot write {run}: {error.strerror}") from error
     save_checkpoint(run, state, {"step": 0, "seconds": 0.0}, recipe.training.keep_checkpoints)
+
+
+def _start_from_mean(state: Tree, footage: Footage) -> None:
+    """Let G's background be the mean of the footage: glass and room stand there from the first step."""
+    every = -(-len(footage.frames) // _MEAN_OF)
+    mean = footage.frames[::every].mean(axis=0, dtype=np.float64) / 255
+    mean = np.clip(mean, 1 / 255, 1 - 1 / 255)
+    background = np.log(mean / (1 - mean)).astype(np.float32)
+    for tree in (state, state["ema"]):
+        tree["generator"]["background"] = mx.array(background)
 
 
 def _warm_start(state: Tree, warm: Weights) -> None:
@@ -162,7 +175,8 @@ def train(
         return before + time.monotonic() - began
 
     def batch(index: int) -> tuple[np.ndarray, np.ndarray]:
-        return footage.batch(training.seed, index, data.batch_size, data.seq_len, data.drawn_frames)
+        views = recipe.encoder.views
+        return footage.batch(training.seed, index, data.batch_size, data.seq_len, data.drawn_frames, views)
 
     def save(state: Tree) -> None:
         nonlocal saved
@@ -273,8 +287,11 @@ def _diverged(run: Path, name: str, step: int) -> str:
 def _describe(line: Mapping[str, Any], total: int, left: float) -> str:
     """The line that stands beside the bar."""
     moved = line["motion_drawn"] / max(line["motion_real"], 1e-9)
+    losses = f"D {line['loss_d']:.2f} G {line['loss_g']:.2f} · " if "loss_d" in line else ""
+    if "reconstruction" in line:
+        losses += f"again {line['reconstruction']:.1f} · "
     return (
-        f"step {line['step']}/{total} · D {line['loss_d']:.2f} G {line['loss_g']:.2f} · state "
+        f"step {line['step']}/{total} · {losses}state "
         f"{line['state_mean']:+.2f} ± {line['state_std']:.2f}, spread {line['state_spread']:.2f} · "
         f"motion {moved:.1f}× · {line['clips_per_second']:.1f} clips/s · "
         f"{line['peak_process_gb']:.1f} GB · {clock(left)} left"
