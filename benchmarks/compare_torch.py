@@ -34,7 +34,8 @@ def torch_steps(recipe: str, layout: str, device: str) -> Callable[[str], suite.
 
     rng = np.random.default_rng(0)
     last = layout == "channels-last"
-    batch, count = (32, 20) if recipe == "duralava" else (24, 3)
+    # lava: four frames to encode, three to draw
+    batch, count = (32, 20) if recipe == "duralava" else (24, 7)
     frames = rng.integers(0, 256, (batch, count, 64, 64, 3), dtype=np.uint8)
     make: dict[str, Callable[[], dict[str, float]]] = {}
     if recipe == "duralava":
@@ -42,7 +43,7 @@ def torch_steps(recipe: str, layout: str, device: str) -> Callable[[str], suite.
         make["plain"] = lambda: step(frames)
     else:
         every = np.tile(np.arange(32, dtype=np.int32), (batch, 1))
-        times = np.sort(rng.permuted(every, axis=1)[:, :count], axis=1)
+        times = np.sort(rng.permuted(every, axis=1)[:, :3], axis=1)
         plain = peer_torch.make_lava_step(device=device, channels_last=last, penalty_every=0)
         penalised = peer_torch.make_lava_step(device=device, channels_last=last, penalty_every=1)
         make |= {"plain": lambda: plain(frames, times), "penalty": lambda: penalised(frames, times)}

@@ -218,10 +218,66 @@ def _turn(z: Tensor, angles: Tensor) -> Tensor:
     return torch.cat([x * cos - y * sin, x * sin + y * cos, rest], dim=-1)
 
 
+def _halvings(*widths: int) -> nn.Sequential:
+    """Strided convolutions with leaky ReLU."""
+    return nn.Sequential(
+        *(
+            layer
+            for before, after in itertools.pairwise(widths)
+            for layer in (nn.Conv2d(before, after, 4, 2, 1), _lrelu())
+        )
+    )
+
+
+class _FrameJudge(nn.Module):  # type: ignore[misc, unused-ignore]
+    """Three frames of a clip and the log gaps between them -> one logit a clip."""
+
+    def __init__(self, size: tuple[int, int], drawn: int) -> None:
+        super().__init__()
+        area, last = size[0] * size[1] // 256, 192
+        self.drawn = drawn
+        self.trunk = _halvings(3, 48, 96, last)
+        self.single = nn.Sequential(nn.Conv2d(last, last // 2, 4, 2, 1), _lrelu(), nn.Flatten())
+        self.single_out = nn.Linear(area * last // 2, 1)
+        self.joint = nn.Conv2d(drawn * last, last, 4, 2, 1)
+        self.scale = nn.Linear(1, last)
+        self.head = nn.Sequential(_lrelu(), nn.Flatten(), *_mlp(area * last, 256, 1))
+
+    def forward(self, frames: Tensor, gaps: Tensor) -> Tensor:
+        """(B*K, 3, H, W) frames and (B, K-1) log gaps -> (B,) logits."""
+        maps = self.trunk(frames * 2 - 1)
+        single = self.single_out(self.single(maps)).view(-1, self.drawn).mean(1)
+        clips = maps.unflatten(0, (-1, self.drawn))  # (B, K, C, h, w)
+        changes = self.scale(gaps[..., None]).exp()[..., None, None] * clips.diff(dim=1)
+        together = torch.cat([clips[:, :1], changes], dim=1).flatten(1, 2)
+        logits: Tensor = single + self.head(self.joint(together)).squeeze(1)
+        return logits
+
+
+class _ClipEncoder(nn.Module):  # type: ignore[misc, unused-ignore]
+    """Evenly spaced frames of a clip -> mean and log variance of its middle state, standardised."""
+
+    def __init__(self, size: tuple[int, int], views: int) -> None:
+        super().__init__()
+        self.views = views
+        self.trunk = _halvings(3, 16, 32, 64, 128)
+        self.hidden = nn.Sequential(nn.Linear(views * size[0] * size[1] // 2, 256), _lrelu())
+        self.mean, self.log_variance = nn.Linear(256, STATE), nn.Linear(256, STATE)
+        nn.init.constant_(self.log_variance.bias, -3.0)
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """(B*V, 3, H, W) frames about zero -> two of (B, 64)."""
+        x = self.hidden(self.trunk(4 * frames).flatten(1).view(-1, self.hidden[0].in_features))
+        mean, log_variance = self.mean(x), self.log_variance(x).clamp_max(0)
+        left = 1 - log_variance.exp().mean(0)
+        return (mean - mean.mean(0)) * (left / (mean.var(0, correction=0) + 1e-6)).sqrt(), log_variance
+
+
 def make_lava_step(
     size: tuple[int, int] = (64, 64),
     batch_size: int = 24,
     drawn: int = 3,
+    views: int = 4,
     seq_len: int = 32,
     device: str = "cpu",
     channels_last: bool = False,
@@ -229,12 +285,13 @@ def make_lava_step(
     seed: int = 0,
     penalty_every: int = 8,
 ) -> LavaStep:
-    """Build the training step of the recipe ``lava``, with weights of its own.
+    """Build the training step of the recipe ``lava`` with the discriminator in it, with weights of its own.
 
     Args:
         size: height and width of a frame, multiples of 16.
         batch_size: clips in a batch, B.
         drawn: frames of each clip that are drawn and judged, K.
+        views: frames of each clip that are encoded, V.
         seq_len: learned steps that the states are rolled.
         device: where it runs: ``cpu``, ``cuda`` or ``mps``.
         channels_last: keep pictures and convolution weights in NHWC order.
@@ -243,68 +300,85 @@ def make_lava_step(
         penalty_every: steps between gradient penalties, weighted up to match, from the first on; 0: never.
 
     Returns:
-        A function that takes uint8 frames (B, K, H, W, 3) and their times, int32 (B, K), rising within
-        0 … seq_len - 1, trains on them and returns the loss terms.
+        A function that takes uint8 frames (B, V + K, H, W, 3) and the times of the last K, int32 (B, K),
+        rising within 0 … seq_len - 1, trains on them and returns the loss terms.
     """
     couplings = 4
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         generator = _shuffle_generator(size)
+        background = nn.Parameter(torch.zeros(3, *size))
         angles = nn.ModuleList([_coupling() for _ in range(couplings)])
-        halvings = [nn.Conv2d(*widths, 4, 2, 1) for widths in ((3, 64), (64, 128), (128, 256))]
-        encoder = nn.Sequential(*(layer for halving in halvings for layer in (halving, _lrelu())))
-        join = nn.Conv2d(drawn * 256, 256, 3, 2, 1)
-        gate = nn.Linear(drawn - 1, 256)
-        clip_head = nn.Sequential(_lrelu(), nn.Flatten(), *_mlp(size[0] * size[1], 256, 1))
-        frame_head = nn.Sequential(nn.Flatten(), nn.Linear(4 * size[0] * size[1], 1))
+        encoder = _ClipEncoder(size, views)
+        judge = _FrameJudge(size, drawn)
         bases = [torch.linalg.qr(torch.randn(STATE, STATE))[0] for _ in range(couplings)]
-    discriminator = nn.ModuleList([encoder, join, gate, clip_head, frame_head])
-    _place(nn.ModuleList([generator, angles, discriminator]), device, channels_last)
+    _place(nn.ModuleList([generator, angles, encoder, judge]), device, channels_last)
+    background = nn.Parameter(background.to(device))
     # A coupling turns in a basis of its own; one matrix takes a state from each basis to the next.
     mixes = [(bases[i].T @ bases[(i + 1) % couplings]).to(device) for i in range(couplings)]
     first_basis = bases[0].to(device)
-    g_weights = [*generator.parameters(), *angles.parameters()]
-    d_weights = list(discriminator.parameters())
-    optimizer = torch.optim.Adam([*g_weights, *d_weights], lr=4e-4, betas=(0.0, 0.99), fused=True)
-    averages = [weight.detach().clone() for weight in g_weights]
+    played = [*generator.parameters(), background, *angles.parameters()]
+    g_weights = [*played, *encoder.parameters()]
+    d_weights = list(judge.parameters())
+    rates = {"betas": (0.9, 0.99), "fused": True}
+    optimizer = torch.optim.Adam(
+        [
+            {"params": [*generator.parameters(), background, *encoder.parameters()], "lr": 1e-3, **rates},
+            {"params": list(angles.parameters()), "lr": 2e-4, **rates},
+            {"params": d_weights, "lr": 1e-3, "betas": (0.0, 0.99), "fused": True},
+        ]
+    )
+    averages = [weight.detach().clone() for weight in played]
     random = torch.Generator(device).manual_seed(seed)
-    lamps = torch.arange(batch_size, device=device)[:, None]
-    rho, gamma = 0.9999, 1.0
+    lamps = torch.arange(2 * batch_size, device=device)[:, None]
+    rho, gamma, sigma, evidence = 0.99999, 1.0, 0.1, 0.01
+    middle = seq_len // 2
 
-    def roll(noise: Tensor) -> Tensor:
-        """(1 + T, B, 64) noise -> (T, B, 64) states."""
-        z, states = noise[0], []  # in the first coupling's basis; N(0, I) is the same in all of them
-        for kick in math.sqrt(1 - rho**2) * noise[1:]:
+    def roll(z: Tensor, noise: Tensor) -> Tensor:
+        """Middle states and noise, in the first coupling's basis -> (T, N, 64) states, both ways."""
+        kicks = math.sqrt(1 - rho**2) * noise
+        states, now = [z], z
+        for kick in kicks[: middle - 1]:
+            now = rho * now + kick
+            for layer, mix in zip(reversed(angles), reversed(mixes), strict=True):
+                now = now @ mix.T
+                now = _turn(now, -layer(now[:, STATE // 2 :]))
+            states.append(now)
+        states.reverse()
+        for kick in kicks[middle - 1 :]:
             for layer, mix in zip(angles, mixes, strict=True):
                 z = _turn(z, layer(z[:, STATE // 2 :])) @ mix
             z = rho * z + kick
             states.append(z)
-        rolled: Tensor = torch.stack(states) @ first_basis.T
-        return rolled
+        return torch.stack(states) @ first_basis.T
 
-    def judge(frames: Tensor, gaps: Tensor) -> Tensor:
-        """(B*K, 3, H, W) frames and (B, K-1) log gaps -> (B,) logits."""
-        maps = encoder(frames)  # (B*K, 256, H/8, W/8)
-        joined = join(maps.unflatten(0, (batch_size, drawn)).flatten(1, 2))
-        of_clips = clip_head(joined * (1 + gate(gaps))[:, :, None, None]).squeeze(1)
-        logits: Tensor = of_clips + frame_head(maps).view(batch_size, drawn).mean(1)
-        return logits
+    def draw(states: Tensor) -> Tensor:
+        frames: Tensor = (generator[:-1](states) + background).sigmoid()
+        return frames
 
-    def losses(real: Tensor, times: Tensor, noise: Tensor, weight: int) -> tuple[Gradients, Terms]:
+    def losses(
+        viewed: Tensor, real: Tensor, times: Tensor, noise: Tensor, weight: int
+    ) -> tuple[Gradients, Terms]:
         gaps = times.diff(dim=1).clamp_min(1).log()
-        fake = generator(roll(noise)[times, lamps].flatten(0, 1))  # (B*K, 64) -> (B*K, 3, H, W)
+        mean, log_variance = encoder(viewed - background.detach().sigmoid())
+        encoded = mean + (0.5 * log_variance).exp() * noise[0, :batch_size]
+        path = roll(torch.cat([encoded, noise[0, batch_size:]]), noise[1:])
+        frames = draw(path[torch.cat([times, times]), lamps].flatten(0, 1))
+        again, fake = frames.chunk(2)  # (B*K, 3, H, W) each
+        kl = 0.5 * (log_variance.exp() + mean**2 - 1 - log_variance).sum(1).mean()
+        error = (again - real).square().sum((1, 2, 3)).mean()
         # Two calls: G's loss does not reach the real frames' half.
         real_logits, fake_logits = judge(real, gaps), judge(fake, gaps)
         margin = real_logits - fake_logits
-        terms = {"d": F.softplus(-margin).mean(), "g": F.softplus(margin).mean()}
-        d_loss = terms["d"]
+        terms = {"d": F.softplus(-margin).mean(), "g": F.softplus(margin).mean(), "error": error, "kl": kl}
+        d_loss, g_loss = terms["d"], terms["g"] + evidence * (error / (2 * sigma**2) + kl)
         if weight:
-            for name, logits, frames in (("r1", real_logits, real), ("r2", fake_logits, fake)):
-                (slope,) = torch.autograd.grad(logits.sum(), frames, create_graph=True)
+            for name, logits, clips in (("r1", real_logits, real), ("r2", fake_logits, fake)):
+                (slope,) = torch.autograd.grad(logits.sum(), clips, create_graph=True)
                 terms[name] = slope.square().sum() / batch_size
                 d_loss = d_loss + weight * gamma / 2 * terms[name]
         d_gradients = torch.autograd.grad(d_loss, d_weights, retain_graph=True)
-        g_gradients = torch.autograd.grad(terms["g"], g_weights)
+        g_gradients = torch.autograd.grad(g_loss, g_weights)
         return (*g_gradients, *d_gradients), {name: term.detach() for name, term in terms.items()}
 
     run = _compile(losses) if compiled else losses
@@ -314,13 +388,14 @@ def make_lava_step(
         nonlocal count
         penalised = penalty_every > 0 and count % penalty_every == 0
         count += 1
-        real = _to_float(frames, device, channels_last).requires_grad_(penalised)
+        viewed = _to_float(frames[:, :views], device, channels_last)
+        real = _to_float(frames[:, views:], device, channels_last).requires_grad_(penalised)
         when = torch.from_numpy(times).to(device, torch.int64)
-        noise = torch.randn(1 + seq_len, batch_size, STATE, generator=random, device=device)
+        noise = torch.randn(seq_len, 2 * batch_size, STATE, generator=random, device=device)
         train = losses if penalised else run
-        gradients, terms = train(real, when, noise, penalty_every if penalised else 0)
+        gradients, terms = train(viewed, real, when, noise, penalty_every if penalised else 0)
         _update(optimizer, [*g_weights, *d_weights], gradients)
-        torch._foreach_lerp_(averages, [weight.detach() for weight in g_weights], 1 - 0.998)
+        torch._foreach_lerp_(averages, [weight.detach() for weight in played], 1 - 0.998)
         return _floats(terms)
 
     return step
@@ -371,14 +446,14 @@ def main() -> None:
     about["load_average"] = os.getloadavg()[0]
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     random = np.random.default_rng(0)
-    clip_frames = {"duralava": 20, "lava": 3}[args.recipe]
+    clip_frames = {"duralava": 20, "lava": 7}[args.recipe]  # lava: four to encode, three to draw
     frames = random.integers(0, 256, (batch, clip_frames, 64, 64, 3), dtype=np.uint8)
     if args.recipe == "duralava":
         step = make_step(batch_size=batch, **options)
         result = _measure(lambda: step(frames), args.steps)
     else:
         every = np.tile(np.arange(32, dtype=np.int32), (batch, 1))
-        times = np.sort(random.permuted(every, axis=1)[:, :clip_frames], axis=1)
+        times = np.sort(random.permuted(every, axis=1)[:, :3], axis=1)
         plain = make_lava_step(batch_size=batch, penalty_every=0, **options)
         result = _measure(lambda: plain(frames, times), args.steps)
         print("with both gradient penalties:")

@@ -156,6 +156,7 @@ class Training:
     learning_rate: float = _setting(4e-4, "step size at the start, for G, R and D")
     betas: tuple[float, float] = _setting((0.0, 0.99), "adam: decay of the two moments, for G, R and E")
     d_betas: tuple[float, float] = _setting((0.0, 0.99), "adam: decay of the two moments, for D")
+    r_rate: float = _setting(1.0, "learning rate of R, in learning_rate")
     d_rate: float = _setting(1.0, "learning rate of D, in learning_rate")
     clip: float = _setting(
         0.0, "longest step of a tensor, in learning rates per weight (RMS); 0 for no limit"
@@ -259,7 +260,7 @@ def _check(recipe: Recipe) -> None:
     _require(0 <= training.ema < 1, "training.ema must lie in [0, 1)")
     _require(0 <= training.reset_probability <= 1, "training.reset_probability must lie in [0, 1]")
     _require(training.learning_rate > 0, "training.learning_rate must be positive")
-    _require(training.d_rate > 0, "training.d_rate must be positive")
+    _require(training.d_rate > 0 and training.r_rate > 0, "training.d_rate and r_rate must be positive")
     _require(training.warm_up >= 0, "training.warm_up must not be negative")
     _require(training.clip >= 0, "training.clip must not be negative")
     _require((training.steps > 0) != (training.epochs > 0), "give one of training.steps and training.epochs")

@@ -237,8 +237,8 @@ class FramesDiscriminator:
         weights["single"] = init_conv(next(keys), 4, last, last // 2)
         weights["single_out"] = init_dense(next(keys), pixels * (last // 2), 1, 1.0)
         if self.count > 1:
-            # exp(2 − 0.7 log gap): what brings changes of a real lamp to the size of its maps, roughly.
-            weights["gaps"] = {"weight": mx.full((last, 1), -0.7), "bias": mx.full((last,), 2.0)}
+            # e · gap^−0.7: neighbours' changes come near the size of the maps, and far ones stay there.
+            weights["gaps"] = {"weight": mx.full((last, 1), -0.7), "bias": mx.ones((last,))}
             weights["joint"] = init_conv(next(keys), 4, self.count * last, last)
             for i, (inputs, outputs) in enumerate(pairwise((pixels * last, *self.hidden))):
                 weights[f"hidden{i}"] = init_dense(next(keys), inputs, outputs)

@@ -314,6 +314,9 @@ class Trainer:
                 weights, optimizer.apply_gradients(grads, weights), optimizer.learning_rate
             )
             optimizers[part] = optimizer.state
+        share = self.recipe.training.r_rate
+        if share != 1:
+            moved["model"]["dynamics"] = _average(model["dynamics"], moved["model"]["dynamics"], 1 - share)
         # A young average forgets its random start: decay (1 + n) / (10 + n) at first (TensorFlow's rule).
         decay = mx.minimum(self.recipe.training.ema, (1 + count) / (10 + count))
         kept = state["stats"]["generator"]
