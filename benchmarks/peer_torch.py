@@ -350,7 +350,8 @@ def make_lava_step(
                 z = _turn(z, layer(z[:, STATE // 2 :])) @ mix
             z = rho * z + kick
             states.append(z)
-        return torch.stack(states) @ first_basis.T
+        path: Tensor = torch.stack(states) @ first_basis.T
+        return path
 
     def draw(states: Tensor) -> Tensor:
         frames: Tensor = (generator[:-1](states) + background).sigmoid()

@@ -77,3 +77,18 @@ def test_half_is_half_the_size_and_plays_alike(trained: Path, tmp_path: Path) ->
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run with a checkpoint"):
         export(tmp_path, tmp_path / "mine")
+
+
+def test_the_card_shows_the_score_that_it_is_given(trained: Path, tmp_path: Path) -> None:
+    row = {"value": 0.0467, "floor": 0.0126, "ratio": 3.71}
+    measures = {"image.frechet": row, "image.kid": {**row, "ratio": None}}
+    headline = {"image": 7.4, "motion": 114.0}
+    score = {"measures": measures, "headline": headline, "clips": 64, "clip_length": 256, "seed": 0}
+    weights = export(trained, tmp_path / "mine", score=score)
+    card = (tmp_path / "mine/README.md").read_text(encoding="utf-8")
+    for words in ("image **7.40**", "**114.00**", "| `image.frechet` | 0.0467 | 0.0126 | 3.71 |", "| – |"):
+        assert words in card
+    assert load_weights(tmp_path / "mine").about["score"] == weights.about["score"]
+    with pytest.raises(UserError, match="mlxlava score --json"):
+        export(trained, tmp_path / "other", score={"image": 1})
+    assert not (tmp_path / "other").exists()

@@ -98,13 +98,16 @@ def stopping_at(run: Path, step: int) -> Iterator[None]:
 
 
 def test_a_lamp_stands_there_from_the_first_step(tiny: Recipe, footage: Footage, tmp_path: Path) -> None:
-    """G's background starts at the mean of the footage."""
+    """G's background starts at the mean of the footage, and moves where the footage does."""
     begin(tmp_path, tiny, footage)
     state = state_of(tmp_path, tiny)
     mean = footage.frames.mean(0) / 255
     for tree in (state, state["ema"]):
         background = np.array(mx.sigmoid(tree["generator"]["background"]))
         assert np.abs(background - mean).max() < 1.5 / 255
+        still = footage.frames.std(0) == 0
+        gate = np.array(tree["generator"]["gate"])
+        assert still.any() and (gate[still] == 0).all() and (gate[~still] > 0).all() and gate.max() == 1
 
 
 def test_the_log_has_every_term_and_previews_show_lamps(
@@ -158,7 +161,10 @@ def test_a_run_starts_warm_from_other_weights(tiny: Recipe, footage: Footage, tm
     go(tmp_path / "old", tiny, footage)
     old = load_weights(tmp_path / "old")
     start_run(tmp_path / "new", tiny, footage, [], "", old)
-    assert_equal(load_weights(tmp_path / "new").arrays, old.arrays)
+    new = load_weights(tmp_path / "new")
+    for name in ("background", "gate"):  # those are of the new footage
+        assert np.allclose(old.arrays["generator"].pop(name), new.arrays["generator"].pop(name), atol=1e-5)
+    assert_equal(new.arrays, old.arrays)
 
     wider = override(tiny, {"generator.widths": [10, 6]})
     with pytest.raises(UserError, match="--init has another generator"):

@@ -350,13 +350,22 @@ def footage(sources: tuple[str, ...], folder: Path, **changes: Any) -> None:
     "-o", "folder", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Folder to write."
 )
 @click.option("--half", is_flag=True, help="Store float16: half the size.")
+@click.option(
+    "--score",
+    "scored",
+    metavar="FILE.json",
+    type=click.Path(path_type=Path),
+    help="What score --json printed of the run, for the card.",
+)
 @_debug
-def export(run: Path, folder: Path, half: bool) -> None:
+def export(run: Path, folder: Path, half: bool, scored: Path | None) -> None:
     """Write the weights of a run, with a model card and a sample picture."""
+    from mlxlava.checkpoint import read_json
     from mlxlava.console import say
     from mlxlava.export import export as export_run
 
-    weights = export_run(run, folder, half=half)
+    score = None if scored is None else read_json(scored, "export")
+    weights = export_run(run, folder, half=half, score=score)
     say(f"export: {folder}: step {weights.about['steps']}; play it: mlxlava loop --weights {folder}")
 
 

@@ -72,7 +72,8 @@ class Generator:
     )
     last_width: int = _setting(16, "shuffle: channels at full resolution, before the last convolution")
     background: bool = _setting(
-        False, "shuffle: one learned number for each pixel and colour, which starts at the footage's mean"
+        False,
+        "shuffle: pixels rest at the footage's mean and move where they do there: what stands still is given",
     )
 
 

@@ -39,21 +39,35 @@ fresh random states.
 Played are the averaged (EMA) weights of that step. `config.json` holds every setting.
 """
 
+_SCORE = """
+## Score
 
-def export(run: Path, folder: Path, *, half: bool = False) -> Weights:
+`mlxlava score {name}{footage}`, {clips} clips of {length} learned steps: image **{image:.2f}**, motion
+**{motion:.2f}** times what real footage scores against itself (1 is as good as real).
+
+| measure | drawn | real against real | ratio |
+|---|---|---|---|
+{rows}
+"""
+
+
+def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any] | None = None) -> Weights:
     """Write the averaged weights of a run with ``config.json``, ``README.md`` and ``sample.png``.
 
     Args:
         run: folder of the run.
         folder: where to write; weights that are there are replaced.
         half: store learned weights as float16, half the size; they are played as float32.
+        score: what ``mlxlava score --json`` printed of them, for the card.
 
     Returns:
         What was written.
 
     Raises:
-        UserError: ``run`` is no run or has no checkpoint, or ``folder`` cannot be written.
+        UserError: ``run`` is no run or has no checkpoint, ``score`` is none, or ``folder`` cannot be written.
     """
+    if score is not None and not {"measures", "headline", "clips", "clip_length"} <= score.keys():
+        raise UserError("export: --score is not what mlxlava score --json prints")
     latest = latest_checkpoint(run)
     if latest is None:
         raise UserError(f"export: {run} is no run with a checkpoint; give a folder that mlxlava train made")
@@ -73,6 +87,8 @@ def export(run: Path, folder: Path, *, half: bool = False) -> Weights:
             key: value for key, value in weights.about.get("machine", {}).items() if "/" not in value
         },
     }
+    if score is not None:
+        about["score"] = {key: score[key] for key in ("headline", "clips", "clip_length", "seed", "measures")}
     arrays = weights.arrays
     if half:
         # Not the statistics: bases that are rounded are not orthogonal, and a state shrinks a little each
@@ -91,7 +107,7 @@ def card(weights: Weights, name: str) -> str:
     recipe, about = weights.recipe, weights.about
     sources = about["footage"]["sources"]
     columns = min(8, recipe.data.seq_len)
-    return _CARD.format(
+    text = _CARD.format(
         name=name,
         picture="sample.png",
         gap=recipe.data.seq_len // columns / weights.step_fps,
@@ -108,6 +124,21 @@ def card(weights: Weights, name: str) -> str:
         clock=clock(about["seconds"]),
         machine=_machine(about["machine"]),
         command=about["command"],
+    )
+    if "score" not in about:
+        return text
+    score = about["score"]
+    return text + _SCORE.format(
+        name=name,
+        footage=" --footage FOOTAGE" if sources else "",
+        clips=score["clips"],
+        length=score["clip_length"],
+        **score["headline"],
+        rows="\n".join(
+            f"| `{measure}` | {row['value']:.3g} | {row['floor']:.3g} | "
+            f"{'–' if row['ratio'] is None else format(row['ratio'], '.2f')} |"
+            for measure, row in score["measures"].items()
+        ),
     )
 
 

@@ -104,8 +104,10 @@ class ShuffleGenerator:
         # Beside a background, which is the footage's mean, small: at first nothing has to be unlearned.
         weights["out"] = init_conv(keys[-1], 3, self.widths[-1], 3, 0.1 if self.background else _HE)
         if self.background:
-            # Glass, base and room stand still: convolutions need not draw them anew in every frame.
+            # Taken from the footage (train.py), not learned. Glass, base and room stand still: convolutions
+            # need not draw them anew in every frame, and cannot make them shimmer.
             weights["background"] = mx.zeros(self.background)
+            weights["gate"] = mx.ones(self.background)
         return weights
 
     def init_stats(self) -> Tree:
@@ -119,7 +121,9 @@ class ShuffleGenerator:
         for i in range(len(self.widths) - 1):
             x = leaky_relu(depth_to_space(convolve(conv3, weights[f"up{i}"], x)))
         x = convolve(conv3, weights["out"], x)
-        return mx.sigmoid(x + weights["background"] if self.background else x), {}
+        if self.background:
+            x = mx.stop_gradient(weights["background"]) + mx.stop_gradient(weights["gate"]) * x
+        return mx.sigmoid(x), {}
 
 
 class TransposedGenerator:

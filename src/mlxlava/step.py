@@ -155,7 +155,7 @@ class Trainer:
         starts, terms = [], {}
         if self.encoder:
             still = model["generator"].get("background")
-            centre = 0.5 if still is None else mx.stop_gradient(mx.sigmoid(still))
+            centre = 0.5 if still is None else mx.sigmoid(mx.stop_gradient(still))
             mean, log_variance = self.encoder(model["encoder"], viewed - centre)
             noise = mx.random.normal(mean.shape, key=law_key)
             encoded = mean + mx.exp(0.5 * log_variance) * noise

@@ -41,7 +41,8 @@ from mlxlava.step import Trainer
 
 _PREVIEW_LAMPS = 4
 _PREVIEW_COLUMNS = 8
-_MEAN_OF = 1000  # frames, at most
+_LOOKED_AT = 1000  # frames, at most, for G's background
+_MOVES = 0.2  # of the largest deviation: pixels that change more are wholly free to
 _PREVIEW_SEED = 2**40  # no training step has it
 
 
@@ -83,10 +84,10 @@ def start_run(
     footage.require(recipe.data.seq_len)
     total = count_steps(recipe, footage)
     state = Trainer(recipe, total).init()
-    if recipe.generator.background:
-        _start_from_mean(state, footage)
     if warm is not None:
         _warm_start(state, warm)
+    if recipe.generator.background:
+        _set_background(state, footage)
     config = {
         "format": FORMAT,
         "step_fps": footage.step_fps,
@@ -109,14 +110,19 @@ def start_run(
     save_checkpoint(run, state, {"step": 0, "seconds": 0.0}, recipe.training.keep_checkpoints)
 
 
-def _start_from_mean(state: Tree, footage: Footage) -> None:
-    """Let G's background be the mean of the footage: glass and room stand there from the first step."""
-    every = -(-len(footage.frames) // _MEAN_OF)
-    mean = footage.frames[::every].mean(axis=0, dtype=np.float64) / 255
+def _set_background(state: Tree, footage: Footage) -> None:
+    """Let G's background be the mean of the footage, and let it move where the footage does.
+
+    Glass and room stand there from the first step, and stay as they are where nothing ever changed.
+    """
+    every = -(-len(footage.frames) // _LOOKED_AT)
+    some = footage.frames[::every].astype(np.float32) / 255
+    mean, deviation = some.mean(axis=0, dtype=np.float64), some.std(axis=0, dtype=np.float64)
     mean = np.clip(mean, 1 / 255, 1 - 1 / 255)
-    background = np.log(mean / (1 - mean)).astype(np.float32)
+    gate = np.minimum(1, deviation / max(_MOVES * float(deviation.max()), 1e-6))
     for tree in (state, state["ema"]):
-        tree["generator"]["background"] = mx.array(background)
+        tree["generator"]["background"] = mx.array(np.log(mean / (1 - mean)).astype(np.float32))
+        tree["generator"]["gate"] = mx.array(gate.astype(np.float32))
 
 
 def _warm_start(state: Tree, warm: Weights) -> None:
