@@ -143,7 +143,6 @@ class Loss:
         0.0, "weight of the negative evidence bound: real clips are encoded, rolled and drawn again"
     )
     sigma: float = _setting(0.1, "evidence: deviation of a drawn pixel from the real one that is allowed for")
-    kl_steps: int = _setting(0, "evidence: training steps until the KL divergence counts in full")
     shift: float = _setting(0.0, "farthest that clips are moved before D sees them, in heights and widths")
     colour: float = _setting(0.0, "largest change of brightness of what D sees, and half that of contrast")
     alone: float = _setting(0.0, "evidence: share of the training steps before the discriminator joins in")
@@ -225,7 +224,6 @@ def _check(recipe: Recipe) -> None:
         recipe.encoder.views == 0 or data.batch_size > 1,
         "data.batch_size must be at least 2 with an encoder, which standardises states over the batch",
     )
-    _require(recipe.loss.kl_steps >= 0, "loss.kl_steps must not be negative")
     _require(recipe.loss.sigma > 0, "loss.sigma must be positive")
     _require(
         (recipe.loss.evidence > 0) == (recipe.encoder.views > 0),

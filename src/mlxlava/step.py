@@ -111,6 +111,7 @@ class Trainer:
         def step(state: Tree, frames: mx.array, times: mx.array, key: mx.array) -> tuple[Tree, Terms]:
             clips = frames.astype(mx.float32) / 255
             viewed, real, times = clips[:, :views], clips[:, views:], times[:, views:]
+            starts_key, roll_key, judge_key = mx.random.split(key, 3)
             model: Tree = {
                 part: state[part] for part in ("generator", "dynamics", "encoder") if part in state
             }
@@ -119,19 +120,16 @@ class Trainer:
             # G's own differentiation, and hands back its gradient by them as a constant.
             def surrogate(model: Tree) -> tuple[mx.array, Any]:
                 loss, terms, gradient = mx.array(0.0), {}, None
-                starts, terms_of_law = self._starts(model, state, viewed, adversarial, key)
-                drawn, stats, path, penalties = self._draw(model, state, starts, times, key)
+                starts, terms_of_law = self._starts(model, state, viewed, adversarial, starts_key)
+                drawn, stats, path, penalties = self._draw(model, state, starts, times, roll_key)
                 if self.encoder:
                     again, drawn = drawn[: len(real)], drawn[len(real) :]
                     terms = {**terms_of_law, "reconstruction": ((again - real) ** 2).sum((2, 3, 4)).mean()}
-                    # A young encoder that pays for every nat says nothing, and G learns to do without.
-                    share = mx.minimum(1, (state["step"] + 1) / max(recipe.loss.kl_steps, 1))
-                    nats = terms["reconstruction"] / (2 * recipe.loss.sigma**2) + share * terms["kl"]
-                    nats = nats + recipe.loss.normality * terms["normality_encoded"]
+                    nats = terms["reconstruction"] / (2 * recipe.loss.sigma**2) + terms["kl"]
                     loss = loss + recipe.loss.evidence * nats
                 if adversarial:
                     judged, gradient, by_frames = self._judge(
-                        state["discriminator"], real, drawn, times, penalty, key
+                        state["discriminator"], real, drawn, times, penalty, judge_key
                     )
                     terms |= judged
                     loss = loss + (drawn * by_frames).sum()
@@ -151,7 +149,7 @@ class Trainer:
     ) -> tuple[mx.array, Terms]:
         """States that clips are rolled from: of encoded real clips, then random ones; and the former's KL."""
         recipe = self.recipe
-        start_key, reset_key, law_key, direction_key = mx.random.split(mx.random.split(key, 2)[0], 4)
+        start_key, reset_key, law_key, direction_key = mx.random.split(key, 4)
         starts, terms = [], {}
         if self.encoder:
             still = model["generator"].get("background")
@@ -160,10 +158,13 @@ class Trainer:
             noise = mx.random.normal(mean.shape, key=law_key)
             encoded = mean + mx.exp(0.5 * log_variance) * noise
             starts.append(encoded)
-            terms = {"kl": kl_to_normal(mean, log_variance), "encoded_std": mx.sqrt(encoded.var())}
             directions = mx.random.normal((mean.shape[1], mean.shape[1]), key=direction_key)
             directions = directions / mx.linalg.norm(directions, axis=0)
-            terms["normality_encoded"] = epps_pulley(encoded @ directions)
+            # To watch, not to minimise: are encoded states like the random ones that are played?
+            terms = {
+                "kl": kl_to_normal(mean, log_variance),
+                "normality_encoded": mx.stop_gradient(epps_pulley(encoded @ directions)),
+            }
         if adversarial:
             start = mx.random.normal((len(viewed), recipe.generator.state_size), key=start_key)
             if recipe.training.carry:
@@ -188,7 +189,7 @@ class Trainer:
             model["dynamics"],
             state["stats"]["dynamics"],
             starts,
-            mx.random.split(key, 2)[1],
+            key,
             steps,
             before=steps // 2 if self.dynamics.reversible else 0,
         )
@@ -208,7 +209,7 @@ class Trainer:
         if loss.kind == "bce":
             terms, gradient, by_frames = self._judge_apart(weights, real, drawn, times)
             return terms, gradient, mx.stop_gradient(by_frames)
-        keys = mx.random.split(mx.random.split(key, 3)[2], 2)
+        keys = mx.random.split(key, 2)
 
         def logits(weights: Tree, clips: mx.array, times: mx.array, key: mx.array) -> mx.array:
             return self.discriminator(weights, augment(clips, key, loss.shift, loss.colour), times)
