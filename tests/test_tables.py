@@ -1,0 +1,44 @@
+"""Tables of the docs: every figure stands in its column."""
+
+from __future__ import annotations
+
+import pytest
+
+import tables
+
+
+def test_scores_stand_side_by_side() -> None:
+    row = {"value": 0.2, "interval": [0.1, 0.3], "floor": 0.1, "floor_interval": [0.05, 0.15], "ratio": 2.0}
+    result = {"weights": "lava", "measures": {"image.frechet": row}, "headline": {"image": 2.0}}
+    head, rule, measured, headline = tables.score([result, {**result, "weights": "other"}])
+    assert head == "| measure | real against real | lava | ratio | other | ratio |"
+    assert rule.count("---") == 6
+    assert measured.startswith("| `image.frechet` | 0.1 (0.05 … 0.15) | 0.2 (0.1 … 0.3) | 2 |")
+    assert headline == "| **image** |  |  | **2** |  | **2** |"
+
+
+def test_a_drift_says_which_slopes_miss_zero() -> None:
+    state = dict.fromkeys(("deviation", "kurtosis", "norm"), 1.0)
+    state |= dict.fromkeys(("epps_pulley_axes", "epps_pulley_directions", "covariance"), 1.0)
+    flat = {"slope": 0.0, "interval": [-1.0, 1.0], "holds_zero": True}
+    slopes = {f"state.{name}": flat for name in state}
+    slopes["image.frechet"] = {"slope": 1.0, "interval": [0.5, 1.5], "holds_zero": False}
+    window = {"frames": 1000, "measures": {"image.frechet": 0.05}, "state": state, "resident_gb": 0.5}
+    result = {
+        "windows": [window],
+        "real": {"image.frechet": [0.04, 0.05, 0.06]},
+        "null": {name: [0.9, 1.1] for name in state},
+        "slopes": slopes,
+        "returns": {"own": 7.0, "others": 7.1, "ratio": 1.0, "interval": [0.9, 1.1]},
+        "seconds": 120,
+    }
+    lines = tables.drift(result)
+    assert lines[2].startswith("| 1,000 | 0.05 | 1.000 |")
+    assert "0.04 … 0.06" in lines[3]
+    assert lines[4].startswith("| *slope a decade* | 1 (0.5 … 1.5) **≠ 0** | 0 (−1 … 1) |")
+    assert "6 of 7 slopes hold zero; not: image.frechet" in "\n".join(lines)
+
+
+def test_without_files_it_says_what_to_give() -> None:
+    with pytest.raises(SystemExit, match="mlxlava score --json"):
+        tables.main([])
