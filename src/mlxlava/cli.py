@@ -29,6 +29,7 @@ from mlxlava.config import (
     parse_settings,
     parse_size,
     recipe_from_dict,
+    recipe_to_dict,
 )
 from mlxlava.player import SCREENS
 
@@ -203,6 +204,7 @@ def _resume(
 ) -> tuple[Recipe, Footage]:
     """The recipe and footage of a run; only its number of steps may change."""
     from mlxlava.checkpoint import read_json
+    from mlxlava.console import say
 
     steps = changes.pop("steps")
     given = [name for name, value in changes.items() if value not in (None, ())]
@@ -219,12 +221,13 @@ def _resume(
     except (KeyError, TypeError) as error:
         raise UserError(f"train: {run}/config.json lacks {error}; it is no run") from error
     if steps is not None:
-        if recipe.training.schedule != "constant":
-            raise UserError(
-                "train: the learning rate of this run depends on its steps, so --steps cannot change"
-            )
-        config["total_steps"] = steps
+        # D joins in at the step at which it would have.
+        alone = min(1.0, recipe.loss.alone * config["total_steps"] / steps)
+        recipe = override(recipe, {"loss.alone": alone})
+        config |= {"total_steps": steps, "recipe": recipe_to_dict(recipe)}
         (run / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if recipe.training.schedule != "constant":
+            say(f"train: the learning rate falls to 0 at step {steps} from now on")
     footage = _footage(paths, recipe.data, seed=recipe.training.seed)
     if footage.key != key:
         raise UserError(
