@@ -325,13 +325,13 @@ def make_lava_step(
         [
             {"params": [*generator.parameters(), background, *encoder.parameters()], "lr": 1e-3, **rates},
             {"params": list(angles.parameters()), "lr": 2e-4, **rates},
-            {"params": d_weights, "lr": 1e-3, "betas": (0.0, 0.99), "fused": True},
+            {"params": d_weights, "lr": 6e-4, "betas": (0.0, 0.99), "fused": True},
         ]
     )
     averages = [weight.detach().clone() for weight in played]
     random = torch.Generator(device).manual_seed(seed)
     lamps = torch.arange(2 * batch_size, device=device)[:, None]
-    rho, gamma, sigma, evidence = 0.99999, 1.0, 0.1, 0.01
+    rho, gamma, sigma, evidence = 0.99999, 1.0, 0.1, 0.005
     middle = seq_len // 2
 
     def roll(z: Tensor, noise: Tensor) -> Tensor:
