@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -170,6 +171,15 @@ def test_a_run_starts_warm_from_other_weights(tiny: Recipe, footage: Footage, tm
     with pytest.raises(UserError, match="--init has another generator"):
         start_run(tmp_path / "wider", wider, footage, [], "", old)
     assert not (tmp_path / "wider").exists()
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tiny: Recipe, footage: Footage, tmp_path: Path) -> None:
+    begin(tmp_path, tiny, footage)
+    with (tmp_path / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process"):
+            go(tmp_path, tiny, footage)
+    assert go(tmp_path, tiny, footage).step == 6
 
 
 def test_a_folder_that_is_taken_is_not_written_to(tiny: Recipe, footage: Footage, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import io
 import json
 import math
@@ -192,6 +193,7 @@ def train(
         saved = step
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_lock(run))
         log = stack.enter_context(_open_log(run / "log.jsonl", start))
         board = stack.enter_context(_open_board(run / "tensorboard", start)) if tensorboard else None
         update = stack.enter_context(progress("train"))
@@ -247,6 +249,21 @@ def train(
         if step != saved:
             save(state)
     return Outcome(step, seconds(), stop.signal)
+
+
+@contextlib.contextmanager
+def _lock(run: Path) -> Iterator[None]:
+    """Hold the run: two processes that train it would write over one another."""
+    with contextlib.ExitStack() as stack:
+        try:
+            held = stack.enter_context((run / "lock").open("w", encoding="utf-8"))
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            what = "is being trained by another process; wait for it, or stop it"
+            raise UserError(f"train: {run} {what}") from error
+        except OSError as error:
+            raise UserError(f"train: cannot write {run}: {error.strerror}") from error
+        yield
 
 
 class _Stop:
