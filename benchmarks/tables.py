@@ -78,10 +78,12 @@ def drift(result: Result) -> list[str]:
     rows += [_row(["*slope a decade*", *cells]), ""]
     every = result["slopes"]
     missed = [name for name, one in every.items() if not one["holds_zero"]]
+    drifting = [name for name, one in every.items() if not one["holds_zero_together"]]
     returns = result["returns"]
     said = [
         f"{len(every) - len(missed)} of {len(every)} slopes hold zero"
         + (f"; not: {', '.join(missed)}" if missed else ""),
+        f"at once, with 95 % for all of them: {', '.join(drifting) if drifting else 'none'} misses zero",
         f"nearest return {returns['own']:.2f}, to another lamp's place {returns['others']:.2f}, "
         f"ratio {_with(returns['ratio'], returns['interval'])}",
     ]

@@ -38,7 +38,21 @@ def test_a_slope_is_found_and_chance_is_not_taken_for_one() -> None:
     flat, rising = slope(ends, noise), slope(ends, 0.5 * np.log10(ends) + noise)
     assert flat["holds_zero"] and not rising["holds_zero"]
     assert rising["interval"][0] < 0.5 < rising["interval"][1]
-    assert slope(ends, [1.81] * len(ends)) == {"slope": 0.0, "interval": [0.0, 0.0], "holds_zero": True}
+    still = slope(ends, [1.81] * len(ends))
+    assert still["interval"] == [0.0, 0.0] and still["holds_zero"] and still["holds_zero_together"]
+
+
+def test_intervals_that_hold_together_are_as_wide_as_they_must_be() -> None:
+    """Of 400 sets of thirteen slopes of nothing but chance, about one in twenty has one that misses zero."""
+    ends, rng = window_ends(100_000), np.random.default_rng(1)
+    sets = [
+        [slope(ends, noise, together=13) for noise in rng.standard_normal((13, len(ends)))]
+        for _ in range(400)
+    ]
+    misses = sum(not all(one["holds_zero_together"] for one in every) for every in sets)
+    alone = sum(not all(one["holds_zero"] for one in every) for every in sets)
+    assert 8 <= misses <= 35
+    assert alone > 150  # without it: nearly every second
 
 
 @pytest.mark.parametrize("recipe", ["tiny", "tiny_duralava"])

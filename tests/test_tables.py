@@ -20,9 +20,9 @@ def test_scores_stand_side_by_side() -> None:
 def test_a_drift_says_which_slopes_miss_zero() -> None:
     state = dict.fromkeys(("deviation", "kurtosis", "norm"), 1.0)
     state |= dict.fromkeys(("epps_pulley_axes", "epps_pulley_directions", "covariance"), 1.0)
-    flat = {"slope": 0.0, "interval": [-1.0, 1.0], "holds_zero": True}
+    flat = {"slope": 0.0, "interval": [-1.0, 1.0], "holds_zero": True, "holds_zero_together": True}
     slopes = {f"state.{name}": flat for name in state}
-    slopes["image.frechet"] = {"slope": 1.0, "interval": [0.5, 1.5], "holds_zero": False}
+    slopes["image.frechet"] = {**flat, "slope": 1.0, "interval": [0.5, 1.5], "holds_zero": False}
     window = {"frames": 1000, "measures": {"image.frechet": 0.05}, "state": state, "resident_gb": 0.5}
     result = {
         "windows": [window],

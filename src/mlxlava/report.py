@@ -83,11 +83,25 @@ def drift_table(result: Result) -> None:
     )
     slopes = result.get("slopes", {})
     rows = [
-        (name, f"{one['slope']:+.4g}", _interval(one["interval"]), "yes" if one["holds_zero"] else "no")
+        (
+            name,
+            f"{one['slope']:+.4g}",
+            _interval(one["interval"]),
+            "yes" if one["holds_zero"] else "no",
+            _interval(one["interval_together"]),
+            "yes" if one["holds_zero_together"] else "no",
+        )
         for name, one in slopes.items()
     ]
     if rows:
-        columns = ("slope a decade of frames", "", "95 % interval", "holds zero")
+        columns = (
+            "slope a decade of frames",
+            "",
+            "95 % interval",
+            "holds zero",
+            f"95 % for all {len(rows)} at once",
+            "holds zero",
+        )
         print_table("Drift", columns, rows)
     returns = result["returns"]
     if returns["anchors"]:
