@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -9,7 +11,9 @@ import pytest
 from mlxlava.backend import mx
 from mlxlava.checkpoint import Weights, playable
 from mlxlava.config import Recipe, override
-from mlxlava.rollout import Rollout
+from mlxlava.dynamics import StationaryStep, make_dynamics
+from mlxlava.footage import Footage
+from mlxlava.rollout import Rollout, true_pace
 from mlxlava.step import Trainer
 
 Pictures = dict[float, npt.NDArray[np.uint8]]
@@ -79,3 +83,30 @@ def test_the_clock_of_a_roll_out_counts_learned_steps(weights: Weights) -> None:
     assert rollout.step == 7  # 5 a second; 1.5 s lies between steps 7 and 8
     assert np.isfinite(rollout.states).all()
     assert mx.array(rollout.states).shape[1] == 8
+
+
+def change(weights: Weights) -> float:
+    """Mean change of a frame to the next, grey levels, of many lamps."""
+    rollout = Rollout(weights, seed=5, lamps=200)
+    path = rollout.roll(2)
+    early, late = (rollout.draw(path[:, n]).astype(float) for n in (0, 1))
+    return float(np.abs(late - early).mean())
+
+
+def test_a_hasty_lamp_is_slowed_to_the_pace_of_its_footage(tiny: Recipe, footage: Footage) -> None:
+    lamp = fresh(override(tiny, {"generator.background": False}))
+    dynamics = make_dynamics(lamp.recipe)
+    assert isinstance(dynamics, StationaryStep)
+    hasty = {**lamp.arrays, "dynamics": dynamics.slowed(lamp.arrays["dynamics"], 20.0)}
+    hasty_lamp = dataclasses.replace(lamp, arrays=hasty)
+    real = np.abs(np.diff(footage.frames.astype(float), axis=0))
+    real = np.delete(real, [cut - 1 for cut in footage.cuts], axis=0).mean()
+    assert change(hasty_lamp) > 2 * real
+    slow, share = true_pace(hasty_lamp, footage.frames, footage.cuts)
+    assert 0 < share < 1
+    assert abs(change(slow) / real - 1) < 0.15
+    # A slow one is left as it is.
+    still = dataclasses.replace(
+        lamp, arrays={**lamp.arrays, "dynamics": dynamics.slowed(hasty["dynamics"], 0)}
+    )
+    assert true_pace(still, footage.frames, footage.cuts)[1] == 1.0

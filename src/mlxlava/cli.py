@@ -369,6 +369,8 @@ def export(run: Path, folder: Path, half: bool, scored: Path | None) -> None:
 
     score = None if scored is None else read_json(scored, "export")
     weights = export_run(run, folder, half=half, score=score)
+    if "pace" not in weights.about:
+        say("export: the run's footage is gone, so the lamp's pace is as learned")
     say(f"export: {folder}: step {weights.about['steps']}; play it: mlxlava loop --weights {folder}")
 
 

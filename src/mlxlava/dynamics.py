@@ -120,6 +120,17 @@ class StationaryStep:
         # expm1: 1 − rho² is lost to rounding in float32 when rho is near one.
         return mx.exp(-rate * dt) * states + mx.sqrt(-mx.expm1(-2 * rate * dt)) * noise
 
+    def slowed(self, weights: Tree, share: float) -> Tree:
+        """Weights whose step makes ``share`` of the rotations: the same flow, more slowly."""
+        slow = dict(weights)
+        for c in range(self.couplings):
+            layer = weights[f"coupling{c}"]
+            slow[f"coupling{c}"] = {
+                **layer,
+                "angles": {name: share * a for name, a in layer["angles"].items()},
+            }
+        return slow
+
     def roll(
         self, weights: Tree, stats: Tree, states: mx.array, key: mx.array, steps: int, before: int = 0
     ) -> tuple[mx.array, dict[str, mx.array]]:

@@ -13,6 +13,8 @@ from mlxlava.backend import mx, named_arrays, tree_map
 from mlxlava.checkpoint import Weights, latest_checkpoint, load_weights, read_json, save_weights
 from mlxlava.config import UserError
 from mlxlava.console import clock
+from mlxlava.footage import open_footage
+from mlxlava.rollout import true_pace
 from mlxlava.train import preview
 
 _CARD = """# {name}
@@ -30,7 +32,7 @@ fresh random states.
 |---|---|
 | learned from | {sources}, {frames} frames |
 | picture | {height}×{width} RGB |
-| learned steps | {step_fps:g} a second of true time |
+| learned steps | {step_fps:g} a second of true time; {pace} |
 | recipe | {recipe} |
 | parameters | {generator:,} in the generator, {dynamics:,} in the state step; {dtype} |
 | training | {steps} steps of {batch} clips, {clock} on {machine} |
@@ -53,6 +55,8 @@ _SCORE = """
 
 def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any] | None = None) -> Weights:
     """Write the averaged weights of a run with ``config.json``, ``README.md`` and ``sample.png``.
+
+    Where the run's footage is still at hand, they are slowed to its pace (rollout.true_pace).
 
     Args:
         run: folder of the run.
@@ -89,6 +93,9 @@ def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any]
     }
     if score is not None:
         about["score"] = {key: score[key] for key in ("headline", "clips", "clip_length", "seed", "measures")}
+    if (prepared := footage.get("prepared")) and (Path(prepared) / "footage.json").is_file():
+        found = open_footage(prepared)
+        weights, about["pace"] = true_pace(weights, found.frames, found.cuts)
     arrays = weights.arrays
     if half:
         # Not the statistics: bases that are rounded are not orthogonal, and a state shrinks a little each
@@ -116,6 +123,9 @@ def card(weights: Weights, name: str) -> str:
         height=recipe.data.size[0],
         width=recipe.data.size[1],
         step_fps=weights.step_fps,
+        pace=f"slowed to {about['pace']:.3f} of the learned pace"
+        if "pace" in about
+        else "at the learned pace",
         recipe=recipe.name,
         **count_parameters(weights),
         dtype="float16" if _is_half(weights) else "float32",

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from mlxlava.backend import limit_blas_threads, mx, queue
 from mlxlava.checkpoint import Weights
-from mlxlava.dynamics import make_dynamics
+from mlxlava.dynamics import StationaryStep, make_dynamics
 from mlxlava.nets import make_generator, to_bytes
 
 # So many learned steps are queued at most: a long way between two frames stays flat in memory.
 _QUEUED = 64
+_COMPARED = 512  # pairs of neighbouring frames that a pace is measured on
+_ROUNDS = 4  # of finding it; more change nothing
 _DRAWN = 8  # frames at a time in ``draw``: more of them fall out of the processor's cache
 
 
@@ -121,6 +124,49 @@ class Rollout:
             return states
         # Exact but for rounding, which would shrink a state by some 14 % in a million steps.
         return states * (self._norms / mx.linalg.norm(states, axis=-1, keepdims=True))
+
+
+def true_pace(weights: Weights, frames: npt.NDArray[np.uint8], cuts: Sequence[int]) -> tuple[Weights, float]:
+    """Weights slowed to the pace of real footage, if they are faster: frame to frame as much changes.
+
+    Random states pass a little faster than encoded ones, which is all that training saw of real time. One
+    number sets that right: the share of the learned rotations that a step makes. N(0, I) is kept for any.
+    A lamp is never sped up, since a camera's noise is no motion.
+
+    Args:
+        weights: a learned lamp with a stationary step.
+        frames: real frames, one learned step apart, uint8 (N, H, W, 3).
+        cuts: frames that have nothing to do with the one before.
+
+    Returns:
+        The weights and the share, at most 1.
+    """
+    dynamics, generator = make_dynamics(weights.recipe), make_generator(weights.recipe)
+    if not isinstance(dynamics, StationaryStep):
+        return weights, 1.0
+    arrays, stats = weights.arrays, weights.arrays["stats"]
+    cut = {index - 1 for index in cuts}
+    at = [n for n in range(0, len(frames) - 1, -(-len(frames) // _COMPARED)) if n not in cut]
+    real = np.mean([np.abs(frames[n + 1].astype(np.float32) - frames[n]).mean() for n in at])
+    shape = (_COMPARED, weights.recipe.generator.state_size)
+    states, noise = (mx.random.normal(shape, key=mx.random.key(n)) for n in (1, 2))
+
+    def draw(states: mx.array) -> mx.array:
+        parts = [states[n : n + _DRAWN] for n in range(0, len(states), _DRAWN)]
+        drawn = [255 * generator(arrays["generator"], part, stats["generator"])[0] for part in parts]
+        for part in drawn:
+            mx.eval(part)
+        return mx.concatenate(drawn)
+
+    before, share = draw(states), 1.0
+    for _ in range(_ROUNDS):
+        slow = dynamics.slowed(arrays["dynamics"], share)
+        after = draw(dynamics.advance(slow, stats["dynamics"], states, noise))
+        drawn = float(np.array(mx.abs(after - before).mean()))
+        share = min(1.0, share * float(real) / max(drawn, 1e-9))
+    slow = dynamics.slowed(arrays["dynamics"], share)
+    mx.eval(slow)
+    return dataclasses.replace(weights, arrays={**arrays, "dynamics": slow}), share
 
 
 def _mix(seed: int, step: int) -> int:
