@@ -106,11 +106,11 @@ def test_the_law_is_kept_over_100_000_steps(which: str, tiny: Recipe) -> None:
         arrays["dynamics"] = tree_map(lambda a: 3 * a, arrays["dynamics"])
         stats = {"dynamics": make_dynamics(recipe).init_stats(), "generator": {}}
         weights = Weights(recipe, 5.0, {**arrays, "stats": stats}, {})
-    rollout = Rollout(weights, seed=3, lamps=256)
+    rollout = Rollout(weights, seed=3, lamps=64)
     first = rollout.states
     for _ in range(100):
         last = rollout.roll(1000)[:, -1]
-    law = null(256, first.shape[1], repeats=100)
+    law = null(64, first.shape[1], repeats=100)
     width = {name: high - low for name, (low, high) in law.items()}
     found = normality(last)
     # Eight statistics of three laws: half an interval more, so that chance does not fail one.
