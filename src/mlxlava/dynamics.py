@@ -15,7 +15,7 @@ import numpy as np
 
 from mlxlava.backend import mx
 from mlxlava.config import Recipe
-from mlxlava.losses import covariance_distance, epps_pulley, moments
+from mlxlava.losses import covariance_distance, epps_pulley, epps_pulley_directions, moments
 from mlxlava.nets import Tree, dense, glorot, init_dense, leaky_relu
 
 Step = Callable[[Tree, Tree, mx.array, mx.array], mx.array]
@@ -76,10 +76,10 @@ class StationaryStep:
             states = self._couple(weights[f"coupling{c}"], stats[f"basis{c}"], states, dt)
         return states
 
-    def inverse(self, weights: Tree, stats: Tree, states: mx.array, dt: float | mx.array = 1.0) -> mx.array:
+    def inverse(self, weights: Tree, stats: Tree, states: mx.array) -> mx.array:
         """The states (B, Z) that ``transport`` takes to these; with rho = 1 that undoes a step."""
         for c in reversed(range(self.couplings)):
-            states = self._couple(weights[f"coupling{c}"], stats[f"basis{c}"], states, -dt)
+            states = self._couple(weights[f"coupling{c}"], stats[f"basis{c}"], states, -1.0)
         return states
 
     def _couple(self, layer: Tree, basis: mx.array, states: mx.array, dt: float | mx.array) -> mx.array:
@@ -248,12 +248,9 @@ def _moment_penalties(raw: mx.array, key: mx.array) -> dict[str, mx.array]:
 
 def _epps_pulley_penalties(raw: mx.array, key: mx.array) -> dict[str, mx.array]:
     """What also sees states that collapse onto one another, or onto a few directions (DESIGN, section 6)."""
-    size = raw.shape[1]
-    directions = mx.random.normal((size, size), key=key)
-    directions = directions / mx.linalg.norm(directions, axis=0)
     return {
         "normality_axes": epps_pulley(raw),
-        "normality_directions": epps_pulley(raw @ directions),
+        "normality_directions": epps_pulley_directions(raw, key),
         "normality_covariance": covariance_distance(raw),
     }
 

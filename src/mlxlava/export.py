@@ -52,6 +52,8 @@ _SCORE = """
 {rows}
 """
 
+_SCORED = ("headline", "clips", "clip_length", "seed", "measures")  # of a score, what the card keeps
+
 
 def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any] | None = None) -> Weights:
     """Write the averaged weights of a run with ``config.json``, ``README.md`` and ``sample.png``.
@@ -70,7 +72,7 @@ def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any]
     Raises:
         UserError: ``run`` is no run or has no checkpoint, ``score`` is none, or ``folder`` cannot be written.
     """
-    if score is not None and not {"measures", "headline", "clips", "clip_length"} <= score.keys():
+    if score is not None and not set(_SCORED) <= score.keys():
         raise UserError("export: --score is not what mlxlava score --json prints")
     latest = latest_checkpoint(run)
     if latest is None:
@@ -92,7 +94,7 @@ def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any]
         },
     }
     if score is not None:
-        about["score"] = {key: score[key] for key in ("headline", "clips", "clip_length", "seed", "measures")}
+        about["score"] = {key: score[key] for key in _SCORED}
     if (prepared := footage.get("prepared")) and (Path(prepared) / "footage.json").is_file():
         found = open_footage(prepared)
         weights, about["pace"] = true_pace(weights, found.frames, found.cuts)
@@ -124,7 +126,7 @@ def card(weights: Weights, name: str) -> str:
         width=recipe.data.size[1],
         step_fps=weights.step_fps,
         pace=f"slowed to {about['pace']:.3f} of the learned pace"
-        if "pace" in about
+        if about.get("pace", 1.0) < 1
         else "at the learned pace",
         recipe=recipe.name,
         **count_parameters(weights),

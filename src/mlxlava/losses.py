@@ -115,6 +115,13 @@ def epps_pulley(x: mx.array) -> mx.array:
     return len(x) * (inner * knots[1]).mean()
 
 
+def epps_pulley_directions(x: mx.array, key: mx.array) -> mx.array:
+    """``epps_pulley`` of states (N, Z) along Z random directions."""
+    size = x.shape[1]
+    directions = mx.random.normal((size, size), key=key)
+    return epps_pulley(x @ (directions / mx.linalg.norm(directions, axis=0)))
+
+
 def covariance_distance(x: mx.array) -> mx.array:
     """‖cov − I‖² / Z of states (N, Z) about zero."""
     count, size = x.shape

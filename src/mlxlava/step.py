@@ -11,7 +11,7 @@ from mlxlava.dynamics import Dynamics, make_dynamics
 from mlxlava.losses import (
     augment,
     cross_entropy,
-    epps_pulley,
+    epps_pulley_directions,
     gradient_penalty,
     kl_to_normal,
     moments,
@@ -158,12 +158,10 @@ class Trainer:
             noise = mx.random.normal(mean.shape, key=law_key)
             encoded = mean + mx.exp(0.5 * log_variance) * noise
             starts.append(encoded)
-            directions = mx.random.normal((mean.shape[1], mean.shape[1]), key=direction_key)
-            directions = directions / mx.linalg.norm(directions, axis=0)
             # To watch, not to minimise: are encoded states like the random ones that are played?
             terms = {
                 "kl": kl_to_normal(mean, log_variance),
-                "normality_encoded": mx.stop_gradient(epps_pulley(encoded @ directions)),
+                "normality_encoded": mx.stop_gradient(epps_pulley_directions(encoded, direction_key)),
             }
         if adversarial:
             start = mx.random.normal((len(viewed), recipe.generator.state_size), key=start_key)
