@@ -264,9 +264,17 @@ _playing = _options(
     click.option(
         "--fps",
         type=click.FloatRange(0, 1000, min_open=True),
-        default=30.0,
+        help="Frames a second; 30 when not given, in a window the display's rate.",
+    ),
+    click.option(
+        "--speed",
+        type=click.FloatRange(0, min_open=True),
+        default=1.0,
         show_default=True,
-        help="Frames a second.",
+        help="How much faster than true time the lamp moves.",
+    ),
+    click.option(
+        "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Which lamp."
     ),
     click.option(
         "--scale",
@@ -285,39 +293,28 @@ _playing = _options(
 @click.option(
     "--weights", "name", metavar="NAME|PATH", help="Shipped weights, a folder of weights, or a run."
 )
-@click.option(
-    "--speed",
-    type=click.FloatRange(0, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="How much faster than true time the lamp moves.",
-)
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Which lamp.")
 @_playing
 @_debug
-def loop(name: str | None, speed: float, seed: int, **options: Any) -> None:
+def loop(name: str | None, seed: int, **options: Any) -> None:
     """Play a learned lamp: in the terminal, or into a file or a pipe."""
-    from mlxlava.checkpoint import load_weights
+    from mlxlava.lamps import LearnedLamps
     from mlxlava.player import Programme, run
-    from mlxlava.rollout import Rollout
 
-    rollout = Rollout(load_weights(name), seed, speed)
-    run(rollout.play, rollout.size, Programme(**options).settle())
+    lamps = LearnedLamps(name)
+    run(lamps, Programme(**options).settle(), lamps.names[0], seed)
 
 
 @cli.command()
 @click.option("--size", type=SIZE, default="256", help="Height and width; 256 when not given.")
 @click.option("--theme", metavar="NAME", default="classic", show_default=True, help="Colours.")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Which lamp.")
 @_playing
 @_debug
 def lamp(size: tuple[int, int], theme: str, seed: int, **options: Any) -> None:
     """Play the built-in lamp, which is drawn by rule: what train learns when no footage is given."""
-    from mlxlava.lamp import Lamp
+    from mlxlava.lamp import Themes
     from mlxlava.player import Programme, run
 
-    programme = Programme(name="lamp.mp4", **options).settle()
-    run(Lamp(size, fps=programme.fps, seed=seed, theme=theme).play, size, programme)
+    run(Themes(size), Programme(name="lamp.mp4", **options).settle(), theme, seed)
 
 
 # --- files and figures ---
