@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import hashlib
 import importlib.util
+import itertools
 import os
 import platform
 import resource
@@ -113,6 +114,47 @@ def queue(*arrays: Any) -> None:
     mx.async_eval(*arrays)  # type: ignore[no-untyped-call]  # MLX gives it no hint
 
 
+# --- several machines (mlx.launch): the same code with one, where all of this does nothing ---
+
+
+def rank() -> int:
+    """The number of this process among those that train together, from 0."""
+    return mx.distributed.init().rank()
+
+
+def ranks() -> int:
+    """How many processes train together."""
+    return mx.distributed.init().size()
+
+
+def gather(array: mx.array) -> mx.array:
+    """The rows of all ranks, in their order; the gradient by a rank's own rows is its rows of the gradient.
+
+    That is right where each rank goes on to compute the whole of the loss.
+    """
+    if ranks() == 1:
+        return array
+    function: Any = mx.custom_function(mx.distributed.all_gather)
+
+    def own_rows(primals: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+        return cotangent[rank() * len(array) : (rank() + 1) * len(array)]
+
+    function.vjp(own_rows)
+    gathered: mx.array = function(array)
+    return gathered
+
+
+def sum_over_ranks(tree: Any) -> Any:
+    """The sum of a tree of float32 arrays over all ranks, in one message; not differentiable."""
+    if ranks() == 1:
+        return tree
+    arrays = list(named_arrays(tree).values())
+    flat = mx.distributed.all_sum(mx.concatenate([array.reshape(-1) for array in arrays]))
+    ends = list(itertools.accumulate(array.size for array in arrays))
+    parts = iter(mx.split(flat, ends[:-1]))
+    return tree_map(lambda array: next(parts).reshape(array.shape), tree)
+
+
 def on_cpu() -> bool:
     """Whether MLX's default device is the CPU (choices by measurement differ there)."""
     return bool(mx.default_device().type == mx.DeviceType.cpu)
@@ -198,6 +240,7 @@ def describe() -> dict[str, str]:
 __all__ = [
     "BLAS",
     "describe",
+    "gather",
     "has_slow_blas",
     "limit_blas_threads",
     "limit_memory",
@@ -207,6 +250,9 @@ __all__ = [
     "optim",
     "peak_memory",
     "queue",
+    "rank",
+    "ranks",
     "resident_memory",
+    "sum_over_ranks",
     "tree_map",
 ]
