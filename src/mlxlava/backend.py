@@ -18,12 +18,16 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from mlxlava.config import UserError, cache_folder
+
+Result = TypeVar("Result")
 
 # Set to 0 to run with the BLAS that MLX brings (20 to 30 times slower matmuls on Linux).
 BLAS_SWITCH = "MLXLAVA_BLAS"
@@ -155,6 +159,28 @@ def sum_over_ranks(tree: Any) -> Any:
     return tree_map(lambda array: next(parts).reshape(array.shape), tree)
 
 
+def from_first(tree: Any) -> Any:
+    """The tree of the first rank, everywhere; each rank has one of the same shapes and types."""
+    if ranks() == 1:
+        return tree
+    first = rank() == 0
+    shared = tree_map(lambda array: mx.distributed.all_sum(array if first else mx.zeros_like(array)), tree)
+    mx.eval(shared)
+    return shared
+
+
+def any_rank(flag: int) -> int:
+    """The largest of the flags of all ranks; waits for them."""
+    return flag if ranks() == 1 else int(np.array(mx.distributed.all_max(mx.array(flag))))
+
+
+def first_rank_first(work: Callable[[], Result]) -> Result:
+    """What ``work`` gives: done by the first rank, then by the others, who may find it prepared."""
+    done = work() if rank() == 0 else None
+    any_rank(0)
+    return work() if done is None else done
+
+
 def on_cpu() -> bool:
     """Whether MLX's default device is the CPU (choices by measurement differ there)."""
     return bool(mx.default_device().type == mx.DeviceType.cpu)
@@ -239,7 +265,10 @@ def describe() -> dict[str, str]:
 
 __all__ = [
     "BLAS",
+    "any_rank",
     "describe",
+    "first_rank_first",
+    "from_first",
     "gather",
     "has_slow_blas",
     "limit_blas_threads",

@@ -47,7 +47,7 @@ class Trainer:
     """
 
     def __init__(self, recipe: Recipe, total_steps: int, *, compiled: bool = True) -> None:
-        self.recipe = recipe
+        self.recipe, self.total_steps = recipe, total_steps
         self.generator: Generator = make_generator(recipe)
         self.dynamics: Dynamics = make_dynamics(recipe)
         self.discriminator: Discriminator = make_discriminator(recipe)
