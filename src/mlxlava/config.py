@@ -174,6 +174,16 @@ class Training:
     micro_batches: int = _setting(
         1, "parts of a batch that are drawn and judged one after the other: less memory, the same result"
     )
+    recompute: bool = _setting(
+        False,
+        "draw frames again in the backward pass, rather than keep G's layers: less memory, more time",
+    )
+    precision: str = _setting(
+        "float32",
+        "what G and D compute in; weights, states and E stay float32",
+        ("float32", "float16", "bfloat16"),
+    )
+    loss_scale: float = _setting(1024.0, "float16: factor that keeps small gradients from vanishing")
     seed: int = _setting(0, "seed of weights, clips and states")
 
 
@@ -267,6 +277,7 @@ def _check(recipe: Recipe) -> None:
     _require(training.clip >= 0, "training.clip must not be negative")
     _require((training.steps > 0) != (training.epochs > 0), "give one of training.steps and training.epochs")
     _require(recipe.loss.penalty_every >= 1, "loss.penalty_every must be at least 1")
+    _require(training.loss_scale > 0, "training.loss_scale must be positive")
     _require(
         training.micro_batches >= 1 and data.batch_size % training.micro_batches == 0,
         "training.micro_batches must divide data.batch_size",
