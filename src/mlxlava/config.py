@@ -145,6 +145,9 @@ class Loss:
     sigma: float = _setting(0.1, "evidence: deviation of a drawn pixel from the real one that is allowed for")
     shift: float = _setting(0.0, "farthest that clips are moved before D sees them, in heights and widths")
     colour: float = _setting(0.0, "largest change of brightness of what D sees, and half that of contrast")
+    state_gain: float = _setting(
+        1.0, "factor on D's gradient by the states, which is what R learns from D; G's part stays as it is"
+    )
     alone: float = _setting(0.0, "evidence: share of the training steps before the discriminator joins in")
 
 
@@ -238,6 +241,7 @@ def _check(recipe: Recipe) -> None:
         "data.batch_size must be at least 2 with an encoder, which standardises states over the batch",
     )
     _require(recipe.loss.sigma > 0, "loss.sigma must be positive")
+    _require(recipe.loss.state_gain >= 0, "loss.state_gain must not be negative")
     _require(
         (recipe.loss.evidence > 0) == (recipe.encoder.views > 0),
         "loss.evidence goes with encoder.views: give both, or 0 for both",

@@ -258,6 +258,8 @@ class Trainer:
         share = 1 / (parts * ranks())
         total = sum_over_ranks(tree_map(lambda array: share * array, total))
         by_states = share * gather(by_states.swapaxes(0, 1)).swapaxes(0, 1)
+        if adversarial:  # the last set is what D has judged
+            by_states = mx.concatenate([by_states[:-1], self.recipe.loss.state_gain * by_states[-1:]])
         return {**total, "by_states": by_states.reshape(states.shape)}
 
     def _part(
