@@ -440,20 +440,24 @@ def main() -> None:
     random = np.random.default_rng(0)
     count = {"duralava": 20, "lava": 7}[args.recipe]  # lava: four frames to encode, three to draw
     frames = random.integers(0, 256, (args.batch_size, count, 64, 64, 3), dtype=np.uint8)
-    steps: dict[str, Callable[[], dict[str, float]]] = {}
+    run: Callable[[str], dict[str, float]]
     if args.recipe == "duralava":
-        step = make_step(batch_size=args.batch_size, **options)
-        steps["plain"] = lambda: step(frames)
+        step, kinds = make_step(batch_size=args.batch_size, **options), ["plain"]
+
+        def run(kind: str) -> dict[str, float]:
+            return step(frames)
     else:
-        lava = make_lava_step(batch_size=args.batch_size, **options)
-        times = np.sort(random.permuted(np.tile(np.arange(32, dtype=np.int32), (args.batch_size, 1)), axis=1))
-        for kind in ("alone", "plain", "penalty"):
-            steps[kind] = lambda kind=kind: lava(frames, times[:, [3, 15, 30]], kind)
-    for kind, make in steps.items():
+        lava, kinds = make_lava_step(batch_size=args.batch_size, **options), ["alone", "plain", "penalty"]
+        times = np.tile(np.array([3, 15, 30], np.int32), (args.batch_size, 1))
+
+        def run(kind: str) -> dict[str, float]:
+            return lava(frames, times, kind)
+
+    for kind in kinds:
         seconds = []
         for _ in range(1 + args.steps):
             start = time.perf_counter()
-            terms = make()
+            terms = run(kind)
             seconds.append(time.perf_counter() - start)
             print(f"  {seconds[-1]:7.3f} s  " + "  ".join(f"{key} {term:.4f}" for key, term in terms.items()))
             if not all(math.isfinite(term) for term in terms.values()):

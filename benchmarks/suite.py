@@ -69,33 +69,38 @@ class Effort:
         ages: frames after which the memory of a roll-out is looked at.
         play_seconds: length of a film.
         scored: frames to score.
-        patience: seconds to wait for one training step; PyTorch's first one compiles.
     """
 
-    seconds: float = 45.0
+    seconds: float = 30.0
     turns: int = 7
     repeats: int = 5
     frames: int = 300
     ages: tuple[int, int] = (1_000, 20_000)
     play_seconds: int = 20
     scored: int = 1024
-    patience: float = 240.0
 
 
 FULL = Effort()
-QUICK = Effort(
-    seconds=12.0, turns=3, repeats=3, frames=60, ages=(200, 1_000), play_seconds=4, scored=256, patience=60.0
-)
+QUICK = Effort(seconds=12.0, turns=3, repeats=3, frames=60, ages=(200, 1_000), play_seconds=4, scored=256)
 
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-    """Who makes training steps: a measure of measures.py with what it needs besides the sizes."""
+    """Who makes training steps.
+
+    Attributes:
+        name: as in the table.
+        measure: of measures.py.
+        options: what that needs besides the recipe and the sizes.
+        environment: variables to add.
+        patience: seconds to wait for one step.
+    """
 
     name: str
     measure: str
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    patience: float = 1_200.0
 
 
 MLXLAVA = Contestant("mlxlava", "train")
@@ -174,7 +179,8 @@ def peers(size: int, quick: bool) -> list[Contestant]:
 
     def form(name: str, environment: Mapping[str, str], last: bool, compiled: bool = False) -> Contestant:
         options = {"device": device, "channels_last": last, "compiled": compiled}
-        return Contestant(f"PyTorch {name}", "peer", options, environment)
+        # Inductor takes minutes for the first step, if it comes to an end.
+        return Contestant(f"PyTorch {name}", "peer", options, environment, 300.0 if compiled else 1_200.0)
 
     best = form(f"channels-last{kept}", keep, True)
     if quick or size > SIZES[0]:
@@ -194,7 +200,9 @@ def train_job(recipe: str, size: int, seq_len: int, others: Sequence[Contestant]
     name = f"train {recipe} {size}x{size} seq{seq_len}"
 
     def rows(session: Session) -> list[Row]:
-        fitting, found, predictions = [], [], []
+        fitting: list[Contestant] = []
+        found: list[Row] = []
+        predictions = []
         for one in (MLXLAVA, *others):
             known = session.peaks.get((one.name, recipe)) or session.peaks.get((MLXLAVA.name, recipe))
             peak = predicted_peak(settings, known)
@@ -207,14 +215,15 @@ def train_job(recipe: str, size: int, seq_len: int, others: Sequence[Contestant]
         together = session.limit is None or sum(predictions) <= session.limit
         races = [fitting] if together else [[one] for one in fitting]
         timings: dict[str, dict[str, list[float]]] = {}
-        peaks: dict[str, Answer] = {}
+        peaks: dict[str, dict[str, Answer]] = {}
         for racing in races:
             found += [
                 {"name": name, "who": who, "note": note}
                 for who, note in _race(name, settings, racing, session.effort, timings, peaks).items()
             ]
-        for who, peak in peaks.items():
-            session.peaks[who, recipe] = (pixels_drawn(settings), peak["peak_process_gb"])
+        for who, by_kind in peaks.items():
+            highest = max(peak["peak_process_gb"] for peak in by_kind.values())
+            session.peaks[who, recipe] = (pixels_drawn(settings), highest)
         return [*train_rows(name, settings, timings, peaks, session.rates), *found]
 
     return Job(f"{name} peer" if others else name, rows)
@@ -226,7 +235,7 @@ def _race(
     racing: Sequence[Contestant],
     effort: Effort,
     timings: dict[str, dict[str, list[float]]],
-    peaks: dict[str, Answer],
+    peaks: dict[str, dict[str, Answer]],
 ) -> dict[str, str]:
     """Step in turns, all but one idle; fill in ``timings`` and ``peaks``, and say who could not go on."""
     failed: dict[str, str] = {}
@@ -241,7 +250,7 @@ def _race(
                     one.measure,
                     {"recipe": recipe.name, **sizes, **one.options},
                     {**one.environment, **own},
-                    effort.patience,
+                    one.patience,
                 )
             )
             for one in racing
@@ -258,7 +267,10 @@ def _race(
                         del workers[who]
                         break
                     say(f"{name}, turn {turn}: {who}, {kind}: {answer['seconds']:.2f} s")
-                    peaks[who] = {key: value for key, value in answer.items() if key.startswith("peak")}
+                    # Kinds rise in what they take, so what was the peak after each one was its own.
+                    if not turn:
+                        now = {key: value for key, value in answer.items() if key.startswith("peak")}
+                        peaks.setdefault(who, {})[kind] = now
                     if turn:
                         timings.setdefault(who, {}).setdefault(kind, []).append(answer["seconds"])
             last = time.perf_counter() - began
@@ -272,7 +284,7 @@ def train_rows(
     name: str,
     recipe: Recipe,
     timings: Mapping[str, Mapping[str, Sequence[float]]],
-    peaks: Mapping[str, Answer],
+    peaks: Mapping[str, Mapping[str, Answer]],
     rates: Mapping[str, float],
 ) -> list[Row]:
     """Rows of a race: each kind of step and, weighted by their shares of a run, their mean.
@@ -281,7 +293,7 @@ def train_rows(
         name: of the race.
         recipe: what is trained.
         timings: of each contestant and kind, seconds in each turn.
-        peaks: of each contestant.
+        peaks: of each contestant and kind.
         rates: ``matmul`` and ``copy``, for the floor; empty for none.
     """
     parts = shares(recipe)
@@ -304,7 +316,8 @@ def train_rows(
             floors["mean"] = sum(floors[kind] * share for kind, share in parts.items())
         for kind, values in whole.items():
             series[who, kind] = values
-            row: Row = {"name": f"{name} {kind}", "who": who, **summarise(values), **peaks[who]}
+            row: Row = {"name": f"{name} {kind}", "who": who, **summarise(values)}
+            row |= peaks[who][kind if kind in parts else list(parts)[-1]]
             row["clips_per_s"] = recipe.data.batch_size / row["median_s"]
             row["frames_per_s"] = frames * row["clips_per_s"]
             row["left_of_16_gb"] = MAC_GB - row["peak_process_gb"]
@@ -369,7 +382,7 @@ def live_job(recipe: str, size: int) -> Job:
     name = f"play live {recipe} {size}x{size}"
 
     def rows(session: Session) -> list[Row]:
-        count = session.effort.frames
+        count = session.effort.frames * SIZES[0] // size
         arguments = {"recipe": recipe, "size": size}
         seconds, answer = _asked("live", arguments, str(count), 1, session.effort.repeats)
         return [_row(name, seconds, answer, count)]
@@ -382,7 +395,7 @@ def batched_job(recipe: str, size: int) -> Job:
     name = f"play batched {recipe} {size}x{size}"
 
     def rows(session: Session) -> list[Row]:
-        count = session.effort.frames
+        count = session.effort.frames * SIZES[0] // size
         arguments = {"recipe": recipe, "size": size}
         seconds, answer = _asked("batched", arguments, str(count), 1, session.effort.repeats)
         return [_row(name, seconds, answer, count)]
@@ -609,7 +622,8 @@ def main(quick: bool = False, only: str = "", save: bool = False, memory: float 
     else:
         say('bench: PyTorch is not installed, so it is not compared with; pip install "mlxlava[peer]"')
     limit = total_memory() if memory is None else memory
-    if working := working_set():
+    working = working_set()
+    if working is not None:
         about["recommended working set"] = f"{working:.1f} GB"
     print("\n".join(f"{name:14}  {value}" for name, value in about.items()), flush=True)
     rows: list[Row] = []
@@ -621,10 +635,12 @@ def main(quick: bool = False, only: str = "", save: bool = False, memory: float 
                 rows += job.rows(session)
             except Died as reason:
                 rows.append({"name": job.name, "who": MLXLAVA.name, "note": str(reason)})
-    if working:
+    if working is not None:
         for row in rows:
             if "left_of_16_gb" in row:
-                row["left_of_working_set_gb"] = working - row.get("peak_arrays_gb", row["peak_process_gb"])
+                row["left_of_working_set_gb"] = working - (
+                    row.get("peak_arrays_gb") or row["peak_process_gb"]
+                )
     result = {"benchmark": "suite", "quick": quick, "machine": about, "seconds": time.monotonic() - began}
     result = {**result, "rows": _rounded(rows)}
     show(result)
