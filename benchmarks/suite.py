@@ -171,7 +171,10 @@ def shares(recipe: Recipe) -> dict[str, float]:
 
 
 def peers(size: int, quick: bool) -> list[Contestant]:
-    """PyTorch in the forms that are worth a look at a size: all of them at 64×64, then the best one."""
+    """PyTorch in the forms that are worth a look at a size: all of them at 64×64, then the best one.
+
+    Pictures in PyTorch's own order or in NHWC (channels last); eager or compiled by Inductor.
+    """
     device = "cpu" if on_cpu() else "mps" if sys.platform == "darwin" else "cuda"
     # glibc's allocator gives pages back, which the kernel clears anew; mlxlava stops that for itself.
     keep = _KEEP_PAGES if sys.platform.startswith("linux") and device == "cpu" else {}
@@ -182,15 +185,15 @@ def peers(size: int, quick: bool) -> list[Contestant]:
         # Inductor takes minutes for the first step, if it comes to an end.
         return Contestant(f"PyTorch {name}", "peer", options, environment, 300.0 if compiled else 1_200.0)
 
-    best = form(f"channels-last{kept}", keep, True)
+    best = form(f"NHWC{kept}", keep, True)
     if quick or size > SIZES[0]:
         return [best]
-    forms = [form("eager", {}, False), form("channels-last", {}, True)] if keep else []
+    forms = [form("eager", {}, False), form("NHWC", {}, True)] if keep else []
     return [
         *forms,
         form(f"eager{kept}", keep, False),
         best,
-        form(f"compiled, channels-last{kept}", keep, True, True),
+        form(f"NHWC compiled{kept}", keep, True, True),
     ]
 
 
@@ -552,7 +555,7 @@ _COLUMNS = (
     "mlxlava ÷ it",
     "arrays, GB",
     "process, GB",
-    "left of 16 GB",
+    "of 16 left",
 )
 
 

@@ -121,14 +121,21 @@ def test_a_race_gives_a_row_a_kind_their_mean_and_ratios_of_turns() -> None:
     assert mean["floor_s"] > 0 and mean["peak_process_gb"] == 3.0
 
 
-def test_a_peak_is_predicted_from_a_smaller_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "mlxlava.plan", None)  # as if it were not there
+@pytest.fixture
+def without_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the package could not predict memory by itself."""
+    monkeypatch.setitem(sys.modules, "mlxlava.plan", None)
+
+
+@pytest.mark.usefixtures("without_plan")
+def test_a_peak_is_predicted_from_a_smaller_batch() -> None:
     small, large = sized("duralava", 64, 20, 32), sized("duralava", 128, 200, 32)
     measured = (suite.pixels_drawn(small), 2.5)
     assert suite.predicted_peak(large, measured) == pytest.approx(2.5 * 4 * 10)
     assert suite.predicted_peak(sized("lava", 64, 200, 32), None) is None
 
 
+@pytest.mark.usefixtures("without_plan")
 def test_what_does_not_fit_is_said_and_not_started() -> None:
     session = suite.Session(suite.QUICK, 16.0, Path())
     session.peaks["mlxlava", "duralava"] = (suite.pixels_drawn(sized("duralava", 64, 20, 32)), 2.5)
