@@ -524,47 +524,53 @@ def jobs(quick: bool, with_peer: bool) -> list[Job]:
     return found
 
 
-def _lines(row: Row) -> tuple[str, ...]:
-    """The cells of a row."""
+def _cell(row: Row, key: str, form: str) -> str:
+    return format(row[key], form) if row.get(key) is not None else ""
 
-    def cell(key: str, form: str, scale: float = 1.0) -> str:
-        return format(row[key] * scale, form) if row.get(key) is not None else ""
 
-    rate = cell("clips_per_s", ".3g") + " clips/s" if "clips_per_s" in row else ""
-    if not rate and "frames_per_s" in row:
-        rate = cell("frames_per_s", ".4g") + " frames/s"
-    if "per_s" in row:
-        flops = row["name"] == "rate matmul"
-        rate = cell("per_s", ".4g", 1e-9) + (" GFLOP/s" if flops else " GB/s")
-    spread = f"{row['min_s']:.3g} … {row['max_s']:.3g} ({row['repeats']})"
+def _spread(row: Row) -> str:
+    return f"{row['min_s']:.3g} … {row['max_s']:.3g} ({row['repeats']})"
+
+
+def _train_cells(row: Row) -> tuple[str, ...]:
+    """The cells of a training step, without the name of its race."""
     over = f"{row['median_s'] / row['floor_s']:.2f}" if row.get("floor_s") else ""
-    memory = [cell(key, ".2f") for key in ("peak_arrays_gb", "peak_process_gb", "left_of_16_gb")]
-    if "resident_gb" in row:
-        memory[0] = f"now {row['resident_gb']:.3f}"
-    ratio = cell("mlxlava_ratio", ".2f") if row["who"] != MLXLAVA.name else ""
-    return (row["name"], row["who"], cell("median_s", ".3g"), spread, rate, over, ratio, *memory)
+    ratio = _cell(row, "mlxlava_ratio", ".2f") if row["who"] != MLXLAVA.name else ""
+    memory = [_cell(row, f"{key}_gb", ".2f") for key in ("peak_arrays", "peak_process", "left_of_16")]
+    rates = [_cell(row, key, ".3g") for key in ("clips_per_s", "frames_per_s")]
+    kind = row["name"].rpartition(" ")[2]
+    return (row["who"], kind, _cell(row, "median_s", ".3g"), _spread(row), *rates, over, ratio, *memory)
 
 
-_COLUMNS = (
-    "what",
-    "who",
-    "median, s",
-    "min … max (times)",
-    "rate",
-    "÷ floor",
-    "mlxlava ÷ it",
-    "arrays, GB",
-    "process, GB",
-    "of 16 left",
+def _other_cells(row: Row) -> tuple[str, ...]:
+    """The cells of anything else."""
+    rate = f"{row['frames_per_s']:.4g} frames/s" if "frames_per_s" in row else ""
+    if "per_s" in row:
+        rate = f"{row['per_s'] / 1e9:.4g} {'GFLOP/s' if row['name'] == 'rate matmul' else 'GB/s'}"
+    memory = [_cell(row, f"{key}_gb", ".3f") for key in ("peak_arrays", "peak_process", "resident")]
+    return (row["name"], _cell(row, "median_s", ".3g"), _spread(row), rate, *memory)
+
+
+_TRAIN_COLUMNS = (
+    *("who", "step", "median, s", "min … max (times)", "clips/s", "frames/s"),
+    *("÷ floor", "mlxlava ÷ it", "arrays, GB", "process", "of 16 left"),
 )
+_OTHER_COLUMNS = ("what", "median, s", "min … max (times)", "rate", "arrays, GB", "process", "at the end")
 
 
-def show(result: Answer) -> None:
-    """Print the table of a result, and what could not be measured."""
-    rows = [row for row in result["rows"] if "note" not in row]
-    if rows:
-        print_table("Medians", _COLUMNS, [_lines(row) for row in rows], left=2)
-    for row in result["rows"]:
+def show(rows: Sequence[Row]) -> None:
+    """Print a table of each race of training steps, one of the rest, and what could not be measured."""
+    measured = [row for row in rows if "note" not in row]
+    races = itertools.groupby(
+        (row for row in measured if row["name"].startswith("train ")),
+        key=lambda row: row["name"].rpartition(" ")[0],
+    )
+    for name, steps in races:
+        print_table(name, _TRAIN_COLUMNS, [_train_cells(row) for row in steps], left=2)
+    others = [_other_cells(row) for row in measured if not row["name"].startswith("train ")]
+    if others:
+        print_table("Playing and the rest", _OTHER_COLUMNS, others)
+    for row in rows:
         if "note" in row:
             print(f"{row['name']}, {row['who']}: {row['note']}")
 
@@ -646,7 +652,7 @@ def main(quick: bool = False, only: str = "", save: bool = False, memory: float 
                 )
     result = {"benchmark": "suite", "quick": quick, "machine": about, "seconds": time.monotonic() - began}
     result = {**result, "rows": _rounded(rows)}
-    show(result)
+    show(rows)
     if save:
         _save(result)
     print(json.dumps(result))

@@ -30,9 +30,11 @@ def echo(body: str, **options: Any) -> Worker:
     return Worker(["-c", ECHO.format(folder=folder, body=body)], **options)
 
 
-def row(name: str = "train lava 64x64 seq20 mean", median: float = 1.0, **more: Any) -> dict[str, Any]:
+def row(
+    name: str = "train lava 64x64 seq20 mean", who: str = "mlxlava", median: float = 1.0, **more: Any
+) -> dict[str, Any]:
     spread = {"min_s": 0.9 * median, "max_s": 1.1 * median, "repeats": 3}
-    return {"name": name, "who": "mlxlava", "median_s": median, **spread, "peak_process_gb": 2.0, **more}
+    return {"name": name, "who": who, "median_s": median, **spread, "peak_process_gb": 2.0, **more}
 
 
 def result(*rows: dict[str, Any], **machine: str) -> dict[str, Any]:
@@ -151,6 +153,21 @@ def test_only_picks_by_name_and_a_wrong_one_is_a_users_error() -> None:
         suite.main(only="no such thing")
     with pytest.raises(UserError, match="regular expression"):
         suite.main(only="(")
+
+
+def test_every_row_is_shown_in_a_table_or_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        row("train lava 64x64 seq20 plain", floor_s=0.5, clips_per_s=32.0, frames_per_s=224.0),
+        row("train lava 64x64 seq20 plain", who="PyTorch", mlxlava_ratio=0.83),
+        row("play live lava 64x64", median=0.25, frames_per_s=1200.0),
+        row("rate matmul", per_s=1.5e11),
+        {"name": "train lava 256x256 seq200", "who": "mlxlava", "note": "skipped: too large"},
+    ]
+    suite.show(rows)
+    said = capsys.readouterr().out
+    for text in ("train lava 64x64 seq20", "PyTorch", "0.83", "2.00", "1200 frames/s", "150 GFLOP/s"):
+        assert text in said
+    assert "train lava 256x256 seq200, mlxlava: skipped: too large" in said
 
 
 # --- processes ---
