@@ -106,15 +106,16 @@ def serve(make: Callable[[], Callable[[str], Answer]]) -> None:
     # Libraries print what they please; the answers keep stdout to themselves.
     answers, sys.stdout = sys.stdout, sys.stderr
     answer = None
-    for line in sys.stdin:
-        try:
-            answer = answer or make()
-            reply = answer(line.strip())
-        except Exception as error:
-            text = str(error).strip() or "no reason given"
-            print(json.dumps({"error": f"{type(error).__name__}: {text.splitlines()[0]}"}), file=answers)
-            return
-        print(json.dumps(reply), file=answers, flush=True)
+    with contextlib.suppress(KeyboardInterrupt):  # the suite says what there is to say
+        for line in sys.stdin:
+            try:
+                answer = answer or make()
+                reply = answer(line.strip())
+            except Exception as error:
+                text = str(error).strip() or "no reason given"
+                print(json.dumps({"error": f"{type(error).__name__}: {text.splitlines()[0]}"}), file=answers)
+                return
+            print(json.dumps(reply), file=answers, flush=True)
 
 
 def machine() -> dict[str, str]:
