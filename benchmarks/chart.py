@@ -49,6 +49,7 @@ def write(result: Mapping[str, Any], path: Path) -> None:
 
         matplotlib.use("Agg")
         from matplotlib import pyplot as plt
+        from matplotlib import ticker
     except ImportError:
         say('chart: matplotlib is not installed; pip install "mlxlava[score]"')
         return
@@ -71,6 +72,7 @@ def write(result: Mapping[str, Any], path: Path) -> None:
         axis.set(xscale="log", yscale="log", title=title, xlabel="height and width of a frame")
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.grid(alpha=0.3)
     about = result["machine"]

@@ -116,7 +116,7 @@ def bench(result: Result) -> list[str]:
     for row in measured:
         if row["name"].startswith("train "):
             continue
-        rate = f"{_number(row['frames_per_s'])} frames/s" if "frames_per_s" in row else ""
+        rate = f"{_number(row['frames_per_s'], 4)} frames/s" if "frames_per_s" in row else ""
         if "per_s" in row:
             rate = f"{row['per_s'] / 1e9:.3g} {'GFLOP/s' if row['name'] == 'rate matmul' else 'GB/s'}"
         memory = row.get("resident_gb", row.get("peak_process_gb"))
