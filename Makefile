@@ -27,11 +27,14 @@ check: $(VENV)/.dev  ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.run  ## training steps and roll-out on this machine
-	$(BIN)/mlxlava bench
+bench: $(VENV)/.dev  ## everything measured on this machine, and saved
+	$(BIN)/mlxlava bench --save
 
-bench-compare: $(VENV)/.peer  ## the same steps in PyTorch, side by side (installs PyTorch)
-	$(BIN)/python benchmarks/compare_torch.py
+bench-peer: $(VENV)/.peer  ## training steps beside the same in PyTorch (installs PyTorch)
+	$(BIN)/mlxlava bench --only peer --save
+
+bench-compare: $(VENV)/.run  ## the last saved benchmark against the one before, or WITH=FILE
+	@$(BIN)/python benchmarks/compare.py $(WITH)
 
 clean:  ## remove what can be made again; runs stay
 	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache
@@ -54,4 +57,4 @@ $(VENV)/.peer: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[peer]"
 	@touch $@
 
-.PHONY: help setup loop train test test-slow check bench bench-compare clean
+.PHONY: help setup loop train test test-slow check bench bench-peer bench-compare clean

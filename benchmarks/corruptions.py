@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-import suite
+import harness
 from mlxlava.console import progress
 from mlxlava.footage import prepare_lamp
 from mlxlava.metrics import MEASURES, Array, describe
@@ -196,7 +196,9 @@ def main() -> None:
     print(f"\n{sum(len(one.sees) for one in MEASURES.values())} claims checked, {len(wrong)} broken.")
     for text in wrong:
         print(f"- {text}")
-    suite.finish("corruptions", {"machine": suite.machine(), "floors": floors, "values": values}, args.save)
+    harness.finish(
+        "corruptions", {"machine": harness.machine(), "floors": floors, "values": values}, args.save
+    )
     sys.exit(bool(wrong))
 
 

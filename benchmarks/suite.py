@@ -1,283 +1,658 @@
-"""Training steps and roll-out on this machine: behind ``make bench`` and ``mlxlava bench``.
+"""Training, playing, preparing and scoring on this machine: behind ``make bench`` and ``mlxlava bench``.
 
-    python benchmarks/suite.py [--quick] [--save]
+    mlxlava bench [--quick] [--only PATTERN] [--save] [--memory GB]
 
-Uses what the package offers to everyone. Every measurement has a process of its own, because the
-system counts peak memory a process. The last line is one JSON object.
+Every measurement has a process of its own, because the system counts peak memory a process, and because
+one that runs out of memory is then a line of the table. Where PyTorch is installed, the same training
+steps run in it as well, in turns with mlxlava's, so that whatever else the machine does meets both.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import dataclasses
 import datetime
+import importlib
+import importlib.metadata
+import importlib.util
+import itertools
 import json
-import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlxlava.console import print_table
+import chart
+from floor import step_cost
+from harness import (
+    HERE,
+    RESULTS,
+    Answer,
+    Died,
+    Worker,
+    machine,
+    summarise,
+    total_memory,
+    working_set,
+)
+from measures import sized
+from mlxlava.backend import on_cpu
+from mlxlava.config import Recipe, UserError
+from mlxlava.console import print_table, say
 
-RESULTS = Path(__file__).resolve().parent / "results"
+Row = dict[str, Any]
 
-Answer = dict[str, Any]
-
-_FULL = {"warm": 2, "repeats": 7, "frames": 300}
-_QUICK = {"warm": 1, "repeats": 3, "frames": 90}
-_PLAY_FPS = 30.0
-_PLAY_STEP_FPS = 15.0  # so every other frame is drawn from a state between learned steps
-
-
-# --- a process for each measurement ---
+MAC_GB = 16.0  # what an M1-class Mac has
+BATCH = 32
+SIZES = (64, 128, 256)
+SEQ_LENS = (20, 200)
+_SETTLE = 0.3  # seconds in which the threads of who was just measured stop spinning
+_KEEP_PAGES = {"MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+_PROCESS = 1.25  # peak of the process to that of MLX's arrays (docs/performance.md)
 
 
-class Worker:
-    """A Python script that answers one line of JSON to each request; it idles in between.
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """How much is measured.
 
-    Args:
-        command: what follows the interpreter on the command line.
+    Attributes:
+        seconds: of one training race, its warm-up aside; one turn is timed in any case.
+        turns: of one training race, at most.
+        repeats: of everything else.
+        frames: of one repeat of playing.
+        ages: frames after which the memory of a roll-out is looked at.
+        play_seconds: length of a film.
+        scored: frames to score.
+    """
+
+    seconds: float = 30.0
+    turns: int = 7
+    repeats: int = 5
+    frames: int = 300
+    ages: tuple[int, int] = (1_000, 20_000)
+    play_seconds: int = 20
+    scored: int = 1024
+
+
+FULL = Effort()
+QUICK = Effort(seconds=12.0, turns=3, repeats=3, frames=60, ages=(200, 1_000), play_seconds=4, scored=256)
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """Who makes training steps.
+
+    Attributes:
+        name: as in the table.
+        measure: of measures.py.
+        options: what that needs besides the recipe and the sizes.
         environment: variables to add.
+        patience: seconds to wait for one step.
     """
 
-    def __init__(self, command: Sequence[str], environment: dict[str, str] | None = None) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **(environment or {})},
-        )
-
-    def __call__(self, request: str) -> Answer:
-        """Ask, and wait for the answer.
-
-        Raises:
-            RuntimeError: the process ended; what it said is on stderr.
-        """
-        process = self._process
-        assert process.stdin is not None and process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(request + "\n")
-            process.stdin.flush()
-        line = process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"benchmark: {process.args!r} ended with status {process.wait()}")
-        answer: Answer = json.loads(line)
-        return answer
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()  # the end of its requests
-        self._process.wait()
+    name: str
+    measure: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    patience: float = 1_200.0
 
 
-def serve(answer: Callable[[str], Answer]) -> None:
-    """Be the other end of a :class:`Worker`."""
-    for line in sys.stdin:
-        print(json.dumps(answer(line.strip())), flush=True)
+MLXLAVA = Contestant("mlxlava", "train")
 
 
-def train_steps(recipe_name: str, size: int) -> Callable[[str], Answer]:
-    """Training steps of a recipe on random frames.
+@dataclasses.dataclass
+class Session:
+    """What measurements of one run know of each other.
+
+    Attributes:
+        effort: how much is measured.
+        limit: memory that a measurement may take, GB; None for no limit.
+        rates: FLOP/s of a matrix product and bytes/s of a copy, as measured.
+        peaks: of a contestant and recipe, the largest batch so far (pixels drawn) and its peak, GB.
+        folder: for files that are measured with.
+    """
+
+    effort: Effort
+    limit: float | None
+    folder: Path
+    rates: dict[str, float] = dataclasses.field(default_factory=dict)
+    peaks: dict[tuple[str, str], tuple[int, float]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A measurement: its name, which --only is matched with, and what gives its rows."""
+
+    name: str
+    rows: Callable[[Session], list[Row]]
+
+
+# --- training steps ---
+
+
+def pixels_drawn(recipe: Recipe) -> int:
+    """Pixels of all frames that a training step draws of one clip each, which memory is proportional to."""
+    data = recipe.data
+    return data.size[0] * data.size[1] * data.batch_size * (data.drawn_frames or data.seq_len)
+
+
+def predicted_peak(recipe: Recipe, measured: tuple[int, float] | None) -> float | None:
+    """Peak memory of a process that trains a recipe, GB; None where nothing is known.
 
     Args:
-        recipe_name: a recipe that comes with the package.
-        size: height and width of a frame.
-
-    Returns:
-        A function of the kind of step (``plain``, or ``penalty``: with gradient penalties) that makes
-        one and gives its seconds, how often it occurs in training, and the peaks so far.
+        recipe: what would be trained.
+        measured: pixels drawn and peak of a smaller batch of the same run.
     """
-    import numpy as np
+    with contextlib.suppress(ImportError):
+        plan: Any = importlib.import_module("mlxlava.plan")
+        return float(plan.predict(recipe)) * _PROCESS
+    if measured is None:
+        return None
+    pixels, peak = measured
+    return peak * max(1.0, pixels_drawn(recipe) / pixels)
 
-    from mlxlava.backend import mx, peak_memory
-    from mlxlava.config import load_recipe, override
-    from mlxlava.step import Trainer
 
-    recipe = override(load_recipe(recipe_name), {"data.size": [size, size], "loss.alone": 0.0})
-    data, every = recipe.data, recipe.loss.penalty_every
-    rng = np.random.default_rng(0)
-    count = data.drawn_frames or data.seq_len
-    views = recipe.encoder.views  # these come first
-    frames = rng.integers(0, 256, (data.batch_size, views + count, size, size, 3), dtype=np.uint8)
-    steps = np.tile(np.arange(data.seq_len, dtype=np.int32), (data.batch_size, 1))
-    times = np.sort(rng.permuted(steps, axis=1)[:, :count], axis=1)
-    times = np.concatenate([steps[:, :views], times], axis=1)
-    trainer = Trainer(recipe, 10**6)
-    state = trainer.init()
-    rounds = 0
+def shares(recipe: Recipe) -> dict[str, float]:
+    """The kinds of a recipe's training step, and the share of each in a run."""
+    if recipe.loss.kind != "relativistic":
+        return {"plain": 1.0}
+    alone, penalised = recipe.loss.alone, 1 / recipe.loss.penalty_every
+    return {
+        "alone": alone,
+        "plain": (1 - alone) * (1 - penalised),
+        "penalty": (1 - alone) * penalised,
+    }
 
-    def step(kind: str) -> Answer:
-        nonlocal state, rounds
-        rounds += 1
-        # The step's number decides whether it has penalties (step.py).
-        index = rounds * every + (kind != "penalty")
-        began = time.perf_counter()
-        state, terms = trainer(state, mx.array(frames), mx.array(times), index)
-        mx.eval(state, terms)
-        seconds = time.perf_counter() - began
-        share = 0.0 if recipe.loss.kind != "relativistic" else 1 / every
-        return {
-            "seconds": seconds,
-            "share": share if kind == "penalty" else 1 - share,
-            "clips": data.batch_size,
-            **{f"peak_{name}_gb": value for name, value in peak_memory().items()},
+
+def peers(size: int, quick: bool) -> list[Contestant]:
+    """PyTorch in the forms that are worth a look at a size: all of them at 64×64, then the best one.
+
+    Pictures in PyTorch's own order or in NHWC (channels last); eager or compiled by Inductor.
+    """
+    device = "cpu" if on_cpu() else "mps" if sys.platform == "darwin" else "cuda"
+    # glibc's allocator gives pages back, which the kernel clears anew; mlxlava stops that for itself.
+    keep = _KEEP_PAGES if sys.platform.startswith("linux") and device == "cpu" else {}
+    kept = ", pages kept" if keep else ""
+
+    def form(name: str, environment: Mapping[str, str], last: bool, compiled: bool = False) -> Contestant:
+        options = {"device": device, "channels_last": last, "compiled": compiled}
+        # Inductor takes minutes for the first step, if it comes to an end.
+        return Contestant(f"PyTorch {name}", "peer", options, environment, 300.0 if compiled else 1_200.0)
+
+    best = form(f"NHWC{kept}", keep, True)
+    if quick or size > SIZES[0]:
+        return [best]
+    forms = [form("eager", {}, False), form("NHWC", {}, True)] if keep else []
+    return [
+        *forms,
+        form(f"eager{kept}", keep, False),
+        best,
+        form(f"NHWC compiled{kept}", keep, True, True),
+    ]
+
+
+def train_job(recipe: str, size: int, seq_len: int, others: Sequence[Contestant]) -> Job:
+    """Training steps of all contestants."""
+    settings = sized(recipe, size, seq_len, BATCH)
+    name = f"train {recipe} {size}x{size} seq{seq_len}"
+
+    def rows(session: Session) -> list[Row]:
+        fitting: list[Contestant] = []
+        found: list[Row] = []
+        predictions = []
+        for one in (MLXLAVA, *others):
+            known = session.peaks.get((one.name, recipe)) or session.peaks.get((MLXLAVA.name, recipe))
+            peak = predicted_peak(settings, known)
+            if peak is not None and session.limit is not None and peak > session.limit:
+                note = f"skipped: about {peak:.0f} GB would not fit in {session.limit:.0f} GB"
+                found.append({"name": name, "who": one.name, "note": note})
+            else:
+                fitting.append(one)
+                predictions.append(peak or 0.0)
+        together = session.limit is None or sum(predictions) <= session.limit
+        races = [fitting] if together else [[one] for one in fitting]
+        timings: dict[str, dict[str, list[float]]] = {}
+        peaks: dict[str, dict[str, Answer]] = {}
+        for racing in races:
+            found += [
+                {"name": name, "who": who, "note": note}
+                for who, note in _race(name, settings, racing, session.effort, timings, peaks).items()
+            ]
+        for who, by_kind in peaks.items():
+            highest = max(peak["peak_process_gb"] for peak in by_kind.values())
+            session.peaks[who, recipe] = (pixels_drawn(settings), highest)
+        return [*train_rows(name, settings, timings, peaks, session.rates), *found]
+
+    return Job(f"{name} peer" if others else name, rows)
+
+
+def _race(
+    name: str,
+    recipe: Recipe,
+    racing: Sequence[Contestant],
+    effort: Effort,
+    timings: dict[str, dict[str, list[float]]],
+    peaks: dict[str, dict[str, Answer]],
+) -> dict[str, str]:
+    """Step in turns, all but one idle; fill in ``timings`` and ``peaks``, and say who could not go on."""
+    failed: dict[str, str] = {}
+    data, spent = recipe.data, 0.0
+    sizes = {"size": data.size[0], "seq_len": data.seq_len, "batch_size": data.batch_size}
+    with contextlib.ExitStack() as stack:
+        # A compiler that is ended halfway leaves broken files in a cache that others would trust.
+        own = {"TORCHINDUCTOR_CACHE_DIR": stack.enter_context(tempfile.TemporaryDirectory())}
+        workers = {
+            one.name: stack.enter_context(
+                _worker(
+                    one.measure,
+                    {"recipe": recipe.name, **sizes, **one.options},
+                    {**one.environment, **own},
+                    one.patience,
+                )
+            )
+            for one in racing
         }
+        for turn in itertools.count():
+            began = time.perf_counter()
+            for who, worker in list(workers.items()):
+                for kind in shares(recipe):
+                    time.sleep(_SETTLE if len(workers) > 1 else 0)
+                    try:
+                        answer = worker(kind)
+                    except Died as reason:
+                        failed[who] = f"{kind} step: {reason}"
+                        del workers[who]
+                        break
+                    say(f"{name}, turn {turn}: {who}, {kind}: {answer['seconds']:.2f} s")
+                    # Kinds rise in what they take, so what was the peak after each one was its own.
+                    if not turn:
+                        now = {key: value for key, value in answer.items() if key.startswith("peak")}
+                        peaks.setdefault(who, {})[kind] = now
+                    if turn:
+                        timings.setdefault(who, {}).setdefault(kind, []).append(answer["seconds"])
+            last = time.perf_counter() - began
+            spent += last if turn else 0.0  # the first turn warms up: it compiles, and touches its pages
+            if not workers or (turn and (turn >= effort.turns or spent + last > effort.seconds)):
+                return failed
+    raise AssertionError("a race has an end")
 
-    return step
 
-
-def play(recipe_name: str, size: int) -> Callable[[str], Answer]:
-    """Roll-out of fresh weights of a recipe, as ``mlxlava loop`` plays: one frame at a time.
+def train_rows(
+    name: str,
+    recipe: Recipe,
+    timings: Mapping[str, Mapping[str, Sequence[float]]],
+    peaks: Mapping[str, Mapping[str, Answer]],
+    rates: Mapping[str, float],
+) -> list[Row]:
+    """Rows of a race: each kind of step and, weighted by their shares of a run, their mean.
 
     Args:
-        recipe_name: a recipe that comes with the package.
-        size: height and width of a frame.
-
-    Returns:
-        A function of a number of frames that plays on for so many and gives the seconds of one frame
-        and the peaks so far.
+        name: of the race.
+        recipe: what is trained.
+        timings: of each contestant and kind, seconds in each turn.
+        peaks: of each contestant and kind.
+        rates: ``matmul`` and ``copy``, for the floor; empty for none.
     """
-    from mlxlava.backend import peak_memory
-    from mlxlava.checkpoint import Weights, playable
-    from mlxlava.config import load_recipe, override
-    from mlxlava.rollout import Rollout
-    from mlxlava.step import Trainer
+    parts = shares(recipe)
+    frames = recipe.encoder.views + (recipe.data.drawn_frames or recipe.data.seq_len)
+    floors = (
+        {kind: step_cost(recipe, kind).seconds(rates["matmul"], rates["copy"]) for kind in parts}
+        if rates
+        else {}
+    )
+    rows: list[Row] = []
+    series: dict[tuple[str, str], list[float]] = {}
+    for who, by_kind in timings.items():
+        whole = {kind: list(values) for kind, values in by_kind.items()}
+        if len(parts) > 1 and len(whole) == len(parts):
+            turns = zip(*(whole[kind] for kind in parts), strict=False)
+            whole["mean"] = [
+                sum(s * share for s, share in zip(turn, parts.values(), strict=True)) for turn in turns
+            ]
+        if floors:
+            floors["mean"] = sum(floors[kind] * share for kind, share in parts.items())
+        for kind, values in whole.items():
+            series[who, kind] = values
+            row: Row = {"name": f"{name} {kind}", "who": who, **summarise(values)}
+            row |= peaks[who][kind if kind in parts else list(parts)[-1]]
+            row["clips_per_s"] = recipe.data.batch_size / row["median_s"]
+            row["frames_per_s"] = frames * row["clips_per_s"]
+            row["left_of_16_gb"] = MAC_GB - row["peak_process_gb"]
+            if floors:
+                row["floor_s"] = floors[kind]
+            if ours := series.get((MLXLAVA.name, kind)):
+                # The ratio of each turn, then the median: what slows a turn down slows both.
+                row["mlxlava_ratio"] = statistics.median(a / b for a, b in zip(ours, values, strict=False))
+            rows.append(row)
+    return rows
 
-    recipe = override(load_recipe(recipe_name), {"data.size": [size, size], "loss.alone": 0.0})
-    weights = Weights(recipe, _PLAY_STEP_FPS, playable(Trainer(recipe, 1).init()), {})
 
-    def clock() -> Iterator[float]:
-        frame = 0
-        while True:
-            yield frame / _PLAY_FPS
-            frame += 1
+# --- everything else ---
 
-    frames = Rollout(weights, seed=0).play(clock())
 
-    def frames_of(count: str) -> Answer:
+def _worker(
+    measure: str, arguments: Answer, environment: Mapping[str, str] | None = None, patience: float = 600.0
+) -> Worker:
+    command = [str(HERE / "measures.py"), measure, json.dumps(arguments)]
+    return Worker(command, environment, patience)
+
+
+def _asked(
+    measure: str, arguments: Answer, request: str, warm: int, repeats: int
+) -> tuple[list[float], Answer]:
+    """Seconds of each repeat in one process, and the last answer."""
+    with _worker(measure, arguments) as worker:
+        for _ in range(warm):
+            worker(request)
+        answers = [worker(request) for _ in range(repeats)]
+    return [answer["seconds"] for answer in answers], answers[-1]
+
+
+def _row(name: str, seconds: Sequence[float], answer: Answer, frames: int = 0) -> Row:
+    peaks = {key: value for key, value in answer.items() if key.startswith("peak")}
+    row: Row = {"name": name, "who": MLXLAVA.name, **summarise(seconds), **peaks}
+    if frames:
+        row["frames_per_s"] = frames / row["median_s"]
+    return row
+
+
+def rates_job() -> Job:
+    """The matrix product and the copy that floors are made of."""
+
+    def rows(session: Session) -> list[Row]:
+        small = on_cpu()
+        arguments = {"side": 2048 if small else 8192, "floats": 2**26 if small else 2**28}
+        found = []
+        for what in ("matmul", "copy"):
+            seconds, _ = _asked("rates", arguments, what, 2, 7)
+            row = _row(f"rate {what}", seconds, {})
+            work = 2 * arguments["side"] ** 3 if what == "matmul" else 8 * arguments["floats"]
+            session.rates[what] = row["per_s"] = work / row["median_s"]
+            found.append(row)
+        return found
+
+    return Job("rate train peer", rows)
+
+
+def live_job(recipe: str, size: int) -> Job:
+    """Frames one at a time, at twice the learned rate."""
+    name = f"play live {recipe} {size}x{size}"
+
+    def rows(session: Session) -> list[Row]:
+        count = session.effort.frames * SIZES[0] // size
+        arguments = {"recipe": recipe, "size": size}
+        seconds, answer = _asked("live", arguments, str(count), 1, session.effort.repeats)
+        return [_row(name, seconds, answer, count)]
+
+    return Job(name, rows)
+
+
+def batched_job(recipe: str, size: int) -> Job:
+    """Frames many at a time, as for a file, without encoding."""
+    name = f"play batched {recipe} {size}x{size}"
+
+    def rows(session: Session) -> list[Row]:
+        count = session.effort.frames * SIZES[0] // size
+        arguments = {"recipe": recipe, "size": size}
+        seconds, answer = _asked("batched", arguments, str(count), 1, session.effort.repeats)
+        return [_row(name, seconds, answer, count)]
+
+    return Job(name, rows)
+
+
+def memory_job() -> Job:
+    """What a roll-out holds when it is young and when it is old."""
+    name = "play memory lava 64x64"
+
+    def rows(session: Session) -> list[Row]:
+        found, at = [], 0
+        with _worker("live", {"recipe": "lava", "size": 64}) as worker:
+            for age in session.effort.ages:
+                answer = worker(str(age - at))
+                row = _row(f"{name} frame {age}", [answer["seconds"]], answer, age - at)
+                found.append({**row, "resident_gb": answer["resident_gb"]})
+                at = age
+        return found
+
+    return Job(name, rows)
+
+
+def _mlxlava(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "mlxlava", *arguments]
+
+
+def _timed(command: Sequence[str]) -> float:
+    began = time.perf_counter()
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if ended.returncode:
+        raise Died(ended.stderr.strip().splitlines()[-1] if ended.stderr.strip() else "no reason given")
+    return time.perf_counter() - began
+
+
+def film_job(format: str) -> Job:
+    """``mlxlava loop`` into a file, with everything from its start to a file that can be played."""
+    name = f"play {format}"
+
+    def rows(session: Session) -> list[Row]:
+        length = session.effort.play_seconds
+        command = _mlxlava("loop", "--seconds", str(length), "-o", str(session.folder / f"film.{format}"))
+        seconds = [_timed(command) for _ in range(1 + session.effort.repeats)][1:]
+        return [_row(f"{name} shipped {length} s", seconds, {}, length * 30)]
+
+    return Job(name, rows)
+
+
+def first_frame_job() -> Job:
+    """From the command to the first frame's last byte."""
+
+    def once() -> float:
+        command = _mlxlava("loop", "--forever", "-o", "-", "--format", "raw")
         began = time.perf_counter()
-        for _ in range(int(count)):
-            next(frames)
-        seconds = (time.perf_counter() - began) / int(count)
-        return {"seconds": seconds, **{f"peak_{name}_gb": gb for name, gb in peak_memory().items()}}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            assert process.stdout is not None
+            size = 64 * 64 * 3
+            whole = len(process.stdout.read(size)) == size
+            seconds = time.perf_counter() - began
+            process.stdout.close()  # a closed pipe ends it
+        if not whole:
+            raise Died("mlxlava loop wrote no frame")
+        return seconds
 
-    return frames_of
+    def rows(session: Session) -> list[Row]:
+        return [_row("start first frame", [once() for _ in range(1 + session.effort.repeats)][1:], {})]
+
+    return Job("start first frame", rows)
+
+
+def help_job() -> Job:
+    """``mlxlava --help``."""
+
+    def rows(session: Session) -> list[Row]:
+        seconds = [_timed(_mlxlava("--help")) for _ in range(1 + session.effort.repeats)][1:]
+        return [_row("start help", seconds, {})]
+
+    return Job("start help", rows)
+
+
+def footage_job() -> Job:
+    """A film made ready for training."""
+
+    def rows(session: Session) -> list[Row]:
+        film = session.folder / "lamp.mp4"
+        _timed(_mlxlava("lamp", "--size", "64", "--scale", "6", "--seconds", "10", "-o", str(film)))
+        arguments = {"video": str(film), "size": 64}
+        seconds, answer = _asked("prepare", arguments, "", 1, session.effort.repeats)
+        return [_row("footage 384x384 to 64x64", seconds, answer, answer["frames"])]
+
+    return Job("footage", rows)
+
+
+def score_job() -> Job:
+    """``mlxlava score`` of the shipped weights, without drawing the footage."""
+
+    def rows(session: Session) -> list[Row]:
+        seconds, answer = _asked("score", {"frames": session.effort.scored}, "", 0, 1)
+        return [_row(f"score {answer['frames']} frames", seconds, answer)]
+
+    return Job("score", rows)
 
 
 # --- the suite ---
 
 
-def machine() -> dict[str, Any]:
-    """What was measured on: processor, memory, load, system, versions."""
-    from mlxlava.backend import describe
-
-    about: dict[str, Any] = {**describe(), "python": platform.python_version(), "system": platform.platform()}
-    with contextlib.suppress(ValueError, OSError):  # names that a system may lack
-        about["memory"] = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB"
-    # Beside other work two BLAS threads wait for each other: timings at a load above 0.5 are no good.
-    about["load average"] = f"{os.getloadavg()[0]:.2f}"
-    about["time"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return about
-
-
-def summarise(seconds: Sequence[float]) -> Answer:
-    """Median and spread (smallest, largest) of repeated timings."""
-    return {"median_s": statistics.median(seconds), "min_s": min(seconds), "max_s": max(seconds)}
-
-
-def _measure(kind: str, recipe: str, size: int, requests: Sequence[str], repeats: dict[str, int]) -> Answer:
-    """Warm up, repeat and summarise each request in one process."""
-    result: Answer = {"what": kind, "recipe": recipe, "size": size}
-    with Worker([str(Path(__file__).resolve()), "--child", kind, recipe, str(size)]) as worker:
-        for request in requests:
-            for _ in range(repeats["warm"]):
-                worker(request)
-            answers = [worker(request) for _ in range(repeats["repeats"])]
-            last = answers[-1]
-            summary = summarise([answer.pop("seconds") for answer in answers])
-            result[request if kind == "step" else "frame"] = {**summary, **last}
-    if kind == "step":
-        parts = [result[request] for request in requests]
-        result["mean_s"] = sum(part["median_s"] * part["share"] for part in parts)
-    return result
+def jobs(quick: bool, with_peer: bool) -> list[Job]:
+    """All measurements, cheap ones first, and small ones before those that are predicted from them."""
+    found = [help_job(), first_frame_job(), live_job("lava", 64), batched_job("lava", 64)]
+    if not quick:
+        found += [
+            live_job("lava", 128),
+            live_job("lava", 256),
+            live_job("duralava", 64),
+            batched_job("lava", 256),
+        ]
+    found += [film_job("raw"), film_job("mp4"), memory_job(), footage_job(), score_job(), rates_job()]
+    for size, recipe in itertools.product(SIZES[:1] if quick else SIZES, ("lava", "duralava")):
+        for seq_len in SEQ_LENS[:1] if quick else SEQ_LENS:
+            others = peers(size, quick) if with_peer and seq_len == SEQ_LENS[0] else []
+            found.append(train_job(recipe, size, seq_len, others))
+    return found
 
 
-def _rows(result: Answer) -> Iterator[tuple[str, ...]]:
-    """The lines of the table for one measurement."""
-    name = f"{result['recipe']} {result['size']}×{result['size']}"
-    for key, label in (("plain", "step"), ("penalty", "step with penalties"), ("frame", "frame")):
-        if key not in result:
-            continue
-        part = result[key]
-        spread = f"{part['min_s']:.4g} … {part['max_s']:.4g}"
-        rate = f"{1 / part['median_s']:.0f} frames/s"
-        if key != "frame":
-            rate = f"{part['clips'] / part['median_s']:.1f} clips/s"
-        memory = (f"{part['peak_mlx_gb']:.2f}", f"{part['peak_process_gb']:.2f}")
-        yield (name, label, f"{part['median_s']:.4g}", spread, rate, *memory)
-    if "penalty" in result:
-        rate = f"{result['penalty']['clips'] / result['mean_s']:.1f} clips/s"
-        yield (name, "step, weighted mean", f"{result['mean_s']:.4g}", "", rate, "", "")
+def _cell(row: Row, key: str, form: str) -> str:
+    return format(row[key], form) if row.get(key) is not None else ""
 
 
-def finish(name: str, result: Answer, save: bool) -> None:
-    """Print the result as the closing JSON line; with ``save``, append it to the history as well."""
-    line = json.dumps({"benchmark": name, **result})
-    if save:
-        RESULTS.mkdir(exist_ok=True)
-        with (RESULTS / f"{name}.jsonl").open("a", encoding="utf-8") as history:
-            history.write(line + "\n")
-    print(line)
+def _spread(row: Row) -> str:
+    return f"{row['min_s']:.3g} … {row['max_s']:.3g} ({row['repeats']})"
 
 
-def main(quick: bool = False, save: bool = False) -> None:
-    """Measure and print; the last line is JSON.
+def _train_cells(row: Row) -> tuple[str, ...]:
+    """The cells of a training step, without the name of its race."""
+    over = f"{row['median_s'] / row['floor_s']:.2f}" if row.get("floor_s") else ""
+    ratio = _cell(row, "mlxlava_ratio", ".2f") if row["who"] != MLXLAVA.name else ""
+    memory = [_cell(row, f"{key}_gb", ".2f") for key in ("peak_arrays", "peak_process", "left_of_16")]
+    rates = [_cell(row, key, ".3g") for key in ("clips_per_s", "frames_per_s")]
+    kind = row["name"].rpartition(" ")[2]
+    return (row["who"], kind, _cell(row, "median_s", ".3g"), _spread(row), *rates, over, ratio, *memory)
+
+
+def _other_cells(row: Row) -> tuple[str, ...]:
+    """The cells of anything else."""
+    rate = f"{row['frames_per_s']:.4g} frames/s" if "frames_per_s" in row else ""
+    if "per_s" in row:
+        rate = f"{row['per_s'] / 1e9:.4g} {'GFLOP/s' if row['name'] == 'rate matmul' else 'GB/s'}"
+    memory = [_cell(row, f"{key}_gb", ".3f") for key in ("peak_arrays", "peak_process", "resident")]
+    return (row["name"], _cell(row, "median_s", ".3g"), _spread(row), rate, *memory)
+
+
+_TRAIN_COLUMNS = (
+    *("who", "step", "median, s", "min … max (times)", "clips/s", "frames/s"),
+    *("÷ floor", "mlxlava ÷ it", "arrays, GB", "process", "of 16 left"),
+)
+_OTHER_COLUMNS = ("what", "median, s", "min … max (times)", "rate", "arrays, GB", "process", "at the end")
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print a table of each race of training steps, one of the rest, and what could not be measured."""
+    measured = [row for row in rows if "note" not in row]
+    races = itertools.groupby(
+        (row for row in measured if row["name"].startswith("train ")),
+        key=lambda row: row["name"].rpartition(" ")[0],
+    )
+    for name, steps in races:
+        print_table(name, _TRAIN_COLUMNS, [_train_cells(row) for row in steps], left=2)
+    others = [_other_cells(row) for row in measured if not row["name"].startswith("train ")]
+    if others:
+        print_table("Playing and the rest", _OTHER_COLUMNS, others)
+    for row in rows:
+        if "note" in row:
+            print(f"{row['name']}, {row['who']}: {row['note']}")
+
+
+def file_name(about: Mapping[str, str], quick: bool) -> str:
+    """Name of a result: when, and what kind of machine; names sort by time."""
+    when = datetime.datetime.fromisoformat(about["time"]).strftime("%Y%m%dT%H%M%SZ")
+    kind = f"{platform.system()}-{platform.machine()}-{about['device']}".lower()
+    return f"{when}-{kind}-quick.json" if quick else f"{when}-{kind}.json"
+
+
+def _save(result: Answer) -> None:
+    path = RESULTS / file_name(result["machine"], result["quick"])
+    try:
+        path.parent.mkdir(exist_ok=True)
+        # A row a line: small, and readable in a diff.
+        rows = ",\n".join(json.dumps(row) for row in result["rows"])
+        rest = json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1)
+        path.write_text(f'{rest[:-2]},\n "rows": [\n{rows}\n]}}\n', encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"bench: cannot write {path}: {error.strerror}") from error
+    say(f"bench: wrote {path}")
+    chart.write(result, path.with_suffix(".png"))
+
+
+def _rounded(rows: Sequence[Row]) -> list[Row]:
+    """Figures to five digits: more are noise."""
+    return [
+        {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in row.items()}
+        for row in rows
+    ]
+
+
+def main(quick: bool = False, only: str = "", save: bool = False, memory: float | None = None) -> None:
+    """Measure and print a table; the last line is JSON.
 
     Args:
-        quick: fewer repeats, and no training at 128×128: under two minutes on two cores.
-        save: append the result to ``results/suite.jsonl`` beside this file.
+        quick: fewer repeats, training at 64×64 alone: under two minutes on two cores.
+        only: regular expression; measurements whose name it matches.
+        save: write the result to a file of its own in ``results/``, and a chart beside it.
+        memory: what measurements may take, GB; that of the machine when None.
+
+    Raises:
+        UserError: ``only`` is no pattern or matches nothing.
     """
+    began = time.monotonic()
+    with_peer = importlib.util.find_spec("torch") is not None
+    try:
+        chosen = [job for job in jobs(quick, with_peer) if re.search(only, job.name)]
+    except re.error as error:
+        raise UserError(f"bench: --only {only}: {error}; give a regular expression") from error
+    if not chosen:
+        names = ", ".join(job.name for job in jobs(quick, with_peer))
+        raise UserError(f"bench: --only {only} matches none of: {names}")
     about = machine()
-    print("\n".join(f"{name:14}  {value}" for name, value in about.items()), flush=True)
-    repeats = _QUICK if quick else _FULL
-    both, plain, frames = ("plain", "penalty"), ("plain",), (str(repeats["frames"]),)
-    plan: list[tuple[str, str, int, Sequence[str]]] = [
-        ("step", "lava", 64, both),
-        ("step", "duralava", 64, plain),
-        ("play", "lava", 64, frames),
-        ("play", "lava", 128, frames),
-        ("play", "duralava", 64, frames),
-    ]
-    if not quick:
-        plan[2:2] = [("step", "lava", 128, both)]
-    results = []
-    for what, recipe, size, requests in plan:
-        print(f"measuring: {what}, {recipe} {size}×{size}", file=sys.stderr, flush=True)
-        results.append(_measure(what, recipe, size, requests, repeats))
-    columns = ("recipe", "what", "median, s", "min … max", "rate", "MLX peak, GB", "process peak, GB")
-    print_table("Medians", columns, [row for result in results for row in _rows(result)], left=2)
-    finish("suite", {"machine": about, "quick": quick, "results": results}, save)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="fewer repeats: under two minutes")
-    parser.add_argument("--save", action="store_true", help="append the result to results/suite.jsonl")
-    parser.add_argument("--child", nargs=3, metavar=("KIND", "RECIPE", "SIZE"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.child:
-        kind, recipe_name, size = args.child
-        serve({"step": train_steps, "play": play}[kind](recipe_name, int(size)))
+    if with_peer:
+        about["torch"] = importlib.metadata.version("torch")
     else:
-        main(args.quick, args.save)
+        say('bench: PyTorch is not installed, so it is not compared with; pip install "mlxlava[peer]"')
+    limit = total_memory() if memory is None else memory
+    working = working_set()
+    if working is not None:
+        about["recommended working set"] = f"{working:.1f} GB"
+    print("\n".join(f"{name:14}  {value}" for name, value in about.items()), flush=True)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        session = Session(QUICK if quick else FULL, limit, Path(folder))
+        for number, job in enumerate(chosen):
+            say(f"bench {number + 1}/{len(chosen)}: {job.name}")
+            try:
+                rows += job.rows(session)
+            except Died as reason:
+                rows.append({"name": job.name, "who": MLXLAVA.name, "note": str(reason)})
+    if working is not None:
+        for row in rows:
+            if "left_of_16_gb" in row:
+                row["left_of_working_set_gb"] = working - (
+                    row.get("peak_arrays_gb") or row["peak_process_gb"]
+                )
+    result = {"benchmark": "suite", "quick": quick, "machine": about, "seconds": time.monotonic() - began}
+    result = {**result, "rows": _rounded(rows)}
+    show(rows)
+    if save:
+        _save(result)
+    print(json.dumps(result))

@@ -1,9 +1,10 @@
-"""Markdown tables of docs/score.md out of what ``mlxlava score --json`` and ``mlxlava drift --json`` print.
+"""Markdown tables of docs/score.md and docs/performance.md, out of the JSON that commands print or save.
 
 mlxlava score lava --json > lava.json
 python benchmarks/tables.py lava.json other.json     # a column for each
 mlxlava drift lava --frames 1000000 --json > drift.json
 python benchmarks/tables.py drift.json
+python benchmarks/tables.py benchmarks/results/NAME.json
 """
 
 from __future__ import annotations
@@ -95,12 +96,49 @@ def drift(result: Result) -> list[str]:
     return [*rows, *(f"- {text}" for text in said)]
 
 
+def bench(result: Result) -> list[str]:
+    """Training steps, then everything else, then what could not be measured; seconds are medians."""
+    measured = [row for row in result["rows"] if "note" not in row]
+    head = ["", "who", "step", "min … max", "clips/s", "÷ floor", "mlxlava ÷ it", "process, GB (arrays)"]
+    rows = [_row(head), "|---" * len(head) + "|"]
+    for row in measured:
+        if not row["name"].startswith("train "):
+            continue
+        over = _number(row["median_s"] / row["floor_s"]) if "floor_s" in row else ""
+        ratio = _number(row["mlxlava_ratio"]) if row["who"] != "mlxlava" and "mlxlava_ratio" in row else ""
+        memory = f"{row['peak_process_gb']:.2f}"
+        if "peak_arrays_gb" in row:
+            memory += f" ({row['peak_arrays_gb']:.2f})"
+        cells = [row["name"].removeprefix("train "), row["who"], *_seconds(row), _number(row["clips_per_s"])]
+        rows.append(_row([*cells, over, ratio, memory]))
+    head = ["", "median", "min … max", "rate", "process, GB"]
+    rows += ["", _row(head), "|---" * len(head) + "|"]
+    for row in measured:
+        if row["name"].startswith("train "):
+            continue
+        rate = f"{_number(row['frames_per_s'], 4)} frames/s" if "frames_per_s" in row else ""
+        if "per_s" in row:
+            rate = f"{row['per_s'] / 1e9:.3g} {'GFLOP/s' if row['name'] == 'rate matmul' else 'GB/s'}"
+        memory = row.get("resident_gb", row.get("peak_process_gb"))
+        rows.append(_row([row["name"], *_seconds(row), rate, "" if memory is None else f"{memory:.3f}"]))
+    notes = [f"- {row['name']}, {row['who']}: {row['note']}" for row in result["rows"] if "note" in row]
+    return [*rows, "", *notes]
+
+
+def _seconds(row: Result) -> tuple[str, str]:
+    spread = f"{_number(row['min_s'])} … {_number(row['max_s'])} ({row['repeats']}×)"
+    return f"{_number(row['median_s'])} s", spread
+
+
 def main(paths: Sequence[str]) -> None:
-    """Print the table of one drift, or of scores side by side."""
+    """Print the table of one drift or benchmark, or of scores side by side."""
     results = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
     if not results:
-        sys.exit("give files that mlxlava score --json or mlxlava drift --json printed")
-    if "windows" in results[0]:
+        sys.exit("give files that mlxlava score --json or drift --json printed, or bench --save wrote")
+    if "rows" in results[0]:
+        for result in results:
+            print("\n".join(bench(result)))
+    elif "windows" in results[0]:
         for result in results:
             print("\n".join(drift(result)), end="\n\n")
     else:

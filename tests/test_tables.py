@@ -39,6 +39,25 @@ def test_a_drift_says_which_slopes_miss_zero() -> None:
     assert "6 of 7 slopes hold zero; not: image.frechet" in "\n".join(lines)
 
 
+def test_a_benchmark_has_steps_the_rest_and_what_was_skipped() -> None:
+    timing = {"median_s": 2.0, "min_s": 1.5, "max_s": 2.5, "repeats": 3, "peak_process_gb": 1.5}
+    step = {"name": "train lava 64x64 seq20 plain", **timing, "clips_per_s": 16.0, "floor_s": 0.5}
+    rows = [
+        {**step, "who": "mlxlava", "peak_arrays_gb": 1.0, "mlxlava_ratio": 1.0},
+        {**step, "who": "PyTorch", "mlxlava_ratio": 1.25},
+        {"name": "play live lava 64x64", "who": "mlxlava", **timing, "frames_per_s": 150.0},
+        {"name": "rate matmul", "who": "mlxlava", **timing, "per_s": 1.5e11},
+        {"name": "train lava 256x256 seq20", "who": "mlxlava", "note": "skipped: too large"},
+    ]
+    lines = tables.bench({"rows": rows})
+    spread = "1.5 … 2.5 (3×)"
+    assert lines[2] == f"| lava 64x64 seq20 plain | mlxlava | 2 s | {spread} | 16 | 4 |  | 1.50 (1.00) |"
+    assert lines[3] == f"| lava 64x64 seq20 plain | PyTorch | 2 s | {spread} | 16 | 4 | 1.25 | 1.50 |"
+    assert f"| play live lava 64x64 | 2 s | {spread} | 150 frames/s | 1.500 |" in lines
+    assert any("150 GFLOP/s" in line for line in lines)
+    assert lines[-1] == "- train lava 256x256 seq20, mlxlava: skipped: too large"
+
+
 def test_without_files_it_says_what_to_give() -> None:
     with pytest.raises(SystemExit, match="mlxlava score --json"):
         tables.main([])

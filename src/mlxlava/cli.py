@@ -6,10 +6,10 @@ MLX is imported by the commands that need it, not by ``--help``.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import platform
-import runpy
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -588,11 +588,25 @@ def _at_true_speed(weights: Weights, source: str) -> Footage:
 
 
 @cli.command()
-@click.option("--quick", is_flag=True, help="Fewer repeats: under two minutes.")
+@click.option("--quick", is_flag=True, help="Fewer repeats, training at 64×64 alone: under two minutes.")
+@click.option("--only", metavar="PATTERN", default="", help="Measurements whose name this pattern matches.")
+@click.option(
+    "--save", is_flag=True, help="Write the result, and a chart, to the benchmarks' results folder."
+)
+@click.option(
+    "--memory",
+    metavar="GB",
+    type=click.FloatRange(0, min_open=True),
+    help="Skip what would take more; the machine's memory when not given.",
+)
 @_debug
-def bench(quick: bool) -> None:
-    """Measure training steps and roll-out on this machine."""
-    runpy.run_path(str(_benchmarks() / "suite.py"), run_name="mlxlava_bench")["main"](quick=quick)
+def bench(quick: bool, only: str, save: bool, memory: float | None) -> None:
+    """Measure training, playing, preparing and scoring on this machine.
+
+    Where PyTorch is installed, the same training steps run in it as well.
+    """
+    sys.path.insert(0, str(_benchmarks()))
+    importlib.import_module("suite").main(quick=quick, only=only, save=save, memory=memory)
 
 
 def _benchmarks() -> Path:

@@ -1,0 +1,227 @@
+"""What is measured, one thing to a process: ``suite.py`` starts this file and asks.
+
+    python benchmarks/measures.py train '{"recipe": "lava", "size": 64, "seq_len": 20, "batch_size": 32}'
+
+Then a line on stdin for each measurement (what it says depends on what is measured), and a line of JSON
+with ``seconds`` and more on stdout. Only what the package offers to everyone is used.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harness import Answer, serve, threads
+from mlxlava.config import Recipe, load_recipe, override
+
+Answering = Callable[[str], Answer]
+
+TOTAL_STEPS = 10**6  # of the run that training steps are taken from
+PLAY_FPS = 30.0
+STEP_FPS = 15.0  # learned steps a second: every other frame is drawn from a state in between
+
+
+def sized(recipe: str, size: int, seq_len: int, batch_size: int) -> Recipe:
+    """A recipe that comes with the package, for frames, clips and batches of another size."""
+    settings = {"data.size": [size, size], "data.seq_len": seq_len, "data.batch_size": batch_size}
+    return override(load_recipe(recipe), settings)
+
+
+def _random_batch(recipe: Recipe) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+    """Frames (B, V + K, H, W, 3) and their times (B, V + K), as training takes them, of noise."""
+    data, views = recipe.data, recipe.encoder.views  # frames to encode come first
+    count = data.drawn_frames or data.seq_len
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (data.batch_size, views + count, *data.size, 3), dtype=np.uint8)
+    steps = np.tile(np.arange(data.seq_len, dtype=np.int32), (data.batch_size, 1))
+    times = np.sort(rng.permuted(steps, axis=1)[:, :count], axis=1)
+    seen = np.linspace(0, data.seq_len - 1, views, dtype=np.int32)
+    return frames, np.concatenate([np.tile(seen, (data.batch_size, 1)), times], axis=1)
+
+
+def _peaks() -> Answer:
+    from mlxlava.backend import peak_memory
+
+    peaks = peak_memory()
+    return {"peak_arrays_gb": peaks["mlx"], "peak_process_gb": peaks["process"]}
+
+
+def train(recipe: str, size: int, seq_len: int, batch_size: int) -> Answering:
+    """Training steps; asked for ``alone``, ``plain`` or ``penalty``."""
+    from mlxlava.backend import mx
+    from mlxlava.step import Trainer
+
+    settings = sized(recipe, size, seq_len, batch_size)
+    frames, times = _random_batch(settings)
+    trainer = Trainer(settings, TOTAL_STEPS)
+    state = trainer.init()
+    every = settings.loss.penalty_every
+    # The number of a step decides what is in it (step.py).
+    late = round(0.9 * TOTAL_STEPS) // every * every
+    number = {"alone": 1, "plain": late + 1, "penalty": late}
+
+    def step(kind: str) -> Answer:
+        nonlocal state
+        began = time.perf_counter()
+        state, terms = trainer(state, mx.array(frames), mx.array(times), number[kind])
+        mx.eval(state, terms)
+        seconds = time.perf_counter() - began
+        return {"seconds": seconds, **_peaks()}
+
+    return step
+
+
+def peer(
+    recipe: str, size: int, seq_len: int, batch_size: int, device: str, channels_last: bool, compiled: bool
+) -> Answering:
+    """The peer's training steps, on the same data; asked as :func:`train` is."""
+    import peer_torch
+
+    if device == "cpu":
+        peer_torch.torch.set_num_threads(threads())
+    frames, times = _random_batch(sized(recipe, size, seq_len, batch_size))
+    options: dict[str, Any] = {"size": (size, size), "seq_len": seq_len, "batch_size": batch_size}
+    options |= {"device": device, "channels_last": channels_last, "compiled": compiled}
+    run: Callable[[str], dict[str, float]]
+    if recipe == "duralava":
+        step = peer_torch.make_step(**options)
+
+        def run(kind: str) -> dict[str, float]:
+            return step(frames)
+    else:
+        lava_step, drawn = peer_torch.make_lava_step(**options), np.ascontiguousarray(times[:, -3:])
+
+        def run(kind: str) -> dict[str, float]:
+            return lava_step(frames, drawn, kind)
+
+    def answer(kind: str) -> Answer:
+        began = time.perf_counter()
+        run(kind)
+        seconds = time.perf_counter() - began
+        peaks = {f"peak_{name}_gb": gb for name, gb in peer_torch.peak_memory(device).items()}
+        return {"seconds": seconds, **peaks}
+
+    return answer
+
+
+def _rollout(recipe: str, size: int) -> Any:
+    """A roll-out of fresh weights; they take as long as learned ones."""
+    from mlxlava.checkpoint import Weights, playable
+    from mlxlava.rollout import Rollout
+    from mlxlava.step import Trainer
+
+    settings = sized(recipe, size, 20, 4)
+    weights = Weights(settings, STEP_FPS, playable(Trainer(settings, 1).init()), {})
+    return Rollout(weights, seed=0)
+
+
+def live(recipe: str, size: int) -> Answering:
+    """Frames one at a time, as a screen shows them; asked for a number of them."""
+    from mlxlava.backend import resident_memory
+
+    def clock() -> Iterator[float]:
+        frame = 0
+        while True:
+            yield frame / PLAY_FPS
+            frame += 1
+
+    frames = _rollout(recipe, size).play(clock())
+
+    def answer(count: str) -> Answer:
+        began = time.perf_counter()
+        for _ in range(int(count)):
+            next(frames)
+        seconds = time.perf_counter() - began
+        return {"seconds": seconds, "resident_gb": resident_memory(), **_peaks()}
+
+    return answer
+
+
+def batched(recipe: str, size: int) -> Answering:
+    """Frames many at a time, as for a file but without encoding; asked for a number of them."""
+    rollout = _rollout(recipe, size)
+
+    def answer(count: str) -> Answer:
+        began = time.perf_counter()
+        rollout.draw(rollout.roll(int(count))[0])
+        return {"seconds": time.perf_counter() - began, **_peaks()}
+
+    return answer
+
+
+def prepare(video: str, size: int) -> Answering:
+    """A video made into footage for training, each time anew."""
+    from mlxlava.footage import prepare as prepare_footage
+
+    def answer(request: str) -> Answer:
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            footage = prepare_footage([video], Path(folder) / "footage", size=(size, size))
+            seconds = time.perf_counter() - began
+        return {"seconds": seconds, "frames": len(footage.frames), **_peaks()}
+
+    return answer
+
+
+def score(frames: int) -> Answering:
+    """The shipped weights scored on the built-in lamp, which is drawn before the clock starts."""
+    from mlxlava.checkpoint import load_weights
+    from mlxlava.footage import prepare_lamp
+    from mlxlava.score import part
+    from mlxlava.score import score as judge
+
+    weights = load_weights(None)
+    # Twice the frames: every second block of them is held out.
+    minutes = 2.5 * frames / weights.step_fps / 60
+    footage = prepare_lamp(
+        None,
+        size=weights.recipe.data.size,
+        minutes=minutes,
+        fps=weights.step_fps,
+        every_nth=1,
+        seed=0,
+        theme=weights.recipe.data.lamp_theme,
+    )
+    real = part(footage, None, frames)
+
+    def answer(request: str) -> Answer:
+        began = time.perf_counter()
+        result = judge(weights, real)[0]
+        return {"seconds": time.perf_counter() - began, "frames": result["frames"], **_peaks()}
+
+    return answer
+
+
+def rates(side: int, floats: int) -> Answering:
+    """What MLX reaches at its best: FLOP/s of one large matrix product, bytes/s read and written by a sum."""
+    from mlxlava.backend import mx
+
+    a, b, long = mx.random.normal((side, side)), mx.random.normal((side, side)), mx.zeros((floats,))
+    mx.eval(a, b, long)
+
+    def answer(request: str) -> Answer:
+        began = time.perf_counter()
+        if request == "matmul":
+            mx.eval(a @ b)
+            return {"seconds": (seconds := time.perf_counter() - began), "rate": 2 * side**3 / seconds}
+        mx.eval(long + 1)
+        return {"seconds": (seconds := time.perf_counter() - began), "rate": 8 * floats / seconds}
+
+    return answer
+
+
+MEASURES: dict[str, Callable[..., Answering]] = {
+    measure.__name__: measure for measure in (train, peer, live, batched, prepare, score, rates)
+}
+
+if __name__ == "__main__":
+    kind, arguments = sys.argv[1:]
+    serve(lambda: MEASURES[kind](**json.loads(arguments)))
