@@ -18,8 +18,6 @@ from mlxlava.sinks import Frame, PipeClosed, Sink, format_of, open_sink
 # Takes rising play times (seconds), gives each with its frame: Rollout.play, Lamp.play.
 Source = Callable[[Iterable[float]], Iterator[tuple[float, Frame]]]
 
-SCREENS = ("auto", "terminal", "none")
-
 
 @dataclasses.dataclass(frozen=True)
 class Programme:
@@ -27,7 +25,7 @@ class Programme:
 
     Attributes:
         target: file to write, ``-`` for stdout, or None.
-        screen: one of ``SCREENS``; None for auto without a target and none with one.
+        screen: one of ``config.SCREENS``; None for auto without a target and none with one.
         format: format of the target; by its ending when None.
         scale: whole factor by which the pictures of the target are enlarged.
         fps: frames a second.
