@@ -18,7 +18,7 @@ LAYERS = [
     {"backend", "console", "lamp", "sinks"},
     {"losses", "conv", "footage", "screens", "metrics", "normality"},
     {"nets", "player"},
-    {"dynamics"},
+    {"dynamics", "drawing"},
     {"step", "checkpoint"},
     {"train", "rollout"},
     {"export", "score"},

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import importlib.util
 import os
@@ -113,6 +114,14 @@ def queue(*arrays: Any) -> None:
     mx.async_eval(*arrays)  # type: ignore[no-untyped-call]  # MLX gives it no hint
 
 
+@functools.cache
+def parallel_streams() -> tuple[mx.Stream, ...]:
+    """Streams whose work runs side by side: one a core on the CPU, two at most; else the device's own."""
+    if not on_cpu() or (os.cpu_count() or 1) < 2:
+        return (mx.default_stream(mx.default_device()),)
+    return (mx.new_stream(mx.cpu), mx.new_stream(mx.cpu))
+
+
 def on_cpu() -> bool:
     """Whether MLX's default device is the CPU (choices by measurement differ there)."""
     return bool(mx.default_device().type == mx.DeviceType.cpu)
@@ -205,6 +214,7 @@ __all__ = [
     "named_arrays",
     "on_cpu",
     "optim",
+    "parallel_streams",
     "peak_memory",
     "queue",
     "resident_memory",
