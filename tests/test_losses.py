@@ -73,12 +73,14 @@ def test_kl_of_a_normal_law() -> None:
 def test_augmentation_is_the_same_in_all_frames_of_a_clip() -> None:
     frame = np.random.default_rng(0).random((5, 1, 12, 16, 3)).astype(np.float32)
     clips = mx.array(np.repeat(frame, 3, axis=1))
-    moved = np.array(augment(clips, mx.random.key(1), 0.25, 0.1))
+    moved = np.array(augment(clips, mx.random.split(mx.random.key(1), len(clips)), 0.25, 0.1))
     assert np.array_equal(moved[:, 0], moved[:, 2])
     changes = np.abs(moved[:, 0] - frame[:, 0]).mean((1, 2, 3))
     assert (changes > 0.01).all() and len(set(changes.tolist())) == 5
-    assert np.array_equal(np.array(augment(clips, mx.random.key(1), 0.0, 0.0)), np.array(clips))
+    assert np.array_equal(
+        np.array(augment(clips, mx.random.split(mx.random.key(1), len(clips)), 0.0, 0.0)), np.array(clips)
+    )
     # A shift only: every picture is a part of the old one, edges repeated.
-    shifted = np.array(augment(clips, mx.random.key(2), 0.25, 0.0))[0, 0]
+    shifted = np.array(augment(clips, mx.random.split(mx.random.key(2), len(clips)), 0.25, 0.0))[0, 0]
     padded = np.pad(frame[0, 0], [(3, 3), (4, 4), (0, 0)], mode="edge")
     assert any(np.array_equal(shifted, padded[y : y + 12, x : x + 16]) for y in range(7) for x in range(9))

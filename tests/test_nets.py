@@ -38,7 +38,7 @@ def test_a_background_is_added_pixel_by_pixel(tiny: Recipe) -> None:
 def test_an_encoder_gives_a_law_for_each_clip(tiny: Recipe) -> None:
     encoder = nets.Encoder(tiny)
     frames = mx.random.uniform(shape=(4, 3, 16, 16, 3), key=mx.random.key(1)) - 0.5
-    mean, log_variance = encoder(encoder.init(mx.random.key(0)), frames)
+    mean, log_variance = nets.standardise(*encoder(encoder.init(mx.random.key(0)), frames))
     assert mean.shape == log_variance.shape == (4, 8)
     # Over the batch the states that may be drawn have mean 0 and variance 1.
     assert np.allclose(np.array(mean.mean(0)), 0, atol=1e-5)

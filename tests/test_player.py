@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -16,6 +16,7 @@ import pytest
 
 from mlxlava import player
 from mlxlava.config import UserError
+from mlxlava.live import Reel, Source
 from mlxlava.player import Programme, run
 from mlxlava.sinks import Frame
 
@@ -26,6 +27,18 @@ def source(times: Iterable[float]) -> Iterator[tuple[float, Frame]]:
     """Frames that grow brighter."""
     for at in times:
         yield at, np.full((*SIZE, 3), min(int(at * 100), 255), np.uint8)
+
+
+class One:
+    """A player's lamps: one."""
+
+    names: Sequence[str] = ["one"]
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def open(self, name: str, seed: int) -> Reel:
+        return Reel(self._source, SIZE)
 
 
 @pytest.fixture
@@ -90,7 +103,7 @@ def test_seconds_are_whole_frames(
     fps: float, seconds: float, count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "lamp.apng"
-    run(source, SIZE, Programme(str(target), fps=fps, seconds=seconds).settle())
+    run(One(source), Programme(str(target), fps=fps, seconds=seconds).settle(), "one")
     assert len(list(iio.imiter(target, plugin="pillow"))) == count
     assert f"wrote {target}" in capsys.readouterr().err
 
@@ -103,7 +116,7 @@ def test_ctrl_c_finishes_the_file(tmp_path: Path) -> None:
             yield played
 
     target = tmp_path / "lamp.mp4"
-    run(interrupted, SIZE, Programme(str(target), forever=True).settle())
+    run(One(interrupted), Programme(str(target), forever=True).settle(), "one")
     assert iio.imread(target).shape == (5, *SIZE, 3)
 
 

@@ -341,6 +341,6 @@ def test_a_partial_frame_at_the_end_is_dropped(tmp_path: Path) -> None:
 
 
 def test_importing_brings_no_mlx() -> None:
-    code = "import json, sys; import mlxlava.sinks, mlxlava.screens; print(json.dumps(sorted(sys.modules)))"
+    code = "import json, sys; import mlxlava.sinks, mlxlava.live; print(json.dumps(sorted(sys.modules)))"
     modules = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     assert not [name for name in modules if name == "mlx" or name.startswith("mlx.")]

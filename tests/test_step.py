@@ -68,6 +68,22 @@ def test_a_step_is_a_function_of_seed_and_number(recipe: Recipe, footage: Footag
     assert not np.array_equal(left["generator.dense.weight"], flat(other[-1])["generator.dense.weight"])
 
 
+@pytest.mark.parametrize("settings", [{}, {"loss.shift": 0.2, "loss.colour": 0.1}, {"loss.alone": 1.0}])
+def test_parts_of_a_batch_give_what_it_gives_at_once(
+    tiny: Recipe, footage: Footage, settings: dict[str, float]
+) -> None:
+    sgd = {"training.optimizer": "sgd", "training.clip": 0.0, "loss.alone": 0.0, **settings}
+    whole, whole_terms = steps(override(tiny, sgd), footage, 2)
+    parts, part_terms = steps(override(tiny, {**sgd, "training.micro_batches": 4}), footage, 2)
+    left, right = flat(whole[-1]), flat(parts[-1])
+    for name, array in left.items():
+        assert np.allclose(array, right[name], rtol=1e-4, atol=1e-6), name
+    for one, other in zip(whole_terms, part_terms, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert np.isclose(one[name].item(), other[name].item(), rtol=1e-3, atol=1e-5), name
+
+
 def test_every_weight_learns(recipe: Recipe, footage: Footage) -> None:
     states, _ = steps(recipe, footage, 3)
     before, after = flat(states[0]), flat(states[-1])

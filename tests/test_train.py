@@ -88,7 +88,7 @@ def stopping_at(run: Path, step: int) -> Iterator[None]:
     """Ctrl-C as soon as a step's batch is asked for; the step that runs is finished."""
     original = Footage.batch
 
-    def batch(self: Footage, seed: int, index: int, *rest: int) -> Any:
+    def batch(self: Footage, seed: int, index: int, *rest: Any) -> Any:
         if index == step:
             os.kill(os.getpid(), signal.SIGINT)
         return original(self, seed, index, *rest)

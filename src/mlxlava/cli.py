@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
 import runpy
 import shlex
@@ -117,23 +118,25 @@ def train(
 
     Ctrl-C saves; --resume goes on exactly where it stopped.
     """
+    _one_speaks()
     if resume:
         run = run or _latest_run()
         recipe, footage = _resume(run, sources, init, changes)
     else:
         run = run or _next_run(changes["recipe"] or "lava")
         recipe = _recipe(changes)
-        footage = _footage(list(sources), recipe.data, seed=recipe.training.seed)
+        from mlxlava.backend import first_rank_first
         from mlxlava.checkpoint import load_weights
         from mlxlava.train import start_run
 
+        footage = first_rank_first(lambda: _footage(list(sources), recipe.data, seed=recipe.training.seed))
         paths = [str(Path(source).expanduser().resolve()) for source in sources]
         warm = load_weights(init) if init else None
         start_run(run, recipe, footage, paths, "mlxlava " + shlex.join(sys.argv[1:]), warm)
 
     from mlxlava.backend import has_slow_blas
     from mlxlava.console import clock, say
-    from mlxlava.train import Diverged
+    from mlxlava.train import Alone, Diverged
     from mlxlava.train import train as train_run
 
     say(f"train: {run}: {len(footage.frames)} frames, {footage.step_fps:g} learned steps a second")
@@ -141,7 +144,7 @@ def train(
         say('train: this will be many times slower than it could be; install "mlxlava[cpu]" and g++')
     try:
         outcome = train_run(run, recipe, footage, minutes=minutes, tensorboard=tensorboard)
-    except Diverged as error:
+    except (Alone, Diverged) as error:
         say(f"mlxlava: {error}")
         sys.exit(1)
     say(f"train: {run} is at step {outcome.step} after {clock(outcome.seconds)}")
@@ -149,6 +152,16 @@ def train(
     if outcome.signal is not None:
         say(f"train: go on: mlxlava train --resume -o {run}")
         sys.exit(128 + outcome.signal)
+
+
+def _one_speaks() -> None:
+    """Of the processes that mlx.launch has started, let the first tell what goes on."""
+    if "MLX_RANK" in os.environ:
+        from mlxlava.backend import rank
+        from mlxlava.console import mute
+
+        if rank():
+            mute()
 
 
 def _recipe(changes: dict[str, Any]) -> Recipe:
@@ -203,6 +216,7 @@ def _resume(
     run: Path, sources: Sequence[str], init: str | None, changes: dict[str, Any]
 ) -> tuple[Recipe, Footage]:
     """The recipe and footage of a run; only its number of steps may change."""
+    from mlxlava.backend import first_rank_first, rank
     from mlxlava.checkpoint import read_json
     from mlxlava.console import say
 
@@ -225,10 +239,11 @@ def _resume(
         alone = min(1.0, recipe.loss.alone * config["total_steps"] / steps)
         recipe = override(recipe, {"loss.alone": alone})
         config |= {"total_steps": steps, "recipe": recipe_to_dict(recipe)}
-        (run / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if rank() == 0:
+            (run / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if recipe.training.schedule != "constant":
             say(f"train: the learning rate falls to 0 at step {steps} from now on")
-    footage = _footage(paths, recipe.data, seed=recipe.training.seed)
+    footage = first_rank_first(lambda: _footage(paths, recipe.data, seed=recipe.training.seed))
     if footage.key != key:
         raise UserError(
             f"train: the footage of {run} has changed since it began; begin a new run (--init {run})"
@@ -264,9 +279,17 @@ _playing = _options(
     click.option(
         "--fps",
         type=click.FloatRange(0, 1000, min_open=True),
-        default=30.0,
+        help="Frames a second; 30 when not given, in a window the display's rate.",
+    ),
+    click.option(
+        "--speed",
+        type=click.FloatRange(0, min_open=True),
+        default=1.0,
         show_default=True,
-        help="Frames a second.",
+        help="How much faster than true time the lamp moves.",
+    ),
+    click.option(
+        "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Which lamp."
     ),
     click.option(
         "--scale",
@@ -285,39 +308,28 @@ _playing = _options(
 @click.option(
     "--weights", "name", metavar="NAME|PATH", help="Shipped weights, a folder of weights, or a run."
 )
-@click.option(
-    "--speed",
-    type=click.FloatRange(0, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="How much faster than true time the lamp moves.",
-)
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Which lamp.")
 @_playing
 @_debug
-def loop(name: str | None, speed: float, seed: int, **options: Any) -> None:
+def loop(name: str | None, seed: int, **options: Any) -> None:
     """Play a learned lamp: in the terminal, or into a file or a pipe."""
-    from mlxlava.checkpoint import load_weights
+    from mlxlava.lamps import LearnedLamps
     from mlxlava.player import Programme, run
-    from mlxlava.rollout import Rollout
 
-    rollout = Rollout(load_weights(name), seed, speed)
-    run(rollout.play, rollout.size, Programme(**options).settle())
+    lamps = LearnedLamps(name)
+    run(lamps, Programme(**options).settle(), lamps.names[0], seed)
 
 
 @cli.command()
 @click.option("--size", type=SIZE, default="256", help="Height and width; 256 when not given.")
 @click.option("--theme", metavar="NAME", default="classic", show_default=True, help="Colours.")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Which lamp.")
 @_playing
 @_debug
 def lamp(size: tuple[int, int], theme: str, seed: int, **options: Any) -> None:
     """Play the built-in lamp, which is drawn by rule: what train learns when no footage is given."""
-    from mlxlava.lamp import Lamp
+    from mlxlava.lamp import Themes
     from mlxlava.player import Programme, run
 
-    programme = Programme(name="lamp.mp4", **options).settle()
-    run(Lamp(size, fps=programme.fps, seed=seed, theme=theme).play, size, programme)
+    run(Themes(size), Programme(name="lamp.mp4", **options).settle(), theme, seed)
 
 
 # --- files and figures ---

@@ -172,6 +172,9 @@ class Training:
     preview_every: int = _setting(100, "steps between preview sheets")
     checkpoint_every: int = _setting(200, "steps between checkpoints")
     keep_checkpoints: int = _setting(3, "checkpoints kept")
+    micro_batches: int = _setting(
+        1, "parts of a batch that are drawn and judged one after the other: less memory, the same result"
+    )
     seed: int = _setting(0, "seed of weights, clips and states")
 
 
@@ -265,6 +268,10 @@ def _check(recipe: Recipe) -> None:
     _require(training.clip >= 0, "training.clip must not be negative")
     _require((training.steps > 0) != (training.epochs > 0), "give one of training.steps and training.epochs")
     _require(recipe.loss.penalty_every >= 1, "loss.penalty_every must be at least 1")
+    _require(
+        training.micro_batches >= 1 and data.batch_size % training.micro_batches == 0,
+        "training.micro_batches must divide data.batch_size",
+    )
     for name in ("preview_every", "checkpoint_every", "keep_checkpoints"):
         _require(getattr(training, name) >= 1, f"training.{name} must be at least 1")
 

@@ -16,8 +16,19 @@ Update = Callable[[float, "float | None", str], None]
 _LINE_EVERY = 10.0  # seconds between plain lines
 
 
+_quiet = False
+
+
+def mute() -> None:
+    """Say nothing more in this process: another one of the same work does."""
+    global _quiet
+    _quiet = True
+
+
 def say(text: str) -> None:
     """One line on stderr, above a bar that is shown."""
+    if _quiet:
+        return
     _console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -31,7 +42,7 @@ def progress(what: str) -> Iterator[Update]:
     Yields:
         A function to call with what is done, all there is to do (None if unknown) and a text.
     """
-    if not _console().is_terminal:
+    if _quiet or not _console().is_terminal:
         yield _lines(what)
         return
     columns = (TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[text]}"))

@@ -271,7 +271,14 @@ class Footage:
             )
 
     def batch(
-        self, seed: int, step: int, batch_size: int, seq_len: int, drawn_frames: int = 0, views: int = 0
+        self,
+        seed: int,
+        step: int,
+        batch_size: int,
+        seq_len: int,
+        drawn_frames: int = 0,
+        views: int = 0,
+        rows: slice = slice(None),
     ) -> tuple[np.ndarray, np.ndarray]:
         """Draw a batch of clips: a pure function of its arguments, whatever was drawn before.
 
@@ -282,9 +289,11 @@ class Footage:
             seq_len: learned steps that a clip spans.
             drawn_frames: frames of each clip to return, K (see ``draw_times``); 0 for all.
             views: evenly spaced frames of each clip, first to last, that come before those, V.
+            rows: clips of the batch to read; all by default.
 
         Returns:
-            Frames, uint8 (B, V + K, H, W, 3), and their times in the clip, int32 (B, V + K).
+            Frames of those clips, uint8 (rows, V + K, H, W, 3), and the times in the clip of the whole
+            batch's frames, int32 (B, V + K).
 
         Raises:
             UserError: the footage is shorter than one clip.
@@ -301,7 +310,7 @@ class Footage:
         if views:
             spaced = np.linspace(0, seq_len - 1, views).round().astype(np.int32)
             times = np.concatenate([np.tile(spaced, (batch_size, 1)), times], axis=1)
-        return self.frames[starts[:, None] + times], times
+        return self.frames[(starts[:, None] + times)[rows]], times
 
 
 # --- the folder on disk -------------------------------------------------------------------------

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlxlava.config import UserError, check_size, nearest
+from mlxlava.live import Reel
 
 # Raise it when the pictures change: prepared footage of another version is not used again.
 VERSION = 1
@@ -352,6 +353,22 @@ def frames(
 ) -> Iterator[NDArray[np.uint8]]:
     """Endless uint8 frames (H, W, 3) of a lamp; the arguments are those of ``Lamp``."""
     return iter(Lamp(size, fps=fps, seed=seed, theme=theme))
+
+
+class Themes:
+    """The lamp in each of its colours, as a player opens them by name."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self._size = size
+        self.names: Sequence[str] = list(THEMES)
+
+    def open(self, name: str, seed: int) -> Reel:
+        """The lamp of a seed.
+
+        Raises:
+            UserError: there is no theme of that name.
+        """
+        return Reel(Lamp(self._size, seed=seed, theme=name).play, self._size)
 
 
 def _rgb(color: Color) -> Floats:

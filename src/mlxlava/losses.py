@@ -53,7 +53,7 @@ def gradient_penalty(judge: Callable[[mx.array], mx.array], frames: mx.array) ->
     return 0.5 * (gradient * gradient).sum() / frames.shape[0]
 
 
-def augment(clips: mx.array, key: mx.array, shift: float, colour: float) -> mx.array:
+def augment(clips: mx.array, keys: mx.array, shift: float, colour: float) -> mx.array:
     """What the discriminator looks at, changed alike in all frames of a clip (Zhao 2020, DiffAugment).
 
     Real and drawn clips get the same kind of change, so that D cannot learn few real ones by heart;
@@ -61,26 +61,26 @@ def augment(clips: mx.array, key: mx.array, shift: float, colour: float) -> mx.a
 
     Args:
         clips: (B, K, H, W, C) in [0, 1].
-        key: one for each call.
+        keys: (B, 2), one for each clip: its change does not depend on the clips beside it.
         shift: farthest way that a clip moves either way, in its height and width; edges are repeated.
         colour: largest change of brightness, and twice that of contrast.
     """
     batch, _, height, width, _ = clips.shape
-    keys = mx.random.split(key, 4)
+
+    def draw(key: mx.array) -> mx.array:
+        return mx.random.uniform(-1, 1, (4,), key=key)
+
+    amounts = mx.vmap(draw)(keys) if shift or colour else keys
     if shift:
-        for axis, side, axis_key in ((2, height, keys[0]), (3, width, keys[1])):
-            way = round(shift * side)
-            by = mx.random.randint(-way, way + 1, (batch, 1), key=axis_key)
+        for axis, side in ((2, height), (3, width)):
+            by = mx.round(round(shift * side) * amounts[:, axis - 2 : axis - 1]).astype(mx.int32)
             at = mx.clip(mx.arange(side) + by, 0, side - 1)
             shape = [batch, 1, 1, 1, 1]
             shape[axis] = side
             clips = mx.take_along_axis(clips, at.reshape(shape), axis=axis)
     if colour:
-        brightness, contrast = (
-            amount * mx.random.uniform(-1, 1, (batch, 1, 1, 1, 1), key=one)
-            for amount, one in ((colour, keys[2]), (2 * colour, keys[3]))
-        )
-        clips = (clips - 0.5) * (1 + contrast) + 0.5 + brightness
+        brightness, contrast = (amounts[:, n].reshape(-1, 1, 1, 1, 1) for n in (2, 3))
+        clips = (clips - 0.5) * (1 + 2 * colour * contrast) + 0.5 + colour * brightness
     return clips
 
 

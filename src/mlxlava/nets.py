@@ -196,22 +196,24 @@ class Encoder:
         return weights
 
     def __call__(self, weights: Tree, frames: mx.array) -> tuple[mx.array, mx.array]:
-        """Frames about zero (B, V, H, W, 3) → mean and log variance (B, Z).
-
-        Over the batch each number of a state has mean 0 and variance 1: the means are standardised, as in
-        Zhu 2020 (BN-VAE), to what the variances leave of that. Without it the encoder starts by saying
-        little, and G learns states that are shorter than those it will play.
-        """
+        """Frames about zero (B, V, H, W, 3) → mean and log variance (B, Z), yet to be standardised."""
         x = 4 * frames.flatten(0, 1)  # (B, V, H, W, 3) -> (B V, H, W, 3); to a deviation of about one
         for i in range(len(self.widths)):
             x = leaky_relu(convolve(conv_down, weights[f"down{i}"], x))
         x = x.reshape(len(frames), -1)
         for i in range(len(self.hidden)):
             x = leaky_relu(dense(weights[f"hidden{i}"], x))
-        mean, log_variance = dense(weights["mean"], x), mx.minimum(dense(weights["log_variance"], x), 0)
-        left = 1 - mx.exp(log_variance).mean(0)
-        mean = (mean - mean.mean(0)) * mx.sqrt(left / (mean.var(0) + 1e-6))
-        return mean, log_variance
+        return dense(weights["mean"], x), mx.minimum(dense(weights["log_variance"], x), 0)
+
+
+def standardise(mean: mx.array, log_variance: mx.array) -> tuple[mx.array, mx.array]:
+    """Laws of states (B, Z) such that over the batch each number of a state has mean 0 and variance 1.
+
+    The means are standardised, as in Zhu 2020 (BN-VAE), to what the variances leave of that. Without it the
+    encoder starts by saying little, and G learns states that are shorter than those it will play.
+    """
+    left = 1 - mx.exp(log_variance).mean(0)
+    return (mean - mean.mean(0)) * mx.sqrt(left / (mean.var(0) + 1e-6)), log_variance
 
 
 class FramesDiscriminator:

@@ -33,6 +33,14 @@ def epps_pulley(x: Array) -> Array:
     return values
 
 
+def moments(states: Array) -> tuple[float, float, float, float]:
+    """Mean, deviation, skewness and kurtosis (3 for a normal law) of all numbers of ``states`` pooled."""
+    x = states.astype(np.float64)
+    mean, deviation = x.mean(), x.std()
+    normal = (x - mean) / max(float(deviation), 1e-12)
+    return float(mean), float(deviation), float((normal**3).mean()), float((normal**4).mean())
+
+
 def normality(states: Array) -> dict[str, float]:
     """Statistics of states (N, Z).
 
@@ -42,15 +50,10 @@ def normality(states: Array) -> dict[str, float]:
     """
     x = states.astype(np.float64)
     size = x.shape[1]
-    mean, deviation = x.mean(), x.std()
-    normal = (x - mean) / max(float(deviation), 1e-12)
     directions = np.random.default_rng(0).standard_normal((size, _DIRECTIONS))
     directions /= np.linalg.norm(directions, axis=0)
     return {
-        "mean": float(mean),
-        "deviation": float(deviation),
-        "skewness": float((normal**3).mean()),
-        "kurtosis": float((normal**4).mean()),
+        **dict(zip(("mean", "deviation", "skewness", "kurtosis"), moments(x), strict=True)),
         "norm": float(np.linalg.norm(x, axis=1).mean()),
         "epps_pulley_axes": float(epps_pulley(x).mean()),
         "epps_pulley_directions": float(epps_pulley(x @ directions).mean()),

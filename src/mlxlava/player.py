@@ -6,17 +6,19 @@ import contextlib
 import dataclasses
 import math
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 from mlxlava.config import UserError
 from mlxlava.console import clock, progress, say
-from mlxlava.screens import Terminal, WallClock, has_terminal, play
-from mlxlava.sinks import Frame, PipeClosed, Sink, format_of, open_sink
+from mlxlava.live import Lamps, Live, Reel, WallClock
+from mlxlava.screens import Screen
+from mlxlava.screens.terminal import Terminal, has_terminal
+from mlxlava.sinks import PipeClosed, Sink, format_of, open_sink
 
-# Takes rising play times (seconds), gives each with its frame: Rollout.play, Lamp.play.
-Source = Callable[[Iterable[float]], Iterator[tuple[float, Frame]]]
+_FPS = 30.0  # where neither the user nor the screen has a wish
+_HIDDEN_FPS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Programme:
         screen: one of ``config.SCREENS``; None for auto without a target and none with one.
         format: format of the target; by its ending when None.
         scale: whole factor by which the pictures of the target are enlarged.
-        fps: frames a second.
+        fps: frames a second; None for what suits the screen, 30 in a file.
+        speed: seconds of the lamp's time in a second of play time.
         seconds: play time; None where not given.
         frames: the same in frames; None where not given.
         forever: until it is ended.
@@ -39,7 +42,8 @@ class Programme:
     screen: str | None = None
     format: str | None = None
     scale: int = 1
-    fps: float = 30.0
+    fps: float | None = None
+    speed: float = 1.0
     seconds: float | None = None
     frames: int | None = None
     forever: bool = False
@@ -72,92 +76,127 @@ class Programme:
         return dataclasses.replace(self, target=target, screen=screen)
 
     @property
-    def length(self) -> int | None:
-        """Frames to play; None to go on until it is ended.
+    def rate(self) -> float:
+        """Frames a second of a file."""
+        return self.fps or _FPS
 
-        What has no length given plays for 10 s in a file, and without end on a screen.
-        """
+    @property
+    def endless(self) -> bool:
+        """Whether it plays until it is ended: what has no length given does on a screen."""
+        return self.forever or (self.seconds is None and self.frames is None and self.screen != "none")
+
+    @property
+    def length(self) -> int | None:
+        """Frames of a file; None to go on until it is ended. 10 s where no length is given."""
         if self.frames is not None:
             return self.frames
-        if self.forever or (self.seconds is None and self.screen == "terminal"):
+        if self.endless:
             return None
         seconds = 10.0 if self.seconds is None else self.seconds
-        return max(1, math.ceil(seconds * self.fps - 1e-6))
+        return max(1, math.ceil(seconds * self.rate - 1e-6))
 
 
-def run(source: Source, size: tuple[int, int], programme: Programme) -> None:
-    """Play a source as a settled programme says; Ctrl-C, SIGTERM and a closed pipe are good endings.
+def run(lamps: Lamps, programme: Programme, name: str, seed: int = 0) -> None:
+    """Play as a settled programme says; Ctrl-C, SIGTERM, a closed window or pipe are good endings.
 
     Args:
-        source: where frames come from.
-        size: their height and width.
-        programme: where they go.
+        lamps: what can be played.
+        programme: where it goes.
+        name: the lamp to play (first), one of ``lamps.names``.
+        seed: its seed.
 
     Raises:
-        UserError: something cannot be written.
+        UserError: something cannot be opened or written.
     """
     sink = None
+    wall = WallClock(
+        programme.rate,
+        seconds=programme.seconds if programme.frames is None else programme.frames / programme.rate,
+        speed=programme.speed,
+    )
+    live = Live(lamps, name, seed, wall)
     with (
         contextlib.suppress(KeyboardInterrupt, PipeClosed),
         _end_on_signals(),
         contextlib.ExitStack() as stack,
     ):
+        reel = next(live.reels())
         if programme.target is not None:
             sink = stack.enter_context(
                 open_sink(
                     programme.target,
-                    size=size,
-                    fps=programme.fps,
+                    size=reel.size,
+                    fps=programme.rate,
                     format=programme.format,
                     scale=programme.scale,
                 )
             )
-        if programme.screen == "terminal":
-            screen = stack.enter_context(Terminal())
-            if sink is None:
-                seconds = None if programme.length is None else programme.length / programme.fps
-                wall = WallClock(programme.fps, seconds=seconds)
-                play(source(wall), wall, screen)
+        screen = None if programme.screen == "none" else stack.enter_context(_open_screen(programme, live))
+        if screen is None and sink is not None:
+            _write(reel, programme, sink)
+        elif screen is not None:
+            wall.sleep = screen.idle
+            if sink is not None:
+                _show_and_write(reel, programme, live, screen, sink)
             else:
-                _show_and_write(source, programme, screen, sink)
-        elif sink is not None:
-            _write(source, programme, sink)
+                _show(live, screen, programme.fps or screen.fps or _FPS)
     if sink is not None and sink.frames and programme.target != "-":
-        seconds = sink.frames / programme.fps
+        seconds = sink.frames / programme.rate
         say(f"play: wrote {programme.target} ({sink.frames} frames, {seconds:.1f} s)")
 
 
 def _ticks(programme: Programme) -> Iterator[float]:
-    """Play times on the even grid of a file."""
+    """The lamp's times on the even grid of a file."""
     tick, length = 0, programme.length
     while length is None or tick < length:
-        yield tick / programme.fps
+        yield tick / programme.rate * programme.speed
         tick += 1
 
 
-def _write(source: Source, programme: Programme, sink: Sink) -> None:
+def _write(reel: Reel, programme: Programme, sink: Sink) -> None:
     """As fast as it goes, every frame."""
     length = programme.length
-    total = None if length is None else length / programme.fps
+    total = None if length is None else length / programme.rate
     with progress("play") as update:
-        for at, frame in source(_ticks(programme)):
+        for number, (_, frame) in enumerate((reel.film or reel.play)(_ticks(programme)), 1):
             sink.write(frame)
             if programme.target != "-":
-                done = at + 1 / programme.fps
+                done = number / programme.rate
                 update(done, total, clock(done) if total is None else f"{clock(done)} of {clock(total)}")
 
 
-def _show_and_write(source: Source, programme: Programme, screen: Terminal, sink: Sink) -> None:
-    """Every frame into the file; on the screen those that are not late."""
-    wall = WallClock(programme.fps)
-    due = next(wall)
-    for at, frame in source(_ticks(programme)):
+def _show(live: Live, screen: Screen, fps: float) -> None:
+    """On a screen, at true speed; late frames are dropped."""
+    live.clock.fps = fps
+    for reel in live.reels():
+        for at, frame in reel.play(live.clock):
+            live.clock.wait(at)
+            if live.changed:
+                break
+            screen.show(frame)
+            live.note(at)
+            # Where nobody looks the lamp only has to go on: few frames are drawn.
+            live.clock.fps = _HIDDEN_FPS if screen.hidden else fps
+
+
+def _show_and_write(reel: Reel, programme: Programme, live: Live, screen: Screen, sink: Sink) -> None:
+    """Every frame into the file, on its own even grid; on the screen those that are not late."""
+    due = next(live.clock)
+    for at, frame in reel.play(_ticks(programme)):
         sink.write(frame)
-        if at + 0.5 / programme.fps < due:
+        if at + 0.5 * programme.speed / programme.rate < due:
             continue
-        wall.wait(at)
+        live.clock.wait(at)
+        if live.changed:
+            return
         screen.show(frame)
-        due = next(wall)
+        live.note(at)
+        due = next(live.clock)
+
+
+def _open_screen(programme: Programme, live: Live) -> Screen:
+    """The screen that a settled programme names."""
+    return Terminal()
 
 
 @contextlib.contextmanager

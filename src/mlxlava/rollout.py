@@ -21,6 +21,9 @@ _COMPARED = 512  # pairs of neighbouring frames that a pace is measured on
 _ROUNDS = 4  # of finding it; more change nothing
 _DRAWN = 8  # frames at a time where they may be drawn together: more fall out of the processor's cache
 
+# A play time and its frame, uint8 (H, W, 3).
+Timed = tuple[float, npt.NDArray[np.uint8]]
+
 
 class Rollout:
     """One lamp, from a seed, for ever.
@@ -64,22 +67,25 @@ class Rollout:
         """The states at ``step``, float32 (lamps rolled together, Z); the first one is drawn."""
         return np.array(self._states)
 
-    def play(
-        self, times: Iterable[float], together: int = 1
-    ) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
+    def play(self, times: Iterable[float]) -> Iterator[Timed]:
         """Frames at rising play times.
 
         The frame after the one that is yielded is queued before, so the device draws while the
         caller shows; on a CPU the two are drawn side by side.
 
         Args:
-            times: seconds of play time from the start, not falling; asked for one ahead, or one group.
-            together: frames that are drawn as one group: faster, where nobody waits for the first of them.
+            times: seconds of play time from the start, not falling; asked for one ahead.
 
         Yields:
             The time and its frame, uint8 (H, W, 3).
         """
-        times = iter(times)
+        return self._play(iter(times), 1)
+
+    def film(self, times: Iterable[float]) -> Iterator[Timed]:
+        """``play``, faster where nobody waits for a frame: eight are drawn together, and eight ahead."""
+        return self._play(iter(times), _DRAWN)
+
+    def _play(self, times: Iterator[float], together: int) -> Iterator[Timed]:
         waiting: tuple[list[float], mx.array] | None = None
         while group := list(itertools.islice(times, together)):
             frames = self._draw(self._look(group))

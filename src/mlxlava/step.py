@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mlxlava.backend import mx, named_arrays, optim, tree_map
+from mlxlava.backend import gather, mx, named_arrays, optim, rank, ranks, sum_over_ranks, tree_map
 from mlxlava.config import Recipe, Training
 from mlxlava.dynamics import Dynamics, make_dynamics
 from mlxlava.losses import (
@@ -18,7 +18,15 @@ from mlxlava.losses import (
     relativistic,
     relativistic_ratio,
 )
-from mlxlava.nets import Discriminator, Encoder, Generator, Tree, make_discriminator, make_generator
+from mlxlava.nets import (
+    Discriminator,
+    Encoder,
+    Generator,
+    Tree,
+    make_discriminator,
+    make_generator,
+    standardise,
+)
 
 Terms = dict[str, mx.array]
 
@@ -39,7 +47,7 @@ class Trainer:
     """
 
     def __init__(self, recipe: Recipe, total_steps: int, *, compiled: bool = True) -> None:
-        self.recipe = recipe
+        self.recipe, self.total_steps = recipe, total_steps
         self.generator: Generator = make_generator(recipe)
         self.dynamics: Dynamics = make_dynamics(recipe)
         self.discriminator: Discriminator = make_discriminator(recipe)
@@ -51,6 +59,7 @@ class Trainer:
                 training, total_steps, training.d_rate * training.learning_rate, training.d_betas
             ),
         }
+        self._rank = rank()
         self._alone = round(recipe.loss.alone * total_steps)  # steps without D
         self._penalised = recipe.loss.kind == "relativistic" and recipe.loss.gamma > 0
         wrap: Callable[[Any], Any] = mx.compile if compiled else lambda function: function
@@ -88,8 +97,9 @@ class Trainer:
 
         Args:
             state: Run state.
-            frames: Real clips, uint8 (B, V + K, H, W, 3): V for the encoder, K to be drawn and judged.
-            times: Learned step of each frame in its clip, int32 (B, V + K).
+            frames: This rank's real clips, uint8 (B / ranks, V + K, H, W, 3): V for the encoder, K to be
+                drawn and judged.
+            times: Learned step of each frame in its clip, int32 (B, V + K), of all ranks' clips.
             index: Number of this step; with the recipe's seed it fixes all randomness.
 
         Returns:
@@ -109,122 +119,210 @@ class Trainer:
         views = recipe.encoder.views
 
         def step(state: Tree, frames: mx.array, times: mx.array, key: mx.array) -> tuple[Tree, Terms]:
-            clips = frames.astype(mx.float32) / 255
-            viewed, real, times = clips[:, :views], clips[:, views:], times[:, views:]
-            starts_key, roll_key, judge_key = mx.random.split(key, 3)
-            model: Tree = {
-                part: state[part] for part in ("generator", "dynamics", "encoder") if part in state
-            }
+            viewed, real, times = frames[:, :views], frames[:, views:], times[:, views:]
+            states_key, judge_key = mx.random.split(key)
 
-            # The forward pass of G is shared: D is judged and differentiated on the frames inside
-            # G's own differentiation, and hands back its gradient by them as a constant.
-            def surrogate(model: Tree) -> tuple[mx.array, Any]:
-                loss, terms, gradient = mx.array(0.0), {}, None
-                starts, terms_of_law = self._starts(model, state, viewed, adversarial, starts_key)
-                drawn, stats, path, penalties = self._draw(model, state, starts, times, roll_key)
-                if self.encoder:
-                    again, drawn = drawn[: len(real)], drawn[len(real) :]
-                    terms = {**terms_of_law, "reconstruction": ((again - real) ** 2).sum((2, 3, 4)).mean()}
-                    nats = terms["reconstruction"] / (2 * recipe.loss.sigma**2) + terms["kl"]
-                    loss = loss + recipe.loss.evidence * nats
-                if adversarial:
-                    judged, gradient, by_frames = self._judge(
-                        state["discriminator"], real, drawn, times, penalty, judge_key
-                    )
-                    terms |= judged
-                    loss = loss + (drawn * by_frames).sum()
-                if penalties:
-                    terms |= penalties
-                    loss = loss + recipe.loss.normality * sum(penalties.values())
-                terms |= _observe(real, drawn if adversarial else again, path[-len(real) :])
-                return loss, (terms, gradient, stats, path[-len(real) :, -1])
+            # States are few numbers, so all of the batch's are rolled together. Drawing and judging is what
+            # takes memory: it is differentiated part by part, and hands back its gradient by the states as
+            # a constant. So the parts together give what the whole batch gives (but for BatchNorm).
+            def surrogate(moving: Tree) -> tuple[mx.array, Any]:
+                states, path, loss, terms = self._states(
+                    moving, state, viewed, times, adversarial, states_key
+                )
+                pictures = self._pictures(state, states, real, times, adversarial, penalty, judge_key)
+                terms |= pictures.pop("terms") | _observe(path)
+                return loss + (states * pictures.pop("by_states")).sum(), (terms, pictures, path[:, -1])
 
-            (_, (terms, gradient, stats, last)), model_gradient = mx.value_and_grad(surrogate)(model)
-            return self._update(state, model, model_gradient, gradient, stats, last), terms
+            moving: Tree = {part: state[part] for part in ("dynamics", "encoder") if part in state}
+            (_, (terms, gradients, last)), by_moving = mx.value_and_grad(surrogate)(moving)
+            if self.encoder:  # each rank has encoded its own clips
+                by_moving["encoder"] = sum_over_ranks(by_moving["encoder"])
+            stats = gradients.pop("stats")
+            return self._update(state, {**by_moving, **gradients}, stats, last), terms
 
         return step
 
-    def _starts(
-        self, model: Tree, state: Tree, viewed: mx.array, adversarial: bool, key: mx.array
-    ) -> tuple[mx.array, Terms]:
-        """States that clips are rolled from: of encoded real clips, then random ones; and the former's KL."""
-        recipe = self.recipe
-        start_key, reset_key, law_key, direction_key = mx.random.split(key, 4)
-        starts, terms = [], {}
-        if self.encoder:
-            still = model["generator"].get("background")
-            centre = 0.5 if still is None else mx.sigmoid(mx.stop_gradient(still))
-            mean, log_variance = self.encoder(model["encoder"], viewed - centre)
-            noise = mx.random.normal(mean.shape, key=law_key)
-            encoded = mean + mx.exp(0.5 * log_variance) * noise
-            starts.append(encoded)
-            # To watch, not to minimise: are encoded states like the random ones that are played?
-            terms = {
-                "kl": kl_to_normal(mean, log_variance),
-                "normality_encoded": mx.stop_gradient(epps_pulley_directions(encoded, direction_key)),
-            }
-        if adversarial:
-            start = mx.random.normal((len(viewed), recipe.generator.state_size), key=start_key)
-            if recipe.training.carry:
-                reset = mx.random.bernoulli(
-                    recipe.training.reset_probability, (len(viewed), 1), key=reset_key
-                )
-                start = mx.where(reset, start, state["carried"])
-            starts.append(start)
-        return mx.concatenate(starts), terms
+    def _states(
+        self, moving: Tree, state: Tree, viewed: mx.array, times: mx.array, adversarial: bool, key: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array, Terms]:
+        """The states of the frames to be drawn (N, K, Z): of encoded clips, then of random ones, B each.
 
-    def _draw(
-        self, model: Tree, state: Tree, starts: mx.array, times: mx.array, key: mx.array
-    ) -> tuple[mx.array, Tree, mx.array, Terms]:
-        """Roll the states of all clips, then draw the frames that are asked for in one call of G.
-
-        ``starts`` (N, Z) with N a multiple of B, ``times`` (B, K): frames (N, K, H, W, 3), and the path.
+        Also the paths (B, T, Z) of the last B, what the loss has to say of states alone, and its terms.
         """
         recipe = self.recipe
-        count = times.shape[1]
+        start_key, reset_key, law_key, direction_key, roll_key = mx.random.split(key, 5)
+        starts, terms, loss = [], {}, mx.array(0.0)
+        shape = (len(times), recipe.generator.state_size)
+        if self.encoder:
+            still = state["generator"].get("background")
+            centre = 0.5 if still is None else mx.sigmoid(mx.stop_gradient(still))
+            mean, log_variance = self.encoder(moving["encoder"], viewed.astype(mx.float32) / 255 - centre)
+            mean, log_variance = standardise(gather(mean), gather(log_variance))
+            encoded = mean + mx.exp(0.5 * log_variance) * mx.random.normal(shape, key=law_key)
+            starts.append(encoded)
+            terms["kl"] = kl_to_normal(mean, log_variance)
+            loss = loss + recipe.loss.evidence * terms["kl"]
+            # To watch, not to minimise: are encoded states like the random ones that are played?
+            terms["normality_encoded"] = mx.stop_gradient(epps_pulley_directions(encoded, direction_key))
+        if adversarial:
+            start = mx.random.normal(shape, key=start_key)
+            if recipe.training.carry:
+                reset = mx.random.bernoulli(recipe.training.reset_probability, (len(times), 1), key=reset_key)
+                start = mx.where(reset, start, state["carried"])
+            starts.append(start)
         steps = recipe.data.seq_len
         path, penalties = self.dynamics.roll(
-            model["dynamics"],
+            moving["dynamics"],
             state["stats"]["dynamics"],
-            starts,
-            key,
+            mx.concatenate(starts),
+            roll_key,
             steps,
             before=steps // 2 if self.dynamics.reversible else 0,
         )
+        if penalties:
+            terms |= penalties
+            loss = loss + recipe.loss.normality * sum(penalties.values())
         states = path
-        if count != recipe.data.seq_len:
-            times = mx.concatenate([times] * (len(starts) // len(times)))
+        if times.shape[1] != steps:
+            times = mx.concatenate([times] * len(starts))
             states = mx.take_along_axis(path, times[:, :, None], axis=1)
-        drawn, stats = self.generator(model["generator"], states.flatten(0, 1))  # (N, K, Z) -> (N K, H, W, 3)
-        return drawn.reshape(len(starts), count, *drawn.shape[1:]), stats, path, penalties
+        return states, path[-shape[0] :], loss, terms
+
+    def _pictures(
+        self,
+        state: Tree,
+        states: mx.array,
+        real: mx.array,
+        times: mx.array,
+        adversarial: bool,
+        penalty: bool,
+        key: mx.array,
+    ) -> Tree:
+        """Draw the frames of states and judge them beside real ones, one part of the batch after the other.
+
+        Args:
+            state: Run state.
+            states: (N, K, Z), N a multiple of B.
+            real: This rank's real clips, uint8 (B / ranks, K, H, W, 3).
+            times: (B, K).
+            adversarial: Whether D judges.
+            penalty: Whether with gradient penalties.
+            key: For what D's frames are changed by, clip by clip.
+
+        Returns:
+            Gradients ``generator``, ``discriminator`` (None without D) and ``by_states`` (N, K, Z) of the
+            mean over all clips of all ranks, the ``stats`` of G and the ``terms``.
+        """
+        parts, batch = self.recipe.training.micro_batches, len(times)
+        count = len(real) // parts
+        sets = mx.stop_gradient(states).reshape(-1, batch, *states.shape[1:])
+        keys = mx.random.split(key, 2 * batch).reshape(batch, 2, 2)  # a real and a drawn clip's
+        found: list[Tree] = []
+        for part in range(parts):
+            mine = slice(part * count, (part + 1) * count)
+            rows = slice(self._rank * len(real) + mine.start, self._rank * len(real) + mine.stop)
+            chosen = sets[:, rows].flatten(0, 1)
+            if found:  # the memory of the part before is free then
+                chosen = _after(chosen, found[-1])
+            clips = real[mine].astype(mx.float32) / 255
+
+            def loss(generator: Tree, chosen: mx.array, clips: mx.array, rows: slice) -> tuple[mx.array, Any]:
+                return self._part(
+                    generator,
+                    state["discriminator"],
+                    chosen,
+                    clips,
+                    times[rows],
+                    adversarial,
+                    penalty,
+                    keys[rows],
+                )
+
+            (_, rest), (by_weights, by_states) = mx.value_and_grad(loss, (0, 1))(
+                state["generator"], chosen, clips, rows
+            )
+            by_states = by_states.reshape(len(sets), count, *states.shape[1:])
+            found.append({"generator": by_weights, "by_states": by_states, **rest})
+        by_states = mx.concatenate([one.pop("by_states") for one in found], axis=1)
+        total: Tree = found[0]
+        for one in found[1:]:
+            total = _add(total, one)
+        share = 1 / (parts * ranks())
+        total = sum_over_ranks(tree_map(lambda array: share * array, total))
+        by_states = share * gather(by_states.swapaxes(0, 1)).swapaxes(0, 1)
+        return {**total, "by_states": by_states.reshape(states.shape)}
+
+    def _part(
+        self,
+        generator: Tree,
+        discriminator: Tree,
+        states: mx.array,
+        real: mx.array,
+        times: mx.array,
+        adversarial: bool,
+        penalty: bool,
+        keys: mx.array,
+    ) -> tuple[mx.array, Tree]:
+        """What one part of the batch has to say: G's loss; and D's gradient, the statistics, the terms.
+
+        The forward pass of G is shared: D is judged and differentiated on the frames inside G's own
+        differentiation, and hands back its gradient by them as a constant.
+        """
+        recipe, terms = self.recipe, Terms()
+        drawn, stats = self.generator(generator, states.flatten(0, 1))  # (N, K, Z) -> (N K, H, W, 3)
+        drawn = shown = drawn.reshape(*states.shape[:2], *drawn.shape[1:])
+        loss = mx.array(0.0)
+        rest: Tree = {"stats": stats, "terms": terms}
+        if self.encoder:
+            again, drawn = drawn[: len(real)], drawn[len(real) :]
+            terms["reconstruction"] = ((again - real) ** 2).sum((2, 3, 4)).mean()
+            loss = loss + recipe.loss.evidence * terms["reconstruction"] / (2 * recipe.loss.sigma**2)
+            shown = drawn if adversarial else again
+        if adversarial:
+            judged, rest["discriminator"], by_frames = self._judge(
+                discriminator, real, drawn, times, penalty, keys
+            )
+            terms |= judged
+            loss = loss + (drawn * by_frames).sum()
+        terms["motion_real"] = mx.abs(real[:, 1:] - real[:, :-1]).mean()
+        terms["motion_drawn"] = mx.abs(shown[:, 1:] - shown[:, :-1]).mean()
+        rest["terms"] = terms
+        return loss, rest
 
     def _judge(
-        self, weights: Tree, real: mx.array, drawn: mx.array, times: mx.array, penalty: bool, key: mx.array
+        self, weights: Tree, real: mx.array, drawn: mx.array, times: mx.array, penalty: bool, keys: mx.array
     ) -> tuple[Terms, Tree, mx.array]:
-        """Terms, D's gradient by its weights, G's gradient by the drawn frames (no gradient flows on)."""
+        """Terms, D's gradient by its weights, G's gradient by the drawn frames (no gradient flows on).
+
+        ``keys`` (B, 2, 2): one for each real and each drawn clip.
+        """
         drawn = mx.stop_gradient(drawn)
         loss = self.recipe.loss
         if loss.kind == "bce":
             terms, gradient, by_frames = self._judge_apart(weights, real, drawn, times)
             return terms, gradient, mx.stop_gradient(by_frames)
-        keys = mx.random.split(key, 2)
 
-        def logits(weights: Tree, clips: mx.array, times: mx.array, key: mx.array) -> mx.array:
-            return self.discriminator(weights, augment(clips, key, loss.shift, loss.colour), times)
+        def logits(weights: Tree, clips: mx.array, times: mx.array, keys: mx.array) -> mx.array:
+            return self.discriminator(weights, augment(clips, keys, loss.shift, loss.colour), times)
 
+        both_keys = keys.swapaxes(0, 1).flatten(0, 1)  # (2 B, 2): of real clips, then of drawn ones
         terms, gradient, by_frames = self._judge_pairs(
-            lambda weights, clips, times: logits(weights, clips, times, keys[0]), weights, real, drawn, times
+            lambda weights, clips, times: logits(weights, clips, times, both_keys),
+            weights,
+            real,
+            drawn,
+            times,
         )
         if penalty:
 
             def both(weights: Tree) -> tuple[mx.array, Any]:
-                r1 = gradient_penalty(lambda clips: logits(weights, clips, times, keys[0]), real)
-                r2 = gradient_penalty(lambda clips: logits(weights, clips, times, keys[1]), drawn)
+                r1 = gradient_penalty(lambda clips: logits(weights, clips, times, keys[:, 0]), real)
+                r2 = gradient_penalty(lambda clips: logits(weights, clips, times, keys[:, 1]), drawn)
                 return loss.gamma * loss.penalty_every * (r1 + r2), (r1, r2)
 
             (_, (r1, r2)), extra = mx.value_and_grad(both)(weights)
             terms |= {"r1": r1, "r2": r2}
-            gradient = tree_map(lambda a, b: a + b, gradient, extra)
+            gradient = _add(gradient, extra)
         return terms, gradient, mx.stop_gradient(by_frames)
 
     def _judge_pairs(
@@ -286,24 +384,17 @@ class Trainer:
             "logit_real": on_real,
             "logit_drawn": on_drawn,
         }
-        return terms, tree_map(lambda a, b: a + b, by_real, by_drawn), by_frames
+        return terms, _add(by_real, by_drawn), by_frames
 
-    def _update(
-        self,
-        state: Tree,
-        model: Tree,
-        model_gradient: Tree,
-        gradient: Tree | None,
-        stats: Tree,
-        last: mx.array,
-    ) -> Tree:
-        """The next run state from the gradients; None leaves D as it is."""
+    def _update(self, state: Tree, gradients: Tree, stats: Tree, last: mx.array) -> Tree:
+        """The next run state from the gradients by part; a part without one stays as it is."""
         count = state["step"] + 1
         optimizers = dict(state["optimizer"])
+        model: Tree = {part: state[part] for part in ("generator", "dynamics", "encoder") if part in state}
         moved: Tree = {"discriminator": state["discriminator"]}
         for part, weights, grads in (
-            ("model", model, model_gradient),
-            ("discriminator", state["discriminator"], gradient),
+            ("model", model, {part: gradients[part] for part in model}),
+            ("discriminator", state["discriminator"], gradients.get("discriminator")),
         ):
             if grads is None:
                 continue
@@ -357,6 +448,12 @@ def _after(array: mx.array, done: Tree) -> mx.array:
     return later[0]
 
 
+def _add(one: Tree, other: Tree) -> Tree:
+    """Array by array."""
+    total: Tree = tree_map(lambda a, b: a + b, one, other)
+    return total
+
+
 def _average(old: Tree, new: Tree, decay: float | mx.array) -> Tree:
     """decay · old + (1 − decay) · new, array by array."""
     mixed: Tree = tree_map(lambda a, b: decay * a + (1 - decay) * b, old, new)
@@ -381,8 +478,8 @@ def _make_optimizer(
     return optim.Adam(rate, betas=list(betas), bias_correction=True)
 
 
-def _observe(real: mx.array, drawn: mx.array, path: mx.array) -> Terms:
-    """What to watch: the moments of the last states, the spread between lamps, and how much moves."""
+def _observe(path: mx.array) -> Terms:
+    """What to watch of states: the moments of the last ones of paths (B, T, Z), and the spread of lamps."""
     last = path[:, -1]
     mean, std, skew, kurtosis = moments(last)
     return {
@@ -392,6 +489,4 @@ def _observe(real: mx.array, drawn: mx.array, path: mx.array) -> Terms:
         "state_kurtosis": kurtosis,
         # 1 when lamps are independent, 0 when they have collapsed onto one another
         "state_spread": mx.sqrt(last.var(axis=0).mean()),
-        "motion_real": mx.abs(real[:, 1:] - real[:, :-1]).mean(),
-        "motion_drawn": mx.abs(drawn[:, 1:] - drawn[:, :-1]).mean(),
     }

@@ -21,7 +21,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mlxlava.backend import describe, limit_memory, mx, named_arrays, peak_memory, queue, tree_map
+from mlxlava.backend import (
+    any_rank,
+    describe,
+    from_first,
+    limit_memory,
+    mx,
+    named_arrays,
+    peak_memory,
+    queue,
+    rank,
+    ranks,
+    tree_map,
+)
 from mlxlava.checkpoint import (
     FORMAT,
     Weights,
@@ -51,6 +63,10 @@ class Diverged(Exception):
     """A loss, a state or a weight is not finite any more; the checkpoints before stay."""
 
 
+class Alone(Exception):
+    """Another process of the run is gone; the checkpoints before stay."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """How a run ended: at which step, after how many seconds of training, and by which signal if any."""
@@ -72,12 +88,14 @@ def count_steps(recipe: Recipe, footage: Footage) -> int:
 def start_run(
     run: Path, recipe: Recipe, footage: Footage, sources: list[str], command: str, warm: Weights | None
 ) -> None:
-    """Make the folder of a new run, with its config and its state at step 0.
+    """Make the folder of a new run, with its config and its state at step 0; on the first rank only.
 
     Raises:
         UserError: the folder is a run already or holds something else, the footage is shorter than a
             clip, or ``warm`` has other networks than the recipe.
     """
+    if rank():
+        return
     if checkpoints(run):
         raise UserError(f"train: {run} is a run already; add --resume to go on, or give another -o")
     if run.is_dir() and any(path.name not in ("config.json", "checkpoints") for path in run.iterdir()):
@@ -163,42 +181,53 @@ def train(
         tensorboard: also write events to ``tensorboard/`` in the run.
 
     Raises:
+        Alone: another process of the run is gone.
         Diverged: something is not finite any more.
         UserError: something cannot be read or written.
     """
     limit_memory()
-    total = int(read_json(run / "config.json", "run")["total_steps"])
-    trainer = Trainer(recipe, total)
-    found = latest_checkpoint(run)
-    if found is None:
-        raise UserError(f"train: {run} has no checkpoint to resume from; start it anew with another -o")
-    state, kept = load_checkpoint(found, trainer.init())
-    start, before = int(kept["step"]), float(kept["seconds"])
+    data, training = recipe.data, recipe.training
+    share, rest = divmod(data.batch_size, ranks())
+    if rest or share % training.micro_batches:
+        raise UserError(
+            f"train: a batch of {data.batch_size} clips cannot be shared by {ranks()} processes"
+            f" of {training.micro_batches} parts each; give another --batch-size"
+        )
+    mine = slice(rank() * share, (rank() + 1) * share)
+    writes = rank() == 0
+    trainer, state, start, before = _take_up(run, recipe)
+    total = trainer.total_steps
     saved, step = start, start
     began = time.monotonic()
-    data, training = recipe.data, recipe.training
 
     def seconds() -> float:
         return before + time.monotonic() - began
 
     def batch(index: int) -> tuple[np.ndarray, np.ndarray]:
         views = recipe.encoder.views
-        return footage.batch(training.seed, index, data.batch_size, data.seq_len, data.drawn_frames, views)
+        return footage.batch(
+            training.seed, index, data.batch_size, data.seq_len, data.drawn_frames, views, mine
+        )
 
     def save(state: Tree) -> None:
         nonlocal saved
         if (bad := find_non_finite(state)) is not None:
             raise Diverged(_diverged(run, bad, step))
-        save_checkpoint(run, state, {"step": step, "seconds": seconds()}, training.keep_checkpoints)
+        if writes:
+            save_checkpoint(run, state, {"step": step, "seconds": seconds()}, training.keep_checkpoints)
         saved = step
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_lock(run))
-        log = stack.enter_context(_open_log(run / "log.jsonl", start))
-        board = stack.enter_context(_open_board(run / "tensorboard", start)) if tensorboard else None
+        if writes:
+            stack.enter_context(_lock(run))
+        log = stack.enter_context(_open_log(run / "log.jsonl", start)) if writes else io.StringIO()
+        board = None
+        if tensorboard and writes:
+            board = stack.enter_context(_open_board(run / "tensorboard", start))
         update = stack.enter_context(progress("train"))
         stop = stack.enter_context(_stop_signals())
         pool = stack.enter_context(ThreadPoolExecutor(1))
+        stack.enter_context(_end_when_alone(run))
 
         # Terms are read one step late: the device has the next step to work on meanwhile.
         def report(index: int, terms: dict[str, mx.array]) -> None:
@@ -222,7 +251,8 @@ def train(
         pending: tuple[int, dict[str, mx.array]] | None = None
         upcoming = pool.submit(batch, start)
         for index in range(start, total):
-            if stop.signal is not None or (minutes is not None and time.monotonic() - began >= minutes * 60):
+            over = minutes is not None and time.monotonic() - began >= minutes * 60
+            if any_rank(stop.signal is not None or over):
                 break
             frames, times = upcoming.result()
             upcoming = pool.submit(batch, index + 1)
@@ -238,7 +268,7 @@ def train(
                 log.flush()
                 if step % training.checkpoint_every == 0:
                     save(state)
-                if step % training.preview_every == 0 or step == total:
+                if writes and (step % training.preview_every == 0 or step == total):
                     sheet = preview(recipe, playable(state), footage)
                     _write_picture(run / "previews" / f"{step:06d}.png", sheet)
                     if board is not None:
@@ -249,6 +279,38 @@ def train(
         if step != saved:
             save(state)
     return Outcome(step, seconds(), stop.signal)
+
+
+def _take_up(run: Path, recipe: Recipe) -> tuple[Trainer, Tree, int, float]:
+    """The trainer of a run, its state, step and seconds at the latest checkpoint; the first rank reads."""
+    total = step = 0
+    seconds, found = 0.0, None
+    if rank() == 0:
+        total = int(read_json(run / "config.json", "run")["total_steps"])
+        found = latest_checkpoint(run)
+        if found is None:
+            raise UserError(f"train: {run} has no checkpoint to resume from; start it anew with another -o")
+    total = int(from_first(mx.array(total)).item())
+    trainer = Trainer(recipe, total)
+    state = trainer.init()
+    if found is not None:
+        state, kept = load_checkpoint(found, state)
+        step, seconds = int(kept["step"]), float(kept["seconds"])
+    state, at = from_first((state, mx.array(step)))
+    return trainer, state, int(at.item()), seconds
+
+
+@contextlib.contextmanager
+def _end_when_alone(run: Path) -> Iterator[None]:
+    """Say it in one line where a message to another process fails, which MLX tells by a RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if ranks() == 1:
+            raise
+        last = latest_checkpoint(run)
+        kept = f"go on from {last} with --resume" if last else "the first process has the checkpoints"
+        raise Alone(f"train: another process of this run is gone ({error}), so it stopped; {kept}") from error
 
 
 @contextlib.contextmanager

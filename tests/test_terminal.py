@@ -1,4 +1,4 @@
-"""The terminal's picture is read back from its escape sequences; the clock runs on a fake wall clock."""
+"""The terminal's picture is read back from its escape sequences."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mlxlava.screens import Terminal, WallClock, fit, has_terminal, has_true_colour, play
+from mlxlava.screens.terminal import Terminal, fit, has_terminal, has_true_colour
 from mlxlava.sinks import Frame, PipeClosed
 
 SEQUENCE = re.compile(r"\x1b\[(\??)([\d;]*)([A-Za-z])|(▀)")
@@ -214,7 +213,7 @@ def test_ctrl_z_gives_the_shell_its_screen_back() -> None:
     program = """
         import os, signal
         import numpy as np
-        from mlxlava.screens import Terminal
+        from mlxlava.screens.terminal import Terminal
         with Terminal() as terminal:
             os.kill(os.getpid(), signal.SIGTSTP)
             terminal.show(np.zeros((32, 32, 3), np.uint8))
@@ -235,106 +234,3 @@ def test_ctrl_z_gives_the_shell_its_screen_back() -> None:
     assert "▀".encode() in after
     os.close(ours)
     os.close(theirs)
-
-
-class Wall:
-    """A wall clock that moves when it is slept on, or by hand."""
-
-    def __init__(self) -> None:
-        self.time = 1000.0
-
-    def now(self) -> float:
-        return self.time
-
-    def sleep(self, seconds: float) -> None:
-        assert seconds > 0
-        self.time += seconds
-
-
-def drawn(clock: WallClock, wall: Wall, costs: Iterator[float]) -> Iterator[tuple[float, Frame]]:
-    """A roll-out: asks for the next time, which costs, before it yields the frame that it has."""
-    frame = np.zeros((16, 16, 3), np.uint8)
-    queued: float | None = None
-    for at in clock:
-        wall.time += next(costs)
-        if queued is not None:
-            yield queued, frame
-        queued = at
-    if queued is not None:
-        yield queued, frame
-
-
-class Log:
-    """A screen that notes when it was shown something."""
-
-    def __init__(self, wall: Wall) -> None:
-        self.wall, self.times = wall, list[float]()
-
-    def show(self, frame: Frame) -> None:
-        self.times.append(self.wall.time - 1000)
-
-
-def played(cost: float, seconds: float, fps: float = 20) -> tuple[int, list[float]]:
-    wall = Wall()
-    clock = WallClock(fps, seconds=seconds, now=wall.now, sleep=wall.sleep)
-    log = Log(wall)
-    count = play(drawn(clock, wall, iter(lambda: cost, None)), clock, log)
-    return count, log.times
-
-
-def test_a_fast_lamp_keeps_every_tick() -> None:
-    count, times = played(cost=0.004, seconds=2)
-    assert count == 40
-    assert times[1:] == pytest.approx([i / 20 for i in range(1, 40)], abs=1e-6)
-
-
-def test_a_slow_lamp_drops_frames_and_keeps_its_speed() -> None:
-    count, times = played(cost=0.12, seconds=6)
-    assert 6 / 0.12 * 0.9 <= count <= 6 / 0.12 * 1.1 + 1  # as many as can be drawn
-    assert 6 - 0.3 <= times[-1] <= 6 + 0.3
-    assert max(np.diff(times)) < 0.2
-
-
-@pytest.mark.parametrize(
-    ("fps", "seconds", "count"), [(20, 1, 20), (29.97, 10, 300), (0.5, 4, 2), (3, 0.1, 1)]
-)
-def test_seconds_end_it(fps: float, seconds: float, count: int) -> None:
-    assert played(cost=0.001, seconds=seconds, fps=fps)[0] == count
-
-
-def test_ticks_that_are_past_are_skipped() -> None:
-    wall = Wall()
-    clock = WallClock(10, now=wall.now, sleep=wall.sleep)
-    assert [next(clock), next(clock), next(clock)] == pytest.approx([0, 0.1, 0.2])
-    wall.time += 0.55
-    assert next(clock) == pytest.approx(0.6)
-    wall.time += 0.05
-    assert next(clock) == pytest.approx(0.7)  # 0.6 is due right now but taken
-    clock.wait(0.7)
-    assert wall.time == pytest.approx(1000.7)
-    clock.wait(0.3)
-    assert wall.time == pytest.approx(1000.7)
-
-
-def test_it_goes_on_where_it_was_after_a_pause() -> None:
-    wall = Wall()
-    clock = WallClock(10, now=wall.now, sleep=wall.sleep)
-    next(clock)
-    clock.wait(2.0)  # a long sleep is no pause
-    assert next(clock) == pytest.approx(2.0)
-    wall.time += 3600
-    assert next(clock) == pytest.approx(2.1)
-    clock.wait(2.1)
-    assert wall.time == pytest.approx(1000 + 3600 + 2.1)
-
-    asleep = iter([3600.0])
-
-    def sleep(seconds: float) -> None:  # the machine is put to sleep while we sleep
-        wall.time += seconds + next(asleep, 0.0)
-
-    start = wall.time
-    clock = WallClock(10, now=wall.now, sleep=sleep)
-    next(clock)
-    clock.wait(0.3)
-    assert next(clock) == pytest.approx(0.3)
-    assert wall.time - start == pytest.approx(3600 + 0.6)

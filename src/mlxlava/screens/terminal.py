@@ -1,22 +1,18 @@
-"""Screens: frames shown as they are due. The terminal, and the wall clock that paces a screen.
-
-Frames are uint8 (H, W, 3).
-"""
+"""A terminal as a screen: half blocks, two pixels a cell."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import os
 import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +24,6 @@ from mlxlava.sinks import Frame, PipeClosed, unbuffered_stdout, write_all
 _ENTER = b"\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J"
 _LEAVE = b"\x1b[?2026l\x1b[0m\x1b[?7h\x1b[?25h\x1b[?1049l"
 
-# A gap longer than this (seconds) between two looks at the clock is a pause: asleep, stopped, compiling.
-_PAUSE = 1.0
-_NAP = 0.5  # shorter than a pause, so that sleeping is none
-
 # The six levels of xterm's 6×6×6 colours, which are numbers 16 to 231 of its 256.
 _CUBE = (0, 95, 135, 175, 215, 255)
 
@@ -39,13 +31,6 @@ _CUBE = (0, 95, 135, 175, 215, 255)
 _BAYER = (
     np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]], dtype=np.float32) + 0.5
 ) / 16 - 0.5
-
-
-class Screen(Protocol):
-    """What frames are shown on."""
-
-    def show(self, frame: Frame) -> None:
-        """Show a frame, uint8 (H, W, 3)."""
 
 
 def has_terminal(stream: Any = None) -> bool:
@@ -71,68 +56,6 @@ def fit(size: tuple[int, int], columns: int, lines: int) -> tuple[int, int]:
     return rows, max(1, min(columns, round(width * factor)))
 
 
-def play(frames: Iterable[tuple[float, Frame]], clock: WallClock, screen: Screen) -> int:
-    """Show each (play time, frame) when it is due; return how many were shown."""
-    shown = 0
-    for at, frame in frames:
-        clock.wait(at)
-        screen.show(frame)
-        shown += 1
-    return shown
-
-
-class WallClock:
-    """Ticks at ``fps`` on the wall clock; iterating it yields the play time (seconds) of each next frame.
-
-    Ticks that are past when the next is asked for are skipped: late frames are dropped and the lamp never
-    slows down. After a pause longer than a second (machine asleep, Ctrl-Z) play time goes on from where
-    it was. A roll-out may ask one frame ahead of the one that it waits for.
-
-    Args:
-        fps: ticks a second.
-        seconds: play time after which there are no more ticks; None for ever.
-        now: reads the time in seconds.
-        sleep: sleeps for so many seconds.
-    """
-
-    def __init__(
-        self,
-        fps: float,
-        *,
-        seconds: float | None = None,
-        now: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self._fps, self._sleep, self._now = fps, sleep, now
-        self._ticks = math.inf if seconds is None else math.ceil(seconds * fps - 1e-6)
-        self._next = 0
-        self._looked: float | None = None  # when the time was last read
-        self._played = 0.0  # play time at that moment
-
-    def _play_time(self) -> float:
-        now = self._now()
-        if self._looked is not None and now - self._looked <= _PAUSE:
-            self._played += now - self._looked
-        self._looked = now
-        return self._played
-
-    def __iter__(self) -> Iterator[float]:
-        return self
-
-    def __next__(self) -> float:
-        # 1e-6: a tick that is due right now is not past.
-        tick = max(self._next, math.ceil(self._play_time() * self._fps - 1e-6))
-        if tick >= self._ticks:
-            raise StopIteration
-        self._next = tick + 1
-        return tick / self._fps
-
-    def wait(self, at: float) -> None:
-        """Sleep until play time ``at``; return at once if it is past."""
-        while (left := at - self._play_time()) > 1e-6:
-            self._sleep(min(left, _NAP))
-
-
 class Terminal:
     """Frames in a terminal: half blocks, two pixels a cell, centred and as large as fits.
 
@@ -151,6 +74,8 @@ class Terminal:
         size_of: Callable[[], tuple[int, int]] | None = None,
         true_colour: bool | None = None,
     ) -> None:
+        self.hidden = False
+        self.fps: float | None = None
         self._stream = unbuffered_stdout() if stream is None else stream
         self._size_of = self._terminal_size if size_of is None else size_of
         self._true_colour = has_true_colour() if true_colour is None else true_colour
@@ -223,6 +148,10 @@ class Terminal:
             # Synchronised output: the terminal shows the whole frame at once, or ignores it.
             self._write(b"\x1b[?2026h" + clear + body.encode() + b"\x1b[0m\x1b[?2026l")
         self._shown = cells
+
+    def idle(self, seconds: float) -> None:
+        """Wait for so many seconds at most."""
+        time.sleep(seconds)
 
     def _cells(self, frame: Frame, rows: int, columns: int) -> npt.NDArray[np.uint8]:
         """(H, W, 3) → (rows, columns, upper and lower, 3): RGB, or a number among 256 colours, thrice."""
