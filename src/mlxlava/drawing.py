@@ -46,28 +46,24 @@ class _Shuffled:
         self._taps = weights["out"]["weight"].transpose(2, 1, 0, 3).flatten(0, 2)  # (9 taps · 3, I)
         gate = weights.get("gate", mx.ones((1, 1, 3)))
         offset = weights.get("background", mx.zeros((1, 1, 3))) + gate * weights["out"]["bias"]
-        # (H, W, 3) -> (3, H, W), which the taps of the last layer are summed in
-        self._gate, self._offset = (mx.contiguous(plane.transpose(2, 0, 1)) for plane in (gate, offset))
+        # (H, W, 3) -> (3, 1, H, W)
+        self._gate, self._offset = (mx.contiguous(a.transpose(2, 0, 1))[:, None] for a in (gate, offset))
         mx.eval(self._dense, self._taps, self._offset, self._gate)
 
     def __call__(self, states: mx.array) -> mx.array:
         x = leaky_relu(mx.addmm(self._dense["bias"], states, self._dense["weight"])).reshape(-1, *self._base)
         for up in self._ups:
             x = up(x)
-        return mx.stack([self._finish(plane) for plane in x])
-
-    def _finish(self, x: mx.array) -> mx.array:
-        """The last convolution, the background and the bytes: (H, W, I) → (H, W, 3).
-
-        Three channels are too few for a fast product, so all taps are one, of colours first; their sum is
-        then one of long rows.
-        """
-        height, width, channels = x.shape
-        rows = mx.pad(x, [(1, 1), (1, 1), (0, 0)]).reshape(-1, channels)
-        taps = (self._taps @ rows.T).reshape(3, 3, 3, height + 2, width + 2)  # (column, row, colour, H, W)
-        columns = taps[:, 0, :, :height] + taps[:, 1, :, 1:-1] + taps[:, 2, :, 2:]
-        y = columns[0, ..., :width] + columns[1, ..., 1:-1] + columns[2, ..., 2:]
-        return to_bytes(mx.sigmoid(self._offset + self._gate * y)).transpose(1, 2, 0)
+        count, height, width, channels = x.shape
+        # The last convolution has three outputs, too few for a fast product: all taps are one product,
+        # colours first, and their sum is one of long rows.
+        rows = mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]).reshape(-1, channels)
+        taps = (self._taps @ rows.T).reshape(
+            3, 3, 3, count, height + 2, width + 2
+        )  # (column, row, colour, …)
+        columns = taps[:, 0, ..., :height, :] + taps[:, 1, ..., 1:-1, :] + taps[:, 2, ..., 2:, :]
+        x = columns[0, ..., :width] + columns[1, ..., 1:-1] + columns[2, ..., 2:]  # (3, N, H, W)
+        return to_bytes(mx.sigmoid(self._offset + self._gate * x)).transpose(1, 2, 3, 0)
 
 
 class _Winograd:

@@ -86,14 +86,11 @@ class Rollout:
         return self._play(iter(times), _DRAWN)
 
     def _play(self, times: Iterator[float], together: int) -> Iterator[Timed]:
-        waiting: tuple[list[float], mx.array] | None = None
-        while group := list(itertools.islice(times, together)):
-            frames = self._draw(self._look(group))
-            if waiting is not None:
-                yield from zip(waiting[0], np.array(waiting[1]), strict=True)
-            waiting = (group, frames)
-        if waiting is not None:
-            yield from zip(waiting[0], np.array(waiting[1]), strict=True)
+        times, again = itertools.tee(times)
+        groups = iter(lambda: list(itertools.islice(again, together)), [])
+        for frames in self._draw_ahead(map(self._look, groups)):
+            for frame in frames:
+                yield next(times), frame
 
     def roll(self, steps: int) -> npt.NDArray[np.float32]:
         """Go on by ``steps`` learned steps: the states after each, float32 (lamps, steps, Z)."""
@@ -105,16 +102,22 @@ class Rollout:
 
     def draw(self, states: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
         """The frames of states (N, Z), uint8 (N, H, W, 3)."""
-        frames = np.empty((len(states), *self.size, 3), np.uint8)
-        waiting: tuple[int, mx.array] | None = None
-        for at in range(0, len(states), _DRAWN):
-            drawn = self._draw(mx.array(states[at : at + _DRAWN]))
+        groups = (mx.array(states[at : at + _DRAWN]) for at in range(0, len(states), _DRAWN))
+        return np.concatenate(list(self._draw_ahead(groups)))
+
+    def _draw_ahead(self, groups: Iterable[mx.array]) -> Iterator[npt.NDArray[np.uint8]]:
+        """The frames of groups of states (N, Z); the next group is drawn while one is looked at."""
+        waiting: mx.array | None = None
+        try:
+            for states in groups:
+                drawn, waiting = waiting, self._draw(states)
+                if drawn is not None:
+                    yield np.array(drawn)
             if waiting is not None:
-                frames[waiting[0] : at] = waiting[1]
-            waiting = (at, drawn)
-        if waiting is not None:
-            frames[waiting[0] :] = waiting[1]
-        return frames
+                yield np.array(waiting)
+        finally:
+            if waiting is not None:
+                mx.eval(waiting)  # a process that ends while a stream still draws may crash
 
     def _draw(self, states: mx.array) -> mx.array:
         """The frames of states (N, Z), uint8 (N, H, W, 3), queued on the next stream."""
