@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from mlxlava import rollout
 from mlxlava.backend import mx
 from mlxlava.checkpoint import Weights, playable
 from mlxlava.config import Recipe, override
@@ -44,7 +45,10 @@ def test_a_frame_is_a_function_of_weights_seed_and_time(weights: Weights) -> Non
 
 
 @pytest.mark.parametrize(("fps", "frames", "lamps"), [(12.5, 21, 1), (5, 16, 1), (30, 20, 3)])
-def test_a_film_is_the_same_lamp(weights: Weights, fps: float, frames: int, lamps: int) -> None:
+def test_a_film_is_the_same_lamp(
+    weights: Weights, fps: float, frames: int, lamps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollout, "_DRAWN", 4 * 16 * 16)  # groups of four frames
     times = [n / fps for n in range(frames)]
     played = list(Rollout(weights, lamps=lamps).play(times))
     filmed = list(Rollout(weights, lamps=lamps).film(times))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -19,7 +20,7 @@ from mlxlava.nets import make_generator
 _QUEUED = 64
 _COMPARED = 512  # pairs of neighbouring frames that a pace is measured on
 _ROUNDS = 4  # of finding it; more change nothing
-_DRAWN = 8  # frames at a time where they may be drawn together: more fall out of the processor's cache
+_DRAWN = 2**16  # pixels that are drawn together at most, where they may be: 16 frames of 64×64
 
 # A play time and its frame, uint8 (H, W, 3).
 Timed = tuple[float, npt.NDArray[np.uint8]]
@@ -82,8 +83,8 @@ class Rollout:
         return self._play(iter(times), 1)
 
     def film(self, times: Iterable[float]) -> Iterator[Timed]:
-        """``play``, faster where nobody waits for a frame: eight are drawn together, and eight ahead."""
-        return self._play(iter(times), _DRAWN)
+        """``play``, faster where nobody waits for a frame: several are drawn together, and as many ahead."""
+        return self._play(iter(times), _together(self.size))
 
     def _play(self, times: Iterator[float], together: int) -> Iterator[Timed]:
         times, again = itertools.tee(times)
@@ -102,7 +103,8 @@ class Rollout:
 
     def draw(self, states: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
         """The frames of states (N, Z), uint8 (N, H, W, 3)."""
-        groups = (mx.array(states[at : at + _DRAWN]) for at in range(0, len(states), _DRAWN))
+        count = _together(self.size)
+        groups = (mx.array(states[at : at + count]) for at in range(0, len(states), count))
         return np.concatenate(list(self._draw_ahead(groups)))
 
     def _draw_ahead(self, groups: Iterable[mx.array]) -> Iterator[npt.NDArray[np.uint8]]:
@@ -199,8 +201,10 @@ def true_pace(weights: Weights, frames: npt.NDArray[np.uint8], cuts: Sequence[in
     shape = (_COMPARED, weights.recipe.generator.state_size)
     states, noise = (mx.random.normal(shape, key=mx.random.key(n)) for n in (1, 2))
 
+    count = _together(weights.recipe.data.size)
+
     def draw(states: mx.array) -> mx.array:
-        parts = [states[n : n + _DRAWN] for n in range(0, len(states), _DRAWN)]
+        parts = [states[n : n + count] for n in range(0, len(states), count)]
         drawn = [255 * generator(arrays["generator"], part, stats["generator"])[0] for part in parts]
         for part in drawn:
             mx.eval(part)
@@ -215,6 +219,11 @@ def true_pace(weights: Weights, frames: npt.NDArray[np.uint8], cuts: Sequence[in
     slow = dynamics.slowed(arrays["dynamics"], share)
     mx.eval(slow)
     return dataclasses.replace(weights, arrays={**arrays, "dynamics": slow}), share
+
+
+def _together(size: tuple[int, int]) -> int:
+    """Frames of a size that are drawn together where they may be."""
+    return max(1, _DRAWN // math.prod(size))
 
 
 def _mix(seed: int, step: int) -> int:
