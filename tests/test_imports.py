@@ -24,7 +24,7 @@ LAYERS = [
     {"lamp"},
     {"losses", "conv", "footage", "screens", "metrics", "normality"},
     {"nets", "player"},
-    {"dynamics", "drawing"},
+    {"dynamics", "drawing", "precision"},
     {"step", "checkpoint"},
     {"train", "rollout"},
     {"export", "score", "lamps"},

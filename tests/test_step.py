@@ -84,6 +84,40 @@ def test_parts_of_a_batch_give_what_it_gives_at_once(
             assert np.isclose(one[name].item(), other[name].item(), rtol=1e-3, atol=1e-5), name
 
 
+def test_frames_that_are_drawn_again_give_the_same_step(recipe: Recipe, footage: Footage) -> None:
+    sgd = {"training.optimizer": "sgd", "training.clip": 0.0}
+    kept = flat(steps(override(recipe, sgd), footage, 2)[0][-1])
+    again = flat(steps(override(recipe, {**sgd, "training.recompute": True}), footage, 2)[0][-1])
+    for name, array in kept.items():
+        assert np.allclose(array, again[name], rtol=1e-4, atol=1e-6), name
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_half_precision_moves_weights_about_as_float32_does(
+    recipe: Recipe, footage: Footage, precision: str
+) -> None:
+    sgd = {"training.optimizer": "sgd", "training.clip": 0.0, "loss.alone": 0.0}
+    states, _ = steps(override(recipe, sgd), footage, 1)
+    halves, terms = steps(override(recipe, {**sgd, "training.precision": precision}), footage, 1)
+    assert "skipped" not in terms[0] or terms[0]["skipped"].item() == 0
+    first, whole, half = flat(states[0]), flat(states[1]), flat(halves[1])
+    for part in ("generator", "dynamics", "discriminator"):
+        names = [name for name in whole if name.startswith(f"{part}.")]
+        moved, other = (
+            np.concatenate([(after[name] - first[name]).ravel() for name in names]) for after in (whole, half)
+        )
+        assert np.isfinite(other).all() and half[names[0]].dtype == np.float32
+        assert moved @ other / np.linalg.norm(moved) / np.linalg.norm(other) > 0.95, part
+
+
+def test_a_step_that_overflows_is_skipped(tiny: Recipe, footage: Footage) -> None:
+    settings = {"training.precision": "float16", "training.loss_scale": 1e30}
+    states, terms = steps(override(tiny, settings), footage, 1)
+    assert terms[0]["skipped"].item() == 1
+    before, after = flat(states[0]), flat(states[1])
+    assert [name for name in before if not np.array_equal(before[name], after[name])] == ["step"]
+
+
 def test_every_weight_learns(recipe: Recipe, footage: Footage) -> None:
     states, _ = steps(recipe, footage, 3)
     before, after = flat(states[0]), flat(states[-1])

@@ -146,6 +146,9 @@ class Loss:
     sigma: float = _setting(0.1, "evidence: deviation of a drawn pixel from the real one that is allowed for")
     shift: float = _setting(0.0, "farthest that clips are moved before D sees them, in heights and widths")
     colour: float = _setting(0.0, "largest change of brightness of what D sees, and half that of contrast")
+    state_gain: float = _setting(
+        1.0, "factor on D's gradient by the states, which is what R learns from D; G's part stays as it is"
+    )
     alone: float = _setting(0.0, "evidence: share of the training steps before the discriminator joins in")
 
 
@@ -175,6 +178,16 @@ class Training:
     micro_batches: int = _setting(
         1, "parts of a batch that are drawn and judged one after the other: less memory, the same result"
     )
+    recompute: bool = _setting(
+        False,
+        "draw frames again in the backward pass, rather than keep G's layers: less memory, more time",
+    )
+    precision: str = _setting(
+        "float32",
+        "what G and D compute in; weights, states and E stay float32",
+        ("float32", "float16", "bfloat16"),
+    )
+    loss_scale: float = _setting(1024.0, "float16: factor that keeps small gradients from vanishing")
     seed: int = _setting(0, "seed of weights, clips and states")
 
 
@@ -229,6 +242,7 @@ def _check(recipe: Recipe) -> None:
         "data.batch_size must be at least 2 with an encoder, which standardises states over the batch",
     )
     _require(recipe.loss.sigma > 0, "loss.sigma must be positive")
+    _require(recipe.loss.state_gain >= 0, "loss.state_gain must not be negative")
     _require(
         (recipe.loss.evidence > 0) == (recipe.encoder.views > 0),
         "loss.evidence goes with encoder.views: give both, or 0 for both",
@@ -268,6 +282,7 @@ def _check(recipe: Recipe) -> None:
     _require(training.clip >= 0, "training.clip must not be negative")
     _require((training.steps > 0) != (training.epochs > 0), "give one of training.steps and training.epochs")
     _require(recipe.loss.penalty_every >= 1, "loss.penalty_every must be at least 1")
+    _require(training.loss_scale > 0, "training.loss_scale must be positive")
     _require(
         training.micro_batches >= 1 and data.batch_size % training.micro_batches == 0,
         "training.micro_batches must divide data.batch_size",

@@ -256,6 +256,12 @@ def image_coverage(reference: Described, other: Described) -> float:
     return float((distances.min(1) <= radii).mean())
 
 
+def image_recall(reference: Described, other: Described) -> float:
+    """Recall: share of reference frames that lie in a neighbourhood of a frame (Kynkäänniemi 2019, eq. 2)."""
+    distances, radii = _neighbourhoods(other, reference)
+    return float((distances <= radii[:, None]).any(0).mean())
+
+
 # --- motion ---
 
 
@@ -439,6 +445,7 @@ MEASURES: dict[str, Measure] = {
     "image.colour": Measure(image_colour, "distance", ("colour",), f"{_ORDER}; shapes"),
     "image.density": Measure(image_density, "level", ("blur",), f"{_ORDER}; missing variety"),
     "image.coverage": Measure(image_coverage, "level", ("frozen", "looped"), f"{_ORDER}; fine detail"),
+    "image.recall": Measure(image_recall, "level", ("frozen",), f"{_ORDER}; fine detail"),
     "motion.frechet": Measure(
         motion_frechet, "distance", ("noise", "frozen", "shuffled", "dropped"), f"{_TIME}; fine detail"
     ),

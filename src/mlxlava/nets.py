@@ -263,7 +263,7 @@ class FramesDiscriminator:
             return logit
         _, height, width, channels = x.shape
         x = x.reshape(batch, count, height, width, channels)
-        gaps = mx.log((times[:, 1:] - times[:, :-1]).astype(mx.float32))[..., None]
+        gaps = mx.log((times[:, 1:] - times[:, :-1]).astype(x.dtype))[..., None]
         scale = mx.exp(dense(weights["gaps"], gaps))[:, :, None, None]  # (B, K − 1, 1, 1, C)
         x = mx.concatenate([x[:, :1], scale * (x[:, 1:] - x[:, :-1])], axis=1)
         # (B, K, h, w, C) -> (B, h, w, K C)
@@ -328,7 +328,7 @@ class RecurrentDiscriminator:
         """Frames (B, T, H, W, 3) → logits (B, T); ``times`` are all steps and not looked at."""
         batch, count = frames.shape[:2]
         features = self.encode(weights, frames.flatten(0, 1)).reshape(batch, count, -1)
-        state = mx.zeros((batch, self.state))
+        state = mx.zeros((batch, self.state), features.dtype)
         states = []
         for t in range(count):
             state = self.cell(weights, features[:, t], state)

@@ -27,6 +27,7 @@ from mlxlava.nets import (
     make_generator,
     standardise,
 )
+from mlxlava.precision import half
 
 Terms = dict[str, mx.array]
 
@@ -48,11 +49,14 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, total_steps: int, *, compiled: bool = True) -> None:
         self.recipe, self.total_steps = recipe, total_steps
-        self.generator: Generator = make_generator(recipe)
-        self.dynamics: Dynamics = make_dynamics(recipe)
-        self.discriminator: Discriminator = make_discriminator(recipe)
-        self.encoder = Encoder(recipe) if recipe.encoder.views else None
         training = recipe.training
+        precise = (training.precision, training.loss_scale)
+        self.generator: Generator = half(make_generator(recipe), *precise)
+        self.dynamics: Dynamics = make_dynamics(recipe)
+        # Gradients of gradients are taken in float32: half.scale is right for the first ones only.
+        self._exact: Discriminator = make_discriminator(recipe)
+        self.discriminator: Discriminator = half(self._exact, *precise)
+        self.encoder = Encoder(recipe) if recipe.encoder.views else None
         self._optimizers = {
             "model": _make_optimizer(training, total_steps, training.learning_rate, training.betas),
             "discriminator": _make_optimizer(
@@ -138,7 +142,11 @@ class Trainer:
             if self.encoder:  # each rank has encoded its own clips
                 by_moving["encoder"] = sum_over_ranks(by_moving["encoder"])
             stats = gradients.pop("stats")
-            return self._update(state, {**by_moving, **gradients}, stats, last), terms
+            gradients |= by_moving
+            new = self._update(state, gradients, stats, last)
+            if recipe.training.precision == "float16":
+                new, terms["skipped"] = _unless_overflown(gradients, state, new)
+            return new, terms
 
         return step
 
@@ -250,6 +258,8 @@ class Trainer:
         share = 1 / (parts * ranks())
         total = sum_over_ranks(tree_map(lambda array: share * array, total))
         by_states = share * gather(by_states.swapaxes(0, 1)).swapaxes(0, 1)
+        if adversarial:  # the last set is what D has judged
+            by_states = mx.concatenate([by_states[:-1], self.recipe.loss.state_gain * by_states[-1:]])
         return {**total, "by_states": by_states.reshape(states.shape)}
 
     def _part(
@@ -269,7 +279,8 @@ class Trainer:
         differentiation, and hands back its gradient by them as a constant.
         """
         recipe, terms = self.recipe, Terms()
-        drawn, stats = self.generator(generator, states.flatten(0, 1))  # (N, K, Z) -> (N K, H, W, 3)
+        draw = mx.checkpoint(self.generator) if recipe.training.recompute else self.generator
+        drawn, stats = draw(generator, states.flatten(0, 1))  # (N, K, Z) -> (N K, H, W, 3)
         drawn = shown = drawn.reshape(*states.shape[:2], *drawn.shape[1:])
         loss = mx.array(0.0)
         rest: Tree = {"stats": stats, "terms": terms}
@@ -302,12 +313,12 @@ class Trainer:
             terms, gradient, by_frames = self._judge_apart(weights, real, drawn, times)
             return terms, gradient, mx.stop_gradient(by_frames)
 
-        def logits(weights: Tree, clips: mx.array, times: mx.array, keys: mx.array) -> mx.array:
-            return self.discriminator(weights, augment(clips, keys, loss.shift, loss.colour), times)
+        def look(clips: mx.array, keys: mx.array) -> mx.array:
+            return augment(clips, keys, loss.shift, loss.colour)
 
         both_keys = keys.swapaxes(0, 1).flatten(0, 1)  # (2 B, 2): of real clips, then of drawn ones
         terms, gradient, by_frames = self._judge_pairs(
-            lambda weights, clips, times: logits(weights, clips, times, both_keys),
+            lambda weights, clips, times: self.discriminator(weights, look(clips, both_keys), times),
             weights,
             real,
             drawn,
@@ -316,8 +327,12 @@ class Trainer:
         if penalty:
 
             def both(weights: Tree) -> tuple[mx.array, Any]:
-                r1 = gradient_penalty(lambda clips: logits(weights, clips, times, keys[:, 0]), real)
-                r2 = gradient_penalty(lambda clips: logits(weights, clips, times, keys[:, 1]), drawn)
+                r1 = gradient_penalty(
+                    lambda clips: self._exact(weights, look(clips, keys[:, 0]), times), real
+                )
+                r2 = gradient_penalty(
+                    lambda clips: self._exact(weights, look(clips, keys[:, 1]), times), drawn
+                )
                 return loss.gamma * loss.penalty_every * (r1 + r2), (r1, r2)
 
             (_, (r1, r2)), extra = mx.value_and_grad(both)(weights)
@@ -399,7 +414,7 @@ class Trainer:
             if grads is None:
                 continue
             optimizer = self._optimizers[part]
-            optimizer.state = state["optimizer"][part]
+            optimizer.state = tree_map(lambda array: array, state["optimizer"][part])  # it changes its tree
             moved[part] = self._clip(
                 weights, optimizer.apply_gradients(grads, weights), optimizer.learning_rate
             )
@@ -440,6 +455,15 @@ class Trainer:
 
         shortened: Tree = tree_map(shorten, old, new)
         return shortened
+
+
+def _unless_overflown(gradients: Tree, old: Tree, new: Tree) -> tuple[Tree, mx.array]:
+    """The new run state, or, where a gradient has left float16's range, the old one; and 1 in that case."""
+    overflown = mx.array(False)
+    for gradient in named_arrays(gradients).values():
+        overflown = overflown | mx.logical_not(mx.isfinite(gradient)).any()
+    kept: Tree = tree_map(lambda a, b: mx.where(overflown, a, b), old, new)
+    return {**kept, "step": new["step"]}, overflown.astype(mx.float32)
 
 
 def _after(array: mx.array, done: Tree) -> mx.array:

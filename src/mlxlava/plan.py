@@ -1,0 +1,97 @@
+"""How much memory a training step takes, before it is made; and what to set so that it fits.
+
+Live arrays of a step are counted from the shapes of its layers, a kind of network at a time, and weighed:
+how many arrays of a layer's size live at the worst moment was fitted to measured peaks
+(benchmarks/memory.py checks it against others). That holds where the step was measured, on MLX's CPU back
+end; Metal and CUDA take other convolutions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+from mlxlava.config import Recipe, UserError, override
+
+GB = 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What the memory of a step depends on, floats.
+
+    Attributes:
+        weights: of all networks.
+        drawn: outputs of G's layers, for the frames of one part of the batch.
+        judged: outputs of D's layers, for real and drawn frames of one part.
+        frames: those frames themselves.
+        encoded: outputs of the encoder's layers, for all frames that it looks at.
+    """
+
+    weights: float
+    drawn: float
+    judged: float
+    frames: float
+    encoded: float
+
+
+def _planes(size: tuple[int, int], widths: Sequence[int], *, first: int = 1) -> float:
+    """Floats of maps of ``widths`` channels, each half as high and wide as the one before."""
+    return sum(width * math.prod(size) / 4 ** (first + i) for i, width in enumerate(widths))
+
+
+def _dense(widths: Sequence[int]) -> float:
+    return sum(a * b + b for a, b in itertools.pairwise(widths))
+
+
+def _weights(recipe: Recipe) -> float:
+    """Weights of all networks of a recipe, nearly."""
+    size, state = recipe.data.size, recipe.generator.state_size
+    pixels = math.prod(size)
+    widths = recipe.generator.widths
+    end = pixels / 4 ** len(widths)
+    taps = 36 if recipe.generator.kind == "shuffle" else 16
+    last = (*widths, recipe.generator.last_width) if recipe.generator.kind == "shuffle" else (*widths, 3)
+    total = state * end * widths[0] + taps * sum(a * b for a, b in itertools.pairwise(last))
+    for widths, hidden, more in (
+        (recipe.discriminator.widths, recipe.discriminator.hidden, True),
+        (recipe.encoder.widths if recipe.encoder.views else (), recipe.encoder.hidden, False),
+    ):
+        if not widths:
+            continue
+        total += 16 * sum(a * b for a, b in itertools.pairwise((3, *widths)))
+        end = pixels / 4 ** len(widths)
+        if recipe.discriminator.kind == "frames" and more:
+            seen = recipe.data.drawn_frames or recipe.data.seq_len
+            total += 16 * widths[-1] ** 2 * (seen + 0.5) + end / 4 * widths[-1] * hidden[0]
+        elif more:
+            inner = recipe.discriminator.features + recipe.discriminator.state
+            total += end * widths[-1] * recipe.discriminator.features + _dense((inner, *hidden))
+        else:
+            total += recipe.encoder.views * end * widths[-1] * hidden[0]
+    return total + _dense((state, *recipe.dynamics.hidden, state))
+
+
+def shape(recipe: Recipe, ranks: int = 1) -> Shape:
+    """Count what a step of a recipe keeps, in each of ``ranks`` processes."""
+    data, size = recipe.data, recipe.data.size
+    pixels = math.prod(size)
+    clips = data.batch_size / ranks / recipe.training.micro_batches
+    judged = clips * (data.drawn_frames or data.seq_len)
+    drawn = judged * (2 if recipe.encoder.views else 1)
+    widths = recipe.generator.widths
+    # From coarse to fine; the last map has the size of the picture.
+    fine = recipe.generator.last_width if recipe.generator.kind == "shuffle" else 3
+    layers = _planes(size, [fine, *reversed(widths)], first=0)
+    return Shape(
+        weights=_weights(recipe),
+        drawn=drawn * layers,
+        judged=2 * judged * _planes(size, recipe.discriminator.widths),
+        frames=3 * pixels * (drawn + judged),
+        encoded=data.batch_size
+        / ranks
+        * recipe.encoder.views
+        * (_planes(size, recipe.encoder.widths) + 3 * pixels),
+    )
