@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from mlxlava import rollout
 from mlxlava.backend import mx
 from mlxlava.checkpoint import Weights, playable
 from mlxlava.config import Recipe, override
@@ -40,6 +42,29 @@ def test_a_frame_is_a_function_of_weights_seed_and_time(weights: Weights) -> Non
         assert frame.shape == (16, 16, 3) and frame.dtype == np.uint8
         nearest = min(every, key=lambda time: abs(time - at))
         assert np.array_equal(frame, every[nearest]), at
+
+
+@pytest.mark.parametrize(("fps", "frames", "lamps"), [(12.5, 21, 1), (5, 16, 1), (30, 20, 3)])
+def test_a_film_is_the_same_lamp(
+    weights: Weights, fps: float, frames: int, lamps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollout, "_DRAWN", 4 * 16 * 16)  # groups of four frames
+    times = [n / fps for n in range(frames)]
+    played = list(Rollout(weights, lamps=lamps).play(times))
+    filmed = list(Rollout(weights, lamps=lamps).film(times))
+    assert [at for at, _ in filmed] == times
+    for (_, one), (_, other) in zip(played, filmed, strict=True):
+        # Products of several rows are rounded in another order.
+        assert np.abs(one.astype(int) - other).max() <= 1
+
+
+def test_another_thread_may_play(weights: Weights) -> None:
+    times = [0.0, 0.3, 1.7]
+    here = play(weights, times)
+    with ThreadPoolExecutor(1) as threads:
+        there = threads.submit(play, weights, times).result()
+    for at in times:
+        assert np.array_equal(here[at], there[at])
 
 
 def test_seeds_are_different_lamps(weights: Weights) -> None:

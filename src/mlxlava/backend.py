@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import importlib.util
 import itertools
@@ -116,6 +117,15 @@ def named_arrays(tree: Mapping[str, Any]) -> dict[str, mx.array]:
 def queue(*arrays: Any) -> None:
     """Start to compute trees of arrays and return at once."""
     mx.async_eval(*arrays)  # type: ignore[no-untyped-call]  # MLX gives it no hint
+
+
+@functools.cache
+def parallel_streams() -> tuple[mx.ThreadLocalStream | mx.Device, ...]:
+    """For ``mx.stream``, in turns: on a CPU two streams, whose work runs side by side; else the device."""
+    if not on_cpu() or (os.cpu_count() or 1) < 2:
+        return (mx.default_device(),)
+    # A plain stream belongs to the thread that made it.
+    return (mx.new_thread_local_stream(mx.cpu), mx.new_thread_local_stream(mx.cpu))
 
 
 # --- several machines (mlx.launch): the same code with one, where all of this does nothing ---
@@ -277,6 +287,7 @@ __all__ = [
     "named_arrays",
     "on_cpu",
     "optim",
+    "parallel_streams",
     "peak_memory",
     "queue",
     "rank",

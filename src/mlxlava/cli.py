@@ -1,6 +1,6 @@
 """The command line: parse, dispatch, print.
 
-MLX is imported by the commands that need it, not by ``--help``.
+MLX, NumPy and the parts that play are imported by the commands that need them, not by ``--help``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import click
 
 from mlxlava import __version__
 from mlxlava.config import (
+    SCREENS,
     Data,
     Recipe,
     UserError,
@@ -32,7 +33,6 @@ from mlxlava.config import (
     recipe_from_dict,
     recipe_to_dict,
 )
-from mlxlava.player import SCREENS
 
 if TYPE_CHECKING:
     from mlxlava.checkpoint import Weights

@@ -31,4 +31,4 @@ class LearnedLamps:
         if name not in self._weights:
             self._weights[name] = load_weights(name)
         rollout = Rollout(self._weights[name], seed)
-        return Reel(rollout.play, rollout.size, lambda: moments(rollout.states[:1]))
+        return Reel(rollout.play, rollout.size, lambda: moments(rollout.states[:1]), rollout.film)

@@ -33,11 +33,13 @@ class Reel:
         size: their height and width.
         moments: mean, deviation, skewness and kurtosis of the state's numbers now; None where a lamp has
             no state.
+        film: the same frames as ``play``, faster where nobody waits for each (a file); ``play`` when None.
     """
 
     play: Source
     size: tuple[int, int]
     moments: Callable[[], tuple[float, float, float, float]] | None = None
+    film: Source | None = None
 
 
 class Lamps(Protocol):

@@ -17,8 +17,6 @@ from mlxlava.screens import Screen
 from mlxlava.screens.terminal import Terminal, has_terminal
 from mlxlava.sinks import PipeClosed, Sink, format_of, open_sink
 
-SCREENS = ("auto", "terminal", "none")
-
 _FPS = 30.0  # where neither the user nor the screen has a wish
 _HIDDEN_FPS = 2.0
 
@@ -29,7 +27,7 @@ class Programme:
 
     Attributes:
         target: file to write, ``-`` for stdout, or None.
-        screen: one of ``SCREENS``; None for auto without a target and none with one.
+        screen: one of ``config.SCREENS``; None for auto without a target and none with one.
         format: format of the target; by its ending when None.
         scale: whole factor by which the pictures of the target are enlarged.
         fps: frames a second; None for what suits the screen, 30 in a file.
@@ -160,7 +158,7 @@ def _write(reel: Reel, programme: Programme, sink: Sink) -> None:
     length = programme.length
     total = None if length is None else length / programme.rate
     with progress("play") as update:
-        for number, (_, frame) in enumerate(reel.play(_ticks(programme)), 1):
+        for number, (_, frame) in enumerate((reel.film or reel.play)(_ticks(programme)), 1):
             sink.write(frame)
             if programme.target != "-":
                 done = number / programme.rate

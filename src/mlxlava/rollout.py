@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from mlxlava.backend import limit_blas_threads, mx, queue
+from mlxlava.backend import limit_blas_threads, mx, parallel_streams, queue
 from mlxlava.checkpoint import Weights
+from mlxlava.drawing import make_draw
 from mlxlava.dynamics import StationaryStep, make_dynamics
-from mlxlava.nets import make_generator, to_bytes
+from mlxlava.nets import make_generator
 
 # So many learned steps are queued at most: a long way between two frames stays flat in memory.
 _QUEUED = 64
 _COMPARED = 512  # pairs of neighbouring frames that a pace is measured on
 _ROUNDS = 4  # of finding it; more change nothing
-_DRAWN = 8  # frames at a time in ``draw``: more of them fall out of the processor's cache
+_DRAWN = 2**16  # pixels that are drawn together at most, where they may be: 16 frames of 64×64
+
+# A play time and its frame, uint8 (H, W, 3).
+Timed = tuple[float, npt.NDArray[np.uint8]]
 
 
 class Rollout:
@@ -38,13 +44,18 @@ class Rollout:
     def __init__(self, weights: Weights, seed: int = 0, speed: float = 1.0, lamps: int = 1) -> None:
         limit_blas_threads(1)  # one frame is too little work for two threads: they wait for each other
         self._arrays, self._seed = weights.arrays, seed
-        self._generator, self._dynamics = make_generator(weights.recipe), make_dynamics(weights.recipe)
+        self._dynamics = make_dynamics(weights.recipe)
+        self._frames = make_draw(
+            weights.recipe, weights.arrays["generator"], weights.arrays["stats"]["generator"]
+        )
+        self._streams = itertools.cycle(parallel_streams())
         self._rate = weights.step_fps * speed
         companions = self._dynamics.companions
         self._shape = (lamps if companions == 1 else companions, weights.recipe.generator.state_size)
         self._states = mx.random.normal(self._shape, key=mx.random.key(_mix(seed, -1)))
         self._norms = mx.linalg.norm(self._states, axis=-1, keepdims=True)
         self._step = 0
+        self._noise = self._new_noise()
         self.size = weights.recipe.data.size
 
     @property
@@ -57,11 +68,11 @@ class Rollout:
         """The states at ``step``, float32 (lamps rolled together, Z); the first one is drawn."""
         return np.array(self._states)
 
-    def play(self, times: Iterable[float]) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
+    def play(self, times: Iterable[float]) -> Iterator[Timed]:
         """Frames at rising play times.
 
         The frame after the one that is yielded is queued before, so the device draws while the
-        caller shows.
+        caller shows; on a CPU the two are drawn side by side.
 
         Args:
             times: seconds of play time from the start, not falling; asked for one ahead.
@@ -69,57 +80,96 @@ class Rollout:
         Yields:
             The time and its frame, uint8 (H, W, 3).
         """
-        waiting: tuple[float, mx.array] | None = None
-        for at in times:
-            frame = self._draw(at)
-            queue(frame, self._states)
-            if waiting is not None:
-                yield waiting[0], np.array(waiting[1])
-            waiting = (at, frame)
-        if waiting is not None:
-            yield waiting[0], np.array(waiting[1])
+        return self._play(iter(times), 1)
+
+    def film(self, times: Iterable[float]) -> Iterator[Timed]:
+        """``play``, faster where nobody waits for a frame: several are drawn together, and as many ahead."""
+        return self._play(iter(times), _together(self.size))
+
+    def _play(self, times: Iterator[float], together: int) -> Iterator[Timed]:
+        times, again = itertools.tee(times)
+        groups = iter(lambda: list(itertools.islice(again, together)), [])
+        for frames in self._draw_ahead(map(self._look, groups)):
+            for frame in frames:
+                yield next(times), frame
 
     def roll(self, steps: int) -> npt.NDArray[np.float32]:
         """Go on by ``steps`` learned steps: the states after each, float32 (lamps, steps, Z)."""
         path = []
         for _ in range(steps):
-            self._states = self._advance(1.0)
-            self._step += 1
+            self._go()
             path.append(self._states)
-            if self._step % _QUEUED == 0:
-                queue(self._states)
         return np.array(mx.stack(path, axis=1))
 
     def draw(self, states: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
         """The frames of states (N, Z), uint8 (N, H, W, 3)."""
-        generator, stats = self._arrays["generator"], self._arrays["stats"]["generator"]
-        parts = [states[at : at + _DRAWN] for at in range(0, len(states), _DRAWN)]
-        drawn = (to_bytes(self._generator(generator, mx.array(part), stats)[0]) for part in parts)
-        return np.concatenate([np.array(frames) for frames in drawn])
+        count = _together(self.size)
+        groups = (mx.array(states[at : at + count]) for at in range(0, len(states), count))
+        return np.concatenate(list(self._draw_ahead(groups)))
 
-    def _draw(self, at: float) -> mx.array:
-        """The frame at a play time (seconds), uint8 (H, W, 3), not evaluated."""
+    def _draw_ahead(self, groups: Iterable[mx.array]) -> Iterator[npt.NDArray[np.uint8]]:
+        """The frames of groups of states (N, Z); the next group is drawn while one is looked at."""
+        waiting: mx.array | None = None
+        try:
+            for states in groups:
+                drawn, waiting = waiting, self._draw(states)
+                if drawn is not None:
+                    yield np.array(drawn)
+            if waiting is not None:
+                yield np.array(waiting)
+        finally:
+            if waiting is not None:
+                mx.eval(waiting)  # a process that ends while a stream still draws may crash
+
+    def _draw(self, states: mx.array) -> mx.array:
+        """The frames of states (N, Z), uint8 (N, H, W, 3), queued on the next stream."""
+        # Apart from the frames, whose stream would otherwise keep the next states waiting.
+        queue(states, self._states)
+        with mx.stream(next(self._streams)):
+            frames = self._frames(states)
+        queue(frames)
+        return frames
+
+    def _look(self, times: Sequence[float]) -> mx.array:
+        """The states (N, Z) of the lamp that is drawn at play times, not evaluated."""
+        moments = [self._reach(at) for at in times]
+        if len(times) == 1 or self._dynamics.companions > 1:
+            return mx.concatenate([self._between(*moment)[:1] for moment in moments])
+        # A step is so little work that it takes as long for a few lamps as for one.
+        states = mx.concatenate([states[:1] for states, _, _ in moments])
+        noise = mx.concatenate([noise[:1] for _, noise, _ in moments])
+        return self._advance(states, noise, mx.array([[share] for _, _, share in moments]))
+
+    def _reach(self, at: float) -> tuple[mx.array, mx.array, float]:
+        """The states of the last learned step before a play time, and noise and share of the one after."""
         # 1e-6: a time that is a learned step but for rounding needs no state in between.
         whole, share = divmod(max(at * self._rate, 0.0), 1.0)
         if share > 1 - 1e-6:
             whole, share = whole + 1, 0.0
         while self._step < whole:
-            self._states = self._advance(1.0)
-            self._step += 1
-            if self._step % _QUEUED == 0:
-                mx.eval(self._states)
-        states = self._states if share < 1e-6 else self._advance(share)
-        arrays = self._arrays
-        frames, _ = self._generator(arrays["generator"], states[:1], arrays["stats"]["generator"])
-        return to_bytes(frames[0])
+            self._go()
+        return self._states, self._noise, share
 
-    def _advance(self, dt: float) -> mx.array:
-        """The states a share of a learned step on; the step's noise depends on its number alone."""
-        noise = mx.random.normal(self._shape, key=mx.random.key(_mix(self._seed, self._step)))
+    def _go(self) -> None:
+        """One learned step on."""
+        self._states = self._advance(self._states, self._noise, 1.0)
+        self._step += 1
+        self._noise = self._new_noise()
+        if self._step % _QUEUED == 0:
+            queue(self._states)
+
+    def _new_noise(self) -> mx.array:
+        """The noise of the step after ``step``; it depends on the seed and the step's number alone."""
+        return mx.random.normal(self._shape, key=mx.random.key(_mix(self._seed, self._step)))
+
+    def _between(self, states: mx.array, noise: mx.array, share: float) -> mx.array:
+        """States a share of a learned step on, if any."""
+        return states if share < 1e-6 else self._advance(states, noise, share)
+
+    def _advance(self, states: mx.array, noise: mx.array, dt: float | mx.array) -> mx.array:
+        """States a share ``dt`` of a learned step on."""
         arrays = self._arrays
-        states = self._dynamics.advance(
-            arrays["dynamics"], arrays["stats"]["dynamics"], self._states, noise, dt
-        )
+        states = self._dynamics.advance(arrays["dynamics"], arrays["stats"]["dynamics"], states, noise, dt)
         if not self._dynamics.keeps_norm:
             return states
         # Exact but for rounding, which would shrink a state by some 14 % in a million steps.
@@ -151,8 +201,10 @@ def true_pace(weights: Weights, frames: npt.NDArray[np.uint8], cuts: Sequence[in
     shape = (_COMPARED, weights.recipe.generator.state_size)
     states, noise = (mx.random.normal(shape, key=mx.random.key(n)) for n in (1, 2))
 
+    count = _together(weights.recipe.data.size)
+
     def draw(states: mx.array) -> mx.array:
-        parts = [states[n : n + _DRAWN] for n in range(0, len(states), _DRAWN)]
+        parts = [states[n : n + count] for n in range(0, len(states), count)]
         drawn = [255 * generator(arrays["generator"], part, stats["generator"])[0] for part in parts]
         for part in drawn:
             mx.eval(part)
@@ -167,6 +219,11 @@ def true_pace(weights: Weights, frames: npt.NDArray[np.uint8], cuts: Sequence[in
     slow = dynamics.slowed(arrays["dynamics"], share)
     mx.eval(slow)
     return dataclasses.replace(weights, arrays={**arrays, "dynamics": slow}), share
+
+
+def _together(size: tuple[int, int]) -> int:
+    """Frames of a size that are drawn together where they may be."""
+    return max(1, _DRAWN // math.prod(size))
 
 
 def _mix(seed: int, step: int) -> int:
