@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlxlava.screens.pictures import Blocks, fit
+from mlxlava.screens.pictures import Blocks
 from mlxlava.screens.terminal import Terminal, has_terminal, has_true_colour
 from mlxlava.sinks import Frame, PipeClosed
 
@@ -147,12 +147,6 @@ def test_it_follows_the_terminals_size() -> None:
             if columns > 1:
                 assert np.abs(seen[:, 1].astype(int) - 40).max() <= 2
                 assert np.abs(seen[:, -2].astype(int) - 200).max() <= 2
-
-
-def test_fit_keeps_the_aspect() -> None:
-    assert fit((64, 64), 80, 24) == (24, 48)
-    assert fit((128, 64), 80, 24) == (24, 24)
-    assert fit((64, 128), 80, 24) == (20, 80)
 
 
 def test_256_colours_are_near_on_average() -> None:

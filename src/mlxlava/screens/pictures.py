@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 import zlib
 from typing import NamedTuple, Protocol
 
@@ -31,6 +32,9 @@ _CUBE = (0, 95, 135, 175, 215, 255)
 _BAYER = (
     np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]], dtype=np.float32) + 0.5
 ) / 16 - 0.5
+
+
+_DEFINITION = re.compile(r"(#\d+)(;[\d;]+)")  # of a Sixel colour register
 
 
 class Area(NamedTuple):
@@ -264,4 +268,6 @@ class Sixel(_Pictures):
         self._options = _sixel.SixelOptions(colors=max(2, min(256, colours)))
 
     def _send(self, image: Image.Image, area: Area) -> bytes:
-        return self._encode(image, self._options).encode()
+        sent = self._encode(image, self._options)
+        # textual-image before 0.14 takes a register that it defines as chosen; xterm and WezTerm do not.
+        return _DEFINITION.sub(r"\1\2\1", sent).encode()

@@ -77,7 +77,8 @@ def best_mode(answers: Answers) -> str:
     """The best that a terminal can do which gave these answers."""
     if answers.kitty:
         return "kitty"
-    if answers.name.startswith(("iTerm2", "WezTerm")):
+    name = answers.name or os.environ.get("LC_TERMINAL") or os.environ.get("TERM_PROGRAM") or ""
+    if name.startswith(("iTerm", "WezTerm")):
         return "iterm2"
     return "sixel" if answers.sixel else "blocks"
 
@@ -159,8 +160,8 @@ class Terminal:
             if self._painter is None:
                 if self._mode == "auto" and self._keyboard is not None and can_ask():
                     self._answers = self._keyboard.ask(self._write)
-                mode = best_mode(self._answers) if self._mode == "auto" else self._mode
-                self._painter = open_painter(mode, self._answers)
+                    self._mode = best_mode(self._answers)
+                self._painter = open_painter(self._mode, self._answers)
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
