@@ -19,7 +19,7 @@ from PIL import Image
 
 from mlxlava.sinks import Frame
 
-# A terminal scales pictures only roughly, so small frames are enlarged smoothly first, but no further
+# kitty makes squares of the pixels it enlarges, so small frames are enlarged smoothly first, but no further
 # than this many pixels a side: what is sent grows with the square.
 _KITTY_SIDE = 384
 _ITERM2_SIDE = 512
@@ -268,6 +268,6 @@ class Sixel(_Pictures):
         self._options = _sixel.SixelOptions(colors=max(2, min(256, colours)))
 
     def _send(self, image: Image.Image, area: Area) -> bytes:
-        sent = self._encode(image, self._options)
+        sent: str = self._encode(image, self._options)
         # textual-image before 0.14 takes a register that it defines as chosen; xterm and WezTerm do not.
         return _DEFINITION.sub(r"\1\2\1", sent).encode()
