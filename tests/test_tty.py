@@ -21,7 +21,7 @@ from mlxlava.sinks import PipeClosed
 
 # Shows a frame, twenty times a second, until it is ended; then says whether the terminal is as it was.
 PROGRAM = """
-    import os, select, sys, termios, time
+    import itertools, os, select, sys, termios
     import numpy as np
     from mlxlava.live import Live, Reel, WallClock
     from mlxlava.screens.terminal import Terminal
@@ -32,11 +32,13 @@ PROGRAM = """
             return Reel(lambda times: iter(()), (32, 32))
 
     before = termios.tcgetattr(0)
+    noise = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
+    frames = itertools.cycle(noise if "NOISE" in os.environ else noise[:1])
     live = Live(Lamps(), "a", 0, WallClock(20))
     try:
         with Terminal(live=live) as terminal:
             while not live.ended:
-                terminal.show(np.full((32, 32, 3), 9, np.uint8))
+                terminal.show(next(frames))
                 terminal.idle(0.05)
     except KeyboardInterrupt:
         pass
@@ -147,6 +149,18 @@ def test_an_answer_to_who_has_left_is_dropped(sessions: list[Session]) -> None:
     time.sleep(0.05)
     session.type(b"".join(ANSWERS["kitty"].values()))
     session.assert_restored()
+
+
+def test_a_terminal_that_reads_no_more_can_be_left(sessions: list[Session]) -> None:
+    environment = {"MLXLAVA_TERMINAL": "kitty", "NOISE": "1"}
+    sessions.append(session := Session({}, environment=environment))
+    session.until(SENT["kitty"])
+    time.sleep(1)  # by now it waits in the middle of a picture
+    os.kill(session.process, signal.SIGINT)
+    session.assert_restored()
+    left = session.said.index(b"\x1b[?1049l")
+    restored = session.said[session.said.rindex(b"\x1b\\\x1b_Ga=d", 0, left) : left]
+    assert b"\x1b[?25h" in restored and len(restored) < 200
 
 
 def test_a_multiplexer_is_not_asked(sessions: list[Session]) -> None:

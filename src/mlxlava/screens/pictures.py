@@ -191,8 +191,8 @@ class _Pictures:
 class Kitty(_Pictures):
     """Kitty's graphics protocol (kitty, Ghostty, WezTerm, Konsole): pixels, packed by zlib.
 
-    Two image ids take turns and the older picture is deleted once the newer is there, since sending one
-    id anew first takes the picture away (kitty), and without ids terminals keep every frame.
+    Two image ids take turns and the older picture is deleted once the newer is there. One id sent anew
+    may take the picture away until it is whole; without ids terminals keep every frame (kitty: 6 MB/s).
     """
 
     spare = 0  # C=1: the cursor stays
@@ -211,7 +211,7 @@ class Kitty(_Pictures):
             f"a=T,i={new},p=1,q=2,C=1,f=24,o=z,s={image.width},v={image.height},"
             f"c={area.columns},r={area.rows},"
         ).encode()
-        # Level 1: half the bytes of none at a third of the time of the default.
+        # Level 1: a quarter of the bytes; the default takes twice as long and saves another tenth.
         data = base64.standard_b64encode(zlib.compress(image.tobytes(), 1))
         out = []
         for start in range(0, len(data), self._PART):
