@@ -63,8 +63,9 @@ class Emulator:
         assert ground in (38, 48)
         if kind == 5:
             (n,) = rest
-            assert 16 <= n < 232
+            assert 16 <= n < 256
             rest = [(0, 95, 135, 175, 215, 255)[(n - 16) // place % 6] for place in (36, 6, 1)]
+            rest = rest if n < 232 else 3 * [8 + 10 * (n - 232)]
         self.colours[ground == 48] = rest
 
     def picture(self) -> tuple[Frame, tuple[int, int]]:
@@ -157,6 +158,15 @@ def test_256_colours_are_near_on_average() -> None:
         seen, _ = emulator.picture()
     assert np.abs(seen.mean((0, 1)) - frame.mean((0, 1))).max() < 6
     assert np.abs(seen.astype(int) - frame).max() <= 95
+
+
+def test_a_dark_room_is_dark_in_256_colours() -> None:
+    terminal, emulator, _ = make(painter=Blocks(true_colour=False))
+    frame = np.full((32, 32, 3), (9, 6, 14), np.uint8)
+    with terminal:
+        terminal.show(frame)
+        seen, _ = emulator.picture()
+    assert np.abs(seen.astype(int) - frame).max() <= 14
 
 
 def test_apples_old_terminal_gets_256_colours(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,8 @@ _SIXEL_SIDE = 600  # nothing scales Sixel, so this is the largest picture; it ta
 # The six levels of xterm's 6×6×6 colours, which are numbers 16 to 231 of its 256.
 _CUBE = (0, 95, 135, 175, 215, 255)
 
+_GREY = 24  # between the largest and the smallest of R, G, B: less is nearly grey
+
 # 4×4 ordered dither, in (-0.5, 0.5), for terminals of 256 colours.
 _BAYER = (
     np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]], dtype=np.float32) + 0.5
@@ -101,6 +103,22 @@ def _go(area: Area) -> bytes:
     return b"\x1b[%d;%dH" % (area.top, area.left)
 
 
+def _to_256(pixels: Frame) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) → (H, W): numbers among xterm's 256 colours, by ordered dither.
+
+    What is nearly grey (a dark room) takes the 24 greys, which lie close together; the cube has none between
+    black and 95, so that it would be strewn with dots.
+    """
+    height, width = pixels.shape[:2]
+    threshold = np.tile(_BAYER, (height // 4 + 1, width // 4 + 1))[:height, :width]
+    place = np.interp(pixels, _CUBE, range(6))
+    cube = np.rint(place + threshold[..., None]).clip(0, 5) @ np.array([36, 6, 1]) + 16
+    grey = np.rint((pixels.mean(-1) - 8) / 10 + threshold).clip(-1, 23) + 232
+    grey[grey < 232] = 16  # black
+    numbers: npt.NDArray[np.uint8] = np.where(np.ptp(pixels, axis=-1) < _GREY, grey, cube).astype(np.uint8)
+    return numbers
+
+
 class Blocks:
     """Half blocks, two pixels a cell; only cells that changed are sent.
 
@@ -132,10 +150,7 @@ class Blocks:
         """(H, W, 3) → (rows, columns, upper and lower, 3): RGB, or a number among 256 colours, thrice."""
         pixels = np.asarray(_resize(frame, 2 * rows, columns))
         if not self._true_colour:
-            threshold = np.tile(_BAYER, (rows // 2 + 1, columns // 4 + 1))[: 2 * rows, :columns, None]
-            place = np.interp(pixels, _CUBE, range(6))
-            cube = np.rint(place + threshold).clip(0, 5) @ np.array([36, 6, 1]) + 16
-            pixels = np.repeat(cube[..., None], 3, axis=-1).astype(np.uint8)
+            pixels = np.repeat(_to_256(pixels)[..., None], 3, axis=-1)
         return pixels.reshape(rows, 2, columns, 3).swapaxes(1, 2)
 
     def _draw(self, cells: npt.NDArray[np.uint8], top: int, left: int) -> str:
