@@ -171,8 +171,7 @@ class Terminal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            with _undisturbed():
-                self._give_back(cut=error is not None)
+            self._give_back(cut=error is not None)
         except PipeClosed:
             if error is None:
                 raise
@@ -193,20 +192,24 @@ class Terminal:
 
     def _give_back(self, cut: bool) -> None:
         """Leave the terminal as it was found; ``cut`` drops what it has not read yet, as it may never."""
-        if not self._entered:
-            return
-        self._entered = False
-        try:
-            with contextlib.suppress(termios.error, OSError, ValueError):
-                descriptor = self._stream.fileno()
-                if cut or not select.select([], [descriptor], [], 0.5)[1]:
-                    termios.tcflush(descriptor, termios.TCOFLUSH)
-                    termios.tcflow(descriptor, termios.TCOON)
-            erase = b"" if self._painter is None else self._painter.erase()
-            self._write(_END_OF_STRING + erase + _LEAVE)
-        finally:
-            if self._keyboard is not None:
-                self._keyboard.close()
+        with _undisturbed():
+            try:
+                if self._entered:
+                    self._entered = False
+                    self._make_room(cut)
+                    erase = b"" if self._painter is None else self._painter.erase()
+                    self._write(_END_OF_STRING + erase + _LEAVE)
+            finally:
+                if self._keyboard is not None:
+                    self._keyboard.close()
+
+    def _make_room(self, cut: bool) -> None:
+        """See that writing will not wait: nothing could end it."""
+        with contextlib.suppress(termios.error, OSError, ValueError):
+            descriptor = self._stream.fileno()
+            if cut or not select.select([], [descriptor], [], 0.5)[1]:
+                termios.tcflush(descriptor, termios.TCOFLUSH)
+                termios.tcflow(descriptor, termios.TCOON)
 
     def _on_stop(self, signum: int, stack: Any) -> None:
         self._stop = True  # seen to between two frames, when nothing is half written

@@ -89,13 +89,13 @@ class Keyboard:
     def open(self) -> None:
         """Take the keys. In the background the kernel stops the process here until ``fg``."""
         found = termios.tcgetattr(self._descriptor)
+        if self._before is None:
+            self._before = found
         mode = [*found]
         mode[3] &= ~(termios.ICANON | termios.ECHO)
         mode[6] = [*found[6]]
         mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
         self._set(mode)
-        if self._before is None:
-            self._before = found
 
     def close(self) -> None:
         """Give them back; what was typed meanwhile, and late answers, are dropped."""
