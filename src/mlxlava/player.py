@@ -196,18 +196,18 @@ def _show_and_write(reel: Reel, programme: Programme, live: Live, screen: Screen
 
 def _open_screen(programme: Programme, live: Live) -> Screen:
     """The screen that a settled programme names."""
-    return Terminal()
+    return Terminal(live=live)
 
 
 @contextlib.contextmanager
 def _end_on_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the play as Ctrl-C does: files finished, the terminal restored."""
+    """Let other signals end the play as Ctrl-C does: files finished, the terminal restored."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     old: dict[signal.Signals, Any] = {}
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         if signal.getsignal(number) == signal.SIG_IGN:  # nohup
             continue
         with contextlib.suppress(ValueError):  # not the main thread

@@ -1,36 +1,43 @@
-"""A terminal as a screen: half blocks, two pixels a cell."""
+"""A terminal as a screen: pictures where it can show them, half blocks elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import select
 import shutil
 import signal
 import sys
+import termios
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
+from mlxlava.config import UserError
+from mlxlava.live import Live
+from mlxlava.screens.keys import HELP, describe, press
+from mlxlava.screens.pictures import Area, Blocks, ITerm2, Kitty, Painter, Sixel, fit
+from mlxlava.screens.tty import Answers, Keyboard, cell_size, settle
 from mlxlava.sinks import Frame, PipeClosed, unbuffered_stdout, write_all
 
-# Alternate screen, no cursor, no wrapping at the last column; and back, from whatever state.
+# Alternate screen, no cursor, no wrapping at the last column; and back, from whatever state: Ctrl-C and
+# Ctrl-Z cut what was on its way at any byte, so first the end of a string (a picture, say). Cleared, as
+# tmux 3.3 puts what stood there into the main screen if it was resized meanwhile.
 _ENTER = b"\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J"
-_LEAVE = b"\x1b[?2026l\x1b[0m\x1b[?7h\x1b[?25h\x1b[?1049l"
+_LEAVE = b"\x1b[?2026l\x1b[0m\x1b[H\x1b[2J\x1b[?7h\x1b[?25h\x1b[?1049l"
+_END_OF_STRING = b"\x1b\\"
 
-# The six levels of xterm's 6×6×6 colours, which are numbers 16 to 231 of its 256.
-_CUBE = (0, 95, 135, 175, 215, 255)
+_CELL = (20, 10)  # pixels of a cell where nobody tells; VT340's
 
-# 4×4 ordered dither, in (-0.5, 0.5), for terminals of 256 colours.
-_BAYER = (
-    np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]], dtype=np.float32) + 0.5
-) / 16 - 0.5
+_NAP = 0.1  # seconds: keys, a new size and Ctrl-Z are noticed so soon, also while the lamp is paused
+
+# Where asking is of no use or prints what was asked: multiplexers pass no pictures on by default.
+_NEVER_ASK = ("screen", "tmux", "linux", "dumb")
+
+MODES = ("auto", "kitty", "iterm2", "sixel", "blocks", "256")
 
 
 def has_terminal(stream: Any = None) -> bool:
@@ -45,76 +52,241 @@ def has_true_colour() -> bool:
     return said or os.environ.get("TERM_PROGRAM") != "Apple_Terminal"
 
 
-def fit(size: tuple[int, int], columns: int, lines: int) -> tuple[int, int]:
-    """The largest (rows, columns) of cells that keep the aspect of ``size`` = (H, W).
+def wanted_mode() -> str:
+    """What MLXLAVA_TERMINAL asks for, one of ``MODES``.
 
-    A cell is two square pixels, one on the other.
+    Raises:
+        UserError: it asks for something else.
     """
-    height, width = size
-    factor = min(columns / width, 2 * lines / height)
-    rows = max(1, min(lines, round(height * factor / 2)))
-    return rows, max(1, min(columns, round(width * factor)))
+    mode = os.environ.get("MLXLAVA_TERMINAL", "") or "auto"
+    if mode not in MODES:
+        raise UserError(f"play: MLXLAVA_TERMINAL={mode} is none of {', '.join(MODES)}")
+    return mode
+
+
+def can_ask() -> bool:
+    """Whether the terminal may be asked what it can do, by what the environment says of it."""
+    return (
+        not os.environ.get("TMUX")
+        and not os.environ.get("TERM", "dumb").startswith(_NEVER_ASK)
+        and os.environ.get("TERM_PROGRAM") != "Apple_Terminal"
+    )
+
+
+def best_mode(answers: Answers) -> str:
+    """The best that a terminal can do which gave these answers."""
+    if answers.kitty:
+        return "kitty"
+    name = answers.name or os.environ.get("LC_TERMINAL") or os.environ.get("TERM_PROGRAM") or ""
+    if name.startswith(("iTerm", "WezTerm")):
+        return "iterm2"
+    return "sixel" if answers.sixel else "blocks"
+
+
+def open_painter(mode: str, answers: Answers) -> Painter:
+    """The painter of a mode; half blocks where the extra ``terminal`` is needed and not installed."""
+    if mode == "kitty":
+        return Kitty()
+    if mode == "iterm2":
+        return ITerm2()
+    if mode == "sixel":
+        with contextlib.suppress(ImportError):
+            return Sixel(answers.colours)
+    return Blocks(mode != "256" and has_true_colour())
+
+
+class _Layout(NamedTuple):
+    """What is where: the terminal's size, the picture's cells, the text in the last line."""
+
+    columns: int
+    lines: int
+    area: Area
+    text: str
 
 
 class Terminal:
-    """Frames in a terminal: half blocks, two pixels a cell, centred and as large as fits.
+    """Frames in a terminal, centred and as large as fits; and keys that change what plays.
 
-    A context manager: the alternate screen is entered and, whatever happens, left. Each frame is one
-    write of the cells that changed. Ctrl-Z gives the shell its screen back until ``fg``.
+    A context manager: the alternate screen is entered and, whatever happens, left. Each frame is one write
+    of what changed. Writing waits for the terminal, so a slow one gets fewer frames and nothing piles up.
+    Ctrl-Z gives the shell its screen back until ``fg``.
 
     Args:
         stream: binary stream to draw on; stdout if None.
         size_of: returns (columns, lines), asked before each frame; by default the stream's terminal.
-        true_colour: 24-bit colours, or the 256 of older terminals; by default what the terminal can.
+        painter: how frames are drawn; by default the best the terminal can, or what MLXLAVA_TERMINAL names.
+        live: what plays; without it keys are left alone.
+
+    Raises:
+        UserError: MLXLAVA_TERMINAL names no mode.
     """
 
     def __init__(
         self,
         stream: Any = None,
         size_of: Callable[[], tuple[int, int]] | None = None,
-        true_colour: bool | None = None,
+        painter: Painter | None = None,
+        live: Live | None = None,
     ) -> None:
         self.hidden = False
         self.fps: float | None = None
+        self._live = live
         self._stream = unbuffered_stdout() if stream is None else stream
         self._size_of = self._terminal_size if size_of is None else size_of
-        self._true_colour = has_true_colour() if true_colour is None else true_colour
-        self._place: tuple[int, ...] = ()  # columns, lines, rows and columns of the picture
-        self._shown: npt.NDArray[np.uint8] | None = None  # cells on the screen, (rows, columns, 2, 3)
-        self._stop = False
-        self._old_handler: Any = None
+        self._mode = wanted_mode()
+        self._painter = painter
+        self._answers = Answers()
+        self._keyboard: Keyboard | None = None
+        if live is not None and sys.stdin is not None and sys.stdin.isatty():
+            self._keyboard = Keyboard(sys.stdin.fileno())
+        self._frame: Frame | None = None
+        self._layout: _Layout | None = None
+        self._help = False
+        self._entered = False
+        self._stop = self._continued = False
+        self._handlers: dict[signal.Signals, Any] = {}
 
-    def _terminal_size(self) -> tuple[int, int]:
-        with contextlib.suppress(OSError, ValueError):
-            size = os.get_terminal_size(self._stream.fileno())
-            if min(size) > 0:  # some pseudo-terminals say 0 × 0
-                return size
-        return shutil.get_terminal_size()
+    # Coming and going.
 
     def __enter__(self) -> Terminal:
         try:
-            self._write(_ENTER)
             if threading.current_thread() is threading.main_thread():
-                self._old_handler = signal.signal(signal.SIGTSTP, self._on_stop)
-        except BaseException:
-            self.__exit__(None, None, None)
+                for number, handler in (
+                    (signal.SIGTSTP, self._on_stop),
+                    (signal.SIGCONT, self._on_continue),
+                ):
+                    self._handlers[number] = signal.signal(number, handler)
+            self._take()
+            if self._painter is None:
+                if self._mode == "auto" and self._keyboard is not None and can_ask():
+                    self._answers = self._keyboard.ask(self._write)
+                    self._mode = best_mode(self._answers)
+                self._painter = open_painter(self._mode, self._answers)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._old_handler is not None:
-            signal.signal(signal.SIGTSTP, self._old_handler)
-            self._old_handler = None
         try:
-            self._write(_LEAVE)
+            self._give_back(cut=error is not None)
         except PipeClosed:
             if error is None:
                 raise
+        finally:
+            while self._handlers:
+                number, handler = self._handlers.popitem()
+                signal.signal(number, handler)
+
+    def _take(self) -> None:
+        if self._keyboard is not None:
+            try:
+                self._keyboard.open()
+            except termios.error:  # an orphan in the background may not
+                self._keyboard = None
+        self._entered = True
+        self._layout = None
+        self._write(_ENTER)
+
+    def _give_back(self, cut: bool) -> None:
+        """Leave the terminal as it was found; ``cut`` drops what it has not read yet, as it may never."""
+        with _undisturbed():
+            try:
+                if self._entered:
+                    self._entered = False
+                    self._make_room(cut)
+                    erase = b"" if self._painter is None else self._painter.erase()
+                    self._write(_END_OF_STRING + erase + _LEAVE)
+            finally:
+                if self._keyboard is not None:
+                    self._keyboard.close()
+
+    def _make_room(self, cut: bool) -> None:
+        """See that writing will not wait: nothing could end it."""
+        with contextlib.suppress(termios.error, OSError, ValueError):
+            descriptor = self._stream.fileno()
+            if cut or not select.select([], [descriptor], [], 0.5)[1]:
+                termios.tcflush(descriptor, termios.TCOFLUSH)
+                termios.tcflow(descriptor, termios.TCOON)
 
     def _on_stop(self, signum: int, stack: Any) -> None:
-        self._stop = True  # show() stops between two frames, when nothing is half written
+        self._stop = True  # seen to between two frames, when nothing is half written
+
+    def _on_continue(self, signum: int, stack: Any) -> None:
+        self._continued = True
+
+    def _attend(self) -> None:
+        """See to Ctrl-Z, to being continued, and to keys."""
+        if self._stop:
+            self._stop = False
+            self._give_back(cut=True)
+            os.kill(os.getpid(), signal.SIGSTOP)
+            settle()
+            self._take()
+        elif self._continued:  # stopped by somebody else: a shell has had the terminal meanwhile
+            self._take()
+        self._continued = False
+        if self._keyboard is not None:
+            self._keyboard.wait(0)
+            for key in self._keyboard.pressed():
+                self._press(key)
+
+    def _press(self, key: str) -> None:
+        if key == "h":
+            self._help = not self._help
+        elif self._live is not None:
+            press(self._live, key)
+
+    # Drawing.
+
+    def show(self, frame: Frame) -> None:
+        """Draw a frame, uint8 (H, W, 3).
+
+        Raises:
+            PipeClosed: the terminal is gone.
+        """
+        self._frame = frame
+        self._attend()
+        self._draw()
+
+    def idle(self, seconds: float) -> None:
+        """Wait for so many seconds at most; keys and a new size are seen to meanwhile."""
+        if self._keyboard is not None:
+            self._keyboard.wait(min(seconds, _NAP))
+        else:
+            time.sleep(min(seconds, _NAP))
+        self._attend()
+        if self._layout != self._lay_out():
+            self._draw()
+
+    def _lay_out(self) -> _Layout | None:
+        if self._frame is None or self._painter is None:
+            return None
+        columns, lines = self._size_of()
+        text = f"{describe(self._live)} · {HELP}"[:columns] if self._help and self._live else ""
+        free = max(1, lines - max(bool(text), self._painter.spare))
+        cell = self._painter.cell or self._cell_size()
+        height, width = self._frame.shape[:2]
+        rows, across = fit((height, width), columns, free, cell, self._painter.limit)
+        area = Area((free - rows) // 2 + 1, (columns - across) // 2 + 1, rows, across, cell)
+        return _Layout(columns, lines, area, text)
+
+    def _draw(self) -> None:
+        layout, shown = self._lay_out(), self._layout
+        if layout is None or self._painter is None or self._frame is None:
+            return
+        body, cleared = b"", shown is None or shown[:3] != layout[:3]
+        if cleared:
+            body = self._painter.erase() + b"\x1b[0m\x1b[2J"
+        if layout.text != ("" if cleared or shown is None else shown.text):
+            body += b"\x1b[%d;1H\x1b[2K%s" % (layout.lines, layout.text.encode())
+        picture = self._painter.paint(self._frame, layout.area)
+        self._layout = layout
+        if body or picture:
+            # Synchronised output: the terminal shows the whole frame at once, or ignores it.
+            self._write(b"\x1b[?2026h" + body + picture + b"\x1b[?2026l")
 
     def _write(self, data: bytes) -> None:
         try:
@@ -125,62 +297,29 @@ class Terminal:
                 raise PipeClosed from None
             raise
 
-    def show(self, frame: Frame) -> None:
-        """Draw a frame, uint8 (H, W, 3).
+    def _terminal_size(self) -> tuple[int, int]:
+        with contextlib.suppress(OSError, ValueError):
+            size = os.get_terminal_size(self._stream.fileno())
+            if min(size) > 0:  # some pseudo-terminals say 0 × 0
+                return size
+        return shutil.get_terminal_size()
 
-        Raises:
-            PipeClosed: the terminal is gone.
-        """
-        if self._stop:
-            self._stop = False
-            self._write(_LEAVE)
-            os.kill(os.getpid(), signal.SIGSTOP)
-            self._write(_ENTER)
-            self._shown = None
-        columns, lines = self._size_of()
-        rows, width = fit((frame.shape[0], frame.shape[1]), columns, lines)
-        clear = b""
-        if (place := (columns, lines, rows, width)) != self._place:
-            self._place, self._shown, clear = place, None, b"\x1b[0m\x1b[2J"
-        cells = self._cells(frame, rows, width)
-        body = self._draw(cells, (lines - rows) // 2 + 1, (columns - width) // 2 + 1)
-        if body:
-            # Synchronised output: the terminal shows the whole frame at once, or ignores it.
-            self._write(b"\x1b[?2026h" + clear + body.encode() + b"\x1b[0m\x1b[?2026l")
-        self._shown = cells
+    def _cell_size(self) -> tuple[int, int]:
+        with contextlib.suppress(OSError, ValueError):
+            if size := cell_size(self._stream.fileno()):
+                return size
+        return self._answers.cell or _CELL
 
-    def idle(self, seconds: float) -> None:
-        """Wait for so many seconds at most."""
-        time.sleep(seconds)
 
-    def _cells(self, frame: Frame, rows: int, columns: int) -> npt.NDArray[np.uint8]:
-        """(H, W, 3) → (rows, columns, upper and lower, 3): RGB, or a number among 256 colours, thrice."""
-        smaller = columns < frame.shape[1]
-        how = Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC
-        pixels = np.asarray(Image.fromarray(frame).resize((columns, 2 * rows), how))
-        if not self._true_colour:
-            threshold = np.tile(_BAYER, (rows // 2 + 1, columns // 4 + 1))[: 2 * rows, :columns, None]
-            place = np.interp(pixels, _CUBE, range(6))
-            cube = np.rint(place + threshold).clip(0, 5) @ np.array([36, 6, 1]) + 16
-            pixels = np.repeat(cube[..., None], 3, axis=-1).astype(np.uint8)
-        return pixels.reshape(rows, 2, columns, 3).swapaxes(1, 2)
-
-    def _draw(self, cells: npt.NDArray[np.uint8], top: int, left: int) -> str:
-        """The escape sequences that draw the cells that differ from those shown."""
-        changed = (
-            np.ones(cells.shape[:2], bool) if self._shown is None else (cells != self._shown).any((2, 3))
-        )
-        kind = "2;{};{};{}" if self._true_colour else "5;{}"
-        out: list[str] = []
-        colours: list[list[int] | None] = [None, None]
-        after = (-1, -1)  # where the terminal's cursor is
-        where = np.argwhere(changed).tolist()
-        for (row, column), pair in zip(where, cells[changed].tolist(), strict=True):
-            if (row, column) != after:
-                out.append(f"\x1b[{top + row};{left + column}H")
-            for ground, colour in enumerate(pair):
-                if colour != colours[ground]:
-                    out.append(f"\x1b[{38 + 10 * ground};{kind.format(*colour)}m")
-            colours, after = pair, (row, column + 1)
-            out.append("▀")
-        return "".join(out)
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let no signal end the program in the middle of it."""
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
+            before[number] = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
