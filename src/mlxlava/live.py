@@ -222,11 +222,16 @@ class Live:
         return (self._wanted or self._playing)[1]
 
     def choose(self, name: str | None = None, seed: int | None = None) -> None:
-        """Play another lamp from its beginning; what is None stays. An unknown name raises KeyError."""
+        """Play another lamp from its beginning, paused or not; what is None stays.
+
+        Raises:
+            KeyError: there is no lamp of that name.
+        """
         if name is not None and name not in self.names:
             raise KeyError(name)
         with self._lock:
             self._wanted = (self.name if name is None else name, self.seed if seed is None else seed)
+        self.clock.paused = False
         self.clock.interrupt()
 
     def faster(self, factor: float) -> None:
