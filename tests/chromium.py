@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import io
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+from PIL import Image
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 _MAC = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
@@ -174,3 +177,26 @@ async def chromium() -> AsyncIterator[Browser]:
         finally:
             process.terminate()
             await process.wait()
+
+
+async def _look(url: str) -> Image.Image:
+    """A lamp's page on a desktop and on a phone, side by side."""
+    shots = []
+    async with chromium() as browser:
+        for width, height, phone in ((1024, 600, False), (337, 600, True)):
+            tab = await browser.open(url)
+            await tab.resize(width, height, phone=phone)
+            await tab.until("document.getElementById('moments').textContent")
+            await tab.until("document.getElementById('lamp').width > 100")
+            await tab.call("Input.dispatchMouseEvent", type="mouseMoved", x=9, y=9)
+            await asyncio.sleep(1)
+            shots.append(Image.open(io.BytesIO(await tab.picture())).convert("RGB"))
+    both = Image.new("RGB", (1024 + 16 + 337, 600), "white")
+    both.paste(shots[0], (0, 0))
+    both.paste(shots[1], (1040, 0))
+    return both
+
+
+if __name__ == "__main__":  # python tests/chromium.py URL FILE.png: the picture in the docs
+    # A palette makes it a third of the size.
+    asyncio.run(_look(sys.argv[1])).quantize(256, kmeans=3).save(sys.argv[2], optimize=True)

@@ -435,6 +435,13 @@ def test_a_port_in_use_is_one_line_or_the_next_one() -> None:
         pass
 
 
+def test_without_its_extra_one_line_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    monkeypatch.delitem(sys.modules, "mlxlava.screens.web")
+    with pytest.raises(UserError, match=r"aiohttp is missing.*mlxlava\[web\]"):
+        player._open_screen(Programme(screen="web"), Live(Shades(), "a", 1, WallClock(30)))
+
+
 @pytest.mark.parametrize("programme", [Programme(host="0.0.0.0"), Programme(port=80, screen="terminal")])
 def test_host_and_port_belong_to_the_page(programme: Programme) -> None:
     with pytest.raises(UserError, match="--screen web"):
@@ -547,7 +554,6 @@ async def test_the_page_plays_and_its_controls_work(browser: Browser) -> None:
         await tab.click("#play")
         await tab.until(f"{text('play-word')} === 'Play'")
         await stands(tab)
-        await tab.run("document.activeElement.blur()")
         await tab.press(" ")
         await tab.until(f"{text('play-word')} === 'Pause'")
         await moves(tab)
@@ -581,7 +587,6 @@ async def test_the_page_plays_and_its_controls_work(browser: Browser) -> None:
 
         await tab.click("#full")
         await tab.until("document.fullscreenElement !== null")
-        await tab.run("document.activeElement.blur()")
         await tab.press("f")
         await tab.until("document.fullscreenElement === null")
         assert tab.complaints == []
@@ -650,6 +655,8 @@ async def test_the_controls_fade_and_stay_in_reach(browser: Browser) -> None:
         await tab.until(f"{opacity} === '1'")
         await asyncio.sleep(5)
         assert await tab.run(opacity) == "1"  # while one of them has the focus
+        await tab.press("Escape", windowsVirtualKeyCode=27)
+        await tab.until(f"{opacity} === '0'")
 
         # What a screen reader finds.
         nodes = (await tab.call("Accessibility.getFullAXTree"))["nodes"]

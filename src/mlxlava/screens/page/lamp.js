@@ -1,7 +1,6 @@
 // Draws the pictures that the server sends, and tells it what the viewer asks for (screens/web.py).
 
 const find = (id) => document.getElementById(id);
-const controls = find("controls");
 
 const SMOOTH = 768; // pixels up to which a picture is doubled before the browser stretches it
 const OCTAVE = 4; // steps of the speed slider that double the speed
@@ -12,6 +11,7 @@ const FADE = 3500; // ms after which the controls fade
 let socket = null;
 let delay = 500; // ms until the next attempt to connect
 let retry = 0; // its timer
+let away = false; // whether the last attempt failed
 let heard = 0; // when the server last said something
 let status = null;
 let received = 0; // pictures over this connection
@@ -47,6 +47,7 @@ function lost(why) {
   socket.onclose = socket.onmessage = socket.onopen = null;
   socket.close();
   socket = null;
+  away = true;
   note(`${why} Trying again…`);
   retry = setTimeout(connect, delay * (0.75 + Math.random() / 2)); // not all viewers in the same moment
   delay = Math.min(2 * delay, 8000);
@@ -184,7 +185,8 @@ const short = (value) => `${Number(value.toPrecision(2))}×`;
 
 function tell(news) {
   status = news;
-  note("");
+  if (away) note("");
+  away = false;
   write("play-word", playing() ? "Pause" : "Play");
   find("play-sign").setAttribute("d", playing() ? "M4 2v12h3V2zm5 0v12h3V2z" : "M4 2v12l10-6z");
   showSpeed(status.speed);
@@ -282,6 +284,11 @@ find("seed").onchange = () => {
   else if (status !== null) find("seed").value = status.seed;
 };
 
+// Once clicked a button would take the space bar for itself. A keyboard's click has no detail.
+find("controls").onclick = (event) => {
+  if (event.detail > 0) event.target.closest("button")?.blur();
+};
+
 const keys = {
   " ": play,
   n: next,
@@ -294,6 +301,7 @@ const keys = {
 
 addEventListener("keydown", (event) => {
   wake();
+  if (event.key === "Escape") document.activeElement.blur(); // and let the controls fade
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select")) return;
   if (event.key === " " && event.target.matches("button")) return; // presses that button
   const action = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
