@@ -48,6 +48,7 @@ async def _measure(process: psutil.Process, url: str, viewers: int) -> dict[str,
         "most": round(max(counts, default=0) / wall, 1),
         "kB a picture": round(bytes_each / 1000, 1),
         "share of a processor": round(used / wall, 3),
+        "ms of it a picture": round(1000 * used / max(counts, default=0), 2) if counts else 0.0,
     }
 
 
