@@ -137,10 +137,10 @@ class WallClock:
             self._paused = paused
 
     def restart(self) -> None:
-        """Let the lamp's time begin at 0 again with the next tick, for another lamp."""
+        """Let the lamp's time begin at 0 now, for another lamp: its first frame is due, even in a pause."""
         with self._lock:
-            start = self._grid[0]
-            self._since, self._last = (start + self._next_tick() / self._fps, 0.0), 0.0
+            now = self._play_time()
+            self._grid, self._since, self._last = (now, 0), (now, 0.0), 0.0
             self._interrupted = False
 
     def interrupt(self) -> None:
@@ -222,16 +222,11 @@ class Live:
         return (self._wanted or self._playing)[1]
 
     def choose(self, name: str | None = None, seed: int | None = None) -> None:
-        """Play another lamp from its beginning, paused or not; what is None stays.
-
-        Raises:
-            KeyError: there is no lamp of that name.
-        """
+        """Play another lamp from its beginning; what is None stays. An unknown name raises KeyError."""
         if name is not None and name not in self.names:
             raise KeyError(name)
         with self._lock:
             self._wanted = (self.name if name is None else name, self.seed if seed is None else seed)
-        self.clock.paused = False
         self.clock.interrupt()
 
     def faster(self, factor: float) -> None:

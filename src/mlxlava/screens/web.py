@@ -19,10 +19,10 @@ import math
 import re
 import socket
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.resources import files
 from types import TracebackType
-from typing import Any
 
 from aiohttp import WSCloseCode, WSMsgType, web
 from aiohttp.typedefs import Handler
@@ -132,7 +132,7 @@ class WebPage:
         self._asked = threading.Event()  # a viewer has asked for something
         self._ending = asyncio.Event()
         self._files = {
-            path: (files("mlxlava.screens").joinpath("page", name).read_bytes(), kind)
+            path: ((files("mlxlava.screens") / "page" / name).read_bytes(), kind)
             for path, (name, kind) in _FILES.items()
         }
 
@@ -150,13 +150,20 @@ class WebPage:
         executor = ThreadPoolExecutor(1, "web page")
         self._served: Future[None] = executor.submit(self._loop.run_until_complete, self._serve(listening))
         executor.shutdown(wait=False)
+        try:
+            self._announce(_is_loopback(address))
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def _announce(self, loopback: bool) -> None:
         say(f"play: {self.url} (Ctrl-C ends it)")
-        if not _is_loopback(address):
+        if not loopback:
             say(
                 f"play: --host {self._host}: whoever reaches this machine over the network can watch and "
                 "control the lamp; there is no password and nothing is encrypted"
             )
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -180,7 +187,7 @@ class WebPage:
         if self._asked.wait(seconds):
             self._asked.clear()
 
-    def _call(self, function: Any) -> None:
+    def _call(self, function: Callable[[], None]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended by itself, of an error
             self._loop.call_soon_threadsafe(function)
 

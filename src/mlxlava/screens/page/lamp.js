@@ -3,7 +3,7 @@
 const find = (id) => document.getElementById(id);
 
 const SMOOTH = 768; // pixels up to which a picture is doubled before the browser stretches it
-const OCTAVE = 4; // steps of the speed slider that double the speed
+const OCTAVE = 3; // steps of the speed slider that double the speed
 const SILENCE = 5000; // ms without a word after which a connection is dead
 const STILL = 5000; // ms between pictures for those who want no motion
 const FADE = 3500; // ms after which the controls fade
@@ -250,6 +250,11 @@ function next() {
   if (status !== null) ask({ seed: (status.seed + 1) % 2 ** 31 });
 }
 
+function nextName() {
+  if (status === null || status.names.length === 1) return;
+  ask({ name: status.names[(status.names.indexOf(status.name) + 1) % status.names.length] });
+}
+
 function fill() {
   chosen = !document.body.classList.contains("fill");
   fit(shape, 1);
@@ -292,11 +297,13 @@ find("controls").onclick = (event) => {
 const keys = {
   " ": play,
   n: next,
+  w: nextName,
   f: full,
   z: fill,
   "+": () => faster(1),
-  "=": () => faster(1),
+  "=": () => faster(1), // where + is, without shift
   "-": () => faster(-1),
+  0: () => ask({ speed: 1 }),
 };
 
 addEventListener("keydown", (event) => {
@@ -304,7 +311,7 @@ addEventListener("keydown", (event) => {
   if (event.key === "Escape") document.activeElement.blur(); // and let the controls fade
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select")) return;
   if (event.key === " " && event.target.matches("button")) return; // presses that button
-  const action = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+  const action = keys[event.key.toLowerCase()];
   if (action === undefined) return;
   event.preventDefault();
   action();
