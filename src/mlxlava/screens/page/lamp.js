@@ -48,7 +48,7 @@ function lost(why) {
   socket.close();
   socket = null;
   away = true;
-  note(`${why} Trying again…`);
+  note(`${why} Trying again …`);
   retry = setTimeout(connect, delay * (0.75 + Math.random() / 2)); // not all viewers in the same moment
   delay = Math.min(2 * delay, 8000);
 }
