@@ -301,6 +301,14 @@ _playing = _options(
     click.option(
         "--screen", type=click.Choice(SCREENS), help="Where to show; auto without -o, none with it."
     ),
+    click.option(
+        "--host", metavar="ADDRESS", help="Where --screen web listens; 0.0.0.0 opens it to the network."
+    ),
+    click.option(
+        "--port",
+        type=click.IntRange(0, 65535),
+        help="Port of --screen web; the first free one from 8765 on when not given, any free one with 0.",
+    ),
 )
 
 
@@ -311,7 +319,7 @@ _playing = _options(
 @_playing
 @_debug
 def loop(name: str | None, seed: int, **options: Any) -> None:
-    """Play a learned lamp: in the terminal, or into a file or a pipe."""
+    """Play a learned lamp: in the terminal, on a web page, or into a file or a pipe."""
     from mlxlava.lamps import LearnedLamps
     from mlxlava.player import Programme, run
 

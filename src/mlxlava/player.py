@@ -36,6 +36,7 @@ class Programme:
         frames: the same in frames; None where not given.
         forever: until it is ended.
         name: file to write when there is neither a screen nor a target.
+        host, port: where a web page listens; None for this machine only, and the first free port.
     """
 
     target: str | None = None
@@ -48,6 +49,8 @@ class Programme:
     frames: int | None = None
     forever: bool = False
     name: str = "lava.mp4"
+    host: str | None = None
+    port: int | None = None
 
     def settle(self) -> Programme:
         """The same with ``target`` and ``screen`` decided.
@@ -57,6 +60,8 @@ class Programme:
         """
         if sum((self.seconds is not None, self.frames is not None, self.forever)) > 1:
             raise UserError("play: give one of --forever, --seconds and --frames")
+        if self.screen != "web" and (self.host is not None or self.port is not None):
+            raise UserError("play: --host and --port are for --screen web")
         target, screen = self.target, self.screen
         if screen is None:
             screen = "auto" if target is None else "none"
@@ -196,6 +201,12 @@ def _show_and_write(reel: Reel, programme: Programme, live: Live, screen: Screen
 
 def _open_screen(programme: Programme, live: Live) -> Screen:
     """The screen that a settled programme names."""
+    if programme.screen == "web":
+        try:
+            from mlxlava.screens.web import HOST, WebPage
+        except ImportError as error:
+            raise UserError(f'play: {error.name} is missing; install "mlxlava[web]"') from error
+        return WebPage(live, programme.host or HOST, programme.port)
     return Terminal(live=live)
 
 

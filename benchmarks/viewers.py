@@ -1,0 +1,72 @@
+"""What the web page costs: pictures a second at each viewer, and the server's share of a processor.
+
+    python benchmarks/viewers.py                       # the shipped lamp
+    python benchmarks/viewers.py lamp --size 256       # any other command that plays on a screen
+
+Viewers are WebSockets in this process that say at once that they have drawn what they get; what they
+cost is not counted. The share is user + system time of the server's process by wall time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+
+import aiohttp
+import psutil
+
+SECONDS = 10.0
+VIEWERS = (0, 1, 5, 20, 100)
+
+
+async def _view(session: aiohttp.ClientSession, url: str, until: float) -> tuple[int, int]:
+    """Pictures and their bytes that one viewer gets."""
+    count = size = 0
+    async with session.ws_connect(f"{url}live", headers={"Origin": url.rstrip("/")}) as viewer:
+        while time.monotonic() < until:
+            message = await viewer.receive()
+            if message.type is aiohttp.WSMsgType.BINARY:
+                count, size = count + 1, size + len(message.data)
+                await viewer.send_json({"drawn": count})
+    return count, size
+
+
+async def _measure(process: psutil.Process, url: str, viewers: int) -> dict[str, float]:
+    async with aiohttp.ClientSession() as session:
+        start, used = time.monotonic(), sum(process.cpu_times()[:2])
+        views = await asyncio.gather(*(_view(session, url, start + SECONDS) for _ in range(viewers)))
+        await asyncio.sleep(max(0.0, start + SECONDS - time.monotonic()))  # where nobody looks
+        wall, used = time.monotonic() - start, sum(process.cpu_times()[:2]) - used
+    counts = [count for count, _ in views]
+    bytes_each = sum(size for _, size in views) / max(sum(counts), 1)
+    return {
+        "viewers": viewers,
+        "least pictures a second": round(min(counts, default=0) / wall, 1),
+        "most": round(max(counts, default=0) / wall, 1),
+        "kB a picture": round(bytes_each / 1000, 1),
+        "share of a processor": round(used / wall, 3),
+        "ms of it a picture": round(1000 * used / max(counts, default=0), 2) if counts else 0.0,
+    }
+
+
+def main() -> None:
+    """Play, watch, and print one line of JSON for each number of viewers."""
+    arguments = sys.argv[1:] or ["loop"]
+    command = [sys.executable, "-m", "mlxlava", *arguments, "--screen", "web", "--port", "0"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stderr is not None
+        url = next(word for word in server.stderr.readline().split() if "://" in word)
+        asyncio.run(_measure(psutil.Process(server.pid), url, 1))  # warm
+        for viewers in VIEWERS:
+            print(json.dumps(asyncio.run(_measure(psutil.Process(server.pid), url, viewers))), flush=True)
+    finally:
+        server.terminate()
+        server.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,331 @@
+// Draws the pictures that the server sends, and tells it what the viewer asks for (screens/web.py).
+
+const find = (id) => document.getElementById(id);
+
+const SMOOTH = 768; // pixels up to which a picture is doubled before the browser stretches it
+const OCTAVE = 3; // steps of the speed slider that double the speed
+const SILENCE = 5000; // ms without a word after which a connection is dead
+const STILL = 5000; // ms between pictures for those who want no motion
+const FADE = 3500; // ms after which the controls fade
+
+let socket = null;
+let delay = 500; // ms until the next attempt to connect
+let retry = 0; // its timer
+let away = false; // whether the last attempt failed
+let heard = 0; // when the server last said something
+let status = null;
+let received = 0; // pictures over this connection
+let waiting = null; // the latest that is not drawn yet
+let drawing = false;
+let endRest = () => {};
+let still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+// --- the connection ---
+
+function connect() {
+  clearTimeout(retry);
+  socket = new WebSocket(new URL("live", location.href.replace(/^http/, "ws")));
+  socket.binaryType = "arraybuffer";
+  received = 0;
+  heard = performance.now();
+  socket.onopen = watch;
+  socket.onmessage = ({ data }) => {
+    heard = performance.now();
+    delay = 500;
+    if (typeof data === "string") {
+      tell(JSON.parse(data));
+    } else {
+      received += 1;
+      waiting = data;
+      if (!drawing) draw();
+    }
+  };
+  socket.onclose = ({ code }) => lost(code === 1013 ? "Too many viewers." : "The lamp is out of reach.");
+}
+
+function lost(why) {
+  socket.onclose = socket.onmessage = socket.onopen = null;
+  socket.close();
+  socket = null;
+  away = true;
+  note(`${why} Trying again …`);
+  retry = setTimeout(connect, delay * (0.75 + Math.random() / 2)); // not all viewers in the same moment
+  delay = Math.min(2 * delay, 8000);
+}
+
+function reconnect() {
+  if (socket === null) connect();
+}
+
+function ask(request) {
+  if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(request));
+}
+
+/** Say whether this page wants pictures. */
+function watch() {
+  ask({ watching: !document.hidden });
+}
+
+// A line that was cut, or a phone that slept, closes nothing.
+setInterval(() => {
+  if (socket !== null && performance.now() - heard > SILENCE) lost("The lamp is out of reach.");
+}, 1000);
+
+addEventListener("online", reconnect);
+document.addEventListener("visibilitychange", () => {
+  watch();
+  if (!document.hidden) reconnect();
+});
+
+// --- the picture ---
+
+/** Enlarge by doubling: the browser's own linear stretch shows the pixels of a small picture as diamonds. */
+function enlarger(canvas) {
+  const steps = [];
+  return (picture, width, height, until) => {
+    let from = picture;
+    for (let step = 0, first = true; first || Math.max(width, height) < until; step += 1) {
+      if (!first) [width, height] = [2 * width, 2 * height];
+      first = false;
+      const last = Math.max(width, height) >= until;
+      const to = last ? canvas : (steps[step] ??= document.createElement("canvas"));
+      if (to.width !== width || to.height !== height) [to.width, to.height] = [width, height];
+      const context = to.getContext("2d", { alpha: false });
+      context.imageSmoothingQuality = "high";
+      context.drawImage(from, 0, 0, width, height);
+      from = to;
+    }
+  };
+}
+
+const enlargeLamp = enlarger(find("lamp"));
+
+async function draw() {
+  drawing = true;
+  while (waiting !== null) {
+    const data = waiting;
+    waiting = null;
+    const type = new Uint8Array(data, 0, 1)[0] === 0xff ? "image/jpeg" : "image/webp";
+    try {
+      const picture = await createImageBitmap(new Blob([data], { type }));
+      // No frames are asked for in the background, so the server is not told and sends no more.
+      await new Promise(requestAnimationFrame);
+      paint(picture);
+      picture.close();
+    } catch (error) {
+      console.error(error); // one bad picture; the next is on its way
+    }
+    ask({ drawn: received });
+    if (still) await rest();
+  }
+  drawing = false;
+}
+
+/** For those who want no motion: a picture now and then, until they press play. */
+async function rest() {
+  ask({ watching: false });
+  await new Promise((resolve) => {
+    endRest = resolve;
+    setTimeout(resolve, STILL);
+  });
+  waiting = null; // it was under way when we looked away
+  watch();
+}
+
+function paint(picture) {
+  const { width, height } = picture;
+  enlargeLamp(picture, width, height, SMOOTH);
+  fit(width, height);
+  if (!document.body.classList.contains("fill")) paintRoom(picture, width, height);
+}
+
+/** What is beside the whole picture: its outermost pixels, drawn out to the edges of the screen. */
+function paintRoom(picture, width, height) {
+  const room = find("room");
+  const scale = Math.min(innerWidth / width, innerHeight / height);
+  const beside = innerWidth - scale * width > innerHeight - scale * height;
+  [room.width, room.height] = beside ? [2, height] : [width, 2];
+  const context = room.getContext("2d", { alpha: false });
+  if (beside) {
+    context.drawImage(picture, 0, 0, 1, height, 0, 0, 1, height);
+    context.drawImage(picture, width - 1, 0, 1, height, 1, 0, 1, height);
+  } else {
+    context.drawImage(picture, 0, 0, width, 1, 0, 0, width, 1);
+    context.drawImage(picture, 0, height - 1, width, 1, 0, 1, width, 1);
+  }
+}
+
+let shape = 1; // width over height of the picture
+let chosen = null; // whether it fills the screen, where the viewer has chosen
+
+function fit(width, height) {
+  shape = width / height;
+  // A tall screen is filled: that cuts the room beside a lamp. A wide one is not: that would cut the lamp.
+  const screen = innerWidth / innerHeight;
+  const fills = chosen ?? (screen < shape && screen > shape / 2);
+  document.body.classList.toggle("fill", fills);
+  find("fill").setAttribute("aria-pressed", fills);
+}
+
+addEventListener("resize", () => fit(shape, 1));
+
+// --- what is said ---
+
+function note(text) {
+  if (find("note").textContent !== text) find("note").textContent = text;
+}
+
+/** Set what stands somewhere, but only if it changes: screen readers may read out what does. */
+function write(id, text) {
+  if (find(id).textContent !== text) find(id).textContent = text;
+}
+
+const playing = () => status !== null && !status.paused && !still;
+const short = (value) => `${Number(value.toPrecision(2))}×`;
+
+function tell(news) {
+  status = news;
+  if (away) note("");
+  away = false;
+  write("play-word", playing() ? "Pause" : "Play");
+  find("play-sign").setAttribute("d", playing() ? "M4 2v12h3V2zm5 0v12h3V2z" : "M4 2v12l10-6z");
+  showSpeed(status.speed);
+  showNames(status.names, status.name);
+  if (!seedIsEdited) find("seed").value = status.seed;
+  const label = `Lava lamp ${status.name}, seed ${status.seed}, ${playing() ? "playing" : "paused"}`;
+  if (find("lamp").getAttribute("aria-label") !== label) find("lamp").setAttribute("aria-label", label);
+  write("count", counts(status));
+  write("moments", moments(status.moments));
+}
+
+function counts({ frame, seconds, viewers }) {
+  const [minutes, rest] = [Math.floor(seconds / 60), Math.floor(seconds % 60)];
+  const time = `${minutes}:${String(rest).padStart(2, "0")}`;
+  return `Frame ${frame.toLocaleString("en")} at ${time} · ${viewers} ${viewers === 1 ? "viewer" : "viewers"}`;
+}
+
+function moments(values) {
+  if (values === null) return "";
+  const names = ["mean", "deviation", "skewness", "kurtosis"];
+  const digits = (value) => (value === null ? "–" : value.toFixed(2).replace("-", "−"));
+  return `State: ${names.map((name, index) => `${name} ${digits(values[index])}`).join(", ")}`;
+}
+
+function showSpeed(speed) {
+  write("speed-word", short(speed));
+  find("speed").setAttribute("aria-valuetext", `${Number(speed.toPrecision(2))} times`);
+  if (!dragging) find("speed").value = Math.round(OCTAVE * Math.log2(speed));
+}
+
+function showNames(names, name) {
+  const select = find("name");
+  if ([...select.options].map((option) => option.value).join("\n") !== names.join("\n")) {
+    select.replaceChildren(...names.map((one) => new Option(one, one)));
+  }
+  if (select.value !== name) select.value = name;
+}
+
+// --- the controls ---
+
+let seedIsEdited = false;
+let dragging = false;
+
+function play() {
+  const start = !playing();
+  still = false;
+  endRest();
+  ask({ paused: !start });
+}
+
+function pace(steps) {
+  const [slowest, fastest] = status.speeds;
+  ask({ speed: Math.min(Math.max(2 ** (steps / OCTAVE), slowest), fastest) });
+}
+
+function faster(steps) {
+  if (status !== null) pace(Math.round(OCTAVE * Math.log2(status.speed)) + steps);
+}
+
+function next() {
+  if (status !== null) ask({ seed: (status.seed + 1) % 2 ** 31 });
+}
+
+function nextName() {
+  if (status === null || status.names.length === 1) return;
+  ask({ name: status.names[(status.names.indexOf(status.name) + 1) % status.names.length] });
+}
+
+function fill() {
+  chosen = !document.body.classList.contains("fill");
+  fit(shape, 1);
+}
+
+function full() {
+  if (document.fullscreenElement) document.exitFullscreen();
+  else document.documentElement.requestFullscreen?.().catch(() => note("This browser refuses full screen."));
+}
+
+find("play").onclick = play;
+find("next").onclick = next;
+find("fill").onclick = fill;
+find("full").onclick = full;
+find("full").hidden = !document.fullscreenEnabled; // iPhones
+document.onfullscreenchange = () => find("full").setAttribute("aria-pressed", !!document.fullscreenElement);
+
+find("speed").oninput = () => {
+  dragging = true;
+  pace(Number(find("speed").value));
+};
+find("speed").onchange = () => {
+  dragging = false;
+};
+find("name").onchange = () => ask({ name: find("name").value });
+find("seed").oninput = () => {
+  seedIsEdited = true;
+};
+find("seed").onchange = () => {
+  seedIsEdited = false;
+  if (find("seed").value !== "" && find("seed").validity.valid) ask({ seed: find("seed").valueAsNumber });
+  else if (status !== null) find("seed").value = status.seed;
+};
+
+// Once clicked a button would take the space bar for itself. A keyboard's click has no detail.
+find("controls").onclick = (event) => {
+  if (event.detail > 0) event.target.closest("button")?.blur();
+};
+
+const keys = {
+  " ": play,
+  n: next,
+  w: nextName,
+  f: full,
+  z: fill,
+  "+": () => faster(1),
+  "=": () => faster(1), // where + is, without shift
+  "-": () => faster(-1),
+  0: () => ask({ speed: 1 }),
+};
+
+addEventListener("keydown", (event) => {
+  wake();
+  if (event.key === "Escape") document.activeElement.blur(); // and let the controls fade
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select")) return;
+  if (event.key === " " && event.target.matches("button")) return; // presses that button
+  const action = keys[event.key.toLowerCase()];
+  if (action === undefined) return;
+  event.preventDefault();
+  action();
+});
+
+let fading = 0;
+
+function wake() {
+  document.body.classList.remove("idle");
+  clearTimeout(fading);
+  fading = setTimeout(() => document.body.classList.add("idle"), FADE);
+}
+
+for (const kind of ["pointermove", "pointerdown", "focusin"]) addEventListener(kind, wake, { passive: true });
+
+wake();
+connect();
