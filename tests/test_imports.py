@@ -28,7 +28,7 @@ LAYERS = [
     {"step", "checkpoint"},
     {"train", "rollout"},
     {"export", "score", "lamps"},
-    {"drift"},
+    {"drift", "api"},
     {"report"},
     {"cli"},
     {"__main__"},
