@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,13 +67,13 @@ class LavaLamp:
         """
         if not (fps > 0 and speed > 0 and (seconds is None or seconds > 0)):
             raise UserError(f"frames: fps, speed and seconds must be positive, not {fps}, {speed}, {seconds}")
-        count = None if seconds is None else max(1, round(seconds * fps))
-        times = (tick / fps for tick in (itertools.count() if count is None else range(count)))
+        count = None if seconds is None else max(1, math.ceil(seconds * fps - 1e-6))
+        times = (tick / fps * speed for tick in (itertools.count() if count is None else range(count)))
         if not seamless:
-            return (frame for _, frame in Rollout(self.weights, seed, speed, start=start).play(times))
+            return (frame for _, frame in Rollout(self.weights, seed, start=start).play(times))
         if count is None:
             raise UserError("frames: a seamless clip has an end; give seconds")
-        loop = Loop(self.weights, count / fps, seed, speed, start)
+        loop = Loop(self.weights, count / fps * speed, seed, start)
         return (frame for _, frame in loop.play(times))
 
     def from_picture(self, picture: Frame, seed: int = 0) -> State:

@@ -1,4 +1,4 @@
-"""From a picture to a state: the one whose frame is nearest to the picture, among those a lamp is likely in."""
+"""From a picture to a state: the one whose frame is nearest, among those that a lamp is likely in."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def find_state(
         if on_progress is not None:
             on_progress(n, _ROUNDS)
     states = _on_shell(states)
-    state = states[int(mx.argmin(cost(states)).item())]
+    state = states[int(np.argmin(np.array(cost(states))))]
     frame = np.array(to_bytes(draw(state[None])))[0]
     error = float(np.sqrt(np.mean((frame.astype(np.float64) - picture) ** 2)))
     return Found(np.array(state), frame, picture, error)

@@ -32,6 +32,7 @@ class Programme:
         screen: one of ``SCREENS``; None for auto without a target and none with one.
         format: format of the target; by its ending when None.
         scale: whole factor by which the pictures of the target are enlarged.
+        quality: of the target, 0 to 100; see ``sinks.QUALITIES``.
         fps: frames a second; None for what suits the screen, 30 in a file.
         speed: seconds of the lamp's time in a second of play time.
         seconds: play time; None where not given.
@@ -44,6 +45,7 @@ class Programme:
     screen: str | None = None
     format: str | None = None
     scale: int = 1
+    quality: int | None = None
     fps: float | None = None
     speed: float = 1.0
     seconds: float | None = None
@@ -97,6 +99,11 @@ class Programme:
         seconds = 10.0 if self.seconds is None else self.seconds
         return max(1, math.ceil(seconds * self.rate - 1e-6))
 
+    @property
+    def period(self) -> float:
+        """Seconds of the lamp's time in a seamless clip; it is 10 s of play time if it has no end."""
+        return (10.0 if self.length is None else self.length / self.rate) * self.speed
+
 
 def run(lamps: Lamps, programme: Programme, name: str, seed: int = 0) -> None:
     """Play as a settled programme says; Ctrl-C, SIGTERM, a closed window or pipe are good endings.
@@ -131,6 +138,7 @@ def run(lamps: Lamps, programme: Programme, name: str, seed: int = 0) -> None:
                     fps=programme.rate,
                     format=programme.format,
                     scale=programme.scale,
+                    quality=programme.quality,
                 )
             )
         screen = None if programme.screen == "none" else stack.enter_context(_open_screen(programme, live))

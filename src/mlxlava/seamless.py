@@ -5,9 +5,9 @@ learned step, found in two stages:
 
 1. A bridge. The state step can be undone, so the states from which the start is reached by itself are known
    at every time. A lamp rolls on from the start and is turned a little towards them in each step.
-2. Of all closed paths near the bridge, the one that is steered least, at the lamp's own pace. The steering is
-   the only thing that the Ornstein–Uhlenbeck noise of the step would have to explain, so this is the likeliest
-   closed path of the process (the least action of Onsager and Machlup 1953).
+2. Of all closed paths near the bridge, the one that is steered least, at the lamp's own pace. Steering is
+   what the Ornstein–Uhlenbeck noise of the step would have to explain, so this is the likeliest closed path
+   of the process (the least action of Onsager and Machlup 1953).
 
 Pictures are never blended: every frame is one state's, and states on the way keep the norm of the start.
 """
@@ -38,13 +38,12 @@ OnProgress = Callable[[int, int], None]
 
 
 class Loop:
-    """A closed path of a lamp, for ever: what is played at ``period`` is what was played at 0.
+    """A closed path of a lamp, for ever: its frame at ``period`` is that at 0.
 
     Args:
         weights: a learned lamp with a stationary step.
-        period: seconds of play time after which it begins anew.
+        period: seconds of the lamp's time after which it begins anew.
         seed: which lamp.
-        speed: seconds of the lamp's time in a second of play time.
         start: state (Z,) to begin and end with; one of the seed's when None.
         on_progress: called with the rounds done and all there are.
 
@@ -62,7 +61,6 @@ class Loop:
         weights: Weights,
         period: float,
         seed: int = 0,
-        speed: float = 1.0,
         start: npt.NDArray[np.float32] | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
@@ -73,7 +71,7 @@ class Loop:
                 "take weights with a stationary one (recipe lava)"
             )
         limit_blas_threads(1)  # a path of states is small work
-        steps = period * weights.step_fps * speed
+        steps = period * weights.step_fps
         count = max(_FEWEST, round(steps))
         self._dynamics, self._stats = dynamics, weights.arrays["stats"]["dynamics"]
         # A whole number of steps fills the period, each a little longer or shorter than a learned one.
@@ -87,12 +85,12 @@ class Loop:
         self.states = np.array(self._path)
 
     def play(self, times: Iterable[float]) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
-        """Frames at play times (seconds): each time and its frame, uint8 (H, W, 3)."""
+        """Frames at times of the lamp (seconds): each time and its frame, uint8 (H, W, 3)."""
         for at in times:
             yield at, self._drawer.draw(np.array(self.state(at)))[0]
 
     def state(self, at: float) -> mx.array:
-        """The state (1, Z) at a play time (seconds).
+        """The state (1, Z) at a time of the lamp (seconds).
 
         Between two states of the path it goes evenly from the way on of the first to the way back of the
         second: the velocity of the flow where it is, and all the way the same steering.
@@ -128,7 +126,7 @@ class Loop:
         """
         pace = self._pace()
         steering = self._steering(path)
-        path = path[:, int(mx.argmin(steering / _moved(path)).item())]
+        path = path[:, int(np.argmin(np.array(steering / _moved(path))))]
         held, free, norm = path[:fixed], path[fixed:], mx.linalg.norm(path[0])
 
         def close(free: mx.array) -> mx.array:
@@ -138,11 +136,11 @@ class Loop:
             path = close(free)
             return self._steering(path) + _PACE * (mx.sqrt(_moved(path)) - math.sqrt(pace)) ** 2
 
-        if float(self._steering(path).item()) > _ENOUGH**2 * pace:
+        if float(np.array(self._steering(path))) > _ENOUGH**2 * pace:
             free = _descend(loss, free, on_progress)
         path = close(free)
         mx.eval(path)
-        return path, math.sqrt(float(self._steering(path).item()) / pace)
+        return path, math.sqrt(float(np.array(self._steering(path))) / pace)
 
     def _steering(self, path: mx.array) -> mx.array:
         """Mean squared way from where a path's (K, …, Z) states would go to where they are next; (…)."""
@@ -153,7 +151,7 @@ class Loop:
         """Mean squared way of one step, over random states."""
         states = mx.random.normal((256, self._dynamics.size), key=mx.random.key(0))
         moved = self._dynamics.transport(self._weights, self._stats, states)
-        return float(((moved - states) ** 2).sum(-1).mean().item())
+        return float(np.array(((moved - states) ** 2).sum(-1).mean()))
 
 
 def _starts(size: int, count: int, seed: int, start: npt.NDArray[np.float32] | None) -> mx.array:
