@@ -2,18 +2,19 @@
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from mlxlava.api import LavaLamp, load
+from mlxlava.config import UserError
 
 __version__ = "0.1.0"
 
-__all__ = ["LavaLamp", "__version__", "load"]
+__all__ = ["LavaLamp", "UserError", "__version__", "load"]
 
-
-def __getattr__(name: str) -> Any:
+if TYPE_CHECKING:
+    from mlxlava.api import LavaLamp, load
+else:
     # Late: `import mlxlava` must not load MLX, which --help and the screens do without.
-    if name in ("LavaLamp", "load"):
-        from mlxlava import api
+    def __getattr__(name: str) -> Any:
+        if name in ("LavaLamp", "load"):
+            from mlxlava import api
 
-        return getattr(api, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return getattr(api, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,8 +19,8 @@ from mlxlava.nets import make_generator, to_bytes
 Frame = npt.NDArray[np.uint8]
 OnProgress = Callable[[int, int], None]
 
-_TRIED = 256  # random states that are drawn; the descent starts from the nearest
-_KEPT = 4
+_TRIED = 128  # random states that are drawn; the descent starts from the nearest
+_KEPT = 2
 _AT_ONCE = 8  # frames that are drawn together; more fall out of the processor's cache
 _ROUNDS = 150
 _RATE = 0.1  # of Adam, falling to 0 as a cosine
