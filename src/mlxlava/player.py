@@ -15,7 +15,7 @@ from mlxlava.console import clock, progress, say
 from mlxlava.live import Lamps, Live, Reel, WallClock
 from mlxlava.screens import Screen
 from mlxlava.screens.terminal import Terminal, has_terminal
-from mlxlava.sinks import PipeClosed, Sink, format_of, open_sink
+from mlxlava.sinks import PipeClosed, Sink, check_quality, format_of, open_sink
 
 SCREENS = ("auto", "terminal", "none")
 
@@ -76,7 +76,7 @@ class Programme:
             target = self.name
             say(f"play: there is no terminal, so this writes {target}; -o names another file")
         if target is not None:
-            format_of(target, self.format)
+            check_quality(format_of(target, self.format), self.quality)
         return dataclasses.replace(self, target=target, screen=screen)
 
     @property

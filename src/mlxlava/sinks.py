@@ -329,6 +329,16 @@ def format_of(target: str, name: str | None = None) -> str:
     return found
 
 
+def check_quality(name: str, quality: int | None) -> None:
+    """Refuse a quality that a format has not, or that is none (UserError)."""
+    if quality is None:
+        return
+    if FORMATS[name].settings is None:
+        raise UserError(f"--quality: {name} loses nothing; leave it out, or write another format")
+    if not 0 <= quality <= 100:
+        raise UserError(f"--quality: must be from 0 to 100, not {quality}")
+
+
 class Output:
     """A sink with what all formats share: enlarging, a temporary name until it is finished, plain errors.
 
@@ -438,10 +448,7 @@ def open_sink(
     name = format_of(target, format)
     if scale < 1 or not fps > 0:
         raise UserError(f"output: fps and scale must be positive, not {fps:g} and {scale}")
-    if quality is not None and FORMATS[name].settings is None:
-        raise UserError(f"--quality: {name} loses nothing; leave it out, or write another format")
-    if quality is not None and not 0 <= quality <= 100:
-        raise UserError(f"--quality: must be from 0 to 100, not {quality}")
+    check_quality(name, quality)
     if target == "-" and sys.stdout.isatty():
         raise UserError("output: - is the terminal; pipe it into a player, for example … | ffplay -")
     # 29.97002997 → 30000/1001; 29.97 → 2997/100.
