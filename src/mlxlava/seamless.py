@@ -29,6 +29,7 @@ from mlxlava.rollout import Rollout
 _STARTS = 16  # lamps of a seed that are tried; the one that its bridge steers least is taken
 _LONG = 400  # learned steps from which the first lamp needs so little steering that none has to be chosen
 _FEWEST = 8  # states of a loop
+_QUEUED = 64  # steps that are computed together: a long path stays flat in memory
 _ENOUGH = 0.05  # steering, as a share of the motion, that is left as it is
 _ROUNDS = 400
 _RATE = 0.02  # of Adam, falling to 0 as a cosine
@@ -109,13 +110,15 @@ class Loop:
     def _bridge(self, starts: mx.array, count: int) -> mx.array:
         """Closed paths from states (B, Z), turned evenly towards where the start lies ahead; (K, B, Z)."""
         ahead = [starts]  # the states from which the start is 0, 1, 2 … steps ahead
-        for _ in range(count - 1):
+        for n in range(1, count):
             ahead.append(self._dynamics.inverse(self._weights, self._stats, ahead[-1]))
+            if n % _QUEUED == 0:
+                mx.eval(ahead[-1])
         path = [starts]
         for n in range(1, count):
             moved = self._dynamics.transport(self._weights, self._stats, path[-1])
             path.append(_between(moved, ahead[count - n], 1 / (count - n + 1)))
-            if n % 64 == 0:
+            if n % _QUEUED == 0:
                 mx.eval(path[-1])
         return mx.stack(path)
 
