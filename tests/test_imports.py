@@ -22,7 +22,7 @@ LAYERS = [
     {"backend", "console", "sinks"},
     {"live"},
     {"lamp"},
-    {"losses", "conv", "footage", "screens", "metrics", "normality"},
+    {"losses", "conv", "descent", "footage", "screens", "metrics", "normality"},
     {"nets", "player"},
     {"dynamics"},
     {"step", "checkpoint"},

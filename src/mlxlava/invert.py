@@ -14,10 +14,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from mlxlava.backend import limit_blas_threads, mx
 from mlxlava.checkpoint import Weights
 from mlxlava.config import UserError
+from mlxlava.descent import OnProgress, descend
 from mlxlava.nets import make_generator, to_bytes
 
 Frame = npt.NDArray[np.uint8]
-OnProgress = Callable[[int, int], None]
 
 _TRIED = 128  # random states that are drawn; the descent starts from the nearest
 _KEPT = 2
@@ -94,16 +94,9 @@ def find_state(
         return error / (2 * sigma**2) + (states * states).sum(-1) / 2
 
     states = _nearest(cost, mx.random.normal((_TRIED, size), key=mx.random.key(seed)))
-    gradient = mx.grad(lambda states: cost(states).sum())
-    mean, square = mx.zeros_like(states), mx.zeros_like(states)
-    for n in range(1, _ROUNDS + 1):
-        slope = gradient(states)
-        mean, square = 0.9 * mean + 0.1 * slope, 0.99 * square + 0.01 * slope * slope
-        rate = _RATE * 0.5 * (1 + math.cos(math.pi * n / _ROUNDS))
-        states = states - rate * (mean / (1 - 0.9**n)) / (mx.sqrt(square / (1 - 0.99**n)) + 1e-8)
-        mx.eval(states, mean, square)
-        if on_progress is not None:
-            on_progress(n, _ROUNDS)
+    states = descend(
+        lambda states: cost(states).sum(), states, rounds=_ROUNDS, rate=_RATE, on_progress=on_progress
+    )
     states = _on_shell(states)
     state = states[int(np.argmin(np.array(cost(states))))]
     frame = np.array(to_bytes(draw(state[None])))[0]

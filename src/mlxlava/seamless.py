@@ -15,7 +15,7 @@ Pictures are never blended: every frame is one state's, and states on the way ke
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ import numpy.typing as npt
 from mlxlava.backend import limit_blas_threads, mx
 from mlxlava.checkpoint import Weights
 from mlxlava.config import UserError
+from mlxlava.descent import OnProgress, descend
 from mlxlava.dynamics import StationaryStep, make_dynamics
 from mlxlava.rollout import Rollout
 
@@ -34,8 +35,6 @@ _ENOUGH = 0.05  # steering, as a share of the motion, that is left as it is
 _ROUNDS = 400
 _RATE = 0.02  # of Adam, falling to 0 as a cosine
 _PACE = 3.0  # weight of the pace against the steering
-
-OnProgress = Callable[[int, int], None]
 
 
 class Loop:
@@ -82,7 +81,7 @@ class Loop:
         self.size = weights.recipe.data.size
         path = self._bridge(_starts(dynamics.size, count, seed, start), count)
         fixed = 0 if start is None else 1
-        self._path, self.steering = self._relax(path, fixed, on_progress or (lambda done, total: None))
+        self._path, self.steering = self._relax(path, fixed, on_progress)
         self.states = np.array(self._path)
 
     def play(self, times: Iterable[float]) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
@@ -122,7 +121,7 @@ class Loop:
                 mx.eval(path[-1])
         return mx.stack(path)
 
-    def _relax(self, path: mx.array, fixed: int, on_progress: OnProgress) -> tuple[mx.array, float]:
+    def _relax(self, path: mx.array, fixed: int, on_progress: OnProgress | None) -> tuple[mx.array, float]:
         """The path (K, Z) of least steering near the best of bridges (K, B, Z), and its steering.
 
         The first ``fixed`` states stay what they are. A start that need not stay has no corner in the end.
@@ -140,7 +139,7 @@ class Loop:
             return self._steering(path) + _PACE * (mx.sqrt(_moved(path)) - math.sqrt(pace)) ** 2
 
         if float(np.array(self._steering(path))) > _ENOUGH**2 * pace:
-            free = _descend(loss, free, on_progress)
+            free = descend(loss, free, rounds=_ROUNDS, rate=_RATE, on_progress=on_progress)
         path = close(free)
         mx.eval(path)
         return path, math.sqrt(float(np.array(self._steering(path))) / pace)
@@ -162,20 +161,6 @@ def _starts(size: int, count: int, seed: int, start: npt.NDArray[np.float32] | N
     if start is not None:
         return mx.array(start)[None]
     return mx.random.normal((_STARTS if count < _LONG else 1, size), key=mx.random.key(seed))
-
-
-def _descend(loss: Callable[[mx.array], mx.array], x: mx.array, on_progress: OnProgress) -> mx.array:
-    """Adam (Kingma 2015) on one array; its rate falls to 0."""
-    gradient = mx.grad(loss)
-    mean, square = mx.zeros_like(x), mx.zeros_like(x)
-    for n in range(1, _ROUNDS + 1):
-        slope = gradient(x)
-        mean, square = 0.9 * mean + 0.1 * slope, 0.99 * square + 0.01 * slope * slope
-        rate = _RATE * 0.5 * (1 + math.cos(math.pi * n / _ROUNDS))
-        x = x - rate * (mean / (1 - 0.9**n)) / (mx.sqrt(square / (1 - 0.99**n)) + 1e-8)
-        mx.eval(x, mean, square)
-        on_progress(n, _ROUNDS)
-    return x
 
 
 def _next(path: mx.array) -> mx.array:
