@@ -311,8 +311,10 @@ def loop(name: str | None, seed: int, picture: Path | None, seamless: bool, **op
     from mlxlava.lamps import LearnedLamps
     from mlxlava.player import Programme, run
 
+    lamps = LearnedLamps(name, picture)
     programme = Programme(**options).settle()
-    lamps = LearnedLamps(name, picture, programme.period if seamless else None)
+    if seamless:
+        lamps.period = programme.period
     run(lamps, programme, lamps.names[0], seed)
 
 

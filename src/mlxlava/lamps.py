@@ -25,18 +25,21 @@ class LearnedLamps:
     Args:
         name: shipped weights, a folder of weights or a run; the shipped ``lava`` when None.
         picture: what the first lamp that is opened looks like at first.
+
+    Attributes:
         period: seconds of the lamp's time after which each lamp is back where it began; None for never.
 
     Raises:
         UserError: they, or the picture, cannot be read.
     """
 
-    def __init__(self, name: str | None, picture: Path | None = None, period: float | None = None) -> None:
+    def __init__(self, name: str | None, picture: Path | None = None) -> None:
         first = name or "lava"
         # The first is read at once: a mistake shall be known before a screen is opened.
         self._weights = {first: load_weights(first)}
         self.names: Sequence[str] = list(dict.fromkeys([first, *(path.name for path in shipped_weights())]))
-        self._picture, self._period = picture, period
+        self._picture = picture
+        self.period: float | None = None
 
     def open(self, name: str, seed: int) -> Reel:
         """The lamp of a seed."""
@@ -45,8 +48,8 @@ class LearnedLamps:
         weights, start = self._weights[name], None
         if self._picture is not None:
             start, self._picture = _state_of(self._picture, weights, seed), None
-        if self._period is not None:
-            loop = _closed_path(weights, self._period, seed, start)
+        if self.period is not None:
+            loop = _closed_path(weights, self.period, seed, start)
             return Reel(loop.play, loop.size)
         rollout = Rollout(weights, seed, start=start)
         return Reel(rollout.play, rollout.size, lambda: moments(rollout.states[:1]))
