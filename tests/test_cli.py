@@ -191,6 +191,39 @@ def _seek(image: Image.Image, number: int) -> Image.Image:
     return image
 
 
+def test_a_seamless_clip_has_all_its_frames_and_says_what_it_cost(run: Run, tmp_path: Path) -> None:
+    status, said = run(
+        "loop", "--seamless", "--seconds", "4", "--fps", "5", "--speed", "2", "-o", "lava.apng"
+    )
+    assert status == 0, said
+    assert re.search(r"seamless: closed by steering that is \d+%", said)
+    frames = np.stack(list(iio.imiter(tmp_path / "lava.apng", plugin="pillow"))).astype(float)
+    assert len(frames) == 20
+    change = np.abs(np.diff(np.concatenate([frames, frames[:1]]), axis=0)).mean((1, 2, 3))
+    assert change[:-1].min() * 0.8 < change[-1] < change[:-1].max() * 1.2
+
+
+@pytest.mark.parametrize(("fps", "speed"), [("240", "0.05"), ("1", "50")])
+def test_the_slowest_and_the_fastest(fps: str, speed: str, run: Run, tmp_path: Path) -> None:
+    status, said = run("loop", "--fps", fps, "--speed", speed, "--frames", "4", "-o", "lava.raw")
+    assert status == 0, said
+    frames = np.fromfile(tmp_path / "lava.raw", np.uint8).reshape(4, 64, 64, 3).astype(float)
+    change = np.abs(np.diff(frames, axis=0)).mean()
+    assert change < 0.02 if fps == "240" else change > 1
+
+
+def test_a_lamp_goes_on_from_a_picture(run: Run, video: Path, tmp_path: Path) -> None:
+    assert run("train", str(video), "-o", "mine", "--steps", "1", *TINY)[0] == 0
+    Image.fromarray(next(lamp.frames((64, 64), fps=5))).save(tmp_path / "photo.png")
+    status, said = run("loop", "--weights", "mine", "--from", "photo.png", "--frames", "2", "-o", "a.gif")
+    assert status == 0, said
+    assert re.search(r"from: the nearest frame differs from photo.png by \d+\.\d of 255", said)
+    (tmp_path / "notes.txt").write_text("no picture")
+    status, said = run("loop", "--from", "notes.txt", "--frames", "2", "-o", "b.gif")
+    assert status == 2 and "notes.txt is no picture" in said
+    assert not (tmp_path / "b.gif").exists()
+
+
 def test_without_a_terminal_ten_seconds_are_written_and_said(run: Run, tmp_path: Path) -> None:
     status, said = run("loop", "--fps", "2")
     assert status == 0

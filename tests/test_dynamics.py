@@ -167,9 +167,9 @@ def test_states_in_between_lie_on_the_way(tiny: Recipe) -> None:
     ]
     assert np.allclose(path[0], np.array(states), atol=1e-6)
     assert np.allclose(path[-1], np.array(step.advance(weights, stats, states, noise)), atol=1e-6)
-    whole = np.abs(path[-1] - path[0]).max()
-    # The noise grows like a square root, so the first part of the way is the steepest.
-    assert max(np.abs(b - a).max() for a, b in itertools.pairwise(path)) < 0.5 * whole
+    parts = [np.linalg.norm(b - a, axis=1).mean() for a, b in itertools.pairwise(path)]
+    # At an even speed, the noise included: no jolt when a learned step begins.
+    assert max(parts) < 1.15 * min(parts)
 
 
 @pytest.mark.parametrize("kind", ["tiny", "tiny_duralava"])

@@ -89,6 +89,7 @@ def test_without_a_terminal_it_writes_a_file_and_says_so(capsys: pytest.CaptureF
         Programme(screen="none"),
         Programme(target="a.doc"),
         Programme(target="-", format="mp4"),
+        Programme(target="a.apng", quality=50),
     ],
 )
 def test_what_excludes_each_other_is_refused(programme: Programme) -> None:

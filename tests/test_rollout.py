@@ -11,7 +11,7 @@ import pytest
 
 from mlxlava import rollout
 from mlxlava.backend import mx
-from mlxlava.checkpoint import Weights, playable
+from mlxlava.checkpoint import Weights, load_weights, playable
 from mlxlava.config import Recipe, override
 from mlxlava.dynamics import StationaryStep, make_dynamics
 from mlxlava.footage import Footage
@@ -135,3 +135,46 @@ def test_a_hasty_lamp_is_slowed_to_the_pace_of_its_footage(tiny: Recipe, footage
         lamp, arrays={**lamp.arrays, "dynamics": dynamics.slowed(hasty["dynamics"], 0)}
     )
     assert true_pace(still, footage.frames, footage.cuts)[1] == 1.0
+
+
+def test_motion_between_frames_scales_with_the_time_between_them() -> None:
+    """Of 1 to 240 frames a second and ×0.05 to ×50, which are times of the lamp from 1/4800 to 50 s apart."""
+    lamp, rates = load_weights(), {}
+    for apart in (1 / 30, 1 / 120, 1 / 960, 1 / 4800):
+        path = [frame for _, frame in Rollout(lamp, seed=2).play(3.0 + n * apart for n in range(25))]
+        # Rounding to grey levels cancels in the mean: a pixel changes as often as it should.
+        change = np.abs(np.diff(np.array(path, dtype=float), axis=0)).mean((1, 2, 3))
+        rates[apart] = change.mean() / apart
+        if apart >= 1 / 120:
+            assert change.max() < 2 * np.median(change)  # no jolt at a learned step
+    mean = np.mean(list(rates.values()))
+    assert all(abs(rate / mean - 1) < 0.25 for rate in rates.values()), rates
+    assert mean > 1
+
+
+def test_whole_steps_are_the_learned_ones_at_any_rate_and_speed() -> None:
+    lamp = load_weights()
+    rollout = Rollout(lamp, seed=2)
+    learned = rollout.draw(np.concatenate([rollout.states[None], rollout.roll(100)], axis=1)[0])
+    for fps, speed in ((5, 1.0), (240, 1.0), (240, 0.05), (1, 10.0), (30, 50.0)):
+        per_frame = 5 * speed / fps
+        whole = [n for n in range(1, 5000) if abs(n * per_frame - round(n * per_frame)) < 1e-9][:2]
+        frames = play(lamp, [n / fps * speed for n in whole], seed=2)
+        for n, frame in zip(whole, frames.values(), strict=True):
+            assert np.array_equal(frame, learned[round(n * per_frame)]), (fps, speed)
+
+
+def test_a_frame_between_two_learned_steps_is_no_blend_of_theirs() -> None:
+    """Wax moves; in a blend it would fade out here and in there."""
+    lamp = load_weights()
+    dynamics = make_dynamics(lamp.recipe)
+    assert isinstance(dynamics, StationaryStep)
+    far = dynamics.slowed(lamp.arrays["dynamics"], 8.0)  # so far between steps that a blend would show
+    fast = Weights(lamp.recipe, 0.5, {**lamp.arrays, "dynamics": far}, {})
+    closer, count = 0, 12
+    for seed in range(count):
+        first, half, second = (frame.astype(float) for frame in play(fast, [0.0, 1.0, 2.0], seed).values())
+        blend = (first + second) / 2
+        # A blend has less contrast than what it is made of.
+        closer += bool(half.std() > blend.std())
+    assert closer >= count - 1

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,28 @@ def test_another_reader_sees_what_was_written(name: str, tmp_path: Path) -> None
     # The mean colour too: a wrong matrix or range shifts it.
     assert np.abs(np.mean(seen, axis=(0, 1, 2)) - np.mean(frames, axis=(0, 1, 2))).max() < 0.6
     assert np.abs(seen[-1].astype(float) - seen[0]).mean() > 8  # the blob has moved
+
+
+@pytest.mark.parametrize("name", [name for name, kind in FORMATS.items() if kind.settings is not None])
+def test_quality_is_paid_for_in_bytes(name: str, tmp_path: Path) -> None:
+    frames, sizes, errors = moving(height=128, width=96), [], []
+    for quality in (0, 50, 100):
+        path = tmp_path / f"{quality}.{name}"
+        write(path, frames, quality=quality)
+        seen, _ = READERS[name][0](path)
+        sizes.append(path.stat().st_size)
+        errors.append(float(np.abs(np.array(seen, dtype=float) - np.array(frames)).mean()))
+    assert sizes == sorted(set(sizes)), sizes
+    assert errors == sorted(set(errors), reverse=True), errors
+
+
+@pytest.mark.parametrize("name", [name for name, kind in FORMATS.items() if kind.settings is None])
+def test_what_loses_nothing_has_no_quality(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"--quality: {name} loses nothing"):
+        write(tmp_path / f"lava.{name}", moving(1), quality=50)
+    with pytest.raises(UserError, match="from 0 to 100"):
+        write(tmp_path / "lava.gif", moving(1), quality=101)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_format_is_found_by_its_endings(tmp_path: Path) -> None:
@@ -304,6 +327,29 @@ def test_a_closed_pipe_ends_it_quietly(name: str) -> None:
         head = process.stdout.read(40)
         assert head.startswith(b"YUV4MPEG2 W64 H64 F20:1 ") or name == "raw"
         process.stdout.close()
+        assert process.stderr.read().splitlines()[-1] == b"closed"
+    assert process.returncode == 0
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="only Linux tells a process's memory there"
+)
+def test_a_slow_reader_holds_the_lamp_back() -> None:
+    def resident(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+
+    height = 2048  # 384 KiB a frame
+    with start_endless("-", "raw", height) as process:
+        assert process.stdout is not None
+        process.stdout.read(height * 64 * 3)
+        before = resident(process.pid)
+        for _ in range(20):
+            time.sleep(0.02)  # in which some hundred frames could be made
+            frame = np.frombuffer(process.stdout.read(height * 64 * 3), np.uint8)
+            assert frame.min() == frame.max()
+        assert resident(process.pid) - before < 4 * 2**20  # a few frames and no more
+        process.stdout.close()
+        assert process.stderr is not None
         assert process.stderr.read().splitlines()[-1] == b"closed"
     assert process.returncode == 0
 

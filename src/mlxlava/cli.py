@@ -299,6 +299,9 @@ _playing = _options(
         help="Enlarge the pictures of a file by this factor.",
     ),
     click.option(
+        "--quality", type=click.IntRange(0, 100), help="Of mp4, webm, gif and webp files; 75 when not given."
+    ),
+    click.option(
         "--screen", type=click.Choice(SCREENS), help="Where to show; auto without -o, none with it."
     ),
     click.option(
@@ -316,15 +319,26 @@ _playing = _options(
 @click.option(
     "--weights", "name", metavar="NAME|PATH", help="Shipped weights, a folder of weights, or a run."
 )
+@click.option(
+    "--from",
+    "picture",
+    metavar="PICTURE",
+    type=click.Path(path_type=Path),
+    help="Go on from the state whose frame is nearest to a picture.",
+)
+@click.option("--seamless", is_flag=True, help="A clip whose end meets its start, to be played in a loop.")
 @_playing
 @_debug
-def loop(name: str | None, seed: int, **options: Any) -> None:
-    """Play a learned lamp: in the terminal, on a web page, or into a file or a pipe."""
+def loop(name: str | None, seed: int, picture: Path | None, seamless: bool, **options: Any) -> None:
+    """Play a learned lamp: in a window, in the terminal, on a web page, or into a file or a pipe."""
     from mlxlava.lamps import LearnedLamps
     from mlxlava.player import Programme, run
 
-    lamps = LearnedLamps(name)
-    run(lamps, Programme(**options).settle(), lamps.names[0], seed)
+    lamps = LearnedLamps(name, picture)
+    programme = Programme(**options).settle()
+    if seamless:
+        lamps.period = programme.period
+    run(lamps, programme, lamps.names[0], seed)
 
 
 @cli.command()

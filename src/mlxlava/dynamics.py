@@ -76,10 +76,10 @@ class StationaryStep:
             states = self._couple(weights[f"coupling{c}"], stats[f"basis{c}"], states, dt)
         return states
 
-    def inverse(self, weights: Tree, stats: Tree, states: mx.array) -> mx.array:
+    def inverse(self, weights: Tree, stats: Tree, states: mx.array, dt: float | mx.array = 1.0) -> mx.array:
         """The states (B, Z) that ``transport`` takes to these; with rho = 1 that undoes a step."""
         for c in reversed(range(self.couplings)):
-            states = self._couple(weights[f"coupling{c}"], stats[f"basis{c}"], states, -1.0)
+            states = self._couple(weights[f"coupling{c}"], stats[f"basis{c}"], states, -dt)
         return states
 
     def _couple(self, layer: Tree, basis: mx.array, states: mx.array, dt: float | mx.array) -> mx.array:
@@ -96,7 +96,7 @@ class StationaryStep:
     def advance(
         self, weights: Tree, stats: Tree, states: mx.array, noise: mx.array, dt: float | mx.array = 1.0
     ) -> mx.array:
-        """States (B, Z) a share ``dt`` of a learned step later; ``noise`` (B, Z) is that step's own.
+        """States (B, Z) a share ``dt`` (0 … 1) of a learned step later; ``noise`` (B, Z) is that step's own.
 
         Going from one state by dt = 0 … 1 with the same noise runs along one path, so states in
         between need no others.
@@ -113,12 +113,21 @@ class StationaryStep:
         return self.inverse(weights, stats, self._stir(weights, states, noise, 1.0))
 
     def _stir(self, weights: Tree, states: mx.array, noise: mx.array, dt: float | mx.array) -> mx.array:
-        """The Ornstein–Uhlenbeck part of ``dt`` of a step: a little is forgotten, as much is added."""
+        """The Ornstein–Uhlenbeck part of ``dt`` of a step: a little is forgotten, as much is added.
+
+        Part of a step turns by as much of the angle whose cosine is rho: N(0, I) is kept, and the speed is
+        even. Noise that grows like √dt, as the process itself has it, would jolt the lamp after each learned
+        step (docs/decisions.md, "Even between learned steps").
+        """
         if self.keeps_norm:
             return states
         rate = mx.exp(weights["log_rate"]) if self.learn_rho else mx.array(-math.log(self.rho))
         # expm1: 1 − rho² is lost to rounding in float32 when rho is near one.
-        return mx.exp(-rate * dt) * states + mx.sqrt(-mx.expm1(-2 * rate * dt)) * noise
+        noisy = mx.sqrt(-mx.expm1(-2 * rate))
+        if isinstance(dt, float) and dt == 1.0:
+            return mx.exp(-rate) * states + noisy * noise
+        angle = dt * mx.arcsin(noisy)
+        return mx.cos(angle) * states + mx.sin(angle) * noise
 
     def slowed(self, weights: Tree, share: float) -> Tree:
         """Weights whose step makes ``share`` of the rotations: the same flow, more slowly."""

@@ -15,7 +15,7 @@ from mlxlava.console import clock, progress, say
 from mlxlava.live import Lamps, Live, Reel, WallClock
 from mlxlava.screens import Screen
 from mlxlava.screens.terminal import Terminal, has_terminal
-from mlxlava.sinks import PipeClosed, Sink, format_of, open_sink
+from mlxlava.sinks import PipeClosed, Sink, check_quality, format_of, open_sink
 
 _FPS = 30.0  # where neither the user nor the screen has a wish
 _HIDDEN_FPS = 2.0
@@ -30,6 +30,7 @@ class Programme:
         screen: one of ``config.SCREENS``; None for auto without a target and none with one.
         format: format of the target; by its ending when None.
         scale: whole factor by which the pictures of the target are enlarged.
+        quality: of the target, 0 to 100; see ``sinks.QUALITIES``.
         fps: frames a second; None for what suits the screen, 30 in a file.
         speed: seconds of the lamp's time in a second of play time.
         seconds: play time; None where not given.
@@ -43,6 +44,7 @@ class Programme:
     screen: str | None = None
     format: str | None = None
     scale: int = 1
+    quality: int | None = None
     fps: float | None = None
     speed: float = 1.0
     seconds: float | None = None
@@ -77,7 +79,7 @@ class Programme:
             target = self.name
             say(f"play: there is no terminal, so this writes {target}; -o names another file")
         if target is not None:
-            format_of(target, self.format)
+            check_quality(format_of(target, self.format), self.quality)
         return dataclasses.replace(self, target=target, screen=screen)
 
     @property
@@ -99,6 +101,11 @@ class Programme:
             return None
         seconds = 10.0 if self.seconds is None else self.seconds
         return max(1, math.ceil(seconds * self.rate - 1e-6))
+
+    @property
+    def period(self) -> float:
+        """Seconds of the lamp's time in a seamless clip; it is 10 s of play time if it has no end."""
+        return (10.0 if self.length is None else self.length / self.rate) * self.speed
 
 
 def run(lamps: Lamps, programme: Programme, name: str, seed: int = 0) -> None:
@@ -134,6 +141,7 @@ def run(lamps: Lamps, programme: Programme, name: str, seed: int = 0) -> None:
                     fps=programme.rate,
                     format=programme.format,
                     scale=programme.scale,
+                    quality=programme.quality,
                 )
             )
         screen = None if programme.screen == "none" else stack.enter_context(_open_screen(programme, live))

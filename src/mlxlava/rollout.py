@@ -39,9 +39,17 @@ class Rollout:
         speed: seconds of the lamp's time in a second of play time.
         lamps: lamps rolled together, for ``roll``; ``play`` draws the first. A step that needs companions
             rolls that many, whatever is asked for.
+        start: state (Z,) that the first lamp goes on from; one of the seed's when None.
     """
 
-    def __init__(self, weights: Weights, seed: int = 0, speed: float = 1.0, lamps: int = 1) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        seed: int = 0,
+        speed: float = 1.0,
+        lamps: int = 1,
+        start: npt.NDArray[np.float32] | None = None,
+    ) -> None:
         limit_blas_threads(1)  # one frame is too little work for two threads: they wait for each other
         self._arrays, self._seed = weights.arrays, seed
         self._dynamics = make_dynamics(weights.recipe)
@@ -53,6 +61,8 @@ class Rollout:
         companions = self._dynamics.companions
         self._shape = (lamps if companions == 1 else companions, weights.recipe.generator.state_size)
         self._states = mx.random.normal(self._shape, key=mx.random.key(_mix(seed, -1)))
+        if start is not None:
+            self._states[0] = mx.array(start)
         self._norms = mx.linalg.norm(self._states, axis=-1, keepdims=True)
         self._step = 0
         self._noise = self._new_noise()

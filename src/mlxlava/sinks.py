@@ -31,6 +31,8 @@ from mlxlava.config import UserError, nearest
 
 Frame = npt.NDArray[np.uint8]
 
+_Settings = tuple[int, ...] | None  # of an encoder, at QUALITIES; None: nothing is lost
+
 # BT.601, studio range: what players assume of a YUV4MPEG2 stream, which has no tag for it.
 _YUV = np.array(
     [[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]], dtype=np.float32
@@ -49,6 +51,11 @@ _PALETTE_FRAMES = 250
 
 # Browsers play GIF frames of 1/100 s ten times too slow, so 2/100 s is the shortest.
 _GIF_MAX_FPS = 50
+
+# What quality (0 to 100) means: the same peak signal-to-noise ratio in whatever format. A format names its
+# encoder's settings at these, measured on a lamp at 256×256 (docs/playing.md, "Quality").
+QUALITIES = (0, 25, 50, 75, 100)
+QUALITY = 75
 
 # ffmpeg exits with 256 − errno; these say more than its last line does.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -76,8 +83,9 @@ class _Format(Sink, Protocol):
 
     endings: ClassVar[tuple[str, ...]]
     pipes: ClassVar[bool]  # whether it can go to stdout
+    settings: ClassVar[_Settings]
 
-    def __init__(self, path: str, size: tuple[int, int], rate: Fraction) -> None: ...
+    def __init__(self, path: str, size: tuple[int, int], rate: Fraction, quality: int) -> None: ...
 
 
 def enlarge(frame: Frame, scale: int) -> Frame:
@@ -118,6 +126,7 @@ class _Stream:
     """Bytes of one length a frame, written by Python itself: no encoder process, so they can be piped."""
 
     pipes: ClassVar[bool] = True
+    settings: ClassVar[_Settings] = None
 
     def __init__(self, path: str, header: bytes, frame_bytes: int) -> None:
         self._path, self._header_bytes, self._frame_bytes = path, len(header), frame_bytes
@@ -148,7 +157,7 @@ class Raw(_Stream):
 
     endings: ClassVar[tuple[str, ...]] = ("raw", "rgb")
 
-    def __init__(self, path: str, size: tuple[int, int], rate: Fraction) -> None:
+    def __init__(self, path: str, size: tuple[int, int], rate: Fraction, quality: int) -> None:
         super().__init__(path, b"", size[0] * size[1] * 3)
 
     def _pack(self, frame: Frame) -> bytes:
@@ -160,7 +169,7 @@ class Y4m(_Stream):
 
     endings: ClassVar[tuple[str, ...]] = ("y4m",)
 
-    def __init__(self, path: str, size: tuple[int, int], rate: Fraction) -> None:
+    def __init__(self, path: str, size: tuple[int, int], rate: Fraction, quality: int) -> None:
         height, width = size
         tags = f"W{width} H{height} F{rate.numerator}:{rate.denominator} Ip A1:1 C444 XCOLORRANGE=LIMITED"
         super().__init__(path, f"YUV4MPEG2 {tags}\n".encode(), len(b"FRAME\n") + height * width * 3)
@@ -174,9 +183,11 @@ class _Encoder:
     """The ffmpeg process that comes with imageio-ffmpeg; a format is the options it is given."""
 
     pipes: ClassVar[bool] = False
-    options: str  # no option may hold a space
+    settings: ClassVar[_Settings]
+    options: str  # no option may hold a space; {level} is the setting of the quality
 
-    def __init__(self, path: str, size: tuple[int, int], rate: Fraction) -> None:
+    def __init__(self, path: str, size: tuple[int, int], rate: Fraction, quality: int) -> None:
+        level = None if self.settings is None else round(np.interp(quality, QUALITIES, self.settings))
         # discardcorrupt: Ctrl-C in the middle of a write leaves part of a frame at the end.
         general = "-hide_banner -loglevel error -nostats -y -fflags +discardcorrupt"
         source = f"-f rawvideo -pix_fmt rgb24 -s {size[1]}x{size[0]} -r {rate} -i -"
@@ -186,7 +197,7 @@ class _Encoder:
             self._process = subprocess.Popen(
                 [
                     imageio_ffmpeg.get_ffmpeg_exe(),
-                    *f"{general} {source} {self.options}".split(),
+                    *f"{general} {source} {self.options.format(level=level)}".split(),
                     f"file:{path}",
                 ],
                 stdin=subprocess.PIPE,
@@ -233,39 +244,45 @@ class Mp4(_Encoder):
     """H.264, 4:2:0: plays in QuickTime and browsers."""
 
     endings: ClassVar[tuple[str, ...]] = ("mp4", "m4v")
-    options = f"{_VIDEO_COLOURS} -c:v libx264 -crf 18 -movflags +faststart -f mp4"
+    settings: ClassVar[_Settings] = (46, 36, 28, 18, 10)
+    options = f"{_VIDEO_COLOURS} -c:v libx264 -crf {{level}} -movflags +faststart -f mp4"
 
 
 class Webm(_Encoder):
     """VP9, 4:2:0."""
 
     endings: ClassVar[tuple[str, ...]] = ("webm",)
+    settings: ClassVar[_Settings] = (63, 50, 38, 24, 10)
     # libvpx's own default speed is many times slower for a few per cent of size.
-    options = f"{_VIDEO_COLOURS} -c:v libvpx-vp9 -crf 24 -b:v 0 -deadline good -cpu-used 4 -row-mt 1 -f webm"
+    options = (
+        f"{_VIDEO_COLOURS} -c:v libvpx-vp9 -crf {{level}} -b:v 0 -deadline good -cpu-used 4 -row-mt 1 -f webm"
+    )
 
 
 class Gif(_Encoder):
     """GIF that loops for ever; delays are whole hundredths of a second whose sum keeps the true time."""
 
     endings: ClassVar[tuple[str, ...]] = ("gif",)
+    settings: ClassVar[_Settings] = (24, 56, 112, 176, 256)  # colours
 
-    def __init__(self, path: str, size: tuple[int, int], rate: Fraction) -> None:
+    def __init__(self, path: str, size: tuple[int, int], rate: Fraction, quality: int) -> None:
         # One palette for the whole file (one for each frame doubles the size), from its first frames, so
         # that everything after them streams. Ordered dither: error diffusion crawls.
         first = max(1, min(_PALETTE_FRAMES, _PALETTE_BYTES // (4 * size[0] * size[1])))
         thin = f"fps={_GIF_MAX_FPS}," if rate > _GIF_MAX_FPS else ""
         self.options = (
             f"-filter_complex {thin}split[head][all];"
-            f"[head]trim=end_frame={first},palettegen=reserve_transparent=0[palette];"
+            f"[head]trim=end_frame={first},palettegen=max_colors={{level}}:reserve_transparent=0[palette];"
             "[all][palette]paletteuse=dither=bayer:bayer_scale=5:diff_mode=rectangle -loop 0 -f gif"
         )
-        super().__init__(path, size, rate)
+        super().__init__(path, size, rate, quality)
 
 
 class Apng(_Encoder):
     """Animated PNG that loops for ever; lossless."""
 
     endings: ClassVar[tuple[str, ...]] = ("apng", "png")
+    settings: ClassVar[_Settings] = None
     options = "-c:v apng -plays 0 -f apng"
 
 
@@ -273,8 +290,9 @@ class Webp(_Encoder):
     """Animated WebP that loops for ever."""
 
     endings: ClassVar[tuple[str, ...]] = ("webp",)
+    settings: ClassVar[_Settings] = (3, 22, 65, 85, 95)
     # Not libwebp_anim: it holds the whole file in memory, and its files were larger on a lamp's pictures.
-    options = "-c:v libwebp -quality 85 -loop 0 -f webp"
+    options = "-c:v libwebp -quality {level} -loop 0 -f webp"
 
 
 FORMATS: dict[str, type[_Format]] = {
@@ -311,6 +329,16 @@ def format_of(target: str, name: str | None = None) -> str:
     return found
 
 
+def check_quality(name: str, quality: int | None) -> None:
+    """Refuse a quality that a format has not, or that is none (UserError)."""
+    if quality is None:
+        return
+    if FORMATS[name].settings is None:
+        raise UserError(f"--quality: {name} loses nothing; leave it out, or write another format")
+    if not 0 <= quality <= 100:
+        raise UserError(f"--quality: must be from 0 to 100, not {quality}")
+
+
 class Output:
     """A sink with what all formats share: enlarging, a temporary name until it is finished, plain errors.
 
@@ -318,7 +346,9 @@ class Output:
         frames: how many were written.
     """
 
-    def __init__(self, target: str, name: str, size: tuple[int, int], rate: Fraction, scale: int) -> None:
+    def __init__(
+        self, target: str, name: str, size: tuple[int, int], rate: Fraction, scale: int, quality: int
+    ) -> None:
         self._target, self._size, self._scale = target, size, scale
         self._final = self._path = None if target == "-" else Path(target).resolve()
         self.frames, self._open = 0, True
@@ -330,7 +360,7 @@ class Output:
             elif self._final is not None and self._final.is_dir():
                 raise IsADirectoryError(errno.EISDIR, "is a folder; name a file in it")
             big = (size[0] * scale, size[1] * scale)
-            self._sink = FORMATS[name]("-" if self._path is None else str(self._path), big, rate)
+            self._sink = FORMATS[name]("-" if self._path is None else str(self._path), big, rate, quality)
         except BaseException as error:
             self._remove()
             raise self._plain(error) from None
@@ -388,7 +418,13 @@ class Output:
 
 @contextlib.contextmanager
 def open_sink(
-    target: str, *, size: tuple[int, int], fps: float, format: str | None = None, scale: int = 1
+    target: str,
+    *,
+    size: tuple[int, int],
+    fps: float,
+    format: str | None = None,
+    scale: int = 1,
+    quality: int | None = None,
 ) -> Iterator[Output]:
     """Open a file, or stdout for ``-``, to write frames to; it is finished on the way out.
 
@@ -402,18 +438,22 @@ def open_sink(
         fps: frames a second.
         format: a key of ``FORMATS``; by the ending of ``target`` if None.
         scale: whole factor by which the pictures are enlarged.
+        quality: 0 to 100, of formats that lose something; ``QUALITY`` if None.
 
     Raises:
-        UserError: the format is unknown, the place cannot be written, the disk is full, the encoder failed.
+        UserError: the format is unknown or has no quality to choose, the place cannot be written, the disk
+            is full, the encoder failed.
         PipeClosed: the reader of stdout is gone.
     """
     name = format_of(target, format)
     if scale < 1 or not fps > 0:
         raise UserError(f"output: fps and scale must be positive, not {fps:g} and {scale}")
+    check_quality(name, quality)
     if target == "-" and sys.stdout.isatty():
         raise UserError("output: - is the terminal; pipe it into a player, for example … | ffplay -")
     # 29.97002997 → 30000/1001; 29.97 → 2997/100.
-    sink = Output(target, name, size, Fraction(fps).limit_denominator(1001), scale)
+    rate = Fraction(fps).limit_denominator(1001)
+    sink = Output(target, name, size, rate, scale, QUALITY if quality is None else quality)
     try:
         yield sink
     except PipeClosed:

@@ -1,0 +1,98 @@
+"""The lamp as a Python object: ``mlxlava.load("lava").frames(fps=30)``."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mlxlava.checkpoint import Weights, load_weights
+from mlxlava.config import UserError
+from mlxlava.invert import find_state, fit_picture
+from mlxlava.rollout import Rollout
+from mlxlava.seamless import Loop
+
+Frame = npt.NDArray[np.uint8]
+State = npt.NDArray[np.float32]
+
+
+class LavaLamp:
+    """A learned lamp.
+
+    Attributes:
+        weights: what was learned, with its recipe and its card.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a frame."""
+        return self.weights.recipe.data.size
+
+    @property
+    def step_fps(self) -> float:
+        """Learned steps in a second of true time; any frame rate is drawn from states in between."""
+        return self.weights.step_fps
+
+    def frames(
+        self,
+        fps: float = 30.0,
+        seed: int = 0,
+        speed: float = 1.0,
+        seconds: float | None = None,
+        start: State | None = None,
+        seamless: bool = False,
+    ) -> Iterator[Frame]:
+        """Frames one after the other, as fast as they are asked for.
+
+        Args:
+            fps: frames a second of play time.
+            seed: which lamp; the same seed gives the same one.
+            speed: how much faster than true time the lamp moves.
+            seconds: play time; for ever when None.
+            start: state (Z,) to begin with, from ``from_picture``.
+            seamless: end where it begins, so that the clip can be repeated; needs ``seconds``.
+
+        Yields:
+            uint8 (H, W, 3).
+
+        Raises:
+            UserError: fps, speed or seconds are not positive, or a loop cannot be made.
+        """
+        if not (fps > 0 and speed > 0 and (seconds is None or seconds > 0)):
+            raise UserError(f"frames: fps, speed and seconds must be positive, not {fps}, {speed}, {seconds}")
+        count = None if seconds is None else max(1, math.ceil(seconds * fps - 1e-6))
+        times = (tick / fps * speed for tick in (itertools.count() if count is None else range(count)))
+        if not seamless:
+            return (frame for _, frame in Rollout(self.weights, seed, start=start).play(times))
+        if count is None:
+            raise UserError("frames: a seamless clip has an end; give seconds")
+        loop = Loop(self.weights, count / fps * speed, seed, start)
+        return (frame for _, frame in loop.play(times))
+
+    def from_picture(self, picture: Frame, seed: int = 0) -> State:
+        """The state whose frame is nearest to a picture: ``frames(start=…)`` goes on from there.
+
+        Args:
+            picture: uint8 (H, W, 3) of any size; its middle is taken.
+            seed: of the random states that are tried first.
+        """
+        return find_state(self.weights, fit_picture(picture, self.size), seed).state
+
+
+def load(name_or_path: str | Path | None = None) -> LavaLamp:
+    """Load a lamp: shipped weights by name, or a weights or run folder by path.
+
+    Args:
+        name_or_path: ``lava`` when None.
+
+    Raises:
+        UserError: there are none, or they are damaged.
+    """
+    return LavaLamp(load_weights(name_or_path))

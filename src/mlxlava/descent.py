@@ -1,0 +1,40 @@
+"""Downhill on one array: what a search for states needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from mlxlava.backend import mx
+
+OnProgress = Callable[[int, int], None]
+
+
+def descend(
+    loss: Callable[[mx.array], mx.array],
+    x: mx.array,
+    *,
+    rounds: int,
+    rate: float,
+    on_progress: OnProgress | None = None,
+) -> mx.array:
+    """Adam (Kingma 2015) with a rate that falls to 0 as a cosine.
+
+    Args:
+        loss: array → scalar.
+        x: where to start.
+        rounds: gradients to take.
+        rate: the first one.
+        on_progress: called with the rounds done and all there are.
+    """
+    gradient = mx.grad(loss)
+    mean, square = mx.zeros_like(x), mx.zeros_like(x)
+    for n in range(1, rounds + 1):
+        slope = gradient(x)
+        mean, square = 0.9 * mean + 0.1 * slope, 0.99 * square + 0.01 * slope * slope
+        step = rate * 0.5 * (1 + math.cos(math.pi * n / rounds))
+        x = x - step * (mean / (1 - 0.9**n)) / (mx.sqrt(square / (1 - 0.99**n)) + 1e-8)
+        mx.eval(x, mean, square)
+        if on_progress is not None:
+            on_progress(n, rounds)
+    return x

@@ -1,0 +1,63 @@
+"""From a picture to a state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlxlava.checkpoint import Weights, load_weights, playable
+from mlxlava.config import Recipe, UserError
+from mlxlava.invert import find_state, fit_picture, read_picture
+from mlxlava.rollout import Rollout
+from mlxlava.step import Trainer
+
+
+def test_a_frame_that_the_lamp_drew_is_found_again() -> None:
+    lamp = load_weights()
+    rollout = Rollout(lamp, seed=77)
+    picture, other = rollout.draw(np.concatenate([rollout.states, Rollout(lamp, seed=78).states]))
+    told: list[tuple[int, int]] = []
+    found = find_state(lamp, picture, on_progress=lambda done, total: told.append((done, total)))
+    assert found.error < 5  # grey levels
+    assert found.error < np.sqrt(np.mean((picture.astype(float) - other) ** 2)) / 5
+    assert 5.5 < np.linalg.norm(found.state) < 10.5
+    assert told[-1][0] == told[-1][1]
+    goes_on = dict(Rollout(lamp, start=found.state).play([0.0, 2.0]))
+    assert np.array_equal(goes_on[0.0], found.frame)
+    assert not np.array_equal(goes_on[2.0], found.frame)
+
+
+@pytest.mark.parametrize("recipe", ["tiny", "tiny_duralava"])
+def test_any_lamp_can_start_from_any_picture(recipe: str, request: pytest.FixtureRequest) -> None:
+    small: Recipe = request.getfixturevalue(recipe)
+    lamp = Weights(small, 5.0, playable(Trainer(small, 6).init()), {})
+    picture = np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)
+    found = find_state(lamp, fit_picture(picture, (16, 16)))
+    assert found.state.shape == (8,) and np.isfinite(found.state).all()
+    assert np.linalg.norm(found.state) < 5  # 8 numbers: 2.8 ± 0.7
+    assert dict(Rollout(lamp, start=found.state).play([0.0, 1.0]))[0.0].shape == (16, 16, 3)
+
+
+def test_the_middle_of_a_picture_is_taken_upright(tmp_path: Path) -> None:
+    wide = np.zeros((40, 120, 3), np.uint8)
+    wide[:, 40:80] = 200
+    wide[:, 40:60, 0] = 255
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    seen = read_picture(tmp_path / "wide.png", (16, 16))
+    assert seen.shape == (16, 16, 3) and seen.min() == 200
+    assert (seen[:, :8, 0] == 255).all() and (seen[:, 8:, 0] == 200).all()
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(wide).save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(read_picture(tmp_path / "turned.png", (16, 16)), seen[::-1, ::-1])
+
+
+def test_what_is_no_picture_is_said(tmp_path: Path) -> None:
+    (tmp_path / "notes.png").write_text("no picture")
+    for name, words in (("notes.png", "no picture"), ("nowhere.png", "No such file"), ("", "cannot read")):
+        with pytest.raises(UserError, match=words) as caught:
+            read_picture(tmp_path / name, (16, 16))
+        assert "\n" not in str(caught.value)
