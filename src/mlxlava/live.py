@@ -137,10 +137,10 @@ class WallClock:
             self._paused = paused
 
     def restart(self) -> None:
-        """Let the lamp's time begin at 0 again with the next tick, for another lamp."""
+        """Let the lamp's time begin at 0 now, for another lamp: its first frame is due, even in a pause."""
         with self._lock:
-            start = self._grid[0]
-            self._since, self._last = (start + self._next_tick() / self._fps, 0.0), 0.0
+            now = self._play_time()
+            self._grid, self._since, self._last = (now, 0), (now, 0.0), 0.0
             self._interrupted = False
 
     def interrupt(self) -> None:

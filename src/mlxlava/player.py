@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -17,10 +19,28 @@ from mlxlava.screens import Screen
 from mlxlava.screens.terminal import Terminal, has_terminal
 from mlxlava.sinks import PipeClosed, Sink, format_of, open_sink
 
-SCREENS = ("auto", "terminal", "none")
+SCREENS = ("auto", "window", "terminal", "none")
 
 _FPS = 30.0  # where neither the user nor the screen has a wish
 _HIDDEN_FPS = 2.0
+
+
+def has_display() -> bool:
+    """Whether this session has a display to open windows on."""
+    if any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")):
+        return True
+    return sys.platform == "darwin" and "SSH_CONNECTION" not in os.environ
+
+
+def has_window() -> bool:
+    """Whether a window would open: there is a display, and the extra ``window``."""
+    if not has_display():
+        return False
+    try:
+        from mlxlava.screens.window import can_open
+    except ImportError:
+        return False
+    return can_open()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +84,11 @@ class Programme:
             screen = "auto" if target is None else "none"
         if screen == "auto":
             screen = "terminal" if target != "-" and has_terminal() else "none"
+            # Into a pipe or a file goes no window: nobody may be there to close it.
+            if target is None and sys.stdout.isatty() and has_window():
+                screen = "window"
+        elif screen == "window" and not has_display():
+            raise UserError("play: --screen window, but there is no display; try --screen terminal")
         elif screen == "terminal" and not has_terminal():
             raise UserError("play: --screen terminal, but stdout is no terminal; write a file with -o")
         elif screen == "none" and target is None:
@@ -198,6 +223,12 @@ def _show_and_write(reel: Reel, programme: Programme, live: Live, screen: Screen
 
 def _open_screen(programme: Programme, live: Live) -> Screen:
     """The screen that a settled programme names."""
+    if programme.screen == "window":
+        try:
+            from mlxlava.screens.window import Window
+        except ImportError as error:
+            raise UserError(f'play: {error.name} is missing; pip install "mlxlava[window]"') from error
+        return Window(live)
     return Terminal()
 
 
