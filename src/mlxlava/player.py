@@ -208,7 +208,7 @@ def _show(live: Live, screen: Screen, fps: float) -> None:
 
 def _show_and_write(reel: Reel, programme: Programme, live: Live, screen: Screen, sink: Sink) -> None:
     """Every frame into the file, on its own even grid; on the screen those that are not late."""
-    due = next(live.clock)
+    due = next(live.clock, math.inf)
     for at, frame in reel.play(_ticks(programme)):
         sink.write(frame)
         if at + 0.5 * programme.speed / programme.rate < due:
@@ -218,7 +218,7 @@ def _show_and_write(reel: Reel, programme: Programme, live: Live, screen: Screen
             return
         screen.show(frame)
         live.note(at)
-        due = next(live.clock)
+        due = next(live.clock, math.inf)
 
 
 def _open_screen(programme: Programme, live: Live) -> Screen:

@@ -6,10 +6,12 @@ Pictures are scaled by the renderer (Metal, OpenGL), not by the processor: scale
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
+import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -21,6 +23,7 @@ from mlxlava.live import Live
 from mlxlava.sinks import Frame, enlarge
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+os.environ.setdefault("SDL_APP_NAME", "mlxlava")
 import pygame
 from pygame._sdl2.video import Renderer, Texture
 
@@ -63,11 +66,28 @@ _HIDES = (pygame.WINDOWMINIMIZED, pygame.WINDOWHIDDEN)
 _SHOWS = (pygame.WINDOWMAXIMIZED, pygame.WINDOWRESTORED, pygame.WINDOWSHOWN, pygame.WINDOWEXPOSED)
 
 
-def can_open() -> bool:
-    """Whether SDL finds a display; the environment may name one that is gone."""
+def _start() -> None:
+    """Start SDL's video; raises UserError where there is no display."""
+    given = os.environ.get("SDL_VIDEODRIVER")
+    if given is None and sys.platform != "darwin":
+        # Left to itself, SDL falls back to a driver that shows nothing, and calls that a success.
+        sides = {"DISPLAY": "x11", "WAYLAND_DISPLAY": "wayland"}
+        found = [driver for name, driver in sides.items() if os.environ.get(name)]
+        os.environ["SDL_VIDEODRIVER"] = ",".join(found) or "x11"
     try:
         pygame.display.init()
-    except pygame.error:
+    except pygame.error as error:
+        raise UserError(f"play: no display can be opened ({error}); try --screen terminal") from None
+    finally:
+        if given is None:
+            os.environ.pop("SDL_VIDEODRIVER", None)
+
+
+def can_open() -> bool:
+    """Whether there is a display; the environment may name one that is gone."""
+    try:
+        _start()
+    except UserError:
         return False
     pygame.display.quit()
     return True
@@ -88,16 +108,17 @@ class Window:
     Args:
         live: what plays; keys change it.
         folder: where saved pictures go; the current folder if None.
+        size: width and height at first, in points; what suits the picture if None.
 
     Attributes:
         hidden: whether it is minimised. SDL 2 does not say whether other windows cover it.
         fps: the display's rate.
     """
 
-    def __init__(self, live: Live, folder: Path | None = None) -> None:
+    def __init__(self, live: Live, folder: Path | None = None, size: tuple[int, int] | None = None) -> None:
         self.hidden = False
         self.fps: float | None = _FPS
-        self._live, self._folder = live, Path() if folder is None else folder
+        self._live, self._folder, self._size = live, Path() if folder is None else folder, size
         self._window: pygame.Window | None = None
         self._renderer: Renderer
         self._texture: Texture | None = None
@@ -123,10 +144,7 @@ class Window:
         }
 
     def __enter__(self) -> Window:
-        try:
-            pygame.display.init()
-        except pygame.error as error:
-            raise UserError(f"play: no window can be opened ({error}); try --screen terminal") from None
+        _start()
         pygame.font.init()
         pygame.event.set_blocked(None)
         pygame.event.set_allowed(_EVENTS)
@@ -143,7 +161,7 @@ class Window:
         """Show a frame, uint8 (H, W, 3)."""
         self._frame = frame
         if self._window is None:
-            self._open(frame.shape[0], frame.shape[1])
+            self._open(frame)
         self._handle(pygame.event.get())  # a slow machine never waits for the next frame
         self._draw()
 
@@ -163,11 +181,14 @@ class Window:
 
     # The window.
 
-    def _open(self, height: int, width: int) -> None:
-        desktop = pygame.display.get_desktop_sizes()[0]
-        factor = max(_SIDE / max(height, width), 1.0)
-        factor = min(factor, _SHARE * desktop[0] / width, _SHARE * desktop[1] / height)
-        size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    def _open(self, frame: Frame) -> None:
+        height, width = frame.shape[:2]
+        size = self._size
+        if size is None:
+            desktop = pygame.display.get_desktop_sizes()[0]
+            factor = max(_SIDE / max(height, width), 1.0)
+            factor = min(factor, _SHARE * desktop[0] / width, _SHARE * desktop[1] / height)
+            size = (round(width * factor), round(height * factor))
         try:
             self._window = pygame.Window(self._title, size, resizable=True, allow_high_dpi=True)
             # With vsync a picture waits for the display, at most for the time of one; the clock goes on.
@@ -175,6 +196,7 @@ class Window:
         except pygame.error as error:
             raise UserError(f"play: no window can be opened ({error}); try --screen terminal") from None
         self._window.minimum_size = (128, 128)
+        self._window.set_icon(pygame.image.frombuffer(frame.tobytes(), (width, height), "RGB"))
         pygame.display.set_allow_screensaver(True)
 
     @property
@@ -275,7 +297,7 @@ class Window:
         if self._note is not None and self._note[1] <= time.monotonic():
             self._note = None
         if self._note is not None:
-            self._write([(self._note[0],)], width, height, top=False)
+            self._write(((self._note[0],),), width, height, top=False)
         self._renderer.present()
 
     def _upload(self, frame: Frame) -> Texture:
@@ -287,10 +309,10 @@ class Window:
         self._texture.update(pygame.image.frombuffer(frame.data, size, "RGB"))
         return self._texture
 
-    def _write(self, rows: Sequence[tuple[str, ...]], width: int, height: int, top: bool) -> None:
+    def _write(self, rows: tuple[tuple[str, ...], ...], width: int, height: int, top: bool) -> None:
         """Rows of cells on a dark panel at the top or the bottom left."""
         assert self._window is not None
-        least = 14 * width / max(self._window.size[0], 1)
+        least = 18 * width / max(self._window.size[0], 1)
         size = round(max(least, min(width, height) / 26))
         panel = _panel(rows, size)
         share = min(0.96 * width / panel.width, 0.96 * height / panel.height)
@@ -301,7 +323,8 @@ class Window:
         Texture.from_surface(self._renderer, panel).draw(dstrect=place)
 
 
-def _panel(rows: Sequence[tuple[str, ...]], size: int) -> pygame.Surface:
+@functools.lru_cache(maxsize=4)  # drawing the keys costs as much as showing two frames
+def _panel(rows: tuple[tuple[str, ...], ...], size: int) -> pygame.Surface:
     """Rows of cells as white text of ``size`` pixels on a translucent dark ground."""
     font = pygame.font.Font(None, max(size, 6))  # the one that comes with pygame
     cells = [[font.render(cell, True, "white") for cell in row] for row in rows]
