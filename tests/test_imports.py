@@ -40,6 +40,7 @@ WITHOUT_MLX = [
     "live",
     "sinks",
     "screens.terminal",
+    "screens.window",
     "player",
     "footage",
     "metrics",

@@ -120,7 +120,7 @@ class Window:
         self.fps: float | None = _FPS
         self._live, self._folder, self._size = live, Path() if folder is None else folder, size
         self._window: pygame.Window | None = None
-        self._renderer: Renderer
+        self._renderer: Renderer  # there is one where there is a window
         self._texture: Texture | None = None
         self._frame: Frame | None = None
         self._full = self._help = False
@@ -154,7 +154,12 @@ class Window:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._texture = self._window = None
+        if self._window is not None:
+            # In this order: SDL frees a window's renderer and textures with it, pygame would free them again.
+            self._texture = None
+            del self._renderer
+            self._window.destroy()
+            self._window = None
         pygame.quit()
 
     def show(self, frame: Frame) -> None:
@@ -190,13 +195,16 @@ class Window:
             factor = min(factor, _SHARE * desktop[0] / width, _SHARE * desktop[1] / height)
             size = (round(width * factor), round(height * factor))
         try:
-            self._window = pygame.Window(self._title, size, resizable=True, allow_high_dpi=True)
+            # Shown when it has its renderer: SDL makes the window anew for one that needs OpenGL.
+            window = pygame.Window(self._title, size, resizable=True, allow_high_dpi=True, hidden=True)
             # With vsync a picture waits for the display, at most for the time of one; the clock goes on.
-            self._renderer = Renderer(self._window, vsync=True)
-        except pygame.error as error:
+            self._renderer = Renderer(window, vsync=True)
+        except RuntimeError as error:  # pygame.error, and the renderer's own kind
             raise UserError(f"play: no window can be opened ({error}); try --screen terminal") from None
-        self._window.minimum_size = (128, 128)
-        self._window.set_icon(pygame.image.frombuffer(frame.tobytes(), (width, height), "RGB"))
+        window.minimum_size = (128, 128)
+        window.set_icon(pygame.image.frombuffer(frame.tobytes(), (width, height), "RGB"))
+        window.show()
+        self._window = window
         pygame.display.set_allow_screensaver(True)
 
     @property
