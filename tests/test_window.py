@@ -276,7 +276,18 @@ def test_a_file_beside_it_is_whole(tmp_path: Path) -> None:
 def x_server() -> Iterator[str]:
     """An X server of our own, by its name."""
     ours, theirs = os.pipe()
-    command = ["Xvfb", "-displayfd", str(theirs), "-screen", "0", "800x600x24", "-nolisten", "tcp"]
+    # Without -noreset it refuses clients for a moment whenever its last one has left.
+    command = [
+        "Xvfb",
+        "-noreset",
+        "-nolisten",
+        "tcp",
+        "-displayfd",
+        str(theirs),
+        "-screen",
+        "0",
+        "800x600x24",
+    ]
     server = subprocess.Popen(command, pass_fds=[theirs], stderr=subprocess.DEVNULL)
     os.close(theirs)
     try:
