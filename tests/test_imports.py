@@ -41,6 +41,7 @@ WITHOUT_MLX = [
     "sinks",
     "screens.terminal",
     "screens.web",
+    "screens.window",
     "player",
     "footage",
     "metrics",

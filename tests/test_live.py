@@ -196,6 +196,20 @@ def test_another_lamp_begins_at_its_beginning() -> None:
         live.choose("c")
 
 
+def test_a_lamp_that_is_chosen_in_a_pause_shows_its_first_frame() -> None:
+    wall = Wall()
+    live = Live(Shades(), "a", 1, WallClock(10, now=wall.now, sleep=wall.sleep))
+    wall.time += 0.05
+    live.toggle()
+    live.choose(seed=7)
+    reels = live.reels()
+    next(reels)
+    at, frame = next(iter(next(reels).play(live.clock)))
+    before = wall.time
+    live.clock.wait(at)
+    assert (at, wall.time, int(frame[0, 0, 0])) == (0, before, 7)
+
+
 def test_who_waits_for_a_frame_is_woken_by_another_lamp() -> None:
     wall = Wall()
     clock = WallClock(10, now=wall.now, sleep=wall.sleep)

@@ -24,7 +24,13 @@ else:
     import tomli as tomllib
 
 RECIPES = Path(__file__).parent / "recipes"
-SCREENS = ("auto", "terminal", "web", "none")  # here, because --help names them and should import no player
+SCREENS = (
+    "auto",
+    "window",
+    "terminal",
+    "web",
+    "none",
+)  # here, because --help names them and should import no player
 
 
 class UserError(Exception):

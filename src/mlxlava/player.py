@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -19,6 +21,24 @@ from mlxlava.sinks import PipeClosed, Sink, check_quality, format_of, open_sink
 
 _FPS = 30.0  # where neither the user nor the screen has a wish
 _HIDDEN_FPS = 2.0
+
+
+def has_display() -> bool:
+    """Whether this session has a display to open windows on."""
+    if any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")):
+        return True
+    return sys.platform == "darwin" and "SSH_CONNECTION" not in os.environ
+
+
+def has_window() -> bool:
+    """Whether a window would open: there is a display, and the extra ``window``."""
+    if not has_display():
+        return False
+    try:
+        from mlxlava.screens.window import can_open
+    except ImportError:
+        return False
+    return can_open()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +89,11 @@ class Programme:
             screen = "auto" if target is None else "none"
         if screen == "auto":
             screen = "terminal" if target != "-" and has_terminal() else "none"
+            # Into a pipe or a file goes no window: nobody may be there to close it.
+            if target is None and sys.stdout.isatty() and has_window():
+                screen = "window"
+        elif screen == "window" and not has_display():
+            raise UserError("play: --screen window, but there is no display; try --screen terminal")
         elif screen == "terminal" and not has_terminal():
             raise UserError("play: --screen terminal, but stdout is no terminal; write a file with -o")
         elif screen == "none" and target is None:
@@ -194,7 +219,7 @@ def _show(live: Live, screen: Screen, fps: float) -> None:
 
 def _show_and_write(reel: Reel, programme: Programme, live: Live, screen: Screen, sink: Sink) -> None:
     """Every frame into the file, on its own even grid; on the screen those that are not late."""
-    due = next(live.clock)
+    due = next(live.clock, math.inf)
     for at, frame in reel.play(_ticks(programme)):
         sink.write(frame)
         if at + 0.5 * programme.speed / programme.rate < due:
@@ -204,11 +229,17 @@ def _show_and_write(reel: Reel, programme: Programme, live: Live, screen: Screen
             return
         screen.show(frame)
         live.note(at)
-        due = next(live.clock)
+        due = next(live.clock, math.inf)
 
 
 def _open_screen(programme: Programme, live: Live) -> Screen:
     """The screen that a settled programme names."""
+    if programme.screen == "window":
+        try:
+            from mlxlava.screens.window import Window
+        except ImportError as error:
+            raise UserError(f'play: {error.name} is missing; install "mlxlava[window]"') from error
+        return Window(live)
     if programme.screen == "web":
         try:
             from mlxlava.screens.web import HOST, WebPage

@@ -1,0 +1,368 @@
+"""The window, on SDL's driver that shows nothing; and once on a real X server with real keys."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from PIL import Image, ImageGrab, features
+
+from mlxlava import player
+from mlxlava.config import UserError
+from mlxlava.live import SPEEDS, Live, Reel, WallClock
+from mlxlava.player import Programme, has_display, has_window, run
+from mlxlava.sinks import Frame
+
+pytest.importorskip("pygame", reason="needs the extra `window`")
+
+from mlxlava.screens.window import Window, fit, pygame
+
+RED = (200, 40, 20)
+
+
+class Plain:
+    """Lamps of one colour, twice as wide as high."""
+
+    names: Sequence[str] = ["a", "b"]
+
+    def open(self, name: str, seed: int) -> Reel:
+        def play(times: Iterable[float]) -> Iterator[tuple[float, Frame]]:
+            for at in times:
+                yield at, plain()
+
+        return Reel(play, (16, 32))
+
+
+def plain(colour: tuple[int, int, int] = RED) -> Frame:
+    return np.full((16, 32, 3), colour, np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def dummy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+
+
+@pytest.fixture
+def live() -> Live:
+    return Live(Plain(), "a", 3, WallClock(30))
+
+
+@pytest.fixture
+def window(live: Live, tmp_path: Path) -> Iterator[Window]:
+    with Window(live, tmp_path, size=(300, 200)) as window:
+        window.show(plain())
+        yield window
+
+
+def press(*keys: str) -> None:
+    for key in keys:
+        code = pygame.key.key_code(
+            {" ": "space", "\x1b": "escape", "\b": "backspace", "+": "="}.get(key, key)
+        )
+        pygame.event.post(pygame.Event(pygame.KEYDOWN, key=code, unicode=key, mod=0))
+
+
+def picture(window: Window) -> Frame:
+    """What the window shows: (H, W, 3)."""
+    return np.array(pygame.surfarray.array3d(window._renderer.to_surface()).swapaxes(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("keys", "changed"),
+    [
+        ("+", {"speed": 1.25}),
+        ("=+", {"speed": 1.25**2}),
+        ("-", {"speed": 0.8}),
+        ("+++0", {"speed": 1.0}),
+        ("-\b", {"speed": 1.0}),
+        ("+" * 40, {"speed": SPEEDS[1]}),
+        (" ", {"paused": True}),
+        ("  ", {}),
+        ("n", {"seed": 4}),
+        ("nn", {"seed": 5}),
+        ("w", {"name": "b"}),
+        ("ww", {}),
+        ("hfx?f", {}),
+    ],
+)
+def test_keys(window: Window, live: Live, keys: str, changed: dict[str, Any]) -> None:
+    before = live.status()
+    press(*keys)
+    window.idle(0.01)
+    assert live.status() == pytest.approx(before | changed)
+    assert not live.ended
+
+
+@pytest.mark.parametrize("key", ["q", "\x1b"])
+def test_keys_that_end_it(window: Window, live: Live, key: str) -> None:
+    press(key)
+    window.show(plain())  # also where the machine is too slow to wait
+    assert live.ended
+
+
+def test_closing_it_ends_it(window: Window, live: Live) -> None:
+    pygame.event.post(pygame.Event(pygame.QUIT))
+    window.idle(0.01)
+    assert live.ended
+
+
+def test_shortcuts_of_the_system_are_none_of_ours(window: Window, live: Live) -> None:
+    pygame.event.post(pygame.Event(pygame.KEYDOWN, key=pygame.K_q, unicode="q", mod=pygame.KMOD_LCTRL))
+    window.idle(0.01)
+    assert not live.ended
+
+
+def test_the_aspect_is_kept_and_the_rest_is_black(window: Window) -> None:
+    assert fit((16, 32), 300, 200) == (0, 25, 300, 150)
+    assert fit((32, 16), 300, 200) == (100, 0, 100, 200)
+    seen = picture(window)
+    assert seen.shape == (200, 300, 3)
+    assert not seen[:25].any() and not seen[175:].any()
+    np.testing.assert_array_equal(seen[25:175], np.broadcast_to(RED, (150, 300, 3)))
+
+
+def test_pictures_are_scaled_smoothly(window: Window) -> None:
+    edge = plain()
+    edge[:, 16:] = 0
+    window.show(edge)
+    row = picture(window)[100, :, 0].astype(int)
+    assert np.abs(np.diff(row)).max() < 60  # in one step it would be 200
+    assert row[140] > 190 and row[160] < 10
+
+
+def test_a_lamp_of_another_size(window: Window) -> None:
+    window.show(np.full((64, 32, 3), 90, np.uint8))
+    seen = picture(window)
+    assert not seen[:, :99].any() and (seen[:, 101:199] == 90).all() and not seen[:, 201:].any()
+
+
+def test_texts_come_and_go(window: Window, monkeypatch: pytest.MonkeyPatch) -> None:
+    clear = picture(window)
+    press("h")
+    window.idle(0.01)
+    assert (picture(window) == 255).all(-1).any()  # white letters
+    press("h", "+")
+    window.idle(0.01)
+    assert (picture(window) != clear).any()
+    later = time.monotonic() + 60
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    window.idle(0.01)
+    np.testing.assert_array_equal(picture(window), clear)
+
+
+def test_hidden_nothing_is_drawn(window: Window) -> None:
+    before = picture(window)
+    pygame.event.post(pygame.Event(pygame.WINDOWMINIMIZED))
+    window.idle(0.01)
+    assert window.hidden
+    window.show(plain((10, 200, 10)))
+    np.testing.assert_array_equal(picture(window), before)
+    pygame.event.post(pygame.Event(pygame.WINDOWRESTORED))
+    window.idle(0.01)
+    assert not window.hidden
+    assert (picture(window)[100, 150] == (10, 200, 10)).all()
+
+
+def test_saved_pictures_never_overwrite(window: Window, live: Live, tmp_path: Path) -> None:
+    live.note(0.5)
+    press("s", "s")
+    window.idle(0.01)
+    saved = sorted(path.name for path in tmp_path.iterdir())
+    assert saved == ["lava-3-1-2.png", "lava-3-1.png"]
+    with Image.open(tmp_path / saved[0]) as image:
+        assert image.size == (1024, 512)
+        assert image.getpixel((500, 200)) == RED
+
+
+def test_a_picture_that_cannot_be_saved_is_said(live: Live, tmp_path: Path) -> None:
+    with Window(live, tmp_path / "gone", size=(300, 200)) as window:
+        window.show(plain())
+        before = picture(window)
+        press("s")
+        window.idle(0.01)
+        assert (picture(window) != before).any()
+
+
+@pytest.fixture
+def desk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal on a desktop."""
+    monkeypatch.setattr(player, "has_terminal", lambda: True)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+
+
+@pytest.mark.usefixtures("desk")
+@pytest.mark.parametrize(
+    ("given", "screen"),
+    [
+        ({}, "window"),
+        ({"seconds": 2.0}, "window"),
+        ({"target": "a.gif"}, "none"),
+        ({"target": "a.gif", "screen": "auto"}, "terminal"),
+        ({"target": "a.gif", "screen": "window"}, "window"),
+        ({"screen": "terminal"}, "terminal"),
+    ],
+)
+def test_a_window_is_the_screen_where_there_is_a_display(given: dict[str, Any], screen: str) -> None:
+    assert dataclasses.replace(Programme(), **given).settle().screen == screen
+
+
+def test_no_window_opens_where_stdout_is_no_terminal() -> None:
+    assert Programme().settle().screen == "none"
+
+
+@pytest.mark.usefixtures("desk")
+def test_a_display_that_is_gone(monkeypatch: pytest.MonkeyPatch, live: Live) -> None:
+    monkeypatch.delenv("SDL_VIDEODRIVER")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setenv("DISPLAY", ":4711")
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert has_display() and not has_window()
+    assert Programme().settle().screen == "terminal"
+    with pytest.raises(UserError, match="display"), Window(live):
+        pass
+    assert "SDL_VIDEODRIVER" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("platform", "environment", "there"),
+    [
+        ("linux", {}, False),
+        ("linux", {"DISPLAY": ":0"}, True),
+        ("linux", {"WAYLAND_DISPLAY": "wayland-0"}, True),
+        ("darwin", {}, True),
+        ("darwin", {"SSH_CONNECTION": "10.0.0.1 1 10.0.0.2 22"}, False),
+        ("darwin", {"SSH_CONNECTION": "10.0.0.1 1 10.0.0.2 22", "DISPLAY": ":10"}, True),
+    ],
+)
+def test_where_a_display_is(
+    platform: str, environment: dict[str, str], there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER", "SSH_CONNECTION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "platform", platform)
+    assert has_display() == there
+    if not there:
+        with pytest.raises(UserError, match="no display"):
+            Programme(screen="window").settle()
+
+
+def test_without_the_extra_one_line_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlxlava.screens.window", None)
+    assert not has_window()
+    with pytest.raises(UserError, match=r'pip install "mlxlava\[window\]"'):
+        run(Plain(), Programme(screen="window").settle(), "a")
+
+
+def test_a_file_beside_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "lamp.apng"
+    run(Plain(), Programme(str(target), screen="window", fps=20, seconds=0.5).settle(), "a")
+    assert len(list(iio.imiter(target, plugin="pillow"))) == 10
+
+
+@contextlib.contextmanager
+def x_server() -> Iterator[str]:
+    """An X server of our own, by its name."""
+    ours, theirs = os.pipe()
+    # Without -noreset it refuses clients for a moment whenever its last one has left.
+    command = [
+        "Xvfb",
+        "-noreset",
+        "-nolisten",
+        "tcp",
+        "-displayfd",
+        str(theirs),
+        "-screen",
+        "0",
+        "800x600x24",
+    ]
+    server = subprocess.Popen(command, pass_fds=[theirs], stderr=subprocess.DEVNULL)
+    os.close(theirs)
+    try:
+        with open(ours) as number:  # noqa: PTH123
+            yield f":{number.readline().strip()}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    """What ``condition`` gives as soon as that is true."""
+    deadline = time.monotonic() + 60
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
+
+
+@pytest.mark.skipif(
+    not (shutil.which("Xvfb") and shutil.which("xdotool") and features.check("xcb")),
+    reason="needs Xvfb, xdotool and a Pillow with XCB",
+)
+def test_real_keys_on_a_real_display(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SDL_VIDEODRIVER")
+    with x_server() as display:
+        monkeypatch.setenv("DISPLAY", display)
+
+        def xdotool(*words: str) -> str:
+            return subprocess.run(["xdotool", *words], capture_output=True, text=True).stdout.strip()
+
+        def shown() -> Frame:
+            return np.array(ImageGrab.grab(xdisplay=display).convert("RGB"))
+
+        def find() -> str:
+            assert process.poll() is None, process.communicate()
+            return xdotool("search", "--onlyvisible", "--pid", str(process.pid))
+
+        def lies_in_the_middle(seen: Frame) -> bool:
+            lit = np.asarray(seen.any(-1))  # the lamp has no black pixel
+            beside = np.concatenate([lit[:, :120], lit[:, 380:]], axis=1)
+            return bool(lit[10:240, 130:370].all() and not beside.any())
+
+        def saved(pattern: str) -> list[Path]:
+            return list(tmp_path.glob(pattern))
+
+        command = [sys.executable, "-m", "mlxlava", "lamp", "--screen", "window", "--size", "32"]
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        try:
+            number = until(find).split()[-1]
+            until(lambda: shown().any())
+            xdotool("windowfocus", "--sync", number)
+            assert xdotool("getwindowname", number) == "mlxlava - classic 0"
+            xdotool("windowsize", number, "500", "250")
+            xdotool("windowmove", number, "0", "0")
+            until(lambda: lies_in_the_middle(shown()))
+
+            xdotool("key", "space")
+            xdotool("key", "n")
+            until(lambda: xdotool("getwindowname", number) == "mlxlava - classic 1")
+            xdotool("key", "w")
+            until(lambda: xdotool("getwindowname", number) == "mlxlava - blue 1")
+            xdotool("key", "s")
+            (path,) = until(lambda: saved("lava-1-*.png"))
+            xdotool("key", "s")
+            until(lambda: len(saved("lava-1-*.png")) == 2)
+            red, _, blue = np.asarray(Image.open(path)).reshape(-1, 3).mean(0)
+            assert blue > red  # the lamp that was chosen while time stood still
+
+            before = shown()
+            xdotool("key", "h")
+            until(lambda: (shown() != before).any())
+            xdotool("key", "Escape")
+            assert process.wait(timeout=60) == 0
+            assert process.stderr is not None
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()
