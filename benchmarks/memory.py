@@ -7,15 +7,12 @@ Each configuration is stepped in a process of its own (``mx.get_peak_memory``). 
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import json
 import subprocess
 import sys
 from typing import Any
 
 from mlxlava.config import load_recipe, override
-from mlxlava.console import print_table
 
 # Recipe and settings: sizes, lengths, batches, parts, all that a user or `train --memory` changes.
 CONFIGURATIONS: list[tuple[str, dict[str, Any]]] = [

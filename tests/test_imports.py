@@ -22,7 +22,7 @@ LAYERS = [
     {"backend", "console", "sinks"},
     {"live"},
     {"lamp"},
-    {"losses", "conv", "descent", "footage", "screens", "metrics", "normality"},
+    {"losses", "conv", "descent", "footage", "screens", "metrics", "normality", "plan"},
     {"nets", "player"},
     {"dynamics", "drawing", "precision"},
     {"step", "checkpoint"},
@@ -46,6 +46,7 @@ WITHOUT_MLX = [
     "footage",
     "metrics",
     "normality",
+    "plan",
 ]
 
 

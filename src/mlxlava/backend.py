@@ -215,19 +215,33 @@ def limit_blas_threads(count: int) -> None:
                 return
 
 
+def memory_budget() -> float:
+    """GB that MLX's arrays may take here: what the device recommends, or three quarters of a CPU's memory."""
+    if not on_cpu():
+        recommended = int(mx.device_info().get("max_recommended_working_set_size", 0))
+        if recommended:
+            return recommended / 1e9
+    # The rest is for the process itself, the system and whoever else is there.
+    return 0.75 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+
+
 def limit_memory(gigabytes: float | None = None) -> None:
-    """Keep MLX's buffer cache small enough that a 16 GB Mac does not swap.
+    """Keep MLX's buffers small enough that a 16 GB Mac does not swap.
+
+    What is freed stays in MLX's cache otherwise, until the system's memory is full. Weights and optimiser
+    states may be wired, so that the system does not page them out while it looks for room.
 
     Args:
-        gigabytes: Memory for MLX; the device's recommended working set when None.
+        gigabytes: memory for MLX; ``memory_budget`` when None.
     """
     if on_cpu():
-        return  # the CPU back end has no buffer cache
-    recommended = int(mx.device_info().get("max_recommended_working_set_size", 0))
-    limit = int(gigabytes * 2**30) if gigabytes else recommended
-    if limit:
-        mx.set_memory_limit(limit)
-        mx.set_cache_limit(limit // 4)
+        return  # the CPU back end has no buffer cache, and no wired memory
+    limit = int((gigabytes or memory_budget()) * 1e9)
+    mx.set_memory_limit(limit)
+    mx.set_cache_limit(limit // 4)
+    if mx.metal.is_available():
+        recommended = int(mx.device_info().get("max_recommended_working_set_size", 0))
+        mx.set_wired_limit(min(limit, recommended))
 
 
 def peak_memory() -> dict[str, float]:
@@ -283,6 +297,7 @@ __all__ = [
     "has_slow_blas",
     "limit_blas_threads",
     "limit_memory",
+    "memory_budget",
     "mx",
     "named_arrays",
     "on_cpu",

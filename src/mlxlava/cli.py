@@ -37,6 +37,7 @@ from mlxlava.config import (
 if TYPE_CHECKING:
     from mlxlava.checkpoint import Weights
     from mlxlava.footage import Footage
+    from mlxlava.plan import Row
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -101,6 +102,12 @@ def cli() -> None:
     multiple=True,
     metavar="KEY=VALUE",
     help="Any setting of the recipe; mlxlava info --recipe lava lists them.",
+)
+@click.option(
+    "--memory",
+    type=click.FloatRange(0, min_open=True),
+    metavar="GB",
+    help="Work on a batch in parts so that MLX's arrays stay below this; see mlxlava plan.",
 )
 @click.option("--resume", is_flag=True, help="Go on with RUN, or with the latest one in runs/.")
 @click.option("--tensorboard", is_flag=True, help="Write scalars, previews and states for TensorBoard too.")
@@ -174,7 +181,24 @@ def _recipe(changes: dict[str, Any]) -> Recipe:
         settings["training.seed"] = changes["seed"]
     if changes["steps"] is not None:
         settings |= {"training.steps": changes["steps"], "training.epochs": 0}
-    return override(load_recipe(changes["recipe"] or "lava"), settings)
+    recipe = override(load_recipe(changes["recipe"] or "lava"), settings)
+    return recipe if changes["memory"] is None else _within(recipe, changes["memory"])
+
+
+def _within(recipe: Recipe, gigabytes: float) -> Recipe:
+    """The recipe, worked on in parts so that a step fits; says what was chosen."""
+    from mlxlava.backend import ranks
+    from mlxlava.console import say
+    from mlxlava.plan import fit_into, predict
+
+    fitted = fit_into(recipe, gigabytes, ranks())
+    training = fitted.training
+    again = ", frames recomputed" if training.recompute else ""
+    say(
+        f"train: a step in {training.micro_batches} part{'s' * (training.micro_batches > 1)}{again}: "
+        f"about {predict(fitted, ranks()):.2f} of {gigabytes:g} GB"
+    )
+    return fitted
 
 
 def _footage(sources: list[str], data: Data, *, seed: int = 0, folder: Path | None = None) -> Footage:
@@ -379,6 +403,59 @@ def footage(sources: tuple[str, ...], folder: Path, **changes: Any) -> None:
         f"footage: {prepared.path}: {len(prepared.frames)} frames of {height}×{width}, "
         f"{prepared.step_fps:g} a second; train: mlxlava train {shlex.quote(str(folder))}"
     )
+
+
+@cli.command()
+@click.option(
+    "--memory", type=click.FloatRange(0, min_open=True), metavar="GB", help="This machine's when not given."
+)
+@click.option(
+    "--recipe", metavar="NAME|FILE", default="lava", show_default=True, help="What to train and how."
+)
+@click.option("--size", "sizes", type=SIZE, multiple=True, help="Sizes to plan for; 64, 128 and 256.")
+@click.option("--seq-len", "lengths", type=click.IntRange(1), multiple=True, help="Lengths; 20 and 200.")
+@click.option("--batch-size", "batches", type=click.IntRange(1), multiple=True, help="Batches; 8, 16 and 32.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting of the recipe.")
+@_debug
+def plan(
+    memory: float | None,
+    recipe: str,
+    sizes: tuple[tuple[int, int], ...],
+    lengths: tuple[int, ...],
+    batches: tuple[int, ...],
+    settings: tuple[str, ...],
+) -> None:
+    """Show what fits: the memory of a training step by size, sequence and batch.
+
+    MLX's arrays at their peak, predicted; the process takes some 20 % more. What is too large is worked on
+    in parts (train --memory GB chooses the same): it takes no longer and learns the same.
+    """
+    from mlxlava.backend import memory_budget
+    from mlxlava.console import print_table
+    from mlxlava.plan import table
+
+    gigabytes = memory_budget() if memory is None else memory
+    rows = table(
+        override(load_recipe(recipe), parse_settings(settings)),
+        gigabytes,
+        sizes or ((64, 64), (128, 128), (256, 256)),
+        lengths or (20, 200),
+        batches or (8, 16, 32),
+    )
+    columns = ("size", "sequence", "batch", "peak, GB", "to fit", "peak then, GB", "headroom, GB")
+    print_table(f"{recipe}, {gigabytes:.1f} GB for MLX", columns, [_planned(row, gigabytes) for row in rows])
+
+
+def _planned(row: Row, gigabytes: float) -> tuple[str, ...]:
+    """A line of the plan's table."""
+    data = row.recipe.data
+    head = ("×".join(map(str, data.size)), str(data.seq_len), str(data.batch_size), f"{row.peak:.2f}")
+    if row.fitted is None or row.fitted_peak is None:
+        return (*head, "does not fit", "", "")
+    training = row.fitted.training
+    parts = "as it is" if training.micro_batches == 1 else f"{training.micro_batches} parts"
+    again = ", recomputed" if training.recompute else ""
+    return (*head, parts + again, f"{row.fitted_peak:.2f}", f"{gigabytes - row.fitted_peak:.1f}")
 
 
 @cli.command()

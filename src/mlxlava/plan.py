@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from mlxlava.config import Recipe, UserError, override
 
@@ -39,7 +39,7 @@ class Shape:
 
 def _planes(size: tuple[int, int], widths: Sequence[int], *, first: int = 1) -> float:
     """Floats of maps of ``widths`` channels, each half as high and wide as the one before."""
-    return sum(width * math.prod(size) / 4 ** (first + i) for i, width in enumerate(widths))
+    return sum(width * math.prod(size) / 4.0 ** (first + i) for i, width in enumerate(widths))
 
 
 def _dense(widths: Sequence[int]) -> float:
@@ -51,7 +51,7 @@ def _weights(recipe: Recipe) -> float:
     size, state = recipe.data.size, recipe.generator.state_size
     pixels = math.prod(size)
     widths = recipe.generator.widths
-    end = pixels / 4 ** len(widths)
+    end = pixels / 4.0 ** len(widths)
     taps = 36 if recipe.generator.kind == "shuffle" else 16
     last = (*widths, recipe.generator.last_width) if recipe.generator.kind == "shuffle" else (*widths, 3)
     total = state * end * widths[0] + taps * sum(a * b for a, b in itertools.pairwise(last))
@@ -62,7 +62,7 @@ def _weights(recipe: Recipe) -> float:
         if not widths:
             continue
         total += 16 * sum(a * b for a, b in itertools.pairwise((3, *widths)))
-        end = pixels / 4 ** len(widths)
+        end = pixels / 4.0 ** len(widths)
         if recipe.discriminator.kind == "frames" and more:
             seen = recipe.data.drawn_frames or recipe.data.seq_len
             total += 16 * widths[-1] ** 2 * (seen + 0.5) + end / 4 * widths[-1] * hidden[0]
@@ -95,3 +95,79 @@ def shape(recipe: Recipe, ranks: int = 1) -> Shape:
         * recipe.encoder.views
         * (_planes(size, recipe.encoder.widths) + 3 * pixels),
     )
+
+
+def predict(recipe: Recipe, ranks: int = 1) -> float:
+    """MLX's peak in a training step of a recipe, GB, in each of ``ranks`` processes."""
+    weights = _LIVE[recipe.discriminator.kind, recipe.training.recompute]
+    counted = dataclasses.astuple(shape(recipe, ranks))
+    return sum(4 * live * floats for live, floats in zip(weights, counted, strict=True)) / GB
+
+
+def fit_into(recipe: Recipe, gigabytes: float, ranks: int = 1) -> Recipe:
+    """The recipe with as few parts of a batch, or as little recomputed, as its step needs to fit.
+
+    Parts cost nothing and give the same result, but where BatchNorm sees less of the batch at once; there
+    frames are recomputed first.
+
+    Args:
+        recipe: what is to be trained; its own ``micro_batches`` and ``recompute`` are the least.
+        gigabytes: for MLX's arrays.
+        ranks: processes that share a batch.
+
+    Raises:
+        UserError: not even single clips fit.
+    """
+    clips = recipe.data.batch_size // ranks
+    first = recipe.training.micro_batches
+    parts = [n for n in range(first, clips + 1) if clips % n == 0]
+    choices = [(n, recipe.training.recompute) for n in parts] + [(n, True) for n in parts]
+    if recipe.generator.kind == "transposed":
+        choices.sort(key=lambda choice: choice[0])
+    for micro_batches, recompute in choices:
+        settings = {"training.micro_batches": micro_batches, "training.recompute": recompute}
+        tried = override(recipe, settings)
+        if predict(tried, ranks) <= gigabytes:
+            return tried
+    least = predict(tried, ranks)
+    raise UserError(
+        f"train: a step takes {least:.2f} GB with one clip at a time, and {gigabytes:g} GB are given; "
+        "give a smaller --size or --batch-size, or fewer data.drawn_frames"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What a step of one size, length and batch takes, and what it can be made to take.
+
+    Attributes:
+        recipe: as asked for.
+        peak: predicted, GB.
+        fitted: the recipe that fits; None where nothing does.
+        fitted_peak: predicted for that, GB; None where nothing does.
+    """
+
+    recipe: Recipe
+    peak: float
+    fitted: Recipe | None
+    fitted_peak: float | None
+
+
+def table(
+    recipe: Recipe,
+    gigabytes: float,
+    sizes: Sequence[tuple[int, int]],
+    lengths: Sequence[int],
+    batches: Sequence[int],
+) -> list[Row]:
+    """A row for each size, sequence length and batch size of a recipe."""
+    rows = []
+    for size, length, batch in itertools.product(sizes, lengths, batches):
+        settings = {"data.size": size, "data.seq_len": length, "data.batch_size": batch}
+        one = override(recipe, {**settings, "training.micro_batches": 1})
+        try:
+            fitted = fit_into(one, gigabytes)
+        except UserError:
+            fitted = None
+        rows.append(Row(one, predict(one), fitted, predict(fitted) if fitted else None))
+    return rows

@@ -175,7 +175,7 @@ def run(lamps: Lamps, programme: Programme, name: str, seed: int = 0) -> None:
         elif screen is not None:
             wall.sleep = screen.idle
             if sink is not None:
-                _show_and_write(reel, programme, live, screen, sink)
+                _show_and_write(live, programme, screen, sink)
             else:
                 _show(live, screen, programme.fps or screen.fps or _FPS)
     if sink is not None and sink.frames and programme.target != "-":
@@ -183,10 +183,10 @@ def run(lamps: Lamps, programme: Programme, name: str, seed: int = 0) -> None:
         say(f"play: wrote {programme.target} ({sink.frames} frames, {seconds:.1f} s)")
 
 
-def _ticks(programme: Programme) -> Iterator[float]:
-    """The lamp's times on the even grid of a file."""
+def _ticks(programme: Programme, done: int = 0) -> Iterator[float]:
+    """The lamp's times on the even grid of a file that has ``done`` frames already."""
     tick, length = 0, programme.length
-    while length is None or tick < length:
+    while length is None or tick < length - done:
         yield tick / programme.rate * programme.speed
         tick += 1
 
@@ -217,19 +217,24 @@ def _show(live: Live, screen: Screen, fps: float) -> None:
             live.clock.fps = _HIDDEN_FPS if screen.hidden else fps
 
 
-def _show_and_write(reel: Reel, programme: Programme, live: Live, screen: Screen, sink: Sink) -> None:
+def _show_and_write(live: Live, programme: Programme, screen: Screen, sink: Sink) -> None:
     """Every frame into the file, on its own even grid; on the screen those that are not late."""
-    due = next(live.clock, math.inf)
-    for at, frame in reel.play(_ticks(programme)):
-        sink.write(frame)
-        if at + 0.5 * programme.speed / programme.rate < due:
-            continue
-        live.clock.wait(at)
-        if live.changed:
+    size = None
+    for reel in live.reels():
+        if size not in (None, reel.size):  # a lamp that was chosen meanwhile, and does not fit into the file
             return
-        screen.show(frame)
-        live.note(at)
+        size = reel.size
         due = next(live.clock, math.inf)
+        for at, frame in reel.play(_ticks(programme, sink.frames)):
+            sink.write(frame)
+            if at + 0.5 * programme.speed / programme.rate < due:
+                continue
+            live.clock.wait(at)
+            if live.changed:
+                break
+            screen.show(frame)
+            live.note(at)
+            due = next(live.clock, math.inf)
 
 
 def _open_screen(programme: Programme, live: Live) -> Screen:
