@@ -17,12 +17,15 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mlxlava.config import UserError, cache_folder
+
+_Part = TypeVar("_Part")
+_Result = TypeVar("_Result")
 
 # Set to 0 to run with the BLAS that MLX brings (20 to 30 times slower matmuls on Linux).
 BLAS_SWITCH = "MLXLAVA_BLAS"
@@ -137,6 +140,49 @@ def limit_blas_threads(count: int) -> None:
                 return
 
 
+def _make_lanes() -> list[Any]:
+    """A CPU stream for each core that may be used; none where one stream does (GPU, one core).
+
+    MLX's CPU back end gives a stream one thread for all that it does. Only BLAS would take more, and then
+    its threads spin while everything else runs on one. So BLAS gets one thread, and work is laid side by
+    side (docs/decisions.md, "Side by side"). OPENBLAS_NUM_THREADS says how many cores to use; all if not set.
+    """
+    if not on_cpu() or sys.platform == "darwin":
+        return []
+    cores = len(os.sched_getaffinity(0))
+    with contextlib.suppress(KeyError, ValueError):
+        cores = min(cores, int(os.environ["OPENBLAS_NUM_THREADS"]))
+    limit_blas_threads(1)
+    return [mx.new_thread_local_stream(mx.cpu) for _ in range(cores)] if cores > 1 else []
+
+
+def side_by_side(function: Callable[[_Part], _Result], parts: Sequence[_Part]) -> list[_Result]:
+    """``function`` of each part; on the CPU they take turns on its cores, gradients included.
+
+    Only the graph is built here, and MLX lets a stream wait for another where it needs its results.
+    """
+    if not _LANES or len(parts) == 1:
+        return [function(part) for part in parts]
+    results = []
+    for index, part in enumerate(parts):
+        with mx.stream(_LANES[index % len(_LANES)]):
+            results.append(function(part))
+    return results
+
+
+def part_count(items: int, pixels: int) -> int:
+    """In how many parts ``items`` of ``pixels`` each are best worked on; each part has one at least.
+
+    On the CPU a part's arrays should stay in the cache from one pass to the next, and memory that is taken
+    ahead of its use is in proportion to a part. A GPU wants all at once.
+    """
+    if not on_cpu():
+        return 1
+    lanes = max(len(_LANES), 1)
+    wanted = -(-items * pixels // _PART_PIXELS)
+    return max(1, min(items, -(-wanted // lanes) * lanes))
+
+
 def limit_memory(gigabytes: float | None = None) -> None:
     """Keep MLX's buffer cache small enough that a 16 GB Mac does not swap.
 
@@ -150,6 +196,10 @@ def limit_memory(gigabytes: float | None = None) -> None:
     if limit:
         mx.set_memory_limit(limit)
         mx.set_cache_limit(limit // 4)
+
+
+_PART_PIXELS = int(os.environ.get("PARTPIX", 2**18))  # 64 frames of 64×64
+_LANES = _make_lanes()
 
 
 def peak_memory() -> dict[str, float]:
@@ -205,8 +255,10 @@ __all__ = [
     "named_arrays",
     "on_cpu",
     "optim",
+    "part_count",
     "peak_memory",
     "queue",
     "resident_memory",
+    "side_by_side",
     "tree_map",
 ]

@@ -10,7 +10,7 @@ import math
 from itertools import pairwise
 from typing import Any
 
-from mlxlava.backend import mx
+from mlxlava.backend import mx, part_count, side_by_side
 from mlxlava.config import Recipe
 from mlxlava.conv import Convolution, conv3, conv_down, conv_up, depth_to_space
 
@@ -57,24 +57,42 @@ def convolve(form: Convolution, weights: Tree, x: mx.array) -> mx.array:
     return form(x, weights["weight"]) + bias
 
 
-def batch_norm(weights: Tree, x: mx.array, stats: Tree | None = None) -> tuple[mx.array, Tree]:
-    """BatchNorm over all axes but the last (Ioffe and Szegedy 2015), as one scale and one shift.
+def batch_norm(
+    weights: Tree, parts: list[mx.array], bias: mx.array | float = 0.0, stats: Tree | None = None
+) -> tuple[list[mx.array], Tree]:
+    """BatchNorm over all axes but the last (Ioffe and Szegedy 2015), then leaky ReLU; in one pass.
 
     Args:
         weights: ``scale`` and ``bias`` (C,).
-        x: (…, C).
+        parts: of the batch, (…, C) each.
+        bias: (C,) of the convolution before, not yet added. The batch's own mean takes it away again, so
+            training is spared a pass for it and another for its gradient.
         stats: ``mean`` and ``var`` to use instead of the batch's own.
 
     Returns:
-        The normalised array and the statistics that were used.
+        The parts and the statistics that were used.
     """
     if stats is None:
-        axes = tuple(range(x.ndim - 1))
-        mean = x.mean(axes)
-        # Two reads of x and no centred copy; |mean| stays small against the deviation here.
-        stats = {"mean": mean, "var": mx.maximum((x * x).mean(axes) - mean * mean, 0)}
+        count = sum(part.size for part in parts) // parts[0].shape[-1]
+        sums = side_by_side(_sums, parts)
+        mean, square = (mx.stack(which).sum(0) / count for which in zip(*sums, strict=True))
+        # |mean| stays small against the deviation here.
+        stats = {"mean": mean + bias, "var": mx.maximum(square - mean * mean, 0)}
     scale = weights["scale"] * mx.rsqrt(stats["var"] + 1e-3)
-    return x * scale + (weights["bias"] - stats["mean"] * scale), stats
+    shift = weights["bias"] + (bias - stats["mean"]) * scale
+    return side_by_side(lambda x: leaky_relu(x * scale + shift), parts), stats
+
+
+def _sums(x: mx.array) -> tuple[mx.array, mx.array]:
+    """Σ x and Σ x² over all axes but the last."""
+    axes = tuple(range(x.ndim - 1))
+    return x.sum(axes), (x * x).sum(axes)
+
+
+def split(x: mx.array, count: int) -> list[mx.array]:
+    """``x`` cut into ``count`` parts along its first axis, alike in length but for one."""
+    cuts = [len(x) * i // count for i in range(1, count)]
+    return mx.split(x, cuts) if cuts else [x]
 
 
 def init_batch_norm(channels: int) -> Tree:
@@ -87,6 +105,7 @@ class ShuffleGenerator:
 
     def __init__(self, recipe: Recipe) -> None:
         widths = recipe.generator.widths
+        self.size = recipe.data.size
         self.state_size = recipe.generator.state_size
         self.base = tuple(side // 2 ** len(widths) for side in recipe.data.size)
         self.widths = (*widths, recipe.generator.last_width)
@@ -116,6 +135,10 @@ class ShuffleGenerator:
 
     def __call__(self, weights: Tree, states: mx.array, stats: Tree | None = None) -> tuple[mx.array, Tree]:
         """(N, Z) → frames (N, H, W, 3) in [0, 1], and {}."""
+        parts = split(states, part_count(len(states), math.prod(self.size)))
+        return mx.concatenate(side_by_side(lambda part: self._draw(weights, part), parts)), {}
+
+    def _draw(self, weights: Tree, states: mx.array) -> mx.array:
         x = leaky_relu(dense(weights["dense"], states))
         x = x.reshape(-1, *self.base, self.widths[0])
         for i in range(len(self.widths) - 1):
@@ -123,7 +146,7 @@ class ShuffleGenerator:
         x = convolve(conv3, weights["out"], x)
         if self.background:
             x = mx.stop_gradient(weights["background"]) + mx.stop_gradient(weights["gate"]) * x
-        return mx.sigmoid(x), {}
+        return mx.sigmoid(x)
 
 
 class TransposedGenerator:
@@ -131,6 +154,7 @@ class TransposedGenerator:
 
     def __init__(self, recipe: Recipe) -> None:
         widths = recipe.generator.widths
+        self.size = recipe.data.size
         self.state_size = recipe.generator.state_size
         self.base = tuple(side // 2 ** len(widths) for side in recipe.data.size)
         self.widths = widths
@@ -160,11 +184,18 @@ class TransposedGenerator:
         ``stats`` None takes the batch's own, as training does.
         """
         used = {}
-        x = dense(weights["dense"], states).reshape(-1, *self.base, self.widths[0])
+        parts = split(states, part_count(len(states), math.prod(self.size)))
+        parts = side_by_side(
+            lambda z: dense(weights["dense"], z).reshape(-1, *self.base, self.widths[0]), parts
+        )
+        bias: mx.array | float = 0.0  # that of the matrix differs from pixel to pixel
         for i in range(len(self.widths)):
-            x, used[f"norm{i}"] = batch_norm(weights[f"norm{i}"], x, stats and stats[f"norm{i}"])
-            x = convolve(conv_up, weights[f"up{i}"], leaky_relu(x))
-        return mx.sigmoid(x), used
+            norm, up = f"norm{i}", weights[f"up{i}"]
+            parts, used[norm] = batch_norm(weights[norm], parts, bias, stats and stats[norm])
+            parts = side_by_side(lambda x, kernel=up["weight"]: conv_up(x, kernel), parts)
+            bias = up["bias"]
+        parts = side_by_side(lambda x: mx.sigmoid(x + bias), parts)
+        return mx.concatenate(parts), used
 
 
 class Encoder:
@@ -202,16 +233,21 @@ class Encoder:
         Zhu 2020 (BN-VAE), to what the variances leave of that. Without it the encoder starts by saying
         little, and G learns states that are shorter than those it will play.
         """
+        parts = split(frames, part_count(len(frames), math.prod(frames.shape[1:4])))
+        x = mx.concatenate(side_by_side(lambda part: self._look(weights, part), parts))
+        mean, log_variance = dense(weights["mean"], x), mx.minimum(dense(weights["log_variance"], x), 0)
+        left = 1 - mx.exp(log_variance).mean(0)
+        mean = (mean - mean.mean(0)) * mx.sqrt(left / (mean.var(0) + 1e-6))
+        return mean, log_variance
+
+    def _look(self, weights: Tree, frames: mx.array) -> mx.array:
         x = 4 * frames.flatten(0, 1)  # (B, V, H, W, 3) -> (B V, H, W, 3); to a deviation of about one
         for i in range(len(self.widths)):
             x = leaky_relu(convolve(conv_down, weights[f"down{i}"], x))
         x = x.reshape(len(frames), -1)
         for i in range(len(self.hidden)):
             x = leaky_relu(dense(weights[f"hidden{i}"], x))
-        mean, log_variance = dense(weights["mean"], x), mx.minimum(dense(weights["log_variance"], x), 0)
-        left = 1 - mx.exp(log_variance).mean(0)
-        mean = (mean - mean.mean(0)) * mx.sqrt(left / (mean.var(0) + 1e-6))
-        return mean, log_variance
+        return x
 
 
 class FramesDiscriminator:
@@ -251,6 +287,11 @@ class FramesDiscriminator:
 
     def __call__(self, weights: Tree, frames: mx.array, times: mx.array) -> mx.array:
         """Frames (B, K, H, W, 3) at learned steps ``times`` (B, K) → logits (B,)."""
+        count = part_count(len(frames), math.prod(frames.shape[1:4]))
+        parts = list(zip(split(frames, count), split(times, count), strict=True))
+        return mx.concatenate(side_by_side(lambda part: self._judge(weights, *part), parts))
+
+    def _judge(self, weights: Tree, frames: mx.array, times: mx.array) -> mx.array:
         batch, count = times.shape
         x = 2 * frames.flatten(0, 1) - 1  # (B, K, H, W, 3) -> (B K, H, W, 3)
         for i in range(len(self.widths)):
@@ -307,13 +348,15 @@ class RecurrentDiscriminator:
 
     def encode(self, weights: Tree, frames: mx.array) -> mx.array:
         """Frames (N, H, W, 3) → features (N, F); BatchNorm uses the statistics of this call."""
-        x = frames
-        for i in range(len(self.widths)):
-            x = convolve(conv_down, weights[f"down{i}"], x)
-            if i:
-                x, _ = batch_norm(weights[f"norm{i}"], x)
-            x = leaky_relu(x)
-        return leaky_relu(dense(weights["features"], x.flatten(1)))
+        parts = split(frames, part_count(len(frames), math.prod(frames.shape[1:3])))
+        first = weights["down0"]
+        parts = side_by_side(lambda x: leaky_relu(convolve(conv_down, first, x)), parts)
+        for i in range(1, len(self.widths)):
+            down = weights[f"down{i}"]
+            parts = side_by_side(lambda x, kernel=down["weight"]: conv_down(x, kernel), parts)
+            parts, _ = batch_norm(weights[f"norm{i}"], parts, down["bias"])
+        parts = side_by_side(lambda x: leaky_relu(dense(weights["features"], x.flatten(1))), parts)
+        return mx.concatenate(parts)
 
     def cell(self, weights: Tree, features: mx.array, state: mx.array) -> mx.array:
         """Features (B, F) and what is remembered (B, S) → what is remembered next (B, S)."""
