@@ -14,8 +14,9 @@ so that the three are each other's gradients, to any order: :class:`_Halving` fo
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from mlxlava.backend import mx, on_cpu
 
@@ -63,9 +64,7 @@ class _Halving:
     def __init__(self, stream: mx.Stream) -> None:
         self.down = _bilinear(_down, lambda x, w, y: (self.up(y, w), self.by_weight(x, y)), stream)
         self.up = _bilinear(_up, lambda y, w, x: (self.down(x, w), self.by_weight(x, y)), stream)
-        self.by_weight = _bilinear(
-            _down_by_weight, lambda x, y, w: (self.up(y, w), self.down(x, w)), stream
-        )
+        self.by_weight = _bilinear(_down_by_weight, lambda x, y, w: (self.up(y, w), self.down(x, w)), stream)
 
 
 class _Keeping:
@@ -107,11 +106,29 @@ def _bilinear(
 
     def vjp(primals: list[mx.array], cotangent: mx.array, output: mx.array) -> tuple[mx.array, mx.array]:
         with mx.stream(stream):
-            return gradients(primals[0], primals[1], cotangent)
+            first, second = gradients(primals[0], primals[1], cotangent)
+            if _weights_first:
+                # Else all of them may wait, and keep what they need, until the way back is gone to its end.
+                (first,) = mx.depends([first], [second])
+            return first, second
 
     custom.vjp(vjp)
     wrapped: Convolution = custom
     return wrapped
+
+
+_weights_first = True
+
+
+@contextlib.contextmanager
+def without_weights() -> Iterator[None]:
+    """For gradients by the input alone: do not compute those by the weights as well (CPU)."""
+    global _weights_first
+    before, _weights_first = _weights_first, False
+    try:
+        yield
+    finally:
+        _weights_first = before
 
 
 def _is_large(patches: int, rows: int, places: int) -> bool:
