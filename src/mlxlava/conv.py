@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from mlxlava.backend import mx, on_cpu
 
@@ -31,7 +32,7 @@ def conv3(x: mx.array, weight: mx.array) -> mx.array:
     count, height, width, inputs = x.shape
     places = height * width
     if on_cpu() and _is_large(count * places * 9 * inputs, (height + 1) * (width + 1), places):
-        return _of_this_stream(_Keeping).apply(x, weight)
+        return _keeping(_stream()).apply(x, weight)
     return mx.conv2d(x, weight, padding=1)
 
 
@@ -39,14 +40,14 @@ def conv_down(x: mx.array, weight: mx.array) -> mx.array:
     """4×4 convolution of stride 2: (N, H, W, I), (O, 4, 4, I) → (N, H/2, W/2, O)."""
     if not on_cpu():
         return mx.conv2d(x, weight, stride=2, padding=1)
-    return _of_this_stream(_Halving).down(x, weight)
+    return _halving(_stream()).down(x, weight)
 
 
 def conv_up(x: mx.array, weight: mx.array) -> mx.array:
     """4×4 transposed convolution of stride 2: (N, H, W, I), (O, 4, 4, I) → (N, 2H, 2W, O)."""
     if not on_cpu():
         return mx.conv_transpose2d(x, weight, stride=2, padding=1)
-    return _of_this_stream(_Halving).up(x, weight.transpose(3, 1, 2, 0))
+    return _halving(_stream()).up(x, weight.transpose(3, 1, 2, 0))
 
 
 class _Halving:
@@ -86,14 +87,14 @@ class _Keeping:
         )
 
 
-@functools.cache
-def _of_stream(kind: type, stream: mx.Stream) -> object:
-    return kind(stream)
+# Gradients are made when they are asked for, which is not where the convolution was; so it has to remember
+# its stream.
+_halving = functools.cache(_Halving)
+_keeping = functools.cache(_Keeping)
 
 
-def _of_this_stream(kind: type) -> object:
-    """Gradients are made when they are asked for, which is not where the convolution was: on its stream."""
-    return _of_stream(kind, mx.default_stream(mx.default_device()))
+def _stream() -> mx.Stream:
+    return mx.default_stream(mx.default_device())
 
 
 def _bilinear(
@@ -102,7 +103,7 @@ def _bilinear(
     stream: mx.Stream,
 ) -> Convolution:
     """``function`` with ``gradients(first, second, cotangent)`` as its two gradients."""
-    custom = mx.custom_function(function)
+    custom: Any = mx.custom_function(function)
 
     def vjp(primals: list[mx.array], cotangent: mx.array, output: mx.array) -> tuple[mx.array, mx.array]:
         with mx.stream(stream):

@@ -7,6 +7,8 @@ arrays, and calling it with weights is a pure function. Frames are (N, H, W, 3) 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -57,6 +59,10 @@ def convolve(form: Convolution, weights: Tree, x: mx.array) -> mx.array:
     return form(x, weights["weight"]) + bias
 
 
+def _swapped(form: Convolution, kernel: mx.array, x: mx.array) -> mx.array:
+    return form(x, kernel)
+
+
 def batch_norm(
     weights: Tree, parts: list[mx.array], bias: mx.array | float = 0.0, stats: Tree | None = None
 ) -> tuple[list[mx.array], Tree]:
@@ -75,12 +81,34 @@ def batch_norm(
     if stats is None:
         count = sum(part.size for part in parts) // parts[0].shape[-1]
         sums = side_by_side(_sums, parts)
-        mean, square = (mx.stack(which).sum(0) / count for which in zip(*sums, strict=True))
+        mean, square = (mx.stack(list(which)).sum(0) / count for which in zip(*sums, strict=True))
         # |mean| stays small against the deviation here.
         stats = {"mean": mean + bias, "var": mx.maximum(square - mean * mean, 0)}
     scale = weights["scale"] * mx.rsqrt(stats["var"] + 1e-3)
     shift = weights["bias"] + (bias - stats["mean"]) * scale
-    return side_by_side(lambda x: leaky_relu(x * scale + shift), parts), stats
+    return side_by_side(lambda x: _scaled_relu(_stream())(x, scale, shift), parts), stats
+
+
+@cache
+def _scaled_relu(stream: mx.Stream) -> Callable[[mx.array, mx.array, mx.array], mx.array]:
+    """Leaky ReLU of x · scale + shift, whose gradient needs only x and the result (MLX would keep three)."""
+    custom: Any = mx.custom_function(lambda x, scale, shift: leaky_relu(x * scale + shift))
+
+    def vjp(primals: list[mx.array], cotangent: mx.array, output: mx.array) -> tuple[mx.array, ...]:
+        x, scale, _ = primals
+        axes = tuple(range(x.ndim - 1))
+        with mx.stream(stream):
+            slope = SLOPE + (1 - SLOPE) * (output > 0).astype(x.dtype)
+            cotangent = cotangent * slope
+            return cotangent * scale, (cotangent * x).sum(axes), cotangent.sum(axes)
+
+    custom.vjp(vjp)
+    wrapped: Callable[[mx.array, mx.array, mx.array], mx.array] = custom
+    return wrapped
+
+
+def _stream() -> mx.Stream:
+    return mx.default_stream(mx.default_device())
 
 
 def _sums(x: mx.array) -> tuple[mx.array, mx.array]:
@@ -92,7 +120,7 @@ def _sums(x: mx.array) -> tuple[mx.array, mx.array]:
 def split(x: mx.array, count: int) -> list[mx.array]:
     """``x`` cut into ``count`` parts along its first axis, alike in length but for one."""
     cuts = [len(x) * i // count for i in range(1, count)]
-    return mx.split(x, cuts) if cuts else [x]
+    return list(mx.split(x, cuts)) if cuts else [x]
 
 
 def init_batch_norm(channels: int) -> Tree:
@@ -192,7 +220,7 @@ class TransposedGenerator:
         for i in range(len(self.widths)):
             norm, up = f"norm{i}", weights[f"up{i}"]
             parts, used[norm] = batch_norm(weights[norm], parts, bias, stats and stats[norm])
-            parts = side_by_side(lambda x, kernel=up["weight"]: conv_up(x, kernel), parts)
+            parts = side_by_side(partial(_swapped, conv_up, up["weight"]), parts)
             bias = up["bias"]
         parts = side_by_side(lambda x: mx.sigmoid(x + bias), parts)
         return mx.concatenate(parts), used
@@ -353,7 +381,7 @@ class RecurrentDiscriminator:
         parts = side_by_side(lambda x: leaky_relu(convolve(conv_down, first, x)), parts)
         for i in range(1, len(self.widths)):
             down = weights[f"down{i}"]
-            parts = side_by_side(lambda x, kernel=down["weight"]: conv_down(x, kernel), parts)
+            parts = side_by_side(partial(_swapped, conv_down, down["weight"]), parts)
             parts, _ = batch_norm(weights[f"norm{i}"], parts, down["bias"])
         parts = side_by_side(lambda x: leaky_relu(dense(weights["features"], x.flatten(1))), parts)
         return mx.concatenate(parts)
