@@ -156,6 +156,10 @@ def _make_lanes() -> list[Any]:
     return [mx.new_thread_local_stream(mx.cpu) for _ in range(cores)] if cores > 1 else []
 
 
+_LANES = _make_lanes()
+_PART_PIXELS = 2**18  # of frames: 64 of 64×64
+
+
 def side_by_side(function: Callable[[_Part], _Result], parts: Sequence[_Part]) -> list[_Result]:
     """``function`` of each part; on the CPU they take turns on its cores, gradients included.
 
@@ -196,10 +200,6 @@ def limit_memory(gigabytes: float | None = None) -> None:
     if limit:
         mx.set_memory_limit(limit)
         mx.set_cache_limit(limit // 4)
-
-
-_PART_PIXELS = int(os.environ.get("PARTPIX", 2**18))  # 64 frames of 64×64
-_LANES = _make_lanes()
 
 
 def peak_memory() -> dict[str, float]:

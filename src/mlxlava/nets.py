@@ -59,6 +59,12 @@ def convolve(form: Convolution, weights: Tree, x: mx.array) -> mx.array:
     return form(x, weights["weight"]) + bias
 
 
+def halve(weights: Tree, x: mx.array) -> mx.array:
+    """4×4 convolution of stride 2 with its bias, and leaky ReLU: (N, H, W, I) → (N, H/2, W/2, O)."""
+    bias = weights["bias"]
+    return _scaled_relu(_stream())(conv_down(x, weights["weight"]), mx.ones_like(bias), bias)
+
+
 def _swapped(form: Convolution, kernel: mx.array, x: mx.array) -> mx.array:
     return form(x, kernel)
 
@@ -271,7 +277,7 @@ class Encoder:
     def _look(self, weights: Tree, frames: mx.array) -> mx.array:
         x = 4 * frames.flatten(0, 1)  # (B, V, H, W, 3) -> (B V, H, W, 3); to a deviation of about one
         for i in range(len(self.widths)):
-            x = leaky_relu(convolve(conv_down, weights[f"down{i}"], x))
+            x = halve(weights[f"down{i}"], x)
         x = x.reshape(len(frames), -1)
         for i in range(len(self.hidden)):
             x = leaky_relu(dense(weights[f"hidden{i}"], x))
@@ -323,8 +329,8 @@ class FramesDiscriminator:
         batch, count = times.shape
         x = 2 * frames.flatten(0, 1) - 1  # (B, K, H, W, 3) -> (B K, H, W, 3)
         for i in range(len(self.widths)):
-            x = leaky_relu(convolve(conv_down, weights[f"down{i}"], x))
-        single = leaky_relu(convolve(conv_down, weights["single"], x)).flatten(1)
+            x = halve(weights[f"down{i}"], x)
+        single = halve(weights["single"], x).flatten(1)
         logit = dense(weights["single_out"], single).reshape(batch, count).mean(1)
         if self.count == 1:
             return logit
@@ -335,7 +341,7 @@ class FramesDiscriminator:
         x = mx.concatenate([x[:, :1], scale * (x[:, 1:] - x[:, :-1])], axis=1)
         # (B, K, h, w, C) -> (B, h, w, K C)
         x = x.transpose(0, 2, 3, 1, 4).reshape(batch, height, width, count * channels)
-        x = leaky_relu(convolve(conv_down, weights["joint"], x)).flatten(1)
+        x = halve(weights["joint"], x).flatten(1)
         for i in range(len(self.hidden)):
             x = leaky_relu(dense(weights[f"hidden{i}"], x))
         return logit + dense(weights["out"], x)[:, 0]
@@ -378,7 +384,7 @@ class RecurrentDiscriminator:
         """Frames (N, H, W, 3) → features (N, F); BatchNorm uses the statistics of this call."""
         parts = split(frames, part_count(len(frames), math.prod(frames.shape[1:3])))
         first = weights["down0"]
-        parts = side_by_side(lambda x: leaky_relu(convolve(conv_down, first, x)), parts)
+        parts = side_by_side(lambda x: halve(first, x), parts)
         for i in range(1, len(self.widths)):
             down = weights[f"down{i}"]
             parts = side_by_side(partial(_swapped, conv_down, down["weight"]), parts)
