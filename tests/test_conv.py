@@ -23,16 +23,13 @@ def close(a: mx.array, b: mx.array) -> bool:
     return bool(np.allclose(np.array(a), np.array(b), rtol=1e-4, atol=1e-3))
 
 
-# name: (patches that fit, patches from which on shifting pays)
-WAYS = {"at once": (10**9, 10**9), "in parts": (100, 10**9), "shifted": (10**9, 0)}
+WAYS = {"patches": 10**9, "shifted": 0}  # floats of patches from which on shifting pays
 
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Force one of the ways in which the CPU convolves."""
-    fits, pays = WAYS[request.param]
-    monkeypatch.setattr(conv, "_PATCH_FLOATS", fits)
-    monkeypatch.setattr(conv, "_WORTH_SHIFTING", pays)
+    monkeypatch.setattr(conv, "_WORTH_SHIFTING", WAYS[request.param])
     monkeypatch.setattr(conv, "_MAX_WASTE", 100)
     return str(request.param)
 

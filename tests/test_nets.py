@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlxlava import nets
-from mlxlava.backend import mx
+from mlxlava.backend import mx, named_arrays
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.nets import make_discriminator, make_generator, to_bytes
 
@@ -86,10 +86,53 @@ def test_the_recurrent_discriminator_remembers_only_what_was(tiny_duralava: Reci
 
 
 def test_batch_norm_uses_its_batch_or_kept_statistics() -> None:
-    x = 3 + 2 * mx.random.normal((8, 4, 4, 5), key=mx.random.key(0))
+    x = 3 + 2 * mx.random.normal((9, 4, 4, 5), key=mx.random.key(0))
     weights = nets.init_batch_norm(5)
-    normal, used = nets.batch_norm(weights, x)
-    assert np.allclose(np.array(normal.mean((0, 1, 2))), 0, atol=1e-4)
-    assert np.allclose(np.array(normal.var((0, 1, 2))), 1, atol=1e-2)
-    alone, _ = nets.batch_norm(weights, x[:1], used)
-    assert np.allclose(np.array(alone), np.array(normal[:1]), atol=1e-5)
+    whole, used = nets.batch_norm(weights, [x])
+    before_relu = mx.where(whole[0] > 0, whole[0], whole[0] / nets.SLOPE)
+    assert np.allclose(np.array(before_relu.mean((0, 1, 2))), 0, atol=1e-4)
+    assert np.allclose(np.array(before_relu.var((0, 1, 2))), 1, atol=1e-2)
+    alone, _ = nets.batch_norm(weights, [x[:1]], stats=used)
+    assert np.allclose(np.array(alone[0]), np.array(whole[0][:1]), atol=1e-5)
+
+
+def test_batch_norm_is_over_all_parts_and_takes_a_bias_away() -> None:
+    x = 3 + 2 * mx.random.normal((9, 4, 4, 5), key=mx.random.key(0))
+    bias = mx.random.normal((5,), key=mx.random.key(1))
+    weights = nets.init_batch_norm(5)
+    whole, _ = nets.batch_norm(weights, [x])
+    parts, used = nets.batch_norm(weights, nets.split(x, 2), bias)
+    assert [len(part) for part in parts] == [4, 5]
+    assert np.allclose(np.array(mx.concatenate(parts)), np.array(whole[0]), atol=1e-5)
+    assert np.allclose(np.array(used["mean"]), np.array((x + bias).mean((0, 1, 2))), atol=1e-5)
+    kept, _ = nets.batch_norm(weights, [x], bias, used)  # as in playing
+    assert np.allclose(np.array(kept[0]), np.array(whole[0]), atol=1e-5)
+
+
+def test_nets_are_the_same_in_parts(
+    tiny: Recipe, tiny_duralava: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many parts a batch is worked on in: values, and gradients by weights and frames."""
+    for recipe in (tiny, tiny_duralava):
+        count = recipe.data.drawn_frames or recipe.data.seq_len
+        generator, discriminator = make_generator(recipe), make_discriminator(recipe)
+        weights = generator.init(mx.random.key(0)), discriminator.init(mx.random.key(1))
+        states = mx.random.normal((4 * count, 8), key=mx.random.key(2))
+        times = mx.broadcast_to(mx.arange(count), (4, count))
+
+        def loss(
+            weights: tuple[nets.Tree, nets.Tree],
+            states: mx.array,
+            nets: tuple[nets.Generator, nets.Discriminator] = (generator, discriminator),
+            times: mx.array = times,
+        ) -> mx.array:
+            frames = nets[0](weights[0], states)[0].reshape(*times.shape, 16, 16, 3)
+            total: mx.array = (nets[1](weights[1], frames, times) ** 2).mean()
+            return total
+
+        found = []
+        for parts in (1, 3):
+            monkeypatch.setattr(nets, "part_count", lambda items, pixels, parts=parts: parts)
+            found.append(named_arrays({"by": mx.grad(loss, (0, 1))(weights, states)}))
+        for name, array in found[0].items():
+            assert np.allclose(np.array(array), np.array(found[1][name]), rtol=1e-3, atol=1e-5), name

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import hashlib
 import importlib.util
 import itertools
@@ -19,7 +18,7 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +27,7 @@ import numpy as np
 
 from mlxlava.config import UserError, cache_folder
 
+Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 # Set to 0 to run with the BLAS that MLX brings (20 to 30 times slower matmuls on Linux).
@@ -119,15 +119,6 @@ def queue(*arrays: Any) -> None:
     mx.async_eval(*arrays)  # type: ignore[no-untyped-call]  # MLX gives it no hint
 
 
-@functools.cache
-def parallel_streams() -> tuple[mx.ThreadLocalStream | mx.Device, ...]:
-    """For ``mx.stream``, in turns: on a CPU two streams, whose work runs side by side; else the device."""
-    if not on_cpu() or (os.cpu_count() or 1) < 2:
-        return (mx.default_device(),)
-    # A plain stream belongs to the thread that made it.
-    return (mx.new_thread_local_stream(mx.cpu), mx.new_thread_local_stream(mx.cpu))
-
-
 # --- several machines (mlx.launch): the same code with one, where all of this does nothing ---
 
 
@@ -213,6 +204,58 @@ def limit_blas_threads(count: int) -> None:
             if hasattr(library, name):
                 getattr(library, name)(count)
                 return
+
+
+def _make_lanes() -> list[Any]:
+    """A CPU stream for each core that may be used; none where one stream does (GPU, one core).
+
+    MLX's CPU back end gives a stream one thread for all that it does. Only BLAS would take more, and then
+    its threads spin while everything else runs on one. So BLAS gets one thread, and work is laid side by
+    side (docs/decisions.md, "Side by side"). OPENBLAS_NUM_THREADS says how many cores to use; all if not set.
+    """
+    if not on_cpu() or sys.platform == "darwin":
+        return []
+    cores = len(os.sched_getaffinity(0))
+    with contextlib.suppress(KeyError, ValueError):
+        cores = min(cores, int(os.environ["OPENBLAS_NUM_THREADS"]))
+    limit_blas_threads(1)
+    return [mx.new_thread_local_stream(mx.cpu) for _ in range(cores)] if cores > 1 else []
+
+
+_LANES = _make_lanes()
+_PART_PIXELS = 2**18  # of frames: 64 of 64×64
+
+
+def parallel_streams() -> Sequence[Any]:
+    """For ``mx.stream``, in turns: on a CPU its lanes, whose work runs side by side; else the device."""
+    return _LANES or [mx.default_device()]
+
+
+def side_by_side(function: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
+    """``function`` of each part; on the CPU they take turns on its cores, gradients included.
+
+    Only the graph is built here, and MLX lets a stream wait for another where it needs its results.
+    """
+    if not _LANES or len(parts) == 1:
+        return [function(part) for part in parts]
+    results = []
+    for index, part in enumerate(parts):
+        with mx.stream(_LANES[index % len(_LANES)]):
+            results.append(function(part))
+    return results
+
+
+def part_count(items: int, pixels: int) -> int:
+    """In how many parts ``items`` of ``pixels`` each are best worked on; each part has one at least.
+
+    On the CPU a part's arrays should stay in the cache from one pass to the next, and memory that is taken
+    ahead of its use is in proportion to a part. A GPU wants all at once.
+    """
+    if not on_cpu():
+        return 1
+    lanes = max(len(_LANES), 1)
+    wanted = -(-items * pixels // _PART_PIXELS)
+    return max(1, min(items, -(-wanted // lanes) * lanes))
 
 
 def memory_budget() -> float:
@@ -303,11 +346,13 @@ __all__ = [
     "on_cpu",
     "optim",
     "parallel_streams",
+    "part_count",
     "peak_memory",
     "queue",
     "rank",
     "ranks",
     "resident_memory",
+    "side_by_side",
     "sum_over_ranks",
     "tree_map",
 ]

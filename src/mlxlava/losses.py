@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mlxlava.backend import mx
+from mlxlava.conv import without_weights
 
 _KNOTS = 17  # of Epps–Pulley's integral, by the trapezium rule
 
@@ -49,7 +50,8 @@ def gradient_penalty(judge: Callable[[mx.array], mx.array], frames: mx.array) ->
         judge: Clips (B, …) → logits (B,).
         frames: Clips (B, …).
     """
-    gradient: mx.array = mx.grad(lambda x: judge(x).sum())(frames)
+    with without_weights():
+        gradient: mx.array = mx.grad(lambda x: judge(x).sum())(frames)
     return 0.5 * (gradient * gradient).sum() / frames.shape[0]
 
 

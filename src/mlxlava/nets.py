@@ -7,10 +7,12 @@ arrays, and calling it with weights is a pure function. Frames are (N, H, W, 3) 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
-from mlxlava.backend import mx
+from mlxlava.backend import mx, part_count, side_by_side
 from mlxlava.config import Recipe
 from mlxlava.conv import Convolution, conv3, conv_down, conv_up, depth_to_space
 
@@ -57,24 +59,74 @@ def convolve(form: Convolution, weights: Tree, x: mx.array) -> mx.array:
     return form(x, weights["weight"]) + bias
 
 
-def batch_norm(weights: Tree, x: mx.array, stats: Tree | None = None) -> tuple[mx.array, Tree]:
-    """BatchNorm over all axes but the last (Ioffe and Szegedy 2015), as one scale and one shift.
+def halve(weights: Tree, x: mx.array) -> mx.array:
+    """4×4 convolution of stride 2 with its bias, and leaky ReLU: (N, H, W, I) → (N, H/2, W/2, O)."""
+    bias = weights["bias"]
+    return _scaled_relu(_stream())(conv_down(x, weights["weight"]), mx.ones_like(bias), bias)
+
+
+def _swapped(form: Convolution, kernel: mx.array, x: mx.array) -> mx.array:
+    return form(x, kernel)
+
+
+def batch_norm(
+    weights: Tree, parts: list[mx.array], bias: mx.array | float = 0.0, stats: Tree | None = None
+) -> tuple[list[mx.array], Tree]:
+    """BatchNorm over all axes but the last (Ioffe and Szegedy 2015), then leaky ReLU; in one pass.
 
     Args:
         weights: ``scale`` and ``bias`` (C,).
-        x: (…, C).
+        parts: of the batch, (…, C) each.
+        bias: (C,) of the convolution before, not yet added. The batch's own mean takes it away again, so
+            training is spared a pass for it and another for its gradient.
         stats: ``mean`` and ``var`` to use instead of the batch's own.
 
     Returns:
-        The normalised array and the statistics that were used.
+        The parts and the statistics that were used.
     """
     if stats is None:
-        axes = tuple(range(x.ndim - 1))
-        mean = x.mean(axes)
-        # Two reads of x and no centred copy; |mean| stays small against the deviation here.
-        stats = {"mean": mean, "var": mx.maximum((x * x).mean(axes) - mean * mean, 0)}
+        count = sum(part.size for part in parts) // parts[0].shape[-1]
+        sums = side_by_side(_sums, parts)
+        mean, square = (mx.stack(list(which)).sum(0) / count for which in zip(*sums, strict=True))
+        # |mean| stays small against the deviation here.
+        stats = {"mean": mean + bias, "var": mx.maximum(square - mean * mean, 0)}
     scale = weights["scale"] * mx.rsqrt(stats["var"] + 1e-3)
-    return x * scale + (weights["bias"] - stats["mean"] * scale), stats
+    shift = weights["bias"] + (bias - stats["mean"]) * scale
+    return side_by_side(lambda x: _scaled_relu(_stream())(x, scale, shift), parts), stats
+
+
+@cache
+def _scaled_relu(stream: mx.Stream) -> Callable[[mx.array, mx.array, mx.array], mx.array]:
+    """Leaky ReLU of x · scale + shift, whose gradient needs only x and the result (MLX would keep three)."""
+    custom: Any = mx.custom_function(lambda x, scale, shift: leaky_relu(x * scale + shift))
+
+    def vjp(primals: list[mx.array], cotangent: mx.array, output: mx.array) -> tuple[mx.array, ...]:
+        x, scale, _ = primals
+        axes = tuple(range(x.ndim - 1))
+        with mx.stream(stream):
+            slope = SLOPE + (1 - SLOPE) * (output > 0).astype(x.dtype)
+            cotangent = cotangent * slope
+            return cotangent * scale, (cotangent * x).sum(axes), cotangent.sum(axes)
+
+    custom.vjp(vjp)
+    wrapped: Callable[[mx.array, mx.array, mx.array], mx.array] = custom
+    return wrapped
+
+
+def _stream() -> mx.Stream:
+    return mx.default_stream(mx.default_device())
+
+
+def _sums(x: mx.array) -> tuple[mx.array, mx.array]:
+    """Σ x and Σ x² over all axes but the last."""
+    axes = tuple(range(x.ndim - 1))
+    return x.sum(axes), (x * x).sum(axes)
+
+
+def split(x: mx.array, count: int) -> list[mx.array]:
+    """``x`` cut into ``count`` parts along its first axis, alike in length but for one."""
+    cuts = [len(x) * i // count for i in range(1, count)]
+    return list(mx.split(x, cuts)) if cuts else [x]
 
 
 def init_batch_norm(channels: int) -> Tree:
@@ -87,6 +139,7 @@ class ShuffleGenerator:
 
     def __init__(self, recipe: Recipe) -> None:
         widths = recipe.generator.widths
+        self.size = recipe.data.size
         self.state_size = recipe.generator.state_size
         self.base = tuple(side // 2 ** len(widths) for side in recipe.data.size)
         self.widths = (*widths, recipe.generator.last_width)
@@ -116,6 +169,10 @@ class ShuffleGenerator:
 
     def __call__(self, weights: Tree, states: mx.array, stats: Tree | None = None) -> tuple[mx.array, Tree]:
         """(N, Z) → frames (N, H, W, 3) in [0, 1], and {}."""
+        parts = split(states, part_count(len(states), math.prod(self.size)))
+        return mx.concatenate(side_by_side(lambda part: self._draw(weights, part), parts)), {}
+
+    def _draw(self, weights: Tree, states: mx.array) -> mx.array:
         x = leaky_relu(dense(weights["dense"], states))
         x = x.reshape(-1, *self.base, self.widths[0])
         for i in range(len(self.widths) - 1):
@@ -123,7 +180,7 @@ class ShuffleGenerator:
         x = convolve(conv3, weights["out"], x)
         if self.background:
             x = mx.stop_gradient(weights["background"]) + mx.stop_gradient(weights["gate"]) * x
-        return mx.sigmoid(x), {}
+        return mx.sigmoid(x)
 
 
 class TransposedGenerator:
@@ -131,6 +188,7 @@ class TransposedGenerator:
 
     def __init__(self, recipe: Recipe) -> None:
         widths = recipe.generator.widths
+        self.size = recipe.data.size
         self.state_size = recipe.generator.state_size
         self.base = tuple(side // 2 ** len(widths) for side in recipe.data.size)
         self.widths = widths
@@ -160,11 +218,18 @@ class TransposedGenerator:
         ``stats`` None takes the batch's own, as training does.
         """
         used = {}
-        x = dense(weights["dense"], states).reshape(-1, *self.base, self.widths[0])
+        parts = split(states, part_count(len(states), math.prod(self.size)))
+        parts = side_by_side(
+            lambda z: dense(weights["dense"], z).reshape(-1, *self.base, self.widths[0]), parts
+        )
+        bias: mx.array | float = 0.0  # that of the matrix differs from pixel to pixel
         for i in range(len(self.widths)):
-            x, used[f"norm{i}"] = batch_norm(weights[f"norm{i}"], x, stats and stats[f"norm{i}"])
-            x = convolve(conv_up, weights[f"up{i}"], leaky_relu(x))
-        return mx.sigmoid(x), used
+            norm, up = f"norm{i}", weights[f"up{i}"]
+            parts, used[norm] = batch_norm(weights[norm], parts, bias, stats and stats[norm])
+            parts = side_by_side(partial(_swapped, conv_up, up["weight"]), parts)
+            bias = up["bias"]
+        parts = side_by_side(lambda x: mx.sigmoid(x + bias), parts)
+        return mx.concatenate(parts), used
 
 
 class Encoder:
@@ -197,13 +262,18 @@ class Encoder:
 
     def __call__(self, weights: Tree, frames: mx.array) -> tuple[mx.array, mx.array]:
         """Frames about zero (B, V, H, W, 3) → mean and log variance (B, Z), yet to be standardised."""
+        parts = split(frames, part_count(len(frames), math.prod(frames.shape[1:4])))
+        x = mx.concatenate(side_by_side(lambda part: self._look(weights, part), parts))
+        return dense(weights["mean"], x), mx.minimum(dense(weights["log_variance"], x), 0)
+
+    def _look(self, weights: Tree, frames: mx.array) -> mx.array:
         x = 4 * frames.flatten(0, 1)  # (B, V, H, W, 3) -> (B V, H, W, 3); to a deviation of about one
         for i in range(len(self.widths)):
-            x = leaky_relu(convolve(conv_down, weights[f"down{i}"], x))
+            x = halve(weights[f"down{i}"], x)
         x = x.reshape(len(frames), -1)
         for i in range(len(self.hidden)):
             x = leaky_relu(dense(weights[f"hidden{i}"], x))
-        return dense(weights["mean"], x), mx.minimum(dense(weights["log_variance"], x), 0)
+        return x
 
 
 def standardise(mean: mx.array, log_variance: mx.array) -> tuple[mx.array, mx.array]:
@@ -253,11 +323,16 @@ class FramesDiscriminator:
 
     def __call__(self, weights: Tree, frames: mx.array, times: mx.array) -> mx.array:
         """Frames (B, K, H, W, 3) at learned steps ``times`` (B, K) → logits (B,)."""
+        count = part_count(len(frames), math.prod(frames.shape[1:4]))
+        parts = list(zip(split(frames, count), split(times, count), strict=True))
+        return mx.concatenate(side_by_side(lambda part: self._judge(weights, *part), parts))
+
+    def _judge(self, weights: Tree, frames: mx.array, times: mx.array) -> mx.array:
         batch, count = times.shape
         x = 2 * frames.flatten(0, 1) - 1  # (B, K, H, W, 3) -> (B K, H, W, 3)
         for i in range(len(self.widths)):
-            x = leaky_relu(convolve(conv_down, weights[f"down{i}"], x))
-        single = leaky_relu(convolve(conv_down, weights["single"], x)).flatten(1)
+            x = halve(weights[f"down{i}"], x)
+        single = halve(weights["single"], x).flatten(1)
         logit = dense(weights["single_out"], single).reshape(batch, count).mean(1)
         if self.count == 1:
             return logit
@@ -268,7 +343,7 @@ class FramesDiscriminator:
         x = mx.concatenate([x[:, :1], scale * (x[:, 1:] - x[:, :-1])], axis=1)
         # (B, K, h, w, C) -> (B, h, w, K C)
         x = x.transpose(0, 2, 3, 1, 4).reshape(batch, height, width, count * channels)
-        x = leaky_relu(convolve(conv_down, weights["joint"], x)).flatten(1)
+        x = halve(weights["joint"], x).flatten(1)
         for i in range(len(self.hidden)):
             x = leaky_relu(dense(weights[f"hidden{i}"], x))
         return logit + dense(weights["out"], x)[:, 0]
@@ -309,13 +384,15 @@ class RecurrentDiscriminator:
 
     def encode(self, weights: Tree, frames: mx.array) -> mx.array:
         """Frames (N, H, W, 3) → features (N, F); BatchNorm uses the statistics of this call."""
-        x = frames
-        for i in range(len(self.widths)):
-            x = convolve(conv_down, weights[f"down{i}"], x)
-            if i:
-                x, _ = batch_norm(weights[f"norm{i}"], x)
-            x = leaky_relu(x)
-        return leaky_relu(dense(weights["features"], x.flatten(1)))
+        parts = split(frames, part_count(len(frames), math.prod(frames.shape[1:3])))
+        first = weights["down0"]
+        parts = side_by_side(lambda x: halve(first, x), parts)
+        for i in range(1, len(self.widths)):
+            down = weights[f"down{i}"]
+            parts = side_by_side(partial(_swapped, conv_down, down["weight"]), parts)
+            parts, _ = batch_norm(weights[f"norm{i}"], parts, down["bias"])
+        parts = side_by_side(lambda x: leaky_relu(dense(weights["features"], x.flatten(1))), parts)
+        return mx.concatenate(parts)
 
     def cell(self, weights: Tree, features: mx.array, state: mx.array) -> mx.array:
         """Features (B, F) and what is remembered (B, S) → what is remembered next (B, S)."""

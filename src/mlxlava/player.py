@@ -17,7 +17,7 @@ from mlxlava.console import clock, progress, say
 from mlxlava.live import Lamps, Live, Reel, WallClock
 from mlxlava.screens import Screen
 from mlxlava.screens.terminal import Terminal, has_terminal
-from mlxlava.sinks import PipeClosed, Sink, check_quality, format_of, open_sink
+from mlxlava.sinks import Output, PipeClosed, Sink, check_quality, format_of, open_sink
 
 _FPS = 30.0  # where neither the user nor the screen has a wish
 _HIDDEN_FPS = 2.0
@@ -217,7 +217,7 @@ def _show(live: Live, screen: Screen, fps: float) -> None:
             live.clock.fps = _HIDDEN_FPS if screen.hidden else fps
 
 
-def _show_and_write(live: Live, programme: Programme, screen: Screen, sink: Sink) -> None:
+def _show_and_write(live: Live, programme: Programme, screen: Screen, sink: Output) -> None:
     """Every frame into the file, on its own even grid; on the screen those that are not late."""
     size = None
     for reel in live.reels():

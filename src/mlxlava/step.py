@@ -7,6 +7,7 @@ from typing import Any
 
 from mlxlava.backend import gather, mx, named_arrays, optim, rank, ranks, sum_over_ranks, tree_map
 from mlxlava.config import Recipe, Training
+from mlxlava.conv import without_weights
 from mlxlava.dynamics import Dynamics, make_dynamics
 from mlxlava.losses import (
     augment,
@@ -392,7 +393,8 @@ class Trainer:
         drawn = _after(drawn, by_real)
         (loss_drawn, on_drawn), by_drawn = mx.value_and_grad(loss_on_drawn)(weights)
         drawn = _after(drawn, by_drawn)
-        loss_g, by_frames = mx.value_and_grad(loss_of_g)(drawn)
+        with without_weights():
+            loss_g, by_frames = mx.value_and_grad(loss_of_g)(drawn)
         terms = {
             "loss_d": loss_real + loss_drawn,
             "loss_g": loss_g,
