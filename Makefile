@@ -45,7 +45,7 @@ $(VENV)/.run: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "mlxlava needs Python 3.10 or newer: make PYTHON=python3.11 ..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "no venv module: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[cpu]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[cpu,window]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
