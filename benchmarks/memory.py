@@ -1,8 +1,9 @@
 """Predicted against measured peaks of the training step, for a dozen and more configurations.
 
-    python benchmarks/memory.py [--fit]
+    python benchmarks/memory.py
 
-Each configuration is stepped in a process of its own (``mx.get_peak_memory``). The last line is JSON.
+Each configuration is stepped in a process of its own (``mx.get_peak_memory``). The last line is JSON; the
+exit status is 1 where a prediction of ``mlxlava.plan`` is more than 15 % off.
 """
 
 from __future__ import annotations
@@ -12,7 +13,12 @@ import subprocess
 import sys
 from typing import Any
 
+from harness import machine
 from mlxlava.config import load_recipe, override
+from mlxlava.console import print_table
+from mlxlava.plan import predict
+
+_TOLERANCE = 0.15
 
 # Recipe and settings: sizes, lengths, batches, parts, all that a user or `train --memory` changes.
 CONFIGURATIONS: list[tuple[str, dict[str, Any]]] = [
@@ -62,23 +68,28 @@ def measure(name: str, settings: dict[str, Any]) -> float:
     return mx.get_peak_memory() / 1e9
 
 
+def main() -> None:
+    """Measure each configuration, print a table, and fail if a prediction is more than 15 % off."""
+    rows, results, worst = [], [], 0.0
+    for name, settings in CONFIGURATIONS:
+        command = [sys.executable, __file__, "--child", name, json.dumps(settings)]
+        peak = float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        predicted = predict(override(load_recipe(name), settings))
+        off = predicted / peak - 1
+        worst = max(worst, abs(off))
+        results.append({"recipe": name, "settings": settings, "peak_gb": peak, "predicted_gb": predicted})
+        changed = ", ".join(f"{key.partition('.')[2]} {value}" for key, value in settings.items())
+        rows.append((name, changed or "as it is", f"{peak:.3f}", f"{predicted:.3f}", f"{off:+.1%}"))
+        print(*rows[-1], file=sys.stderr, flush=True)
+    columns = ("recipe", "changed", "measured, GB", "predicted, GB", "off")
+    print_table("Peak of MLX's arrays in a step", columns, rows, left=2)
+    print(json.dumps({"benchmark": "memory", "machine": machine(), "results": results}))
+    if worst > _TOLERANCE:
+        sys.exit(f"memory: a prediction is {worst:.0%} off")
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        print(json.dumps(measure(sys.argv[2], json.loads(sys.argv[3]))))
+        print(measure(sys.argv[2], json.loads(sys.argv[3])))
     else:
-        for name, settings in CONFIGURATIONS:
-            out = subprocess.run(
-                [sys.executable, __file__, "--child", name, json.dumps(settings)],
-                capture_output=True,
-                text=True,
-            )
-            print(
-                json.dumps(
-                    [
-                        name,
-                        settings,
-                        json.loads(out.stdout.splitlines()[-1]) if out.returncode == 0 else out.stderr[-300:],
-                    ]
-                ),
-                flush=True,
-            )
+        main()

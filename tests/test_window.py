@@ -262,7 +262,7 @@ def test_where_a_display_is(
 def test_without_the_extra_one_line_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlxlava.screens.window", None)
     assert not has_window()
-    with pytest.raises(UserError, match=r'pip install "mlxlava\[window\]"'):
+    with pytest.raises(UserError, match=r'install "mlxlava\[window\]"'):
         run(Plain(), Programme(screen="window").settle(), "a")
 
 

@@ -150,7 +150,9 @@ def train(
     if has_slow_blas():
         say('train: this will be many times slower than it could be; install "mlxlava[cpu]" and g++')
     try:
-        outcome = train_run(run, recipe, footage, minutes=minutes, tensorboard=tensorboard)
+        outcome = train_run(
+            run, recipe, footage, minutes=minutes, memory=changes.get("memory"), tensorboard=tensorboard
+        )
     except (Alone, Diverged) as error:
         say(f"mlxlava: {error}")
         sys.exit(1)

@@ -230,10 +230,10 @@ class Trainer:
         for part in range(parts):
             mine = slice(part * count, (part + 1) * count)
             rows = slice(self._rank * len(real) + mine.start, self._rank * len(real) + mine.stop)
-            chosen = sets[:, rows].flatten(0, 1)
+            chosen, clips = sets[:, rows].flatten(0, 1), real[mine]
             if found:  # the memory of the part before is free then
-                chosen = _after(chosen, found[-1])
-            clips = real[mine].astype(mx.float32) / 255
+                chosen, clips = _after(chosen, found[-1]), _after(clips, found[-1])
+            clips = clips.astype(mx.float32) / 255
 
             def loss(generator: Tree, chosen: mx.array, clips: mx.array, rows: slice) -> tuple[mx.array, Any]:
                 return self._part(

@@ -166,6 +166,7 @@ def train(
     footage: Footage,
     *,
     minutes: float | None = None,
+    memory: float | None = None,
     tensorboard: bool = False,
 ) -> Outcome:
     """Train a run on from its latest checkpoint until its steps, its minutes or a signal end it.
@@ -178,6 +179,7 @@ def train(
         recipe: the run's recipe.
         footage: the run's footage.
         minutes: stop after so many minutes of this call.
+        memory: GB for MLX's buffers, its cache included; what suits the device when None.
         tensorboard: also write events to ``tensorboard/`` in the run.
 
     Raises:
@@ -185,7 +187,7 @@ def train(
         Diverged: something is not finite any more.
         UserError: something cannot be read or written.
     """
-    limit_memory()
+    limit_memory(memory)
     data, training = recipe.data, recipe.training
     share, rest = divmod(data.batch_size, ranks())
     if rest or share % training.micro_batches:
