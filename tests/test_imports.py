@@ -22,7 +22,7 @@ LAYERS = [
     {"backend", "console", "sinks"},
     {"live"},
     {"lamp"},
-    {"losses", "conv", "descent", "footage", "screens", "metrics", "normality", "plan"},
+    {"losses", "conv", "descent", "footage", "screens", "metrics", "normality", "plan", "ranks"},
     {"nets", "player"},
     {"dynamics", "drawing", "precision"},
     {"step", "checkpoint"},

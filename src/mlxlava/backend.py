@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import hashlib
 import importlib.util
-import itertools
 import os
 import platform
 import resource
@@ -22,8 +21,6 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
-
-import numpy as np
 
 from mlxlava.config import UserError, cache_folder
 
@@ -117,69 +114,6 @@ def named_arrays(tree: Mapping[str, Any]) -> dict[str, mx.array]:
 def queue(*arrays: Any) -> None:
     """Start to compute trees of arrays and return at once."""
     mx.async_eval(*arrays)  # type: ignore[no-untyped-call]  # MLX gives it no hint
-
-
-# --- several machines (mlx.launch): the same code with one, where all of this does nothing ---
-
-
-def rank() -> int:
-    """The number of this process among those that train together, from 0."""
-    return mx.distributed.init().rank()
-
-
-def ranks() -> int:
-    """How many processes train together."""
-    return mx.distributed.init().size()
-
-
-def gather(array: mx.array) -> mx.array:
-    """The rows of all ranks, in their order; the gradient by a rank's own rows is its rows of the gradient.
-
-    That is right where each rank goes on to compute the whole of the loss.
-    """
-    if ranks() == 1:
-        return array
-    function: Any = mx.custom_function(mx.distributed.all_gather)
-
-    def own_rows(primals: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
-        return cotangent[rank() * len(array) : (rank() + 1) * len(array)]
-
-    function.vjp(own_rows)
-    gathered: mx.array = function(array)
-    return gathered
-
-
-def sum_over_ranks(tree: Any) -> Any:
-    """The sum of a tree of float32 arrays over all ranks, in one message; not differentiable."""
-    if ranks() == 1:
-        return tree
-    arrays = list(named_arrays(tree).values())
-    flat = mx.distributed.all_sum(mx.concatenate([array.reshape(-1) for array in arrays]))
-    ends = list(itertools.accumulate(array.size for array in arrays))
-    parts = iter(mx.split(flat, ends[:-1]))
-    return tree_map(lambda array: next(parts).reshape(array.shape), tree)
-
-
-def from_first(tree: Any) -> Any:
-    """The tree of the first rank, everywhere; each rank has one of the same shapes and types."""
-    if ranks() == 1:
-        return tree
-    first = rank() == 0
-    shared = tree_map(lambda array: mx.distributed.all_sum(array if first else mx.zeros_like(array)), tree)
-    mx.eval(shared)
-    return shared
-
-
-def any_rank(flag: int) -> int:
-    """The largest of the flags of all ranks; waits for them."""
-    return flag if ranks() == 1 else int(np.array(mx.distributed.all_max(mx.array(flag))))
-
-
-def first_rank_first(work: Callable[[], Result]) -> Result:
-    """What ``work`` gives: done by the first rank, then by the others, who may find it prepared."""
-    done = work() if rank() == 0 else None
-    any_rank(0)
-    return work() if done is None else done
 
 
 def on_cpu() -> bool:
@@ -332,11 +266,7 @@ def describe() -> dict[str, str]:
 
 __all__ = [
     "BLAS",
-    "any_rank",
     "describe",
-    "first_rank_first",
-    "from_first",
-    "gather",
     "has_slow_blas",
     "limit_blas_threads",
     "limit_memory",
@@ -349,10 +279,7 @@ __all__ = [
     "part_count",
     "peak_memory",
     "queue",
-    "rank",
-    "ranks",
     "resident_memory",
     "side_by_side",
-    "sum_over_ranks",
     "tree_map",
 ]

@@ -132,8 +132,8 @@ def train(
     else:
         run = run or _next_run(changes["recipe"] or "lava")
         recipe = _recipe(changes)
-        from mlxlava.backend import first_rank_first
         from mlxlava.checkpoint import load_weights
+        from mlxlava.ranks import first_rank_first
         from mlxlava.train import start_run
 
         footage = first_rank_first(lambda: _footage(list(sources), recipe.data, seed=recipe.training.seed))
@@ -166,8 +166,8 @@ def train(
 def _one_speaks() -> None:
     """Of the processes that mlx.launch has started, let the first tell what goes on."""
     if "MLX_RANK" in os.environ:
-        from mlxlava.backend import rank
         from mlxlava.console import mute
+        from mlxlava.ranks import rank
 
         if rank():
             mute()
@@ -189,9 +189,9 @@ def _recipe(changes: dict[str, Any]) -> Recipe:
 
 def _within(recipe: Recipe, gigabytes: float) -> Recipe:
     """The recipe, worked on in parts so that a step fits; says what was chosen."""
-    from mlxlava.backend import ranks
     from mlxlava.console import say
     from mlxlava.plan import fit_into, predict
+    from mlxlava.ranks import ranks
 
     fitted = fit_into(recipe, gigabytes, ranks())
     training = fitted.training
@@ -242,9 +242,9 @@ def _resume(
     run: Path, sources: Sequence[str], init: str | None, changes: dict[str, Any]
 ) -> tuple[Recipe, Footage]:
     """The recipe and footage of a run; only its number of steps may change."""
-    from mlxlava.backend import first_rank_first, rank
     from mlxlava.checkpoint import read_json
     from mlxlava.console import say
+    from mlxlava.ranks import first_rank_first, rank
 
     steps = changes.pop("steps")
     given = [name for name, value in changes.items() if value not in (None, ())]

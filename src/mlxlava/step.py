@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mlxlava.backend import gather, mx, named_arrays, optim, rank, ranks, sum_over_ranks, tree_map
+from mlxlava.backend import mx, named_arrays, optim, tree_map
 from mlxlava.config import Recipe, Training
 from mlxlava.conv import without_weights
 from mlxlava.dynamics import Dynamics, make_dynamics
@@ -29,6 +29,7 @@ from mlxlava.nets import (
     standardise,
 )
 from mlxlava.precision import half
+from mlxlava.ranks import gather, rank, ranks, sum_over_ranks
 
 Terms = dict[str, mx.array]
 

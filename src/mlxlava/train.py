@@ -22,16 +22,12 @@ import numpy as np
 from PIL import Image
 
 from mlxlava.backend import (
-    any_rank,
     describe,
-    from_first,
     limit_memory,
     mx,
     named_arrays,
     peak_memory,
     queue,
-    rank,
-    ranks,
     tree_map,
 )
 from mlxlava.checkpoint import (
@@ -50,6 +46,7 @@ from mlxlava.console import clock, progress, say
 from mlxlava.dynamics import make_dynamics
 from mlxlava.footage import Footage
 from mlxlava.nets import Tree, make_generator, to_bytes
+from mlxlava.ranks import any_rank, from_first, rank, ranks
 from mlxlava.step import Trainer
 
 _PREVIEW_LAMPS = 4
