@@ -227,13 +227,15 @@ class Trainer:
         count = len(real) // parts
         sets = mx.stop_gradient(states).reshape(-1, batch, *states.shape[1:])
         keys = mx.random.split(key, 2 * batch).reshape(batch, 2, 2)  # a real and a drawn clip's
-        found: list[Tree] = []
+        total: Tree = {}
+        by_states: list[mx.array] = []
         for part in range(parts):
             mine = slice(part * count, (part + 1) * count)
             rows = slice(self._rank * len(real) + mine.start, self._rank * len(real) + mine.stop)
             chosen, clips = sets[:, rows].flatten(0, 1), real[mine]
-            if found:  # the memory of the part before is free then
-                chosen, clips = _after(chosen, found[-1]), _after(clips, found[-1])
+            if part:  # the memory of the part before is free then
+                done = {"total": total, "by_states": by_states[-1]}
+                chosen, clips = _after(chosen, done), _after(clips, done)
             clips = clips.astype(mx.float32) / 255
 
             def loss(generator: Tree, chosen: mx.array, clips: mx.array, rows: slice) -> tuple[mx.array, Any]:
@@ -248,21 +250,19 @@ class Trainer:
                     keys[rows],
                 )
 
-            (_, rest), (by_weights, by_states) = mx.value_and_grad(loss, (0, 1))(
+            (_, rest), (by_weights, by_chosen) = mx.value_and_grad(loss, (0, 1))(
                 state["generator"], chosen, clips, rows
             )
-            by_states = by_states.reshape(len(sets), count, *states.shape[1:])
-            found.append({"generator": by_weights, "by_states": by_states, **rest})
-        by_states = mx.concatenate([one.pop("by_states") for one in found], axis=1)
-        total: Tree = found[0]
-        for one in found[1:]:
-            total = _add(total, one)
+            by_states.append(by_chosen.reshape(len(sets), count, *states.shape[1:]))
+            more = {"generator": by_weights, **rest}
+            total = _add(total, more) if part else more
         share = 1 / (parts * ranks())
         total = sum_over_ranks(tree_map(lambda array: share * array, total))
-        by_states = share * gather(by_states.swapaxes(0, 1)).swapaxes(0, 1)
+        of_rank = mx.concatenate(by_states, axis=1).swapaxes(0, 1)
+        of_all = share * gather(of_rank).swapaxes(0, 1)  # (N / B, B, K, Z)
         if adversarial:  # the last set is what D has judged
-            by_states = mx.concatenate([by_states[:-1], self.recipe.loss.state_gain * by_states[-1:]])
-        return {**total, "by_states": by_states.reshape(states.shape)}
+            of_all = mx.concatenate([of_all[:-1], self.recipe.loss.state_gain * of_all[-1:]])
+        return {**total, "by_states": of_all.reshape(states.shape)}
 
     def _part(
         self,
