@@ -34,6 +34,8 @@ CONFIGURATIONS: list[tuple[str, dict[str, Any]]] = [
     ("lava", {"data.size": [128, 128], "training.micro_batches": 4}),
     ("lava", {"data.size": [128, 128], "data.batch_size": 8}),
     ("lava", {"data.size": [256, 256], "data.batch_size": 8, "training.micro_batches": 4}),
+    ("lava", {"data.size": [128, 128], "data.batch_size": 32, "training.micro_batches": 8}),
+    ("lava", {"data.size": [256, 256], "data.batch_size": 32, "training.micro_batches": 16}),
     ("duralava", {"data.batch_size": 8}),
     ("duralava", {"data.batch_size": 16}),
     ("duralava", {}),
@@ -42,6 +44,8 @@ CONFIGURATIONS: list[tuple[str, dict[str, Any]]] = [
     ("duralava", {"data.size": [128, 128], "data.batch_size": 4}),
     ("duralava", {"data.size": [128, 128], "data.batch_size": 8, "training.micro_batches": 4}),
     ("duralava", {"training.recompute": True, "data.batch_size": 16}),
+    ("duralava", {"data.size": [128, 128], "training.recompute": True, "data.batch_size": 8}),
+    ("duralava", {"data.size": [256, 256], "training.micro_batches": 16}),
 ]
 
 
