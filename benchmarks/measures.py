@@ -201,19 +201,28 @@ def score(frames: int) -> Answering:
 
 
 def rates(side: int, floats: int) -> Answering:
-    """What MLX reaches at its best: FLOP/s of one large matrix product, bytes/s read and written by a sum."""
-    from mlxlava.backend import mx
+    """What MLX reaches at its best: FLOP/s of a large matrix product, bytes/s read and written by a sum.
 
-    a, b, long = mx.random.normal((side, side)), mx.random.normal((side, side)), mx.zeros((floats,))
-    mx.eval(a, b, long)
+    Both on all cores, as training is: one part for each of the streams that work is laid on.
+    """
+    from mlxlava.backend import mx, parallel_streams, side_by_side
+
+    lanes = len(parallel_streams())
+    b = mx.random.normal((side, side))
+    rows = mx.split(mx.random.normal((lanes * side, side)), lanes)
+    pieces = [mx.zeros((floats,)) for _ in range(lanes)]
+    mx.eval(rows, b, pieces)
 
     def answer(request: str) -> Answer:
         began = time.perf_counter()
         if request == "matmul":
-            mx.eval(a @ b)
-            return {"seconds": (seconds := time.perf_counter() - began), "rate": 2 * side**3 / seconds}
-        mx.eval(long + 1)
-        return {"seconds": (seconds := time.perf_counter() - began), "rate": 8 * floats / seconds}
+            mx.eval(side_by_side(lambda part: part @ b, rows))
+            return {
+                "seconds": (seconds := time.perf_counter() - began),
+                "rate": lanes * 2 * side**3 / seconds,
+            }
+        mx.eval(side_by_side(lambda piece: piece + 1, pieces))
+        return {"seconds": (seconds := time.perf_counter() - began), "rate": lanes * 8 * floats / seconds}
 
     return answer
 
