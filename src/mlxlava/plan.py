@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from mlxlava.config import Recipe, UserError, override
 
 GB = 1e9
-_MARGIN = 1.1  # that is left for what a prediction may be too low by (benchmarks/memory.py: 9 %)
+_MARGIN = 1.15  # that is left for what a prediction may be too low by (benchmarks/memory.py: 11 %)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Shape:
         judged: outputs of D's layers, for real and drawn frames of one part.
         encoded: outputs of the encoder's layers, for all frames that it looks at.
         held: real frames of the whole batch; they are bytes, so a quarter of their number.
+        pixels: of the real frames of one part.
     """
 
     weights: float
@@ -36,6 +37,7 @@ class Shape:
     judged: float
     encoded: float
     held: float
+    pixels: float
 
 
 def _planes(size: tuple[int, int], widths: Sequence[int], *, first: int = 1) -> float:
@@ -92,6 +94,7 @@ def shape(recipe: Recipe, ranks: int = 1) -> Shape:
         judged=2 * judged * _planes(size, recipe.discriminator.widths),
         encoded=clips_of_rank * recipe.encoder.views * (_planes(size, recipe.encoder.widths) + 3 * pixels),
         held=clips_of_rank * frames * 3 * pixels / 4,
+        pixels=judged * pixels,
     )
 
 
@@ -106,13 +109,20 @@ class _Live:
     encoded: float
     held: float
     rest: float
+    crowd: float  # share that a million pixels beyond ``_CROWDED`` add: more is under way at once then
 
+
+_CROWDED = 3e6  # pixels in one part, about 700 frames of 64×64
 
 # Non-negative least squares of relative errors over the configurations of benchmarks/memory.py. In the step
 # of ``frames`` the layers of G and of D grow alike, so that one of them stands for both.
 _LIVE = {
-    "frames": _Live(6.54, drawn=8.85, drawn_again=5.70, judged=0.0, encoded=5.02, held=0.0, rest=0.067),
-    "recurrent": _Live(0.28, drawn=2.31, drawn_again=0.0, judged=1.91, encoded=0.0, held=6.05, rest=0.139),
+    "frames": _Live(
+        6.54, drawn=8.85, drawn_again=5.70, judged=0.0, encoded=5.02, held=0.0, rest=0.067, crowd=0.04
+    ),
+    "recurrent": _Live(
+        0.28, drawn=2.31, drawn_again=0.0, judged=1.91, encoded=0.0, held=6.05, rest=0.139, crowd=0.10
+    ),
 }
 
 
@@ -126,7 +136,8 @@ def predict(recipe: Recipe, ranks: int = 1) -> float:
         + live.encoded * counted.encoded
         + live.held * counted.held
     )
-    return 4 * floats / GB + live.rest
+    crowded = max(0.0, counted.pixels - _CROWDED) / 1e6
+    return (4 * floats / GB + live.rest) * (1 + live.crowd * crowded)
 
 
 def fit_into(recipe: Recipe, gigabytes: float, ranks: int = 1) -> Recipe:
