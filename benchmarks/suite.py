@@ -42,7 +42,7 @@ from harness import (
     working_set,
 )
 from measures import sized
-from mlxlava.backend import on_cpu
+from mlxlava.backend import on_cpu, parallel_streams
 from mlxlava.config import Recipe, UserError
 from mlxlava.console import print_table, say
 
@@ -71,7 +71,7 @@ class Effort:
         scored: frames to score.
     """
 
-    seconds: float = 30.0
+    seconds: float = 80.0
     turns: int = 7
     repeats: int = 5
     frames: int = 300
@@ -373,6 +373,7 @@ def rates_job() -> Job:
             seconds, _ = _asked("rates", arguments, what, 2, 7)
             row = _row(f"rate {what}", seconds, {})
             work = 2 * arguments["side"] ** 3 if what == "matmul" else 8 * arguments["floats"]
+            work *= len(parallel_streams())  # each does as much
             session.rates[what] = row["per_s"] = work / row["median_s"]
             found.append(row)
         return found
