@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from mlxlava.backend import limit_blas_threads, mx, parallel_streams, queue
 from mlxlava.checkpoint import Weights
-from mlxlava.drawing import make_draw
+from mlxlava.drawing import Draw, make_draw
 from mlxlava.dynamics import StationaryStep, make_dynamics
 from mlxlava.nets import make_generator
 
@@ -51,11 +52,8 @@ class Rollout:
         start: npt.NDArray[np.float32] | None = None,
     ) -> None:
         limit_blas_threads(1)  # one frame is too little work for two threads: they wait for each other
-        self._arrays, self._seed = weights.arrays, seed
+        self._recipe, self._arrays, self._seed = weights.recipe, weights.arrays, seed
         self._dynamics = make_dynamics(weights.recipe)
-        self._frames = make_draw(
-            weights.recipe, weights.arrays["generator"], weights.arrays["stats"]["generator"]
-        )
         self._streams = itertools.cycle(parallel_streams())
         self._rate = weights.step_fps * speed
         companions = self._dynamics.companions
@@ -67,6 +65,11 @@ class Rollout:
         self._step = 0
         self._noise = self._new_noise()
         self.size = weights.recipe.data.size
+
+    @functools.cached_property
+    def _frames(self) -> Draw:
+        """How frames are drawn; arranged when the first is, since rolling needs none of it."""
+        return make_draw(self._recipe, self._arrays["generator"], self._arrays["stats"]["generator"])
 
     @property
     def step(self) -> int:

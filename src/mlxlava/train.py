@@ -8,8 +8,10 @@ import fcntl
 import io
 import json
 import math
+import os
 import platform
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -54,6 +56,7 @@ _PREVIEW_COLUMNS = 8
 _LOOKED_AT = 1000  # frames, at most, for G's background
 _MOVES = 0.2  # of the largest deviation: pixels that change more are wholly free to
 _PREVIEW_SEED = 2**40  # no training step has it
+_GRACE = 5.0  # seconds, beyond three steps, that a process waits for others before it gives up
 
 
 class Diverged(Exception):
@@ -226,7 +229,7 @@ def train(
         update = stack.enter_context(progress("train"))
         stop = stack.enter_context(_stop_signals())
         pool = stack.enter_context(ThreadPoolExecutor(1))
-        stack.enter_context(_end_when_alone(run))
+        stack.enter_context(_end_when_alone(run, stop))
 
         # Terms are read one step late: the device has the next step to work on meanwhile.
         def report(index: int, terms: dict[str, mx.array]) -> None:
@@ -253,6 +256,7 @@ def train(
             over = minutes is not None and time.monotonic() - began >= minutes * 60
             if any_rank(stop.signal is not None or over):
                 break
+            stepping = time.monotonic()
             frames, times = upcoming.result()
             upcoming = pool.submit(batch, index + 1)
             state, terms = trainer(state, mx.array(frames), mx.array(times), index)
@@ -261,6 +265,7 @@ def train(
             if pending is not None:
                 report(*pending)
             pending = (index, terms)
+            stop.longest = max(stop.longest, time.monotonic() - stepping)
             if step % training.checkpoint_every == 0 or step % training.preview_every == 0 or step == total:
                 report(*pending)
                 pending = None
@@ -300,16 +305,41 @@ def _take_up(run: Path, recipe: Recipe) -> tuple[Trainer, Tree, int, float]:
 
 
 @contextlib.contextmanager
-def _end_when_alone(run: Path) -> Iterator[None]:
-    """Say it in one line where a message to another process fails, which MLX tells by a RuntimeError."""
+def _end_when_alone(run: Path, stop: _Stop) -> Iterator[None]:
+    """Say it in one line where another process is gone, and end.
+
+    MLX tells it by a RuntimeError, or now and then waits for ever. mlx.launch sends SIGTERM then; a
+    process that waits inside MLX cannot run a signal's handler, but a thread can see that it came.
+    """
+    if ranks() == 1:
+        yield
+        return
+
+    def sentence() -> str:
+        last = latest_checkpoint(run)
+        kept = f"go on from {last} with --resume" if last else "the first process has the checkpoints"
+        return f"train: another process of this run is gone, so it stopped; {kept}"
+
+    over = threading.Event()
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+
+    def watch() -> None:
+        ours.recv(1)  # a signal's number, or nothing when all is over
+        if not over.wait(_GRACE + 3 * stop.longest):
+            say(f"mlxlava: {sentence()}")
+            os._exit(1)
+
+    before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     except RuntimeError as error:
-        if ranks() == 1:
-            raise
-        last = latest_checkpoint(run)
-        kept = f"go on from {last} with --resume" if last else "the first process has the checkpoints"
-        raise Alone(f"train: another process of this run is gone ({error}), so it stopped; {kept}") from error
+        raise Alone(sentence()) from error
+    finally:
+        over.set()
+        signal.set_wakeup_fd(before)
+        theirs.close()
 
 
 @contextlib.contextmanager
@@ -328,9 +358,10 @@ def _lock(run: Path) -> Iterator[None]:
 
 
 class _Stop:
-    """Which signal asked to stop, if any."""
+    """Which signal asked to stop, if any; and how long the longest step took, seconds."""
 
     signal: int | None = None
+    longest = 0.0
 
 
 @contextlib.contextmanager
