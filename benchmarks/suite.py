@@ -381,27 +381,14 @@ def rates_job() -> Job:
     return Job("rate train peer", rows)
 
 
-def live_job(recipe: str, size: int) -> Job:
-    """Frames one at a time, at twice the learned rate."""
-    name = f"play live {recipe} {size}x{size}"
+def play_job(kind: str, recipe: str, size: int) -> Job:
+    """Frames ``live``, one at a time at twice the learned rate; or ``batched``, as for a file."""
+    name = f"play {kind} {recipe} {size}x{size}"
 
     def rows(session: Session) -> list[Row]:
         count = session.effort.frames * SIZES[0] // size
         arguments = {"recipe": recipe, "size": size}
-        seconds, answer = _asked("live", arguments, str(count), 1, session.effort.repeats)
-        return [_row(name, seconds, answer, count)]
-
-    return Job(name, rows)
-
-
-def batched_job(recipe: str, size: int) -> Job:
-    """Frames many at a time, as for a file, without encoding."""
-    name = f"play batched {recipe} {size}x{size}"
-
-    def rows(session: Session) -> list[Row]:
-        count = session.effort.frames * SIZES[0] // size
-        arguments = {"recipe": recipe, "size": size}
-        seconds, answer = _asked("batched", arguments, str(count), 1, session.effort.repeats)
+        seconds, answer = _asked(kind, arguments, str(count), 1, session.effort.repeats)
         return [_row(name, seconds, answer, count)]
 
     return Job(name, rows)
@@ -509,13 +496,13 @@ def score_job() -> Job:
 
 def jobs(quick: bool, with_peer: bool) -> list[Job]:
     """All measurements, cheap ones first, and small ones before those that are predicted from them."""
-    found = [help_job(), first_frame_job(), live_job("lava", 64), batched_job("lava", 64)]
+    found = [help_job(), first_frame_job(), play_job("live", "lava", 64), play_job("batched", "lava", 64)]
     if not quick:
         found += [
-            live_job("lava", 128),
-            live_job("lava", 256),
-            live_job("duralava", 64),
-            batched_job("lava", 256),
+            play_job("live", "lava", 128),
+            play_job("live", "lava", 256),
+            play_job("live", "duralava", 64),
+            play_job("batched", "lava", 256),
         ]
     found += [film_job("raw"), film_job("mp4"), memory_job(), footage_job(), score_job(), rates_job()]
     for size, recipe in itertools.product(SIZES[:1] if quick else SIZES, ("lava", "duralava")):

@@ -221,3 +221,12 @@ def test_who_waits_for_a_frame_is_woken_by_another_lamp() -> None:
     clock.sleep = sleep
     clock.wait(60)
     assert wall.time < 1002
+
+
+def test_after_the_last_seed_and_name_come_the_first() -> None:
+    live = Live(Shades(), "a", 2**31 - 1, WallClock(10))
+    live.next_seed()
+    assert live.seed == 0
+    assert live.next_name() and live.name == "b"
+    assert live.next_name() and live.name == "a"
+    assert live.seed == 0

@@ -126,7 +126,7 @@ def has_slow_blas() -> bool:
     return sys.platform.startswith("linux") and on_cpu() and BLAS is None
 
 
-def limit_blas_threads(count: int) -> None:
+def _limit_blas_threads(count: int) -> None:
     """Use ``count`` threads for matrix products on Linux; without effect elsewhere.
 
     Two threads gain nothing on one small frame, and where another process has the second core each
@@ -152,7 +152,7 @@ def _make_lanes() -> list[Any]:
     cores = len(os.sched_getaffinity(0))
     with contextlib.suppress(KeyError, ValueError):
         cores = min(cores, int(os.environ["OPENBLAS_NUM_THREADS"]))
-    limit_blas_threads(1)
+    _limit_blas_threads(1)
     return [mx.new_thread_local_stream(mx.cpu) for _ in range(cores)] if cores > 1 else []
 
 
@@ -268,7 +268,6 @@ __all__ = [
     "BLAS",
     "describe",
     "has_slow_blas",
-    "limit_blas_threads",
     "limit_memory",
     "memory_budget",
     "mx",

@@ -159,7 +159,7 @@ class StationaryStep:
                 return path
 
             # Of a long way only its states are kept for the backward pass, which rolls each piece again:
-            # 200 steps take 0.6 % more memory than 20 (docs/experiments.md).
+            # 200 steps take 0.4 % more memory than 32 (docs/experiments.md).
             if len(noise) > _PIECE:
                 piece = mx.checkpoint(piece)
             path: list[mx.array] = []

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mlxlava.backend import limit_blas_threads, mx
+from mlxlava.backend import mx
 from mlxlava.checkpoint import Weights
 from mlxlava.config import UserError
 from mlxlava.descent import OnProgress, descend
@@ -81,7 +81,6 @@ def find_state(
         seed: of the random states.
         on_progress: called with the rounds done and all there are.
     """
-    limit_blas_threads(1)
     generator, arrays = make_generator(weights.recipe), weights.arrays
     sigma, size = weights.recipe.loss.sigma, weights.recipe.generator.state_size
     target = mx.array(picture.astype(np.float32) / 255)

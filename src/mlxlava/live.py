@@ -22,6 +22,8 @@ _PAUSE = 1.0
 _NAP = 0.5  # shorter than a pause, so that sleeping is none
 
 SPEEDS = (0.05, 50.0)  # the slowest and the fastest that a viewer can ask for
+FASTER = 1.25  # what a press of a key multiplies the speed by
+SEEDS = 2**31  # how many there are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,6 +236,21 @@ class Live:
     def faster(self, factor: float) -> None:
         """Multiply the speed, within ``SPEEDS``."""
         self.clock.speed = min(max(self.clock.speed * factor, SPEEDS[0]), SPEEDS[1])
+
+    def true_speed(self) -> None:
+        """Play at the lamp's own speed."""
+        self.clock.speed = 1.0
+
+    def next_seed(self) -> None:
+        """Play the lamp of the next seed; after the last comes the first."""
+        self.choose(seed=(self.seed + 1) % SEEDS)
+
+    def next_name(self) -> bool:
+        """Play the next of ``names``; False where there is only one."""
+        if len(self.names) == 1:
+            return False
+        self.choose(self.names[(self.names.index(self.name) + 1) % len(self.names)])
+        return True
 
     def toggle(self) -> None:
         """Pause, or go on."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from mlxlava.backend import limit_blas_threads, mx, parallel_streams, queue
+from mlxlava.backend import mx, parallel_streams, queue
 from mlxlava.checkpoint import Weights
 from mlxlava.drawing import Draw, make_draw
 from mlxlava.dynamics import StationaryStep, make_dynamics
@@ -51,7 +51,6 @@ class Rollout:
         lamps: int = 1,
         start: npt.NDArray[np.float32] | None = None,
     ) -> None:
-        limit_blas_threads(1)  # one frame is too little work for two threads: they wait for each other
         self._recipe, self._arrays, self._seed = weights.recipe, weights.arrays, seed
         self._dynamics = make_dynamics(weights.recipe)
         self._streams = itertools.cycle(parallel_streams())

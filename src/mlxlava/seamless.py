@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from mlxlava.backend import limit_blas_threads, mx
+from mlxlava.backend import mx
 from mlxlava.checkpoint import Weights
 from mlxlava.config import UserError
 from mlxlava.descent import OnProgress, descend
@@ -70,7 +70,6 @@ class Loop:
                 "seamless: these weights have a penalised state step, which cannot be undone; "
                 "take weights with a stationary one (recipe lava)"
             )
-        limit_blas_threads(1)  # a path of states is small work
         steps = period * weights.step_fps
         count = max(_FEWEST, round(steps))
         self._dynamics, self._stats = dynamics, weights.arrays["stats"]["dynamics"]

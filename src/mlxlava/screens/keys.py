@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlxlava.live import Live
+from mlxlava.live import FASTER, Live
 
 HELP = "space pause · +− speed · n next · w weights · q quit"
-
-_FASTER = 1.25
-_SEEDS = 2**31
 
 
 def press(live: Live, key: str) -> None:
@@ -18,15 +15,15 @@ def press(live: Live, key: str) -> None:
     if key == " ":
         live.toggle()
     elif key in ("+", "="):  # = is where + is, without shift
-        live.faster(_FASTER)
+        live.faster(FASTER)
     elif key in ("-", "_", "−"):
-        live.faster(1 / _FASTER)
+        live.faster(1 / FASTER)
     elif key == "0":
-        live.faster(1 / live.clock.speed)
+        live.true_speed()
     elif key == "n":
-        live.choose(seed=(live.seed + 1) % _SEEDS)
-    elif key == "w" and len(live.names) > 1:
-        live.choose(live.names[(live.names.index(live.name) + 1) % len(live.names)])
+        live.next_seed()
+    elif key == "w":
+        live.next_name()
     elif key in ("q", "esc"):
         live.end()
 

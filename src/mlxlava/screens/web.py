@@ -30,7 +30,7 @@ from PIL import Image
 
 from mlxlava.config import UserError
 from mlxlava.console import say
-from mlxlava.live import SPEEDS, Live
+from mlxlava.live import SEEDS, SPEEDS, Live
 from mlxlava.sinks import Frame
 
 HOST = "127.0.0.1"
@@ -332,7 +332,7 @@ class WebPage:
                 self._live.clock.paused = paused
             case {"speed": int(speed) | float(speed)} if SPEEDS[0] <= speed <= SPEEDS[1]:
                 self._live.faster(speed / self._live.clock.speed)
-            case {"seed": int(seed)} if 0 <= seed < 2**31:
+            case {"seed": int(seed)} if 0 <= seed < SEEDS:
                 self._live.choose(seed=seed)
             case {"name": str(name)} if name in self._live.names:
                 self._live.choose(name)

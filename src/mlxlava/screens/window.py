@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from mlxlava.config import UserError
-from mlxlava.live import Live
+from mlxlava.live import FASTER, Live
 from mlxlava.sinks import Frame, enlarge
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
@@ -30,10 +30,8 @@ from pygame._sdl2.video import Renderer, Texture
 _FPS = 60.0  # where the display does not say its own rate
 _SIDE = 640  # points of the window's longer side at first, for small pictures
 _SHARE = 0.8  # of the desktop at most
-_FASTER = 1.25
 _NOTE = 2.0  # seconds for which a note stands
 _SAVED = 512  # least pixels of a saved picture's shorter side
-_LAST_SEED = 2**31 - 1
 
 # Shorter sides below this are enlarged by whole factors (bicubic) before the renderer does the rest: its
 # bilinear filter alone makes diamonds of a small picture's highlights. 64 → 256 pixels costs 0.6 ms.
@@ -130,9 +128,9 @@ class Window:
             "q": live.end,
             "\x1b": live.end,
             " ": self._pause,
-            "+": lambda: self._set_speed(_FASTER),
-            "=": lambda: self._set_speed(_FASTER),
-            "-": lambda: self._set_speed(1 / _FASTER),
+            "+": lambda: self._set_speed(FASTER),
+            "=": lambda: self._set_speed(FASTER),
+            "-": lambda: self._set_speed(1 / FASTER),
             "0": lambda: self._set_speed(None),
             "\b": lambda: self._set_speed(None),
             "n": self._next_seed,
@@ -240,22 +238,24 @@ class Window:
 
     def _set_speed(self, factor: float | None) -> None:
         """Multiply the speed; None for true speed."""
-        self._live.faster(1 / self._live.clock.speed if factor is None else factor)
+        if factor is None:
+            self._live.true_speed()
+        else:
+            self._live.faster(factor)
         self._say(f"speed ×{self._live.clock.speed:.3g}")
 
     def _next_seed(self) -> None:
-        self._choose(self._live.name, self._live.seed % _LAST_SEED + 1)
+        self._live.next_seed()
+        self._say_what_plays()
 
     def _next_name(self) -> None:
-        names = list(self._live.names)
-        if len(names) == 1:
-            self._say("there is no other lamp")
+        if self._live.next_name():
+            self._say_what_plays()
         else:
-            self._choose(names[(names.index(self._live.name) + 1) % len(names)], self._live.seed)
+            self._say("there is no other lamp")
 
-    def _choose(self, name: str, seed: int) -> None:
-        self._live.choose(name, seed)
-        self._say(f"{Path(name).name}, seed {seed}")
+    def _say_what_plays(self) -> None:
+        self._say(f"{Path(self._live.name).name}, seed {self._live.seed}")
 
     def _save(self) -> None:
         if self._frame is None:
