@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 
@@ -16,15 +14,12 @@ from mlxlava.backend import mx
 
 
 @pytest.mark.skipif(
-    not sys.platform.startswith("linux")
-    or importlib.util.find_spec("scipy_openblas32") is None
-    or shutil.which("g++") is None,
-    reason="OpenBLAS comes with the cpu extra on Linux, and needs g++",
+    not sys.platform.startswith("linux") or backend.BLAS is None,
+    reason="comes with the cpu extra on Linux, and needs g++",
 )
-def test_openblas_stands_before_the_blas_that_mlx_brings() -> None:
-    assert backend.BLAS is not None
+def test_a_fast_blas_stands_before_the_blas_that_mlx_brings() -> None:
     # The first library that has the name is the one that MLX calls.
-    code = "import mlxlava.backend as b; print(b.BLAS); print(open('/proc/self/maps').read())"
+    code = "import mlxlava.backend as b; print(b.BLAS[1]); print(open('/proc/self/maps').read())"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     lines = ended.stdout.splitlines()
     assert any(lines[0] in line for line in lines[1:])

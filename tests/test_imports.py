@@ -21,7 +21,7 @@ LAYERS = [
     {"config"},
     {"backend", "console", "sinks"},
     {"live"},
-    {"lamp"},
+    {"lamp", "winograd"},
     {"losses", "conv", "descent", "footage", "screens", "metrics", "normality", "plan", "ranks"},
     {"nets", "player"},
     {"dynamics", "drawing", "precision"},

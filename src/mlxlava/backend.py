@@ -11,14 +11,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
-import importlib.util
 import os
 import platform
 import resource
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, files, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,48 +30,75 @@ Result = TypeVar("Result")
 BLAS_SWITCH = "MLXLAVA_BLAS"
 
 
-# OpenBLAS's wheel gives its functions a prefix; this one is all that MLX's hot paths call.
-_SHIM = """
+# cblas_sgemm is all that MLX's hot paths call of a BLAS; both libraries have it under another name.
+_SIGNATURE = "(i o, i ta, i tb, i m, i n, i k, f al, const f* a, i la, const f* b, i lb, f be, f* c, i lc)"
+_ONEDNN = f"""
+typedef int i; typedef float f; typedef long l;
+extern "C" {{
+int dnnl_sgemm(char, char, l, l, l, f, const f*, l, const f*, l, f, f*, l);
+void omp_set_num_threads(int);
+void cblas_sgemm{_SIGNATURE} {{
+  static thread_local bool alone = (omp_set_num_threads(1), true);
+  char x = ta == 111 ? 'N' : 'T', y = tb == 111 ? 'N' : 'T';
+  if (alone && o == 101) dnnl_sgemm(x, y, m, n, k, al, a, la, b, lb, be, c, lc);
+  else dnnl_sgemm(y, x, n, m, k, al, b, lb, a, la, be, c, lc);
+}}
+}}
+"""
+_OPENBLAS = f"""
 typedef int i; typedef float f;
-extern "C" {
-void scipy_cblas_sgemm(i, i, i, i, i, i, f, const f*, i, const f*, i, f, f*, i);
-void cblas_sgemm(i o, i ta, i tb, i m, i n, i k, f al, const f* a, i la, const f* b, i lb, f be, f* c, i lc) {
-  scipy_cblas_sgemm(o, ta, tb, m, n, k, al, a, la, b, lb, be, c, lc);
-}
-}
+extern "C" {{
+void scipy_cblas_sgemm{_SIGNATURE};
+void cblas_sgemm{_SIGNATURE} {{ scipy_cblas_sgemm(o, ta, tb, m, n, k, al, a, la, b, lb, be, c, lc); }}
+}}
 """
 
 
-def _preload_blas() -> str | None:
-    """Load OpenBLAS before MLX, whose Linux wheel brings the slow reference BLAS; name what was loaded.
+def _preload_blas() -> tuple[str, str] | None:
+    """Load oneDNN or OpenBLAS before MLX, whose Linux wheel brings the slow reference BLAS.
 
     The symbols of a library loaded RTLD_GLOBAL come before those of MLX's own dependency, so
-    no LD_PRELOAD is needed (docs/decisions.md, "OpenBLAS").
+    no LD_PRELOAD is needed (docs/decisions.md, "OpenBLAS", "oneDNN").
+
+    Returns:
+        Name and path of the library; None where MLX's own is used.
     """
     if not sys.platform.startswith("linux") or os.environ.get(BLAS_SWITCH, "1") == "0":
         return None
-    wheel = importlib.util.find_spec("scipy_openblas32")
-    for folder in (wheel and wheel.submodule_search_locations) or []:
-        library = Path(folder) / "lib/libscipy_openblas.so"
+    for name, package, file, shim in (
+        ("oneDNN", "onednn-cpu-gomp", "libdnnl.so.3", _ONEDNN),
+        ("OpenBLAS", "scipy-openblas32", "libscipy_openblas.so", _OPENBLAS),
+    ):
+        library = _installed_file(package, file)
         with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-            ctypes.CDLL(str(_build_shim(library)), mode=ctypes.RTLD_GLOBAL)
-            return str(library)
+            if library:
+                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+                ctypes.CDLL(str(_build_shim(shim, library)), mode=ctypes.RTLD_GLOBAL)
+                return name, str(library)
     with contextlib.suppress(OSError):
         ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
-        return "libopenblas.so.0"
+        return "OpenBLAS", "libopenblas.so.0"
     return None
 
 
-def _build_shim(library: Path) -> Path:
-    """Compile the plain name for the prefixed function, once; needs the g++ that mx.compile needs as well."""
-    key = hashlib.sha256(f"{_SHIM}{library}{platform.machine()}".encode()).hexdigest()[:16]
+def _installed_file(package: str, name: str) -> Path | None:
+    """Where an installed package has put a file."""
+    with contextlib.suppress(PackageNotFoundError):
+        for file in files(package) or []:
+            if file.name == name:
+                return Path(str(file.locate())).resolve()
+    return None
+
+
+def _build_shim(source: str, library: Path) -> Path:
+    """Compile the plain name for a library's own, once; needs the g++ that mx.compile needs as well."""
+    key = hashlib.sha256(f"{source}{library}{platform.machine()}".encode()).hexdigest()[:16]
     shim = cache_folder() / f"blas-{key}.so"
     if not shim.is_file():
         shim.parent.mkdir(parents=True, exist_ok=True)
         draft = shim.with_suffix(f".{os.getpid()}.tmp")
         command = ["g++", "-O2", "-shared", "-fPIC", "-x", "c++", "-", "-o", str(draft)]
-        subprocess.run(command, input=_SHIM, text=True, check=True, capture_output=True)
+        subprocess.run(command, input=source, text=True, check=True, capture_output=True)
         draft.replace(shim)
     return shim
 
@@ -126,17 +152,17 @@ def has_slow_blas() -> bool:
     return sys.platform.startswith("linux") and on_cpu() and BLAS is None
 
 
-def _limit_blas_threads(count: int) -> None:
-    """Use ``count`` threads for matrix products on Linux; without effect elsewhere.
+def _take_one_blas_thread() -> None:
+    """Let OpenBLAS use one thread for a matrix product; oneDNN's shim does so itself.
 
     Two threads gain nothing on one small frame, and where another process has the second core each
     product waits for it: 130 ms a frame against 4 (docs/decisions.md, "OpenBLAS").
     """
     if BLAS is not None:
-        library = ctypes.CDLL(BLAS)
+        library = ctypes.CDLL(BLAS[1])
         for name in ("scipy_openblas_set_num_threads", "openblas_set_num_threads"):
             if hasattr(library, name):
-                getattr(library, name)(count)
+                getattr(library, name)(1)
                 return
 
 
@@ -152,7 +178,7 @@ def _make_lanes() -> list[Any]:
     cores = len(os.sched_getaffinity(0))
     with contextlib.suppress(KeyError, ValueError):
         cores = min(cores, int(os.environ["OPENBLAS_NUM_THREADS"]))
-    _limit_blas_threads(1)
+    _take_one_blas_thread()
     return [mx.new_thread_local_stream(mx.cpu) for _ in range(cores)] if cores > 1 else []
 
 
@@ -259,7 +285,9 @@ def describe() -> dict[str, str]:
     if sys.platform.startswith("linux") and on_cpu():
         rows["cores"] = str(len(os.sched_getaffinity(0)))
         rows["BLAS"] = (
-            f"OpenBLAS ({BLAS})" if BLAS else 'reference (many times slower; install "mlxlava[cpu]" and g++)'
+            "{} ({})".format(*BLAS)
+            if BLAS
+            else 'reference (many times slower; install "mlxlava[cpu]" and g++)'
         )
     return rows
 

@@ -2,10 +2,13 @@
 
 On Metal and CUDA they are MLX's own. MLX's CPU back end writes every patch out before its matrix
 product (kernel² times the input), and has no fast path for dilated convolutions, which the gradients of
-strided and the passes of transposed ones are. So there, where planes are large, a convolution is a sum
-of one matrix product a tap: flattened to rows of channels, a plane shifted by a tap is the same rows
-from another start, a view that BLAS takes as it is. A few rows at the planes' edges are computed for
-nothing; on planes of a few pixels that costs more than patches do.
+strided and the passes of transposed ones are. So there each is one of three:
+
+- Many channels and many pixels: in fewer products than taps (winograd.py).
+- Few channels on one side, as next to pictures: patches are written of the side with few channels only;
+  where that is the result, products with all taps at once are summed, each shifted by its tap.
+- Else stride 1 and patches, where they are small. Pixels in squares of two as one pixel of four times the
+  channels (space to depth) make a convolution of 4×4 at stride 2 one of 2×2.
 
 A convolution, its gradient by the input and that by the weights are each linear in two of one another,
 so that the three are each other's gradients, to any order: :class:`_Halving` for 4×4 at stride 2,
@@ -19,21 +22,21 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from mlxlava import winograd
 from mlxlava.backend import mx, on_cpu
 
-_WORTH_SHIFTING = 2**20  # floats of patches, below which a call more costs more than they do
-_MAX_WASTE = 1.3  # of the rows that are computed to those that are wanted
+# Below these, see _is_worth:
+_ROWS = 128  # of a matrix product, one for each tile of 2×2 results
+_CHANNELS = 16
 
 Convolution = Callable[[mx.array, mx.array], mx.array]
 
 
 def conv3(x: mx.array, weight: mx.array) -> mx.array:
     """3×3 convolution that keeps the resolution: (N, H, W, I), (O, 3, 3, I) → (N, H, W, O)."""
-    count, height, width, inputs = x.shape
-    places = height * width
-    if on_cpu() and _is_large(count * places * 9 * inputs, (height + 1) * (width + 1), places):
-        return _keeping(_stream()).apply(x, weight)
-    return mx.conv2d(x, weight, padding=1)
+    if not on_cpu():
+        return mx.conv2d(x, weight, padding=1)
+    return _keeping(_stream()).apply(x, weight)
 
 
 def conv_down(x: mx.array, weight: mx.array) -> mx.array:
@@ -52,9 +55,6 @@ def conv_up(x: mx.array, weight: mx.array) -> mx.array:
 
 class _Halving:
     """4×4 convolution of stride 2, padded by one, and the gradients that belong to it.
-
-    Pixels of a padded plane in squares of two are one pixel of four times the channels (space to depth),
-    and the convolution is one of 2×2 taps on those.
 
     Attributes:
         down: planes (N, 2H, 2W, I), weight (O, 4, 4, I) → (N, H, W, O).
@@ -132,75 +132,66 @@ def without_weights() -> Iterator[None]:
         _weights_first = before
 
 
-def _is_large(patches: int, rows: int, places: int) -> bool:
-    """Whether products of shifted ``rows`` beat ``patches`` floats for ``places`` pixels of each plane."""
-    return patches >= _WORTH_SHIFTING and rows <= _MAX_WASTE * places
+def _is_worth(x: mx.array, pixels: int, outputs: int) -> bool:
+    """Whether winograd.py is faster for planes ``x``, whose results have so many ``pixels`` each.
+
+    A product of few rows takes longer to prepare its weights than to multiply, and sums of few channels
+    longer than the products that they spare (docs/decisions.md, "Fewer products").
+    """
+    return len(x) * pixels >= 4 * _ROWS and min(x.shape[-1], outputs) >= _CHANNELS
 
 
 # --- 4×4, stride 2 ---
 
 
 def _down(x: mx.array, weight: mx.array) -> mx.array:
-    planes, taps = _space_to_depth(x), _weight_to_taps(weight)
-    count, height, width, inputs = planes.shape
-    if not _down_is_large(planes.shape):
-        return mx.conv2d(planes, taps)
-    rows, outputs = planes.reshape(-1, inputs), len(taps)
-    starts = _starts(2, width)
-    size = len(rows) - starts[-1]
-    y = _sum_of_products(
-        [(rows[start : start + size], tap.T) for start, tap in zip(starts, _each(taps), strict=True)]
-    )
-    strides = (height * width * outputs, width * outputs, outputs, 1)
-    return mx.as_strided(y, (count, height - 1, width - 1, outputs), strides)
+    taps = _weight_to_taps(weight)
+    if _is_worth(x, x.shape[1] * x.shape[2] // 4, len(weight)):
+        return winograd.down(x, taps.transpose(1, 2, 0, 3))
+    return mx.conv2d(_space_to_depth(x), taps)
 
 
 def _up(y: mx.array, weight: mx.array) -> mx.array:
-    count, height, width, outputs = y.shape
-    taps = _weight_to_taps(weight)  # (O, 2, 2, 4 I)
-    places = (height + 1) * (width + 1)
-    if not _is_large(count * places * 4 * outputs, places, places):
-        planes = mx.conv2d(y, _turned(taps), padding=1)
-        return depth_to_space(planes)[:, 1:-1, 1:-1]
-    starts = _starts(2, width + 1)
-    rows, size = _edged(y), count * places
-    planes = _sum_of_products(
-        [
-            (rows[starts[-1] - start : starts[-1] - start + size], tap)
-            for start, tap in zip(starts, _each(taps), strict=True)
-        ]
-    )
-    return depth_to_space(planes.reshape(count, height + 1, width + 1, -1))[:, 1:-1, 1:-1]
+    if _is_worth(y, y.shape[1] * y.shape[2], weight.shape[-1]):
+        # Tap 3 − 2 a − p of the kernel is tap a of pixel p of the result's squares.
+        taps = weight[:, ::-1, ::-1].reshape(len(weight), 2, 2, 2, 2, -1).transpose(1, 3, 2, 4, 0, 5)
+        return winograd.up(y, taps)
+    if weight.shape[-1] < _CHANNELS:
+        return _up_to_few(y, weight)
+    planes = mx.conv2d(y, _turned(_weight_to_taps(weight)), padding=1)
+    return depth_to_space(planes)[:, 1:-1, 1:-1]
+
+
+def _up_to_few(y: mx.array, weight: mx.array) -> mx.array:
+    (count, height, width), outputs = y.shape[:3], weight.shape[-1]
+    taps = _products_of_taps(y, weight.transpose(1, 2, 3, 0)).reshape(4, 4, outputs, -1)
+    line = width + 2
+    # Pixel 2 a + q of the result sees pixel a by tap 1 + q, and its neighbour on that side by 3 or 0.
+    ways = (((1, 0), (3, -1)), ((2, 0), (0, 1)))
+    size = taps.shape[-1] - 2 * line - 2
+    sums = [
+        _total([_from(taps[i, j], (1 + a) * line + 1 + b, size) for i, a in rows for j, b in columns])
+        for rows in ways
+        for columns in ways
+    ]
+    # (row and column of a square, O, …) -> (N, H, 2, W, 2, O)
+    shape, plane = (count, height, 2, width, 2, outputs), (height + 2) * line
+    strides = (plane, line, 2 * outputs * size, 1, outputs * size, size)
+    return mx.as_strided(mx.stack(sums), shape, strides).reshape(count, 2 * height, 2 * width, outputs)
 
 
 def _down_by_weight(x: mx.array, y: mx.array) -> mx.array:
-    planes = _space_to_depth(x)
-    width, inputs = planes.shape[2:]
-    outputs = y.shape[-1]
-    if not _down_is_large(planes.shape):
-        zeros = mx.zeros((outputs, 2, 2, inputs), planes.dtype)
-        taps = mx.vjp(lambda taps: mx.conv2d(planes, taps), [zeros], [y])[1][0]
-    else:
-        rows = planes.reshape(-1, inputs)
-        starts = _starts(2, width)
-        size = len(rows) - starts[-1]
-        turned = _edged(y)[starts[-1] : starts[-1] + size].T
-        taps = mx.stack([turned @ rows[start : start + size] for start in starts], axis=1)
-    # (O, 2, 2, 4 I) -> (O, 4, 4, I)
-    taps = taps.reshape(outputs, 2, 2, 2, 2, inputs // 4).transpose(0, 1, 3, 2, 4, 5)
-    return taps.reshape(outputs, 4, 4, inputs // 4)
-
-
-def _down_is_large(shape: tuple[int, ...]) -> bool:
-    count, height, width, inputs = shape
-    places = (height - 1) * (width - 1)
-    return _is_large(count * places * 4 * inputs, height * width, places)
+    outputs, inputs = y.shape[-1], x.shape[-1]
+    if _is_worth(x, y.shape[1] * y.shape[2], outputs):
+        taps = winograd.down_by_weight(x, y).reshape(2, 2, outputs, 2, 2, inputs)
+        return taps.transpose(2, 0, 3, 1, 4, 5).reshape(outputs, 4, 4, inputs)
+    return (y.reshape(-1, outputs).T @ _patches(x, 4, 2)).reshape(outputs, 4, 4, inputs)
 
 
 def _space_to_depth(x: mx.array) -> mx.array:
     """Pad by one pixel, and make a pixel of each square: (N, 2H, 2W, C) → (N, H + 1, W + 1, 4 C)."""
     count, height, width, channels = x.shape
-    x = mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    x = _edged(x)
     x = x.reshape(count, height // 2 + 1, 2, width // 2 + 1, 2, channels).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(count, height // 2 + 1, width // 2 + 1, 4 * channels)
 
@@ -212,76 +203,71 @@ def _weight_to_taps(weight: mx.array) -> mx.array:
     return weight.reshape(outputs, 2, 2, 4 * inputs)
 
 
-def _edged(y: mx.array) -> mx.array:
-    """Rows of planes with an empty edge before each line and above each plane, and an empty plane behind."""
-    return mx.pad(y, [(0, 1), (1, 0), (1, 0), (0, 0)]).reshape(-1, y.shape[-1])
-
-
 # --- 3×3 ---
 
 
 def _keep(x: mx.array, weight: mx.array) -> mx.array:
-    count, height, width, _ = x.shape
-    plane = (height + 1) * (width + 1)
-    rows, size, outputs = _shared_edges(x), count * plane, len(weight)
-    y = _sum_of_products(
-        [
-            (rows[start : start + size], tap.T)
-            for start, tap in zip(_starts_about(x), _each(weight), strict=True)
-        ]
-    )
-    strides = (plane * outputs, (width + 1) * outputs, outputs, 1)
-    return mx.as_strided(y, (count, height, width, outputs), strides)
+    if _is_worth(x, x.shape[1] * x.shape[2], len(weight)):
+        return winograd.keep(x, weight.transpose(1, 2, 3, 0))
+    if len(weight) < min(_CHANNELS, x.shape[-1]):
+        return _keep_to_few(x, weight)
+    return mx.conv2d(x, weight, padding=1)
+
+
+def _keep_to_few(x: mx.array, weight: mx.array) -> mx.array:
+    count, height, width = x.shape[:3]
+    outputs, line = len(weight), width + 2
+    taps = _products_of_taps(x, weight.transpose(1, 2, 0, 3)).reshape(3, 3, outputs, -1)
+    size = taps.shape[-1] - 2 * line - 2
+    y = _total([_from(taps[i, j], i * line + j, size) for i in range(3) for j in range(3)])
+    return mx.as_strided(y, (count, height, width, outputs), ((height + 2) * line, line, 1, size))
 
 
 def _keep_by_weight(x: mx.array, y: mx.array) -> mx.array:
-    rows = _shared_edges(x)
-    turned = mx.pad(y, [(0, 0), (0, 1), (0, 1), (0, 0)]).reshape(-1, y.shape[-1]).T
-    size = turned.shape[1]
-    taps = mx.stack([turned @ rows[start : start + size] for start in _starts_about(x)], axis=1)
-    return taps.reshape(y.shape[-1], 3, 3, x.shape[-1])
-
-
-def _shared_edges(x: mx.array) -> mx.array:
-    """Rows of planes with an empty edge after each line and below each plane, and empty planes at both ends.
-
-    The edge after a line is the edge before the next as well.
-    """
-    return mx.pad(x, [(1, 1), (0, 1), (0, 1), (0, 0)]).reshape(-1, x.shape[-1])
-
-
-def _starts_about(x: mx.array) -> list[int]:
-    """Where each tap's view of ``_shared_edges(x)`` begins."""
-    height, width = x.shape[1] + 1, x.shape[2] + 1
-    return [height * width - width - 1 + start for start in _starts(3, width)]
+    inputs, outputs = x.shape[-1], y.shape[-1]
+    if _is_worth(x, x.shape[1] * x.shape[2], outputs):
+        return winograd.keep_by_weight(x, y).transpose(2, 0, 1, 3)
+    if outputs < inputs:  # seen from y, taps are turned about
+        taps = _patches(y, 3, 1).T @ x.reshape(-1, inputs)
+        return taps.reshape(3, 3, outputs, inputs)[::-1, ::-1].transpose(2, 0, 1, 3)
+    return (y.reshape(-1, outputs).T @ _patches(x, 3, 1)).reshape(outputs, 3, 3, inputs)
 
 
 # --- both ---
 
 
-def _starts(side: int, width: int) -> list[int]:
-    """The row at which each tap's view of planes of ``width`` begins."""
-    return [row * width + column for row in range(side) for column in range(side)]
+def _edged(x: mx.array) -> mx.array:
+    """Planes with an empty edge of one pixel."""
+    return mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
 
 
-def _each(weight: mx.array) -> list[mx.array]:
-    """(O, k, k, I) → k² taps (O, I)."""
-    taps = weight.flatten(1, 2)
-    return [taps[:, t] for t in range(taps.shape[1])]
+def _patches(x: mx.array, side: int, stride: int) -> mx.array:
+    """What each result of a convolution padded by one sees: (N, H, W, C) → (N H/stride W/stride, side² C)."""
+    count, height, width, channels = x.shape
+    x = _edged(x)
+    line = (width + 2) * channels
+    shape = (count, height // stride, width // stride, side, side * channels)
+    strides = ((height + 2) * line, stride * line, stride * channels, line, 1)
+    return mx.as_strided(x, shape, strides).reshape(-1, side * side * channels)
+
+
+def _products_of_taps(x: mx.array, taps: mx.array) -> mx.array:
+    """Each of (…, I) taps with each pixel of edged planes, in long rows: (taps, N (H + 2) (W + 2))."""
+    inputs = x.shape[-1]
+    return taps.reshape(-1, inputs) @ _edged(x).reshape(-1, inputs).T
+
+
+def _from(rows: mx.array, start: int, size: int) -> mx.array:
+    return rows[:, start : start + size]
+
+
+def _total(arrays: list[mx.array]) -> mx.array:
+    return functools.reduce(lambda a, b: a + b, arrays)
 
 
 def _turned(weight: mx.array) -> mx.array:
     """The weight of a stride-1 convolution's gradient by its input: (O, k, k, I) → (I, k, k, O)."""
     return weight[:, ::-1, ::-1].transpose(3, 1, 2, 0)
-
-
-def _sum_of_products(pairs: list[tuple[mx.array, mx.array]]) -> mx.array:
-    """Σ a @ b; MLX hands each sum on in place."""
-    a, b = pairs[0]
-    total = a @ b
-    for a, b in pairs[1:]:
-        total = mx.addmm(total, a, b)
-    return total
 
 
 def depth_to_space(x: mx.array) -> mx.array:
