@@ -73,6 +73,30 @@ def test_the_discriminator_of_frames_sees_their_gaps(tiny: Recipe) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["tiny", "tiny_duralava"])
+def test_frames_given_twice_are_judged_for_two_losses(kind: str, request: pytest.FixtureRequest) -> None:
+    recipe = request.getfixturevalue(kind)
+    discriminator = make_discriminator(recipe)
+    weights = discriminator.init(mx.random.key(0))
+    count = recipe.data.drawn_frames or recipe.data.seq_len
+    frames = mx.random.uniform(shape=(4, count, 16, 16, 3), key=mx.random.key(1))
+    times = mx.broadcast_to(mx.arange(count), (4, count))
+
+    def by_both(weights: nets.Tree, frames: mx.array) -> mx.array:
+        one, other = discriminator(weights, (mx.stop_gradient(frames), frames), times)
+        total: mx.array = (one**2).sum() + mx.sin(3 * other).sum()
+        return total
+
+    by_weights = mx.grad(lambda weights: (discriminator(weights, frames, times) ** 2).sum())(weights)
+    by_frames = mx.grad(lambda frames: mx.sin(3 * discriminator(weights, frames, times)).sum())(frames)
+    of_weights, of_frames = mx.grad(by_both, (0, 1))(weights, frames)
+    assert np.allclose(np.array(of_frames), np.array(by_frames), rtol=1e-4, atol=1e-6)
+    mine, wanted = named_arrays(of_weights), named_arrays(by_weights)
+    for name, gradient in wanted.items():
+        scale = max(float(mx.abs(gradient).max()), 1e-3)
+        assert np.allclose(np.array(mine[name]), np.array(gradient), atol=1e-5 * scale), name
+
+
 def test_the_recurrent_discriminator_remembers_only_what_was(tiny_duralava: Recipe) -> None:
     discriminator = make_discriminator(tiny_duralava)
     weights = discriminator.init(mx.random.key(0))

@@ -12,11 +12,12 @@ from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
-from mlxlava.backend import mx, part_count, side_by_side
+from mlxlava.backend import mx, part_count, side_by_side, tree_map
 from mlxlava.config import Recipe
-from mlxlava.conv import Convolution, conv3, conv_down, conv_up, depth_to_space
+from mlxlava.conv import Convolution, conv3, conv_down, conv_up, depth_to_space, without_weights
 
 Tree = dict[str, Any]
+Frames = mx.array | tuple[mx.array, mx.array]
 
 SLOPE = 0.2  # of every leaky ReLU (duralava; R3GAN, Huang 2024)
 
@@ -61,8 +62,11 @@ def convolve(form: Convolution, weights: Tree, x: mx.array) -> mx.array:
 
 def halve(weights: Tree, x: mx.array) -> mx.array:
     """4×4 convolution of stride 2 with its bias, and leaky ReLU: (N, H, W, I) → (N, H/2, W/2, O)."""
-    bias = weights["bias"]
-    return _scaled_relu(_stream())(conv_down(x, weights["weight"]), mx.ones_like(bias), bias)
+    return _biased_relu(weights["bias"], conv_down(x, weights["weight"]))
+
+
+def _biased_relu(bias: mx.array, x: mx.array) -> mx.array:
+    return _scaled_relu(_stream())(x, mx.ones_like(bias), bias)
 
 
 def _swapped(form: Convolution, kernel: mx.array, x: mx.array) -> mx.array:
@@ -121,6 +125,41 @@ def _sums(x: mx.array) -> tuple[mx.array, mx.array]:
     """Σ x and Σ x² over all axes but the last."""
     axes = tuple(range(x.ndim - 1))
     return x.sum(axes), (x * x).sum(axes)
+
+
+# (parts, weights …) → parts
+Layer = Callable[..., list[mx.array]]
+Parts = list[mx.array]
+
+
+def _forked(layer: Layer, first: Parts, second: Parts, *weights: mx.array) -> tuple[Parts, Parts]:
+    """A layer of parts that are there twice, its results twice; computed once.
+
+    What comes back to the first results goes on to the first parts and to the weights, what comes back to
+    the second ones to the second parts alone. So two losses share a way forward, but not the way back.
+    """
+    count, known = len(first), len(weights)
+
+    def forward(*arrays: mx.array) -> Parts:
+        results = layer(list(arrays[known : known + count]), *arrays[:known])
+        return [*results, *results]
+
+    def backward(primals: Parts, cotangents: Parts, outputs: Parts) -> Parts:
+        # Both parts are the same. What is between them and the results is computed anew: cheap, since layers
+        # end with what is not, and else it would have to be kept.
+        parts = list(primals[known : known + count])
+        weights, for_first, for_second = primals[:known], cotangents[:count], cotangents[count:]
+        _, by_first = mx.vjp(
+            lambda *arrays: layer(list(arrays[known:]), *arrays[:known]), [*weights, *parts], for_first
+        )
+        with without_weights():
+            _, by_second = mx.vjp(lambda *parts: layer(list(parts), *weights), parts, for_second)
+        return [*by_first, *by_second]
+
+    custom: Any = mx.custom_function(forward)
+    custom.vjp(backward)
+    results = list(custom(*weights, *first, *second))
+    return results[:count], results[count:]
 
 
 def split(x: mx.array, count: int) -> list[mx.array]:
@@ -321,8 +360,14 @@ class FramesDiscriminator:
             weights["out"] = init_dense(next(keys), (pixels * last, *self.hidden)[-1], 1, 1.0)
         return weights
 
-    def __call__(self, weights: Tree, frames: mx.array, times: mx.array) -> mx.array:
-        """Frames (B, K, H, W, 3) at learned steps ``times`` (B, K) → logits (B,)."""
+    def __call__(self, weights: Tree, frames: Frames, times: mx.array) -> Any:
+        """Frames (B, K, H, W, 3) at learned steps ``times`` (B, K) → logits (B,).
+
+        The same frames twice give logits twice, for two losses, and the weights only learn of the first.
+        """
+        if not isinstance(frames, mx.array):
+            first, second = frames
+            return self(weights, first, times), self(tree_map(mx.stop_gradient, weights), second, times)
         count = part_count(len(frames), math.prod(frames.shape[1:4]))
         parts = list(zip(split(frames, count), split(times, count), strict=True))
         return mx.concatenate(side_by_side(lambda part: self._judge(weights, *part), parts))
@@ -384,15 +429,49 @@ class RecurrentDiscriminator:
 
     def encode(self, weights: Tree, frames: mx.array) -> mx.array:
         """Frames (N, H, W, 3) → features (N, F); BatchNorm uses the statistics of this call."""
-        parts = split(frames, part_count(len(frames), math.prod(frames.shape[1:3])))
-        first = weights["down0"]
-        parts = side_by_side(lambda x: halve(first, x), parts)
-        for i in range(1, len(self.widths)):
-            down = weights[f"down{i}"]
-            parts = side_by_side(partial(_swapped, conv_down, down["weight"]), parts)
-            parts, _ = batch_norm(weights[f"norm{i}"], parts, down["bias"])
-        parts = side_by_side(lambda x: leaky_relu(dense(weights["features"], x.flatten(1))), parts)
+        parts = self._split(frames)
+        for layer, own in self._layers(weights):
+            parts = layer(parts, *own)
         return mx.concatenate(parts)
+
+    def encode_twice(self, weights: Tree, first: mx.array, second: mx.array) -> tuple[mx.array, mx.array]:
+        """Features of the same frames given twice, for two losses; the weights only learn of the first."""
+        parts = self._split(first), self._split(second)
+        for layer, own in self._layers(weights):
+            parts = _forked(layer, *parts, *own)
+        return mx.concatenate(parts[0]), mx.concatenate(parts[1])
+
+    def _split(self, frames: mx.array) -> Parts:
+        return split(frames, part_count(len(frames), math.prod(frames.shape[1:3])))
+
+    def _layers(self, weights: Tree) -> list[tuple[Layer, tuple[mx.array, ...]]]:
+        """From frames to features, one after the other, with their weights; each ends with a product."""
+
+        def convolve(parts: Parts, weight: mx.array) -> Parts:
+            return side_by_side(partial(_swapped, conv_down, weight), parts)
+
+        def first(parts: Parts, bias: mx.array, weight: mx.array) -> Parts:
+            return convolve(side_by_side(partial(_biased_relu, bias), parts), weight)
+
+        def norm(parts: Parts, scale: mx.array, shift: mx.array, bias: mx.array) -> Parts:
+            return batch_norm({"scale": scale, "bias": shift}, parts, bias)[0]
+
+        def middle(parts: Parts, *own: mx.array) -> Parts:
+            *of_norm, weight = own
+            return convolve(norm(parts, *of_norm), weight)
+
+        def last(parts: Parts, *own: mx.array) -> Parts:
+            *of_norm, weight, bias = own
+            features = {"weight": weight, "bias": bias}
+            return side_by_side(lambda x: leaky_relu(dense(features, x.flatten(1))), norm(parts, *of_norm))
+
+        downs = [weights[f"down{i}"] for i in range(len(self.widths))]
+        layers: list[tuple[Layer, tuple[mx.array, ...]]] = [(convolve, (downs[0]["weight"],))]
+        own: tuple[mx.array, ...] = (downs[0]["bias"],)
+        for i in range(1, len(self.widths)):
+            layers.append((middle if i > 1 else first, (*own, downs[i]["weight"])))
+            own = (weights[f"norm{i}"]["scale"], weights[f"norm{i}"]["bias"], downs[i]["bias"])
+        return [*layers, (last, (*own, weights["features"]["weight"], weights["features"]["bias"]))]
 
     def cell(self, weights: Tree, features: mx.array, state: mx.array) -> mx.array:
         """Features (B, F) and what is remembered (B, S) → what is remembered next (B, S)."""
@@ -401,10 +480,20 @@ class RecurrentDiscriminator:
             x = leaky_relu(dense(weights[f"cell{i}"], x))
         return dense(weights["cell_out"], x)
 
-    def __call__(self, weights: Tree, frames: mx.array, times: mx.array) -> mx.array:
-        """Frames (B, T, H, W, 3) → logits (B, T); ``times`` are all steps and not looked at."""
-        batch, count = frames.shape[:2]
-        features = self.encode(weights, frames.flatten(0, 1)).reshape(batch, count, -1)
+    def __call__(self, weights: Tree, frames: Frames, times: mx.array) -> Any:
+        """Frames (B, T, H, W, 3) → logits (B, T); ``times`` are all steps and not looked at.
+
+        The same frames twice give logits twice, for two losses, and the weights only learn of the first.
+        """
+        if isinstance(frames, mx.array):
+            return self._remember(weights, self.encode(weights, frames.flatten(0, 1)), times)
+        first, second = self.encode_twice(weights, *(each.flatten(0, 1) for each in frames))
+        kept = tree_map(mx.stop_gradient, weights)
+        return self._remember(weights, first, times), self._remember(kept, second, times)
+
+    def _remember(self, weights: Tree, features: mx.array, times: mx.array) -> mx.array:
+        batch, count = times.shape
+        features = features.reshape(batch, count, -1)
         state = mx.zeros((batch, self.state), features.dtype)
         states = []
         for t in range(count):

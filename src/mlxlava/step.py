@@ -7,7 +7,6 @@ from typing import Any
 
 from mlxlava.backend import mx, named_arrays, optim, tree_map
 from mlxlava.config import Recipe, Training
-from mlxlava.conv import without_weights
 from mlxlava.dynamics import Dynamics, make_dynamics
 from mlxlava.losses import (
     augment,
@@ -375,27 +374,24 @@ class Trainer:
     ) -> tuple[Terms, Tree, mx.array]:
         """Cross-entropy: real frames in one call of D, drawn ones in another, for BatchNorm's statistics.
 
-        Three passes, each begun when the memory of the one before is free: real frames by weights, drawn
-        frames by weights, drawn frames by frames.
+        The second is begun when the memory of the first is free. Drawn frames go forward once, and back
+        twice: by the weights for D's loss, by the frames for G's.
         """
 
         def loss_on_real(weights: Tree) -> tuple[mx.array, Any]:
             logits = self.discriminator(weights, real, times)
             return cross_entropy(logits, True), logits.mean()
 
-        def loss_on_drawn(weights: Tree) -> tuple[mx.array, Any]:
-            logits = self.discriminator(weights, drawn, times)
-            return cross_entropy(logits, False), logits.mean()
-
-        def loss_of_g(drawn: mx.array) -> mx.array:
-            return cross_entropy(self.discriminator(weights, drawn, times), True)
+        def losses_on_drawn(weights: Tree, drawn: mx.array) -> tuple[mx.array, Any]:
+            for_d, for_g = self.discriminator(weights, (mx.stop_gradient(drawn), drawn), times)
+            loss_d, loss_g = cross_entropy(for_d, False), cross_entropy(for_g, True)
+            return loss_d + loss_g, (loss_d, loss_g, for_d.mean())
 
         (loss_real, on_real), by_real = mx.value_and_grad(loss_on_real)(weights)
         drawn = _after(drawn, by_real)
-        (loss_drawn, on_drawn), by_drawn = mx.value_and_grad(loss_on_drawn)(weights)
-        drawn = _after(drawn, by_drawn)
-        with without_weights():
-            loss_g, by_frames = mx.value_and_grad(loss_of_g)(drawn)
+        (_, (loss_drawn, loss_g, on_drawn)), (by_drawn, by_frames) = mx.value_and_grad(
+            losses_on_drawn, (0, 1)
+        )(weights, drawn)
         terms = {
             "loss_d": loss_real + loss_drawn,
             "loss_g": loss_g,
