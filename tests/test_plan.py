@@ -12,8 +12,8 @@ LAVA, DURALAVA = load_recipe("lava"), load_recipe("duralava")
 
 def test_it_is_near_what_was_measured() -> None:
     """Two of the peaks that benchmarks/memory.py measures, GB."""
-    assert predict(LAVA) == pytest.approx(1.00, rel=0.15)
-    assert predict(DURALAVA) == pytest.approx(1.26, rel=0.15)
+    assert predict(LAVA) == pytest.approx(1.17, rel=0.15)
+    assert predict(DURALAVA) == pytest.approx(1.19, rel=0.15)
 
 
 @pytest.mark.parametrize("recipe", [LAVA, DURALAVA])
@@ -43,9 +43,9 @@ def test_what_is_chosen_fits_and_learns_from_the_same_batch(gigabytes: float) ->
     assert fitted.data == LAVA.data
 
 
-def test_batch_norm_is_spared_as_long_as_recomputing_is_enough() -> None:
+def test_batch_norm_sees_as_much_of_the_batch_as_fits() -> None:
     fitted = fit_into(DURALAVA, 1.0)
-    assert fitted.training.recompute and fitted.training.micro_batches == 1
+    assert fitted.training.micro_batches == 2 and not fitted.training.recompute
 
 
 def test_what_cannot_fit_says_how_much_it_takes() -> None:

@@ -7,22 +7,16 @@ matrix products, and they can be made smaller: see :class:`_Winograd`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from mlxlava.backend import mx, on_cpu
 from mlxlava.config import Recipe
 from mlxlava.nets import ShuffleGenerator, Tree, leaky_relu, make_generator, to_bytes
+from mlxlava.winograd import AFTER, BEFORE, WEIGH, Matrix
 
 # States (N, Z) → frames, uint8 (N, H, W, 3), not evaluated.
 Draw = Callable[[mx.array], mx.array]
-
-# The minimal filtering F(2, 3) of Winograd 1980, in the form of Lavin & Gray 2016: two results of a
-# filter of three taps with four multiplications. Along both sides of a picture: 2×2 with 16 in place of 36.
-_BEFORE = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], np.float32)
-_FILTER = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
-_AFTER = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], np.float32)
 
 
 def make_draw(recipe: Recipe, weights: Tree, stats: Tree) -> Draw:
@@ -70,7 +64,8 @@ class _Winograd:
     """3×3 convolution, bias, leaky ReLU and pixel shuffle: (N, H, W, I) → (N, 2H, 2W, O / 4).
 
     Tiles of 4×4 pixels become 16 numbers each, which are multiplied by weights that were transformed before,
-    and 16 numbers become 2×2 results. Both changes are matrix products, of all tiles at once.
+    and 16 numbers become 2×2 results (winograd.py). Both changes are matrix products, of all tiles at once:
+    of few frames, fewer and larger steps are faster than sums.
 
     Args:
         weights: ``weight`` (O, 3, 3, I) and ``bias`` (O,).
@@ -79,9 +74,9 @@ class _Winograd:
     def __init__(self, weights: Tree) -> None:
         outputs, _, _, inputs = weights["weight"].shape
         taps = weights["weight"].transpose(1, 2, 3, 0).reshape(9, -1)
-        self._filter = (_both_sides(_FILTER) @ taps).reshape(16, inputs, outputs)
+        self._filter = (_both_sides(WEIGH) @ taps).reshape(16, inputs, outputs)
         self._bias = weights["bias"]
-        self._before, self._after = _both_sides(_BEFORE), _both_sides(_AFTER)
+        self._before, self._after = _both_sides(BEFORE), _both_sides(AFTER)
         mx.eval(self._filter, self._before, self._after)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -100,6 +95,6 @@ class _Winograd:
         return x.reshape(count, 4 * down, 4 * across, outputs // 4)[:, : 2 * height, : 2 * width]
 
 
-def _both_sides(one: Any) -> mx.array:
-    """A transformation along one side of a tile, along both: of flat tiles."""
-    return mx.array(np.kron(one, one))
+def _both_sides(one: Matrix) -> mx.array:
+    """A matrix along one side of a tile, along both: of flat tiles."""
+    return mx.array(np.kron(one, one).astype(np.float32))
