@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -77,12 +78,14 @@ class Tmux:
     def number(self, command: str) -> int:
         """What a command prints, a number."""
         self.run(f"echo =$({command})=")
-        pane = self.until(lambda pane: any(line.strip("=").isdigit() for line in pane.splitlines()))
-        found = [line for line in pane.splitlines() if line.strip("=").isdigit()]
+        # With its marks: a line that is a number can be left of what was played before.
+        printed = re.compile(r"^=(\d+)=$", re.MULTILINE)
+        pane = self.until(lambda pane: printed.search(pane) is not None)
+        found = printed.findall(pane)
         self("clear-history")
         self.run("clear")
         self.until(lambda pane: "=" not in pane)
-        return int(found[-1].strip("="))
+        return int(found[-1])
 
 
 @pytest.fixture
