@@ -37,13 +37,16 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize("size", [(8, 12), (6, 10)], ids=["even halves", "odd halves"])
+@pytest.mark.parametrize("outputs", [3, 7])  # of 5 inputs
 @pytest.mark.parametrize(("form", "side"), [(conv3, 3), (conv_down, 4), (conv_up, 4)])
-def test_forms_equal_the_native_ones(form: Convolution, side: int, size: tuple[int, int], way: str) -> None:
+def test_forms_equal_the_native_ones(
+    form: Convolution, side: int, outputs: int, size: tuple[int, int], way: str
+) -> None:
     if form is conv3 and size == (6, 10):
         size = (5, 7)  # tiles of 2×2 do not fit
     keys = mx.random.split(mx.random.key(0), 2)
     x = mx.random.normal((4, *size, 5), key=keys[0])
-    weight = mx.random.normal((3, side, side, 5), key=keys[1])
+    weight = mx.random.normal((outputs, side, side, 5), key=keys[1])
     slow = native(form)
     assert form(x, weight).shape == slow(x, weight).shape
     assert close(form(x, weight), slow(x, weight))
@@ -69,3 +72,18 @@ def test_every_way_compiles(way: str) -> None:
     weight = mx.random.normal((7, 4, 4, 5), key=mx.random.key(1))
     compiled = mx.compile(lambda x, w: conv_up(x, w).sum())
     assert np.isclose(compiled(x, weight).item(), native(conv_up)(x, weight).sum().item(), rtol=1e-4)
+
+
+def test_gradients_that_are_not_differentiated_again_are_the_same(way: str) -> None:
+    x = mx.random.normal((4, 8, 12, 5), key=mx.random.key(0))
+    weight = mx.random.normal((3, 4, 4, 5), key=mx.random.key(1))
+
+    def gradients(of: Convolution) -> tuple[mx.array, ...]:
+        found: tuple[mx.array, ...] = mx.compile(mx.grad(lambda x, w: (of(x, w) ** 2).sum(), (0, 1)))(
+            x, weight
+        )
+        return found
+
+    with conv.first_order():
+        fast = gradients(conv_down)
+    assert all(map(close, fast, gradients(native(conv_down))))

@@ -213,7 +213,7 @@ def _down_by_weight(x: mx.array, y: mx.array) -> mx.array:
 def _space_to_depth(x: mx.array) -> mx.array:
     """Pad by one pixel, and make a pixel of each square: (N, 2H, 2W, C) → (N, H + 1, W + 1, 4 C)."""
     count, height, width, channels = x.shape
-    x = _edged(x)
+    x = winograd.padded(x)
     x = x.reshape(count, height // 2 + 1, 2, width // 2 + 1, 2, channels).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(count, height // 2 + 1, width // 2 + 1, 4 * channels)
 
@@ -258,15 +258,10 @@ def _keep_by_weight(x: mx.array, y: mx.array) -> mx.array:
 # --- both ---
 
 
-def _edged(x: mx.array) -> mx.array:
-    """Planes with an empty edge of one pixel."""
-    return mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
-
-
 def _patches(x: mx.array, side: int, stride: int) -> mx.array:
     """What each result of a convolution padded by one sees: (N, H, W, C) → (N H/stride W/stride, side² C)."""
     count, height, width, channels = x.shape
-    x = _edged(x)
+    x = winograd.padded(x)
     line = (width + 2) * channels
     shape = (count, height // stride, width // stride, side, side * channels)
     strides = ((height + 2) * line, stride * line, stride * channels, line, 1)
@@ -276,7 +271,7 @@ def _patches(x: mx.array, side: int, stride: int) -> mx.array:
 def _products_of_taps(x: mx.array, taps: mx.array) -> mx.array:
     """Each of (…, I) taps with each pixel of edged planes, in long rows: (taps, N (H + 2) (W + 2))."""
     inputs = x.shape[-1]
-    return taps.reshape(-1, inputs) @ _edged(x).reshape(-1, inputs).T
+    return taps.reshape(-1, inputs) @ winograd.padded(x).reshape(-1, inputs).T
 
 
 def _from(rows: mx.array, start: int, size: int) -> mx.array:

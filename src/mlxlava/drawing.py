@@ -13,7 +13,7 @@ import numpy as np
 from mlxlava.backend import mx, on_cpu
 from mlxlava.config import Recipe
 from mlxlava.nets import ShuffleGenerator, Tree, leaky_relu, make_generator, to_bytes
-from mlxlava.winograd import AFTER, BEFORE, WEIGH, Matrix
+from mlxlava.winograd import AFTER, BEFORE, WEIGH, Matrix, padded, tiles
 
 # States (N, Z) → frames, uint8 (N, H, W, 3), not evaluated.
 Draw = Callable[[mx.array], mx.array]
@@ -51,7 +51,7 @@ class _Shuffled:
         count, height, width, channels = x.shape
         # The last convolution has three outputs, too few for a fast product: all taps are one product,
         # colours first, and their sum is one of long rows.
-        rows = mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]).reshape(-1, channels)
+        rows = padded(x).reshape(-1, channels)
         taps = (self._taps @ rows.T).reshape(
             3, 3, 3, count, height + 2, width + 2
         )  # (column, row, colour, …)
@@ -80,14 +80,10 @@ class _Winograd:
         mx.eval(self._filter, self._before, self._after)
 
     def __call__(self, x: mx.array) -> mx.array:
-        count, height, width, inputs = x.shape
-        down, across = -(-height // 2), -(-width // 2)  # tiles; the last of an odd side is half used
-        x = mx.pad(x, [(0, 0), (1, 2 * down - height + 1), (1, 2 * across - width + 1), (0, 0)])
-        row, plane = (2 * across + 2) * inputs, (2 * down + 2) * (2 * across + 2) * inputs
-        # Tiles overlap: (4, 4, N, down, across, I)
-        strides = (row, inputs, plane, 2 * row, 2 * inputs, 1)
-        tiles = mx.as_strided(x, (4, 4, count, down, across, inputs), strides).reshape(16, -1)
-        x = (self._before @ tiles).reshape(16, -1, inputs) @ self._filter
+        height, width, inputs = x.shape[1:]
+        seen = tiles(x)
+        count, down, across = seen.shape[2:5]
+        x = (self._before @ seen.reshape(16, -1)).reshape(16, -1, inputs) @ self._filter
         outputs = x.shape[-1]
         x = leaky_relu((self._after @ x.reshape(16, -1)).reshape(-1, outputs) + self._bias)
         # (row and column of a tile's results, N, down, across, row and column of the shuffle, O / 4)

@@ -43,7 +43,7 @@ def down(x: mx.array, taps: mx.array) -> mx.array:
     """
     count, height, width, _ = x.shape
     sums = _sums(mx.contiguous(taps)[:, :, None, None])
-    products = _multiply(_differences(_padded(x, 4), 2, 1), _matrices_turned(sums))
+    products = _multiply(_differences(padded(x, 4), 2, 1), _all_transposed(sums))
     return _woven(products, count, _half(height // 2))[:, : height // 2, : width // 2]
 
 
@@ -56,7 +56,7 @@ def up(y: mx.array, taps: mx.array) -> mx.array:
     ``taps``: (2, 2, row of the square, column, O, I).
     """
     count, height, width, _ = y.shape
-    products = _multiply(_differences(_padded(y, 2), 1, 2), _sums(mx.contiguous(taps)))
+    products = _multiply(_differences(padded(y, 2), 1, 2), _sums(mx.contiguous(taps)))
     return _woven(products, count, _half(height))[:, : 2 * height, : 2 * width]
 
 
@@ -64,7 +64,7 @@ def down_by_weight(x: mx.array, y: mx.array) -> mx.array:
     """The gradient of :func:`down` by its taps, from that by its result: (2, 2, O, 4 I)."""
     sums = _sums(_in_tiles(y)[:, :, None, None])
     outer, outer_middle, middle_outer, middle = _multiply(
-        _matrices_turned(sums), _differences(_padded(x, 4), 2, 1)
+        _all_transposed(sums), _differences(padded(x, 4), 2, 1)
     )
     return (outer + outer_middle + (middle_outer + middle))[:, :, 0, 0]
 
@@ -100,7 +100,7 @@ def _sums(g: mx.array) -> _Four:
     return _Four(g, g[:, :1] + g[:, 1:], middle_outer, middle_outer[:, :1] + middle_outer[:, 1:])
 
 
-def _matrices_turned(four: _Four) -> _Four:
+def _all_transposed(four: _Four) -> _Four:
     return _Four(*(part.swapaxes(-1, -2) for part in four))
 
 
@@ -148,20 +148,27 @@ def keep(x: mx.array, taps: mx.array) -> mx.array:
 
 def keep_by_weight(x: mx.array, y: mx.array) -> mx.array:
     """The gradient of :func:`keep` by its taps, from that by its result: (3, 3, O, I)."""
-    results = _mix(_turned(AFTER), _grid(_in_tiles(y)))
-    turned = [[part.T for part in row] for row in results]
-    taps = _mix(_turned(WEIGH), _products(turned, _before(x)))
+    results = _mix(_transposed(AFTER), _grid(_in_tiles(y)))
+    transposed = [[part.T for part in row] for row in results]
+    taps = _mix(_transposed(WEIGH), _products(transposed, _before(x)))
     return mx.stack([mx.stack(row) for row in taps])
+
+
+def tiles(x: mx.array) -> mx.array:
+    """What each 2×2 results of a 3×3 convolution see: (N, H, W, C) → (4, 4, N, rows, columns, C), a view.
+
+    The last results of an odd side see an empty edge.
+    """
+    x = padded(x, 2)
+    count, height, width, channels = x.shape
+    line = width * channels
+    shape = (4, 4, count, height // 2 - 1, width // 2 - 1, channels)
+    return mx.as_strided(x, shape, (line, channels, height * line, 2 * line, 2 * channels, 1))
 
 
 def _before(x: mx.array) -> Grid:
     """4×4 of (tiles, I): what tiles of ``x`` have to be multiplied."""
-    x = _padded(x, 2)
-    count, height, width, channels = x.shape
-    down, across, line = height // 2 - 1, width // 2 - 1, width * channels
-    shape, strides = (count, down, across, channels), (height * line, 2 * line, 2 * channels, 1)
-    tiles = [[mx.as_strided(x, shape, strides, i * line + j * channels) for j in range(4)] for i in range(4)]
-    return [[part.reshape(-1, channels) for part in row] for row in _mix(BEFORE, tiles)]
+    return [[part.reshape(-1, x.shape[-1]) for part in row] for row in _mix(BEFORE, _grid(tiles(x)))]
 
 
 def _grid(array: mx.array) -> Grid:
@@ -178,7 +185,7 @@ def _mix(matrix: Matrix, grid: Grid) -> Grid:
     return [_combine(matrix, row) for row in zip(*columns, strict=True)]
 
 
-def _turned(matrix: Matrix) -> Matrix:
+def _transposed(matrix: Matrix) -> Matrix:
     return list(zip(*matrix, strict=True))
 
 
@@ -199,8 +206,8 @@ def _combine(matrix: Matrix, arrays: Sequence[mx.array]) -> list[mx.array]:
 # --- both ---
 
 
-def _padded(x: mx.array, multiple: int) -> mx.array:
-    """With an empty edge all around, and more behind until sides without it are multiples."""
+def padded(x: mx.array, multiple: int = 1) -> mx.array:
+    """Planes with an empty edge of a pixel, and more behind until sides without the edge are multiples."""
     _, height, width, _ = x.shape
     return mx.pad(x, [(0, 0), (1, 1 + -height % multiple), (1, 1 + -width % multiple), (0, 0)])
 
