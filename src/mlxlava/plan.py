@@ -143,7 +143,8 @@ def predict(recipe: Recipe, ranks: int = 1) -> float:
 def fit_into(recipe: Recipe, gigabytes: float, ranks: int = 1) -> Recipe:
     """The recipe in as few parts of a batch as its step needs to fit; if none do, with frames recomputed.
 
-    Parts cost nothing, and give the same result but where BatchNorm sees less of the batch at once.
+    Parts give the same result, but where BatchNorm sees less of the batch at once, and cost little as long as
+    they are of many frames.
 
     Args:
         recipe: what is to be trained; its own ``micro_batches`` and ``recompute`` are the least.

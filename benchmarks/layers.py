@@ -1,0 +1,81 @@
+"""What each way to convolve on a CPU takes, layer by layer: where winograd.py is worth it.
+
+    OPENBLAS_NUM_THREADS=1 python benchmarks/layers.py
+
+Milliseconds for 64 frames, medians of rounds in turns; *patches* write out what each result sees.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+from mlxlava import conv
+from mlxlava.backend import mx
+from mlxlava.console import print_table
+
+_ROUNDS = 9
+_FRAMES = 64
+_WAYS = {"patches": 10**9, "fewer products": 0}  # from how many rows of a product on
+# Form, side of the kernel, side of the input, channels of input and output.
+_LAYERS = [
+    ("4×4 halving", 4, 32, 32, 64),
+    ("4×4 halving", 4, 16, 64, 128),
+    ("4×4 halving", 4, 8, 128, 256),
+    ("3×3", 3, 4, 256, 512),
+    ("3×3", 3, 8, 128, 256),
+    ("3×3", 3, 16, 64, 128),
+    ("3×3", 3, 32, 32, 64),
+]
+
+
+def _passes(kernel: int, side: int, inputs: int, outputs: int) -> list[Callable[[], mx.array]]:
+    """Value, gradient by the input and by the weights."""
+    halving = kernel == 4
+    x = mx.random.normal((_FRAMES, side, side, inputs))
+    y = mx.random.normal((_FRAMES, side // (1 + halving), side // (1 + halving), outputs))
+    weight = mx.random.normal((outputs, kernel, kernel, inputs))
+    mx.eval(x, y, weight)
+    form = conv.conv_down if halving else conv.conv3
+
+    def loss(x: mx.array, weight: mx.array) -> mx.array:
+        total: mx.array = (form(x, weight) * y).sum()
+        return total
+
+    def by_input() -> mx.array:
+        with conv.without_weights():
+            gradient: mx.array = mx.grad(loss, 0)(x, weight)
+        return gradient
+
+    return [lambda: form(x, weight), by_input, lambda: mx.grad(loss, 1)(x, weight)]
+
+
+def _milliseconds(function: Callable[[], mx.array]) -> float:
+    began = time.perf_counter()
+    mx.eval(function())
+    return 1000 * (time.perf_counter() - began)
+
+
+def main() -> None:
+    """Print a line for each layer and way."""
+    rows = []
+    for name, kernel, side, inputs, outputs in _LAYERS:
+        passes = _passes(kernel, side, inputs, outputs)
+        times: dict[str, list[list[float]]] = {way: [] for way in _WAYS}
+        for _ in range(_ROUNDS + 1):
+            for way, conv._ROWS in _WAYS.items():
+                times[way].append([_milliseconds(one) for one in passes])
+        for way, rounds in times.items():
+            medians = (statistics.median(column) for column in zip(*rounds[1:], strict=True))
+            layer = f"{name}, {side}×{side}, {inputs} → {outputs}"
+            rows.append((layer, way, *(f"{median:.1f}" for median in medians)))
+            print(*rows[-1], file=sys.stderr, flush=True)
+    print_table(
+        "Convolutions, ms", ("layer", "way", "forward", "by the input", "by the weights"), rows, left=2
+    )
+
+
+if __name__ == "__main__":
+    main()

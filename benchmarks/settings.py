@@ -1,0 +1,81 @@
+"""What settings that save memory cost: time of a step and peak of MLX's arrays, beside the recipe as it is.
+
+    OPENBLAS_NUM_THREADS=1 python benchmarks/settings.py
+
+`lava` with 8 clips and gradient penalties; ratios are medians of turns. Peaks are of processes of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+import memory
+from mlxlava.backend import mx
+from mlxlava.config import load_recipe, override
+from mlxlava.console import print_table
+from mlxlava.step import Trainer
+
+_TURNS = 5
+_CLIPS = {"data.batch_size": 8, "loss.alone": 0.0}
+_SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"training.micro_batches": 4},
+    {"training.recompute": True},
+    {"training.precision": "float16"},
+    {"training.precision": "bfloat16"},
+]
+
+
+class _Contestant:
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+        recipe = override(load_recipe("lava"), {**_CLIPS, **settings})
+        count = recipe.encoder.views + recipe.data.drawn_frames
+        rng = np.random.default_rng(0)
+        self.frames = mx.array(rng.integers(0, 256, (8, count, *recipe.data.size, 3), dtype=np.uint8))
+        self.times = mx.array(np.tile(np.arange(count, dtype=np.int32), (8, 1)))
+        self.trainer = Trainer(recipe, 10)
+        self.state = self.trainer.init()
+        self.seconds: list[float] = []
+
+    def step(self) -> None:
+        began = time.perf_counter()
+        self.state, terms = self.trainer(self.state, self.frames, self.times, 0)  # step 0 has penalties
+        mx.eval(self.state, terms)
+        self.seconds.append(time.perf_counter() - began)
+
+    def peak(self) -> float:
+        command = [
+            sys.executable,
+            memory.__file__,
+            "--child",
+            "lava",
+            json.dumps({**_CLIPS, **self.settings}),
+        ]
+        return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def main() -> None:
+    """Print a line for each setting."""
+    contestants = [_Contestant(settings) for settings in _SETTINGS]
+    for turn in range(_TURNS + 1):
+        for contestant in contestants:
+            contestant.step()
+        print(f"turn {turn} of {_TURNS}", file=sys.stderr, flush=True)
+    plain, rows = contestants[0].seconds[1:], []
+    for contestant in contestants:
+        ratio = statistics.median(a / b for a, b in zip(contestant.seconds[1:], plain, strict=True))
+        setting = ", ".join(f"{key}={value}" for key, value in contestant.settings.items()) or "as it is"
+        rows.append((setting, f"{ratio:.2f} ×", f"{contestant.peak():.2f}"))
+    print_table("Settings that save memory", ("setting", "time of a step", "arrays, GB"), rows, left=1)
+
+
+if __name__ == "__main__":
+    main()
