@@ -1,7 +1,7 @@
 """The least that a training step has to compute and move, counted from the layers of a recipe.
 
 Divided by the rates that the same machine reaches at one large matrix product and at copying, that is a
-floor under the time of a step, for any framework that multiplies every tap (mlxlava.winograd does with fewer
+floor under the time of a step, for any framework that multiplies every tap (mlxlava does with fewer
 products, and pays with passes over memory)::
 
     step_cost(recipe, "plain").seconds(matmul_rate, copy_rate)

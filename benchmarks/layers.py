@@ -1,8 +1,8 @@
-"""What each way to convolve on a CPU takes, layer by layer: where winograd.py is worth it.
+"""What MLX's own convolutions and those of convolution.cpp take on a CPU, layer by layer.
 
     OPENBLAS_NUM_THREADS=1 python benchmarks/layers.py
 
-Milliseconds for 64 frames, medians of rounds in turns; *patches* write out what each result sees.
+Milliseconds for 64 frames, medians of rounds in turns.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mlxlava.console import print_table
 
 _ROUNDS = 9
 _FRAMES = 64
-_WAYS = {"patches": 10**9, "fewer products": 0}  # from how many rows of a product on
+_WAYS = ("MLX", "mlxlava")
 # Form, side of the kernel, side of the input, channels of input and output.
 _LAYERS = [
     ("4×4 halving", 4, 32, 32, 64),
@@ -31,14 +31,19 @@ _LAYERS = [
 ]
 
 
-def _passes(kernel: int, side: int, inputs: int, outputs: int) -> list[Callable[[], mx.array]]:
+def _passes(way: str, kernel: int, side: int, inputs: int, outputs: int) -> list[Callable[[], mx.array]]:
     """Value, gradient by the input and by the weights."""
     halving = kernel == 4
     x = mx.random.normal((_FRAMES, side, side, inputs))
     y = mx.random.normal((_FRAMES, side // (1 + halving), side // (1 + halving), outputs))
     weight = mx.random.normal((outputs, kernel, kernel, inputs))
     mx.eval(x, y, weight)
-    form = conv.conv_down if halving else conv.conv3
+    own = conv.conv_down if halving else conv.conv3
+
+    def form(x: mx.array, weight: mx.array) -> mx.array:
+        if way == "mlxlava":
+            return own(x, weight)
+        return mx.conv2d(x, weight, stride=1 + halving, padding=1)
 
     def loss(x: mx.array, weight: mx.array) -> mx.array:
         total: mx.array = (form(x, weight) * y).sum()
@@ -62,11 +67,11 @@ def main() -> None:
     """Print a line for each layer and way."""
     rows = []
     for name, kernel, side, inputs, outputs in _LAYERS:
-        passes = _passes(kernel, side, inputs, outputs)
+        passes = {way: _passes(way, kernel, side, inputs, outputs) for way in _WAYS}
         times: dict[str, list[list[float]]] = {way: [] for way in _WAYS}
         for _ in range(_ROUNDS + 1):
-            for way, conv._ROWS in _WAYS.items():
-                times[way].append([_milliseconds(one) for one in passes])
+            for way in _WAYS:
+                times[way].append([_milliseconds(one) for one in passes[way]])
         for way, rounds in times.items():
             medians = (statistics.median(column) for column in zip(*rounds[1:], strict=True))
             layer = f"{name}, {side}×{side}, {inputs} → {outputs}"

@@ -19,9 +19,10 @@ MODULES = sorted(
 # A module imports from layers below its own, or from its own.
 LAYERS = [
     {"config"},
+    {"native"},
     {"backend", "console", "sinks"},
     {"live"},
-    {"lamp", "winograd"},
+    {"lamp", "convolution"},
     {"losses", "conv", "descent", "footage", "screens", "metrics", "normality", "plan", "ranks"},
     {"nets", "player"},
     {"dynamics", "drawing", "precision"},

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import os
 import platform
 import resource
@@ -21,7 +20,8 @@ from importlib.metadata import PackageNotFoundError, files, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mlxlava.config import UserError, cache_folder
+from mlxlava import native
+from mlxlava.config import UserError
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -72,8 +72,8 @@ def _preload_blas() -> tuple[str, str] | None:
         library = _installed_file(package, file)
         with contextlib.suppress(OSError, subprocess.CalledProcessError):
             if library:
-                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-                ctypes.CDLL(str(_build_shim(shim, library)), mode=ctypes.RTLD_GLOBAL)
+                native.load(library)
+                native.load(native.build("blas", shim, of=f"{library}{platform.machine()}"))
                 return name, str(library)
     with contextlib.suppress(OSError):
         ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
@@ -88,19 +88,6 @@ def _installed_file(package: str, name: str) -> Path | None:
             if file.name == name:
                 return Path(str(file.locate())).resolve()
     return None
-
-
-def _build_shim(source: str, library: Path) -> Path:
-    """Compile the plain name for a library's own, once; needs the g++ that mx.compile needs as well."""
-    key = hashlib.sha256(f"{source}{library}{platform.machine()}".encode()).hexdigest()[:16]
-    shim = cache_folder() / f"blas-{key}.so"
-    if not shim.is_file():
-        shim.parent.mkdir(parents=True, exist_ok=True)
-        draft = shim.with_suffix(f".{os.getpid()}.tmp")
-        command = ["g++", "-O2", "-shared", "-fPIC", "-x", "c++", "-", "-o", str(draft)]
-        subprocess.run(command, input=source, text=True, check=True, capture_output=True)
-        draft.replace(shim)
-    return shim
 
 
 def _keep_freed_pages() -> None:
@@ -183,7 +170,7 @@ def _make_lanes() -> list[Any]:
 
 
 _LANES = _make_lanes()
-_PART_PIXELS = 2**18  # of frames: 64 of 64×64
+_PART_PIXELS = 2**20  # of frames: 256 of 64×64
 
 
 def parallel_streams() -> Sequence[Any]:
@@ -262,7 +249,7 @@ def resident_memory() -> float:
     return peak_memory()["process"]
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name, where the system tells it."""
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         if sys.platform == "darwin":
@@ -276,7 +263,7 @@ def _processor() -> str:
 
 def describe() -> dict[str, str]:
     """The device, its memory and the BLAS, for ``mlxlava info`` and benchmark headers."""
-    rows = {"mlx": version("mlx"), "device": "CPU" if on_cpu() else "GPU", "processor": _processor()}
+    rows = {"mlx": version("mlx"), "device": "CPU" if on_cpu() else "GPU", "processor": processor()}
     info = mx.device_info() if not on_cpu() else {}
     for key in ("device_name", "architecture", "memory_size", "max_recommended_working_set_size"):
         if key in info:
@@ -305,6 +292,7 @@ __all__ = [
     "parallel_streams",
     "part_count",
     "peak_memory",
+    "processor",
     "queue",
     "resident_memory",
     "side_by_side",

@@ -489,7 +489,8 @@ class RecurrentDiscriminator:
             return self._remember(weights, self.encode(weights, frames.flatten(0, 1)), times)
         first, second = self.encode_twice(weights, *(each.flatten(0, 1) for each in frames))
         kept = tree_map(mx.stop_gradient, weights)
-        return self._remember(weights, first, times), self._remember(kept, second, times)
+        ways = [(weights, first), (kept, second)]
+        return tuple(side_by_side(lambda way: self._remember(*way, times), ways))
 
     def _remember(self, weights: Tree, features: mx.array, times: mx.array) -> mx.array:
         batch, count = times.shape

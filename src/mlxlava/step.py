@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
 from mlxlava.backend import mx, named_arrays, optim, tree_map
 from mlxlava.config import Recipe, Training
-from mlxlava.conv import first_order
 from mlxlava.dynamics import Dynamics, make_dynamics
 from mlxlava.losses import (
     augment,
@@ -141,8 +139,7 @@ class Trainer:
                 return loss + (states * pictures.pop("by_states")).sum(), (terms, pictures, path[:, -1])
 
             moving: Tree = {part: state[part] for part in ("dynamics", "encoder") if part in state}
-            with contextlib.nullcontext() if penalty else first_order():
-                (_, (terms, gradients, last)), by_moving = mx.value_and_grad(surrogate)(moving)
+            (_, (terms, gradients, last)), by_moving = mx.value_and_grad(surrogate)(moving)
             if self.encoder:  # each rank has encoded its own clips
                 by_moving["encoder"] = sum_over_ranks(by_moving["encoder"])
             stats = gradients.pop("stats")
