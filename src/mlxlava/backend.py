@@ -119,6 +119,11 @@ except ImportError as error:
     raise UserError(f"mlx: no back end is installed ({error}){extra}") from error
 
 
+def mx_folder() -> Path:
+    """Where MLX is installed, with its headers and its library."""
+    return Path(str(mx.__file__)).parent
+
+
 def named_arrays(tree: Mapping[str, Any]) -> dict[str, mx.array]:
     """The arrays of a tree under their dotted paths, ``generator.up0.weight``; empty tables vanish."""
     return dict(tree_flatten(tree))
@@ -286,6 +291,7 @@ __all__ = [
     "limit_memory",
     "memory_budget",
     "mx",
+    "mx_folder",
     "named_arrays",
     "on_cpu",
     "optim",

@@ -15,13 +15,10 @@ import importlib.metadata
 import importlib.resources
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
-import mlx
-
 from mlxlava import native
-from mlxlava.backend import mx, on_cpu, processor
+from mlxlava.backend import mx, mx_folder, on_cpu, processor
 
 
 class Kind(enum.IntEnum):
@@ -102,7 +99,7 @@ def _library() -> Any:
     probe = mx.array(0.0)
     if ctypes.c_int32.from_address(id(probe) + object.__basicsize__).value != _HEADER:
         return None
-    root = Path(next(iter(mlx.__path__)))
+    root = mx_folder()
     source = importlib.resources.files("mlxlava").joinpath("convolution.cpp").read_text(encoding="utf-8")
     options = ["-std=c++20", "-march=native", "-fno-math-errno", f"-I{root / 'include'}"]
     options += [f"-L{root / 'lib'}", "-lmlx", f"-Wl,-rpath,{root / 'lib'}"]
