@@ -161,7 +161,9 @@ def test_whole_steps_are_the_learned_ones_at_any_rate_and_speed() -> None:
         whole = [n for n in range(1, 5000) if abs(n * per_frame - round(n * per_frame)) < 1e-9][:2]
         frames = play(lamp, [n / fps * speed for n in whole], seed=2)
         for n, frame in zip(whole, frames.values(), strict=True):
-            assert np.array_equal(frame, learned[round(n * per_frame)]), (fps, speed)
+            # One frame is drawn by other sums than many (drawing.py), so a level may be another.
+            off = np.abs(frame.astype(int) - learned[round(n * per_frame)]).max()
+            assert off <= 1, (fps, speed)
 
 
 def test_a_frame_between_two_learned_steps_is_no_blend_of_theirs() -> None:
