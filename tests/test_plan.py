@@ -12,8 +12,8 @@ LAVA, DURALAVA = load_recipe("lava"), load_recipe("duralava")
 
 def test_it_is_near_what_was_measured() -> None:
     """Two of the peaks that benchmarks/memory.py measures, GB."""
-    assert predict(LAVA) == pytest.approx(1.17, rel=0.15)
-    assert predict(DURALAVA) == pytest.approx(1.19, rel=0.15)
+    assert predict(LAVA) == pytest.approx(0.83, rel=0.15)
+    assert predict(DURALAVA) == pytest.approx(1.21, rel=0.15)
 
 
 @pytest.mark.parametrize("recipe", [LAVA, DURALAVA])
@@ -35,7 +35,7 @@ def test_what_fits_is_left_as_it_is() -> None:
     assert fit_into(LAVA, 2.0) == LAVA
 
 
-@pytest.mark.parametrize("gigabytes", [1.0, 0.7, 0.5])
+@pytest.mark.parametrize("gigabytes", [0.8, 0.6, 0.45])
 def test_what_is_chosen_fits_and_learns_from_the_same_batch(gigabytes: float) -> None:
     fitted = fit_into(LAVA, gigabytes)
     assert predict(fitted) <= gigabytes
