@@ -50,6 +50,8 @@ CONFIGURATIONS: list[tuple[str, dict[str, Any]]] = [
     ("duralava", {"training.recompute": True, "data.batch_size": 16}),
     ("duralava", {"data.size": [128, 128], "training.recompute": True, "data.batch_size": 8}),
     ("duralava", {"data.size": [256, 256], "training.micro_batches": 16}),
+    ("duralava", {"data.size": [128, 128]}),
+    ("duralava", {"data.seq_len": 200}),
 ]
 
 

@@ -29,6 +29,7 @@ class Shape:
         judged: outputs of D's layers, for real and drawn frames of one part.
         encoded: outputs of the encoder's layers, for all frames that it looks at.
         held: real frames of the whole batch; they are bytes, so a quarter of their number.
+        pixels: of the real frames of one part.
     """
 
     weights: float
@@ -36,6 +37,7 @@ class Shape:
     judged: float
     encoded: float
     held: float
+    pixels: float
 
 
 def _planes(size: tuple[int, int], widths: Sequence[int], *, first: int = 1) -> float:
@@ -92,6 +94,7 @@ def shape(recipe: Recipe, ranks: int = 1) -> Shape:
         judged=2 * judged * _planes(size, recipe.discriminator.widths),
         encoded=clips_of_rank * recipe.encoder.views * (_planes(size, recipe.encoder.widths) + 3 * pixels),
         held=clips_of_rank * frames * 3 * pixels / 4,
+        pixels=judged * pixels,
     )
 
 
@@ -106,14 +109,19 @@ class _Live:
     encoded: float
     held: float
     rest: float
+    crowd: float = 0.0  # share that a million pixels beyond ``_CROWDED`` add: more is under way at once then
 
+
+_CROWDED = 10e6  # pixels in one part, about 2,500 frames of 64×64
 
 # Of relative errors over the configurations of benchmarks/memory.py, the largest is as small as can be, with
 # no number below zero. In the step of ``frames`` the layers of G and of D grow alike, so that one of them
 # stands for both; clips that are held stand for all that waits until its part is done.
 _LIVE = {
     "frames": _Live(3.52, drawn=7.86, drawn_again=7.16, judged=0.0, encoded=0.0, held=58.9, rest=0.125),
-    "recurrent": _Live(2.83, drawn=0.09, drawn_again=0.0, judged=2.81, encoded=0.0, held=4.82, rest=0.134),
+    "recurrent": _Live(
+        2.83, drawn=0.09, drawn_again=0.0, judged=2.81, encoded=0.0, held=4.82, rest=0.134, crowd=0.047
+    ),
 }
 
 
@@ -127,7 +135,8 @@ def predict(recipe: Recipe, ranks: int = 1) -> float:
         + live.encoded * counted.encoded
         + live.held * counted.held
     )
-    return 4 * floats / GB + live.rest
+    crowded = max(0.0, counted.pixels - _CROWDED) / 1e6
+    return (4 * floats / GB + live.rest) * (1 + live.crowd * crowded)
 
 
 def fit_into(recipe: Recipe, gigabytes: float, ranks: int = 1) -> Recipe:
