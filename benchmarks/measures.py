@@ -8,6 +8,7 @@ with ``seconds`` and more on stdout. Only what the package offers to everyone is
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import tempfile
@@ -123,17 +124,22 @@ def _rollout(recipe: str, size: int) -> Any:
     return Rollout(weights, seed=0)
 
 
+def _clock() -> Iterator[float]:
+    return (frame / PLAY_FPS for frame in itertools.count())
+
+
 def live(recipe: str, size: int) -> Answering:
     """Frames one at a time, as a screen shows them; asked for a number of them."""
+    return _played(_rollout(recipe, size).play(_clock()))
+
+
+def batched(recipe: str, size: int) -> Answering:
+    """Frames many at a time, as for a file but without encoding; asked for a number of them."""
+    return _played(_rollout(recipe, size).film(_clock()))
+
+
+def _played(frames: Iterator[Any]) -> Answering:
     from mlxlava.backend import resident_memory
-
-    def clock() -> Iterator[float]:
-        frame = 0
-        while True:
-            yield frame / PLAY_FPS
-            frame += 1
-
-    frames = _rollout(recipe, size).play(clock())
 
     def answer(count: str) -> Answer:
         began = time.perf_counter()
@@ -141,18 +147,6 @@ def live(recipe: str, size: int) -> Answering:
             next(frames)
         seconds = time.perf_counter() - began
         return {"seconds": seconds, "resident_gb": resident_memory(), **_peaks()}
-
-    return answer
-
-
-def batched(recipe: str, size: int) -> Answering:
-    """Frames many at a time, as for a file but without encoding; asked for a number of them."""
-    rollout = _rollout(recipe, size)
-
-    def answer(count: str) -> Answer:
-        began = time.perf_counter()
-        rollout.draw(rollout.roll(int(count))[0])
-        return {"seconds": time.perf_counter() - began, **_peaks()}
 
     return answer
 

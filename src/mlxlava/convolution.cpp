@@ -42,6 +42,7 @@ constexpr int PANEL = 2 * LANES;  // columns that a product makes at once
 constexpr int ROWS = 6;           // and rows: with these 12 registers hold the sums
 constexpr int DEPTH = 256;        // terms of a sum at once: so much of a panel stays in the nearest cache
 constexpr long BLOCK = 400000;    // floats of the matrices of a block of tiles, about
+constexpr float SLOPE = 0.2f;     // of leaky ReLU
 constexpr int FEW = 16;           // channels, below which all taps are multiplied at once
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
@@ -206,15 +207,20 @@ struct Planes {
   int depth() const { return block * block * channels; }
 };
 
-// Results, every `step` pixels of planes that begin at `data`.
+// Results, every `step` pixels of planes that begin at `data`. With a bias they are activated; then a result is a
+// square of pixels, each of a quarter of its channels (pixel shuffle), and `step` is 2.
 struct Results {
   float* data;
   int height, width, channels, step;
+  const float* bias = nullptr;
 
   int columns() const { return panels(channels) * PANEL; }
 
+  // Of one of the pixels that a result is.
+  int depth() const { return bias ? channels / 4 : channels; }
+
   float* pixel(int plane, int y, int x) const {
-    return data + ((long(plane) * height * step + y * step) * width * step + x * step) * channels;
+    return data + ((long(plane) * height * step + y * step) * width * step + x * step) * depth();
   }
 };
 
@@ -340,9 +346,10 @@ void convolve(const Planes& x, const float* weights, int count, const Results& y
   int depth = x.depth(), columns = y.channels, wide = y.columns(), points = tiles.points;
   int block = tiles.block(count, depth, wide), all = count * tiles.down * tiles.across;
   bool straight = points == 1 && y.step == 1 && columns == wide;  // products are results
+  int depth_of_pixel = y.depth();
   long of_seen = apart(long(block) * depth), of_made = apart(long(block) * wide);
   float* seen = matrix(1, points * of_seen);
-  float* made = straight ? y.data : matrix(2, points * of_made);
+  float* made = straight ? y.data : matrix(2, points * of_made + LANES);
   for (int start = 0; start < all; start += block) {
     int many = std::min(block, all - start);
     for (int t = 0; t < many; t++) tiles.see(x, start + t, seen, of_seen, t);
@@ -356,15 +363,25 @@ void convolve(const Planes& x, const float* weights, int count, const Results& y
     for (int t = 0; t < many; t++) {
       auto [plane, top, left] = tiles.place(start + t);
       int rows = std::min(F::results, y.height - top), across = std::min(F::results, y.width - left);
-      for (int c = 0; c < columns; c += LANES) {
-        Vector from[F::points][F::points], to[F::results][F::results];
-        for (int i = 0; i < F::points; i++)
-          for (int j = 0; j < F::points; j++)
-            from[i][j] = load(made + (i * F::points + j) * of_made + long(t) * wide + c);
-        Side<F, AFTER, false>::apply(from, to);
-        for (int i = 0; i < rows; i++)
-          for (int j = 0; j < across; j++)
-            store(y.pixel(plane, top + i, left + j) + c, to[i][j], columns - c);
+      for (int first = 0; first < columns; first += depth_of_pixel) {
+        int quarter = first / depth_of_pixel;
+        long corner = (quarter / 2 * long(y.width) * y.step + quarter % 2) * depth_of_pixel;
+        for (int c = 0; c < depth_of_pixel; c += LANES) {
+          Vector from[F::points][F::points], to[F::results][F::results];
+          for (int i = 0; i < F::points; i++)
+            for (int j = 0; j < F::points; j++)
+              from[i][j] = load(made + (i * F::points + j) * of_made + long(t) * wide + first + c);
+          Side<F, AFTER, false>::apply(from, to);
+          for (int i = 0; i < rows; i++)
+            for (int j = 0; j < across; j++) {
+              Vector v = to[i][j];
+              if (y.bias) {
+                v += load(y.bias + first + c, depth_of_pixel - c);
+                v = v > 0 ? v : SLOPE * v;
+              }
+              store(y.pixel(plane, top + i, left + j) + corner + c, v, depth_of_pixel - c);
+            }
+        }
       }
     }
   }
@@ -467,16 +484,17 @@ void spread(const Planes& x, int side, int step, const float* weights, int count
 
 // --- operations ---
 
-enum Kind { DOWN, UP, KEEP };
+enum Kind { DOWN, UP, KEEP, GROW };
 enum Way { SMALL, LARGE, ALL_BEFORE, ALL_AFTER };  // tiles of 2·2 or of 4·4 results, or few channels
 
-int taps_of(Kind kind) { return kind == KEEP ? 3 : 2; }
-int side_of(Kind kind) { return kind == KEEP ? 3 : 4; }
-int step_of(Kind kind) { return kind == KEEP ? 1 : 2; }
+bool keeps(Kind kind) { return kind == KEEP || kind == GROW; }
+int taps_of(Kind kind) { return keeps(kind) ? 3 : 2; }
+int side_of(Kind kind) { return keeps(kind) ? 3 : 4; }
+int step_of(Kind kind) { return keeps(kind) ? 1 : 2; }
 
 // The way that takes the least time, for planes with such results.
 Way choose(Kind kind, int count, int height, int width, int inputs, int outputs) {
-  if (kind != DOWN && outputs < std::min(FEW, inputs)) return ALL_AFTER;
+  if ((kind == UP || kind == KEEP) && outputs < std::min(FEW, inputs)) return ALL_AFTER;
   if (kind != UP && inputs < FEW) return ALL_BEFORE;
   auto cost = [&](int results) {
     int points = results + taps_of(kind) - 1;
@@ -489,8 +507,8 @@ Way choose(Kind kind, int count, int height, int width, int inputs, int outputs)
 template <class Act>
 void with_form(Kind kind, Way way, Act act) {
   if (way == ALL_BEFORE) act(Form<1, 1>());
-  else if (kind == KEEP && way == SMALL) act(Form<2, 3>());
-  else if (kind == KEEP) act(Form<4, 3>());
+  else if (keeps(kind) && way == SMALL) act(Form<2, 3>());
+  else if (keeps(kind)) act(Form<4, 3>());
   else if (way == SMALL) act(Form<2, 2>());
   else act(Form<4, 2>());
 }
@@ -573,7 +591,7 @@ class Weigh : public Operation {
   }
 };
 
-// Planes, `Weigh`'s -> planes.
+// Planes, `Weigh`'s, of GROW also the bias -> planes.
 class Convolve : public Operation {
   using Operation::Operation;
 
@@ -585,6 +603,7 @@ class Convolve : public Operation {
       const float* weights = given[1].data<float>();
       int count = x.shape(0), side = side_of(kind), step = step_of(kind);
       Results y = results(out);
+      if (kind == GROW) y = {y.data, x.shape(1), x.shape(2), 4 * y.channels, 2, given[2].data<float>()};
       if (way == ALL_AFTER) return spread(planes(x, 1, 1, 0, 0), side, step, weights, count, y);
       if (kind != UP) {
         Planes seen = planes(x, way == ALL_BEFORE ? side : step, step, -1, -1);
@@ -664,12 +683,14 @@ extern "C" const char* mlxlava_weigh(int kind, int way, const mx::array* weight,
 }
 
 extern "C" const char* mlxlava_convolve(int kind, int way, const mx::array* x, const mx::array* weighed, int outputs,
-                                        mx::array* out) {
+                                        const mx::array* bias, mx::array* out) {
   return guarded(out, [&] {
     int count = x->shape(0), height = x->shape(1), width = x->shape(2);
     if (kind == DOWN) height /= 2, width /= 2;
     if (kind == UP) height *= 2, width *= 2;
-    return operation<Convolve>(kind, way, {count, height, width, outputs}, {mx::contiguous(*x), *weighed});
+    std::vector<mx::array> inputs{mx::contiguous(*x), *weighed};
+    if (kind == GROW) height *= 2, width *= 2, outputs /= 4, inputs.push_back(mx::contiguous(*bias));
+    return operation<Convolve>(kind, way, {count, height, width, outputs}, std::move(inputs));
   });
 }
 

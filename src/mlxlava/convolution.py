@@ -28,11 +28,13 @@ class Kind(enum.IntEnum):
         DOWN: 4×4 of stride 2, padded by one: (N, 2H, 2W, I), (O, 4, 4, I) → (N, H, W, O).
         UP: its gradient by the planes: (N, H, W, O), (O, 4, 4, I) → (N, 2H, 2W, I).
         KEEP: 3×3, padded by one: (N, H, W, I), (O, 3, 3, I) → (N, H, W, O).
+        GROW: the same with a bias, leaky ReLU and pixel shuffle, for playing: → (N, 2H, 2W, O / 4).
     """
 
     DOWN = 0
     UP = 1
     KEEP = 2
+    GROW = 3
 
 
 def available() -> bool:
@@ -58,9 +60,11 @@ def weigh(kind: Kind, way: int, weight: mx.array) -> mx.array:
     return _call("weigh", kind, way, weight)
 
 
-def convolve_weighed(kind: Kind, way: int, x: mx.array, weighed: mx.array, outputs: int) -> mx.array:
-    """A convolution with a weight that was prepared for this way."""
-    return _call("convolve", kind, way, x, weighed, outputs)
+def convolve_weighed(
+    kind: Kind, way: int, x: mx.array, weighed: mx.array, outputs: int, bias: mx.array | None = None
+) -> mx.array:
+    """A convolution with a weight (of ``outputs``) that was prepared for this way; GROW has a bias (O,)."""
+    return _call("convolve", kind, way, x, weighed, outputs, bias)
 
 
 def by_weight(kind: Kind, x: mx.array, y: mx.array) -> mx.array:
@@ -114,7 +118,7 @@ def _library() -> Any:
     library.mlxlava_way.argtypes = [number] * 6
     for name, arguments in (
         ("weigh", [number, number, pointer, pointer]),
-        ("convolve", [number, number, pointer, pointer, number, pointer]),
+        ("convolve", [number, number, pointer, pointer, number, pointer, pointer]),
         ("learn", [number, number, pointer, pointer, pointer]),
     ):
         function = getattr(library, f"mlxlava_{name}")

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from mlxlava import convolution
 from mlxlava.backend import mx
 from mlxlava.config import Recipe
-from mlxlava.conv import depth_to_space
 from mlxlava.convolution import Kind
 from mlxlava.nets import ShuffleGenerator, Tree, dense, leaky_relu, make_generator, to_bytes
 
@@ -29,31 +28,32 @@ class _Shuffled:
     def __init__(self, generator: ShuffleGenerator, weights: Tree) -> None:
         self._base = (*generator.base, generator.widths[0])
         self._dense = weights["dense"]
-        self._ups = [_Weighed(weights[f"up{i}"]["weight"]) for i in range(len(generator.widths) - 1)]
-        self._biases = [weights[f"up{i}"]["bias"] for i in range(len(generator.widths) - 1)]
-        self._out = _Weighed(weights["out"]["weight"])
+        ups = [weights[f"up{i}"] for i in range(len(generator.widths) - 1)]
+        self._ups = [_Weighed(Kind.GROW, up["weight"], up["bias"]) for up in ups]
+        self._out = _Weighed(Kind.KEEP, weights["out"]["weight"])
         self._gate = weights.get("gate", mx.ones((1, 1, 3)))
         self._offset = weights.get("background", mx.zeros((1, 1, 3))) + self._gate * weights["out"]["bias"]
         mx.eval(self._offset, self._gate)
 
     def __call__(self, states: mx.array) -> mx.array:
         x = leaky_relu(dense(self._dense, states)).reshape(-1, *self._base)
-        for up, bias in zip(self._ups, self._biases, strict=True):
-            x = depth_to_space(leaky_relu(up(x) + bias))
+        for up in self._ups:
+            x = up(x)
         return to_bytes(mx.sigmoid(self._offset + self._gate * self._out(x)))
 
 
 class _Weighed:
-    """3×3 convolution, (N, H, W, I) → (N, H, W, O), whose weight (O, 3, 3, I) does not change."""
+    """A convolution whose weight (O, 3, 3, I) and bias (O,) do not change."""
 
-    def __init__(self, weight: mx.array) -> None:
-        self._weight = weight
+    def __init__(self, kind: Kind, weight: mx.array, bias: mx.array | None = None) -> None:
+        self._kind, self._weight, self._bias = kind, weight, bias
         self._weighed: dict[int, mx.array] = {}  # by way; how many planes there are at once decides on it
 
     def __call__(self, x: mx.array) -> mx.array:
         outputs = len(self._weight)
-        way = convolution.choose(Kind.KEEP, x.shape, outputs)
+        way = convolution.choose(self._kind, x.shape, outputs)
         if way not in self._weighed:
-            self._weighed[way] = convolution.weigh(Kind.KEEP, way, self._weight)
+            self._weighed[way] = convolution.weigh(self._kind, way, self._weight)
             mx.eval(self._weighed[way])
-        return convolution.convolve_weighed(Kind.KEEP, way, x, self._weighed[way], outputs)
+        weighed = self._weighed[way]
+        return convolution.convolve_weighed(self._kind, way, x, weighed, outputs, self._bias)
