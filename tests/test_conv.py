@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,3 +70,18 @@ def test_it_compiles() -> None:
 
 def test_cpus_of_linux_have_operations_of_their_own() -> None:
     assert convolution.available() == (sys.platform.startswith("linux") and on_cpu())
+
+
+def test_without_a_compiler_a_line_says_so_and_mlx_convolves(tmp_path: Path) -> None:
+    code = """
+from mlxlava import convolution
+from mlxlava.backend import mx
+from mlxlava.conv import conv3
+assert not convolution.available()
+assert conv3(mx.ones((1, 4, 4, 2)), mx.ones((3, 3, 3, 2))).sum().item() == 600
+"""
+    environment = {**os.environ, "PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    if on_cpu() and sys.platform.startswith("linux"):
+        assert "slower, since g++ failed" in done.stderr.splitlines()[-1]

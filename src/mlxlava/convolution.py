@@ -19,6 +19,7 @@ from typing import Any
 
 from mlxlava import native
 from mlxlava.backend import mx, mx_folder, on_cpu, processor
+from mlxlava.console import say
 
 
 class Kind(enum.IntEnum):
@@ -110,9 +111,11 @@ def _library() -> Any:
     of = f"{importlib.metadata.version('mlx')} {processor()}"
     try:
         if not native.built("convolution", source, options, of).is_file():
-            print("mlxlava: compiling convolutions for this machine, once", file=sys.stderr)
+            say("mlxlava: compiling convolutions for this machine, once")
         library = ctypes.PyDLL(str(native.build("convolution", source, options, of)))
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = [line for line in str(getattr(error, "stderr", "")).splitlines() if "error" in line]
+        say(f"mlxlava: convolutions will be many times slower, since g++ failed: {[*said, error][0]}")
         return None
     number, pointer = ctypes.c_int, ctypes.c_void_p
     library.mlxlava_way.argtypes = [number] * 6
