@@ -18,7 +18,7 @@ import sys
 from typing import Any
 
 from mlxlava import native
-from mlxlava.backend import mx, mx_folder, on_cpu, processor
+from mlxlava.backend import mx, mx_folder, on_gpu_path, processor
 from mlxlava.console import say
 
 
@@ -40,7 +40,7 @@ class Kind(enum.IntEnum):
 
 def available() -> bool:
     """Whether convolutions can be made here; else MLX's own have to do."""
-    return on_cpu() and _library() is not None
+    return not on_gpu_path() and _library() is not None
 
 
 def convolve(kind: Kind, x: mx.array, weight: mx.array) -> mx.array:

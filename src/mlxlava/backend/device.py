@@ -1,9 +1,7 @@
-"""What MLX runs on: the BLAS preload, the allocator, memory limits and figures.
+"""What MLX runs on: the BLAS preload, the allocator, the device and the code that suits it.
 
 Import this module before ``mlx.core``: on Linux the linear algebra library has to be in the
-process first. Every other module of the package takes all of MLX through here::
-
-    from mlxlava.backend import mx, tree_map
+process first.
 """
 
 from __future__ import annotations
@@ -12,10 +10,9 @@ import contextlib
 import ctypes
 import os
 import platform
-import resource
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, files, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,9 +23,15 @@ from mlxlava.config import UserError
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
+# Arrays by name, nested.
+Tree = dict[str, Any]
+
 # Set to 0 to run with the BLAS that MLX brings (20 to 30 times slower matmuls on Linux).
 BLAS_SWITCH = "MLXLAVA_BLAS"
 
+# Set to 1 to take, on a CPU, the code that GPUs take: MLX's own operations on one stream, whole batches,
+# no C++. The tests run it so, since no GPU is at hand.
+GPU_PATH_SWITCH = "MLXLAVA_GPU_PATH"
 
 # cblas_sgemm is all that MLX's hot paths call of a BLAS; both libraries have it under another name.
 _SIGNATURE = "(i o, i ta, i tb, i m, i n, i k, f al, const f* a, i la, const f* b, i lb, f be, f* c, i lc)"
@@ -135,8 +138,30 @@ def queue(*arrays: Any) -> None:
 
 
 def on_cpu() -> bool:
-    """Whether MLX's default device is the CPU (choices by measurement differ there)."""
+    """Whether MLX's default device is the CPU."""
     return bool(mx.default_device().type == mx.DeviceType.cpu)
+
+
+_gpu_path = not on_cpu() or os.environ.get(GPU_PATH_SWITCH, "0") == "1"
+
+
+def on_gpu_path() -> bool:
+    """Whether the code that is written for GPUs is taken: on a GPU, and on a CPU that is told to.
+
+    Everything that is chosen by device asks this. :func:`on_cpu` is for figures and messages alone.
+    """
+    return _gpu_path
+
+
+@contextlib.contextmanager
+def gpu_path(taken: bool = True) -> Iterator[None]:
+    """Take the code for GPUs, or not, for a while; what was compiled before keeps the code that it has."""
+    global _gpu_path
+    before, _gpu_path = _gpu_path, taken
+    try:
+        yield
+    finally:
+        _gpu_path = before
 
 
 def has_slow_blas() -> bool:
@@ -159,7 +184,7 @@ def _take_one_blas_thread() -> None:
 
 
 def _make_lanes() -> list[Any]:
-    """A CPU stream for each core that may be used; none where one stream does (GPU, one core).
+    """A CPU stream for each core that may be used; none where one stream does (GPU, macOS, one core).
 
     MLX's CPU back end gives a stream one thread for all that it does. Only BLAS would take more, and then
     its threads spin while everything else runs on one. So BLAS gets one thread, and work is laid side by
@@ -180,7 +205,7 @@ _PART_PIXELS = 2**20  # of frames: 256 of 64×64
 
 def parallel_streams() -> Sequence[Any]:
     """For ``mx.stream``, in turns: on a CPU its lanes, whose work runs side by side; else the device."""
-    return _LANES or [mx.default_device()]
+    return _LANES if _LANES and not on_gpu_path() else [mx.default_device()]
 
 
 def side_by_side(function: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
@@ -188,7 +213,7 @@ def side_by_side(function: Callable[[Part], Result], parts: Sequence[Part]) -> l
 
     Only the graph is built here, and MLX lets a stream wait for another where it needs its results.
     """
-    if not _LANES or len(parts) == 1:
+    if not _LANES or on_gpu_path() or len(parts) == 1:
         return [function(part) for part in parts]
     results = []
     for index, part in enumerate(parts):
@@ -203,55 +228,11 @@ def part_count(items: int, pixels: int) -> int:
     On the CPU a part's arrays should stay in the cache from one pass to the next, and memory that is taken
     ahead of its use is in proportion to a part. A GPU wants all at once.
     """
-    if not on_cpu():
+    if on_gpu_path():
         return 1
     lanes = max(len(_LANES), 1)
     wanted = -(-items * pixels // _PART_PIXELS)
     return max(1, min(items, -(-wanted // lanes) * lanes))
-
-
-def memory_budget() -> float:
-    """GB that MLX's arrays may take here: what the device recommends, or three quarters of a CPU's memory."""
-    if not on_cpu():
-        recommended = int(mx.device_info().get("max_recommended_working_set_size", 0))
-        if recommended:
-            return recommended / 1e9
-    # The rest is for the process itself, the system and whoever else is there.
-    return 0.75 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
-
-
-def limit_memory(gigabytes: float | None = None) -> None:
-    """Keep MLX's buffers small enough that a 16 GB Mac does not swap.
-
-    What is freed stays in MLX's cache otherwise, until the system's memory is full. Weights and optimiser
-    states may be wired, so that the system does not page them out while it looks for room.
-
-    Args:
-        gigabytes: memory for MLX; ``memory_budget`` when None.
-    """
-    if on_cpu():
-        return  # the CPU back end has no buffer cache, and no wired memory
-    limit = int((gigabytes or memory_budget()) * 1e9)
-    mx.set_memory_limit(limit)
-    mx.set_cache_limit(limit // 4)
-    if mx.metal.is_available():
-        recommended = int(mx.device_info().get("max_recommended_working_set_size", 0))
-        mx.set_wired_limit(min(limit, recommended))
-
-
-def peak_memory() -> dict[str, float]:
-    """Peak memory in GB: MLX's live arrays, and the whole process as the system counts it."""
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in kB on Linux
-    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"mlx": mx.get_peak_memory() / 1e9, "process": process / 1e9}
-
-
-def resident_memory() -> float:
-    """Memory of the process now, GB; its peak so far where the system does not say (macOS)."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        return pages * resource.getpagesize() / 1e9
-    return peak_memory()["process"]
 
 
 def processor() -> str:
@@ -268,7 +249,8 @@ def processor() -> str:
 
 def describe() -> dict[str, str]:
     """The device, its memory and the BLAS, for ``mlxlava info`` and benchmark headers."""
-    rows = {"mlx": version("mlx"), "device": "CPU" if on_cpu() else "GPU", "processor": processor()}
+    device = "GPU" if not on_cpu() else "CPU, the code for GPUs" if on_gpu_path() else "CPU"
+    rows = {"mlx": version("mlx"), "device": device, "processor": processor()}
     info = mx.device_info() if not on_cpu() else {}
     for key in ("device_name", "architecture", "memory_size", "max_recommended_working_set_size"):
         if key in info:
@@ -286,21 +268,22 @@ def describe() -> dict[str, str]:
 
 __all__ = [
     "BLAS",
+    "BLAS_SWITCH",
+    "GPU_PATH_SWITCH",
+    "Tree",
     "describe",
+    "gpu_path",
     "has_slow_blas",
-    "limit_memory",
-    "memory_budget",
     "mx",
     "mx_folder",
     "named_arrays",
     "on_cpu",
+    "on_gpu_path",
     "optim",
     "parallel_streams",
     "part_count",
-    "peak_memory",
     "processor",
     "queue",
-    "resident_memory",
     "side_by_side",
     "tree_map",
 ]
