@@ -18,8 +18,25 @@ MOST_BUFFERS = 28
 
 # They change how an array is looked at, or wait for others, and launch nothing.
 _FREE = frozenset(
-    "AsStrided Broadcast BroadcastAxes Contiguous Copy CustomTransforms Depends ExpandDims Flatten Reshape "
-    "Slice Split Squeeze StopGradient Transpose Unflatten View".split()
+    [
+        "AsStrided",
+        "Broadcast",
+        "BroadcastAxes",
+        "Contiguous",
+        "Copy",
+        "CustomTransforms",
+        "Depends",
+        "ExpandDims",
+        "Flatten",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "StopGradient",
+        "Transpose",
+        "Unflatten",
+        "View",
+    ]
 )
 _NODE = re.compile(r'^\{ (\d+) \[label ="([^"]*)"')
 _EDGE = re.compile(r'^(?:"[^"]*" -> (\d+)|(\d+) -> "[^"]*")$')
