@@ -22,7 +22,7 @@ def stationary(recipe: Recipe, rho: float) -> tuple[StationaryStep, Tree, Tree]:
     step = make_dynamics(override(recipe, {"dynamics.rho": rho}))
     assert isinstance(step, StationaryStep)
     weights = tree_map(lambda a: 3 * a, step.init(mx.random.key(3)))
-    return step, weights, step.init_stats()
+    return step, weights, step.prepare(step.init_stats())
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,9 @@ def normal(count: int, seed: int) -> mx.array:
 
 
 def test_the_rotations_keep_every_norm(tiny: Recipe) -> None:
-    step, weights, stats = stationary(tiny, 1.0)
+    step, weights, bases = stationary(tiny, 1.0)
     states = normal(50, 0)
-    moved = step.transport(weights, stats, states)
+    moved = step.transport(weights, bases, states)
     assert np.allclose(
         np.linalg.norm(np.array(moved), axis=1), np.linalg.norm(np.array(states), axis=1), rtol=1e-5
     )
@@ -48,10 +48,10 @@ def test_the_rotations_keep_every_norm(tiny: Recipe) -> None:
 
 @pytest.mark.parametrize("rho", [1.0, 0.98])
 def test_a_normal_state_stays_normal(tiny: Recipe, rho: float) -> None:
-    step, weights, stats = stationary(tiny, rho)
+    step, weights, bases = stationary(tiny, rho)
     states = normal(4000, 1)
     for n in range(100):
-        states = step.advance(weights, stats, states, normal(4000, 10 + n))
+        states = step.advance(weights, bases, states, normal(4000, 10 + n))
         mx.eval(states)
     z = np.array(states)
     # Five standard errors of each statistic over 4000 states of 8 numbers.
@@ -63,11 +63,11 @@ def test_a_normal_state_stays_normal(tiny: Recipe, rho: float) -> None:
 
 def test_a_wrong_start_is_forgotten_at_the_predicted_rate(tiny: Recipe) -> None:
     """Rotations keep a length and noise is independent: E‖z‖² / Z − 1 falls by rho² a step, exactly."""
-    step, weights, stats = stationary(tiny, 0.98)
+    step, weights, bases = stationary(tiny, 0.98)
     states = 52 * normal(2000, 1) + 10
     first = np.mean(np.array(states) ** 2)
     for n in range(1, 501):
-        states = step.advance(weights, stats, states, normal(2000, 10 + n))
+        states = step.advance(weights, bases, states, normal(2000, 10 + n))
         mx.eval(states)
         if n in (1, 10, 50, 100):
             predicted = 1 + 0.98 ** (2 * n) * (first - 1)
@@ -80,18 +80,18 @@ def test_a_wrong_start_is_forgotten_at_the_predicted_rate(tiny: Recipe) -> None:
 def test_each_number_may_learn_its_own_rho(tiny: Recipe) -> None:
     step = make_dynamics(override(tiny, {"dynamics.rho": 0.98, "dynamics.learn_rho": True}))
     assert isinstance(step, StationaryStep)
-    weights, stats = step.init(mx.random.key(3)), step.init_stats()
+    weights, bases = step.init(mx.random.key(3)), step.prepare(step.init_stats())
     fixed, _, _ = stationary(tiny, 0.98)
     states, noise = normal(20, 0), normal(20, 1)
-    same = fixed.advance(weights, stats, states, noise, 0.3)
-    assert np.allclose(np.array(step.advance(weights, stats, states, noise, 0.3)), np.array(same), atol=1e-6)
+    same = fixed.advance(weights, bases, states, noise, 0.3)
+    assert np.allclose(np.array(step.advance(weights, bases, states, noise, 0.3)), np.array(same), atol=1e-6)
     weights["log_rate"] = mx.linspace(-8, 1, 8)  # rho of 0.9997 … 0.07
     states = normal(4000, 1)
     for n in range(50):
-        states = step.advance(weights, stats, states, normal(4000, 10 + n))
+        states = step.advance(weights, bases, states, normal(4000, 10 + n))
         mx.eval(states)
     assert np.abs(np.cov(np.array(states).T) - np.eye(8)).max() < 0.13
-    gradient = mx.grad(lambda w: step.advance(w, stats, states, noise[:1]).sum())(weights)
+    gradient = mx.grad(lambda w: step.advance(w, bases, states, noise[:1]).sum())(weights)
     assert (np.array(gradient["log_rate"]) != 0).all()
 
 
@@ -125,31 +125,31 @@ def test_the_law_is_kept_over_100_000_steps(which: str, tiny: Recipe) -> None:
 
 
 def test_without_noise_a_step_can_be_undone(tiny: Recipe) -> None:
-    step, weights, stats = stationary(tiny, 1.0)
+    step, weights, bases = stationary(tiny, 1.0)
     states = normal(50, 0)
     moved = states
     for _ in range(20):
-        moved = step.advance(weights, stats, moved, mx.zeros_like(moved))
+        moved = step.advance(weights, bases, moved, mx.zeros_like(moved))
     back = moved
     for _ in range(20):
-        back = step.inverse(weights, stats, back)
+        back = step.inverse(weights, bases, back)
     assert np.abs(np.array(moved - states)).mean() > 0.3
     assert np.allclose(np.array(back), np.array(states), atol=1e-4)
 
 
 def test_a_long_roll_has_the_gradient_of_its_steps(tiny: Recipe) -> None:
     """Pieces that are rolled again in the backward pass change nothing but memory."""
-    step, weights, stats = stationary(tiny, 0.98)
+    step, weights, bases = stationary(tiny, 0.98)
     states, key = normal(4, 1), mx.random.key(2)
     noise = mx.random.normal((25, 4, 8), key=key)
 
     def by_pieces(weights: Tree) -> mx.array:
-        return step.roll(weights, stats, states, key, 25)[0].square().sum((0, 2)).cos().sum()
+        return step.roll(weights, bases, states, key, 25)[0].square().sum((0, 2)).cos().sum()
 
     def one_by_one(weights: Tree) -> mx.array:
         now, total = states, mx.array(0.0)
         for t in range(25):
-            now = step.advance(weights, stats, now, noise[t])
+            now = step.advance(weights, bases, now, noise[t])
             total = total + now.square().sum().cos()
         return total
 
@@ -160,13 +160,13 @@ def test_a_long_roll_has_the_gradient_of_its_steps(tiny: Recipe) -> None:
 
 
 def test_states_in_between_lie_on_the_way(tiny: Recipe) -> None:
-    step, weights, stats = stationary(tiny, 0.98)
+    step, weights, bases = stationary(tiny, 0.98)
     states, noise = normal(20, 0), normal(20, 1)
     path = [
-        np.array(step.advance(weights, stats, states, noise, dt)) for dt in np.linspace(0, 1, 41).tolist()
+        np.array(step.advance(weights, bases, states, noise, dt)) for dt in np.linspace(0, 1, 41).tolist()
     ]
     assert np.allclose(path[0], np.array(states), atol=1e-6)
-    assert np.allclose(path[-1], np.array(step.advance(weights, stats, states, noise)), atol=1e-6)
+    assert np.allclose(path[-1], np.array(step.advance(weights, bases, states, noise)), atol=1e-6)
     parts = [np.linalg.norm(b - a, axis=1).mean() for a, b in itertools.pairwise(path)]
     # At an even speed, the noise included: no jolt when a learned step begins.
     assert max(parts) < 1.15 * min(parts)
@@ -176,21 +176,21 @@ def test_states_in_between_lie_on_the_way(tiny: Recipe) -> None:
 def test_rolling_is_advancing_again_and_again(kind: str, request: pytest.FixtureRequest) -> None:
     recipe: Recipe = request.getfixturevalue(kind)
     step = make_dynamics(recipe)
-    weights, stats = step.init(mx.random.key(0)), step.init_stats()
+    weights, bases = step.init(mx.random.key(0)), step.prepare(step.init_stats())
     states, key = normal(4, 1), mx.random.key(2)
-    path, _ = step.roll(weights, stats, states, key, 5)
+    path, _ = step.roll(weights, bases, states, key, 5)
     noise = mx.random.normal((5, 4, 8), key=key)
     for t in range(5):
-        states = step.advance(weights, stats, states, noise[t])
+        states = step.advance(weights, bases, states, noise[t])
         assert np.allclose(np.array(path[:, t]), np.array(states), atol=1e-5)
 
 
 def test_a_roll_may_begin_in_the_middle(tiny: Recipe) -> None:
-    step, weights, stats = stationary(tiny, 0.98)
-    path, _ = step.roll(weights, stats, normal(2000, 1), mx.random.key(2), 12, before=6)
+    step, weights, bases = stationary(tiny, 0.98)
+    path, _ = step.roll(weights, bases, normal(2000, 1), mx.random.key(2), 12, before=6)
     assert np.array_equal(np.array(path[:, 5]), np.array(normal(2000, 1)))
     # Backwards or forwards: neighbours are alike in the same way, and every state is normal.
-    moved = path[:, 1:] - mx.stack([step.transport(weights, stats, path[:, t]) for t in range(11)], axis=1)
+    moved = path[:, 1:] - mx.stack([step.transport(weights, bases, path[:, t]) for t in range(11)], axis=1)
     spread = np.array(moved).std((0, 2))
     assert np.allclose(spread, np.sqrt((1 - 0.98) ** 2 + 1 - 0.98**2), rtol=0.03)
     for t in (0, 11):

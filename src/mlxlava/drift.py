@@ -145,7 +145,7 @@ def lyapunov(weights: Weights, states: Array, seed: int) -> dict[str, Any]:
         ``per_step`` and ``per_second`` with ``interval`` a step over lamps, 1.96 standard errors either side.
     """
     dynamics = make_dynamics(weights.recipe)
-    arrays, stats = weights.arrays["dynamics"], weights.arrays["stats"]["dynamics"]
+    arrays, bases = weights.arrays["dynamics"], dynamics.prepare(weights.arrays["stats"]["dynamics"])
     lamps = len(states)
     nudge = mx.random.normal(states.shape, key=mx.random.key(seed))
     here = mx.array(states)
@@ -154,7 +154,7 @@ def lyapunov(weights: Weights, states: Array, seed: int) -> dict[str, Any]:
     for step in range(_LYAPUNOV):
         noise = mx.random.normal(states.shape, key=mx.random.key(seed + 1 + step))
         # Apart, because a step that needs companions must not see both as one batch.
-        here, there = (dynamics.advance(arrays, stats, one, noise) for one in (here, there))
+        here, there = (dynamics.advance(arrays, bases, one, noise) for one in (here, there))
         distance = mx.linalg.norm(there - here, axis=-1, keepdims=True)
         growth.append(mx.log(mx.maximum(distance, 1e-12) / _NUDGE)[:, 0])
         there = here + (there - here) * (_NUDGE / mx.maximum(distance, 1e-12))

@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from mlxlava.backend import mx
+from mlxlava.backend import mx, on_gpu_path, tree_map
 from mlxlava.config import Recipe
 from mlxlava.losses import covariance_distance, epps_pulley, epps_pulley_directions, moments
 from mlxlava.nets import Tree, dense, glorot, init_dense, leaky_relu
 
 Step = Callable[[Tree, Tree, mx.array, mx.array], mx.array]
 
-_PIECE = 10  # learned steps that are rolled again together in the backward pass
+# Learned steps that are rolled again together in the backward pass. Longer pieces roll fewer steps twice;
+# that counts on GPUs, where a step is many small kernels, one after the other. Shorter ones spare memory.
+_PIECE, _PIECE_ON_GPUS = 10, 64
 
 
 class StationaryStep:
@@ -70,47 +72,59 @@ class StationaryStep:
         bases = (np.linalg.qr(rng.standard_normal((self.size, self.size)))[0] for _ in range(self.couplings))
         return {f"basis{c}": mx.array(basis.astype(np.float32)) for c, basis in enumerate(bases)}
 
-    def transport(self, weights: Tree, stats: Tree, states: mx.array, dt: float | mx.array = 1.0) -> mx.array:
+    def prepare(self, stats: Tree) -> Tree:
+        """The changes from basis to basis that a step takes, from ``stats``; made once for all steps.
+
+        States go from the basis of a coupling to that of the next one by the product of both: a step of C
+        couplings has C + 1 products and not 2 C. They are made in float64: in float32 they would be less
+        orthogonal than the bases, and twenty steps there and back would be off by twice as much.
+        """
+        bases = [np.array(stats[f"basis{c}"]).astype(np.float64) for c in range(self.couplings)]
+        changes = [bases[0], *(one.T @ other for one, other in pairwise(bases)), bases[-1].T]
+        return {f"change{n}": mx.array(change.astype(np.float32)) for n, change in enumerate(changes)}
+
+    def transport(self, weights: Tree, bases: Tree, states: mx.array, dt: float | mx.array = 1.0) -> mx.array:
         """The rotations alone, for a share ``dt`` of a learned step; keeps each state's norm. (B, Z)."""
         for c in range(self.couplings):
-            states = self._couple(weights[f"coupling{c}"], stats[f"basis{c}"], states, dt)
-        return states
+            states = self._couple(weights[f"coupling{c}"], states @ bases[f"change{c}"], dt)
+        last: mx.array = bases[f"change{self.couplings}"]
+        return states @ last
 
-    def inverse(self, weights: Tree, stats: Tree, states: mx.array, dt: float | mx.array = 1.0) -> mx.array:
+    def inverse(self, weights: Tree, bases: Tree, states: mx.array, dt: float | mx.array = 1.0) -> mx.array:
         """The states (B, Z) that ``transport`` takes to these; with rho = 1 that undoes a step."""
         for c in reversed(range(self.couplings)):
-            states = self._couple(weights[f"coupling{c}"], stats[f"basis{c}"], states, -dt)
-        return states
+            states = self._couple(weights[f"coupling{c}"], states @ bases[f"change{c + 1}"].T, -dt)
+        first: mx.array = bases["change0"]
+        return states @ first.T
 
-    def _couple(self, layer: Tree, basis: mx.array, states: mx.array, dt: float | mx.array) -> mx.array:
+    def _couple(self, layer: Tree, states: mx.array, dt: float | mx.array) -> mx.array:
         """Turn pairs of one half of the states by ``dt`` times the angles that the other half gives."""
-        first, second, kept = mx.split(states @ basis, [self.size // 4, self.size // 2], axis=-1)
+        first, second, kept = mx.split(states, [self.size // 4, self.size // 2], axis=-1)
         x = kept
         for i in range(len(self.hidden)):
             x = mx.tanh(dense(layer[f"hidden{i}"], x))
         angles = dt * dense(layer["angles"], x)
         cos, sin = mx.cos(angles), mx.sin(angles)
-        turned = [first * cos - second * sin, first * sin + second * cos, kept]
-        return mx.concatenate(turned, axis=-1) @ basis.T
+        return mx.concatenate([first * cos - second * sin, first * sin + second * cos, kept], axis=-1)
 
     def advance(
-        self, weights: Tree, stats: Tree, states: mx.array, noise: mx.array, dt: float | mx.array = 1.0
+        self, weights: Tree, bases: Tree, states: mx.array, noise: mx.array, dt: float | mx.array = 1.0
     ) -> mx.array:
         """States (B, Z) a share ``dt`` (0 … 1) of a learned step later; ``noise`` (B, Z) is that step's own.
 
         Going from one state by dt = 0 … 1 with the same noise runs along one path, so states in
         between need no others.
         """
-        return self._stir(weights, self.transport(weights, stats, states, dt), noise, dt)
+        return self._stir(weights, self.transport(weights, bases, states, dt), noise, dt)
 
-    def retreat(self, weights: Tree, stats: Tree, states: mx.array, noise: mx.array) -> mx.array:
+    def retreat(self, weights: Tree, bases: Tree, states: mx.array, noise: mx.array) -> mx.array:
         """States (B, Z) a learned step earlier: the same process, looked at backwards.
 
         If u is N(0, I) and z' = rho u + sqrt(1 − rho²) noise, then u given z' has the law of
         rho z' + sqrt(1 − rho²) noise; so a path of normal states that was rolled backwards has exactly the
         law of one that was rolled forwards.
         """
-        return self.inverse(weights, stats, self._stir(weights, states, noise, 1.0))
+        return self.inverse(weights, bases, self._stir(weights, states, noise, 1.0))
 
     def _stir(self, weights: Tree, states: mx.array, noise: mx.array, dt: float | mx.array) -> mx.array:
         """The Ornstein–Uhlenbeck part of ``dt`` of a step: a little is forgotten, as much is added.
@@ -141,7 +155,7 @@ class StationaryStep:
         return slow
 
     def roll(
-        self, weights: Tree, stats: Tree, states: mx.array, key: mx.array, steps: int, before: int = 0
+        self, weights: Tree, bases: Tree, states: mx.array, key: mx.array, steps: int, before: int = 0
     ) -> tuple[mx.array, dict[str, mx.array]]:
         """States (B, Z) → a path of ``steps`` states (B, steps, Z); no penalty.
 
@@ -149,22 +163,24 @@ class StationaryStep:
         steps. From the middle on both ways, gradients have half as far to go.
         """
         noise = mx.random.normal((steps, *states.shape), key=key)
+        length = _PIECE_ON_GPUS if on_gpu_path() else _PIECE
 
         def go(states: mx.array, noise: mx.array, step: Step) -> list[mx.array]:
-            def piece(weights: Tree, stats: Tree, states: mx.array, noise: mx.array) -> list[mx.array]:
+            def piece(weights: Tree, bases: Tree, states: mx.array, noise: mx.array) -> list[mx.array]:
                 path = []
                 for t in range(len(noise)):
-                    states = step(weights, stats, states, noise[t])
+                    states = step(weights, bases, states, noise[t])
                     path.append(states)
                 return path
 
             # Of a long way only its states are kept for the backward pass, which rolls each piece again:
             # 200 steps take 0.4 % more memory than 32 (docs/experiments.md).
-            if len(noise) > _PIECE:
+            if len(noise) > length:
                 piece = mx.checkpoint(piece)
             path: list[mx.array] = []
-            for t in range(0, len(noise), _PIECE):
-                path += piece(weights, stats, states, noise[t : t + _PIECE])
+            for t in range(0, len(noise), length):
+                own = tree_map(_sum_apart, weights)
+                path += piece(own, bases, states, noise[t : t + length])
                 states = path[-1]
             return path
 
@@ -172,6 +188,20 @@ class StationaryStep:
         if before:
             after = [*reversed(go(states, noise[1:before], self.retreat)), states, *after]
         return mx.stack(after, axis=1), {}
+
+
+def _make_sum_apart() -> Any:
+    """The identity, whose gradient ``mx.compile`` does not fuse with anything that is done with it.
+
+    A weight's gradient is a sum over pieces of a roll, each a sum over its steps. Fused into one kernel, they
+    would take more buffers than Metal has for a kernel (backend/kernels.py).
+    """
+    function: Any = mx.custom_function(lambda weight: weight)
+    function.vjp(lambda weight, cotangent, output: mx.contiguous(cotangent))
+    return function
+
+
+_sum_apart = _make_sum_apart()
 
 
 class PenalisedStep:
@@ -204,13 +234,17 @@ class PenalisedStep:
         """Nothing is kept."""
         return {}
 
+    def prepare(self, stats: Tree) -> Tree:
+        """Nothing is prepared."""
+        return {}
+
     def _propose(self, weights: Tree, states: mx.array) -> mx.array:
         for i in range(len(self.hidden)):
             states = leaky_relu(dense(weights[f"hidden{i}"], states))
         return dense(weights["out"], states)
 
     def advance(
-        self, weights: Tree, stats: Tree, states: mx.array, noise: mx.array, dt: float | mx.array = 1.0
+        self, weights: Tree, bases: Tree, states: mx.array, noise: mx.array, dt: float | mx.array = 1.0
     ) -> mx.array:
         """States (B, Z) a share ``dt`` of a learned step later, on the great circle to the next states.
 
@@ -228,7 +262,7 @@ class PenalisedStep:
         return (mx.sin((1 - dt) * angle) * states + mx.sin(dt * angle) * after) / mx.sin(angle)
 
     def roll(
-        self, weights: Tree, stats: Tree, states: mx.array, key: mx.array, steps: int, before: int = 0
+        self, weights: Tree, bases: Tree, states: mx.array, key: mx.array, steps: int, before: int = 0
     ) -> tuple[mx.array, dict[str, mx.array]]:
         """States (B, Z) → the states after 1 … ``steps`` steps (B, steps, Z), and the mean penalty terms.
 
@@ -256,7 +290,7 @@ def _moment_penalties(raw: mx.array, key: mx.array) -> dict[str, mx.array]:
 
 
 def _epps_pulley_penalties(raw: mx.array, key: mx.array) -> dict[str, mx.array]:
-    """What also sees states that collapse onto one another, or onto a few directions (DESIGN, section 6)."""
+    """What also sees states that collapse onto one another, or onto a few directions."""
     return {
         "normality_axes": epps_pulley(raw),
         "normality_directions": epps_pulley_directions(raw, key),

@@ -12,7 +12,7 @@ from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
-from mlxlava.backend import mx, part_count, side_by_side, tree_map
+from mlxlava.backend import current_stream, mx, part_count, side_by_side, stream_of, tree_map
 from mlxlava.config import Recipe
 from mlxlava.conv import Convolution, conv3, conv_down, conv_up, depth_to_space, without_weights
 
@@ -66,7 +66,7 @@ def halve(weights: Tree, x: mx.array) -> mx.array:
 
 
 def _biased_relu(bias: mx.array, x: mx.array) -> mx.array:
-    return _scaled_relu(_stream())(x, mx.ones_like(bias), bias)
+    return _scaled_relu(current_stream())(x, mx.ones_like(bias), bias)
 
 
 def _swapped(form: Convolution, kernel: mx.array, x: mx.array) -> mx.array:
@@ -96,34 +96,44 @@ def batch_norm(
         stats = {"mean": mean + bias, "var": mx.maximum(square - mean * mean, 0)}
     scale = weights["scale"] * mx.rsqrt(stats["var"] + 1e-3)
     shift = weights["bias"] + (bias - stats["mean"]) * scale
-    return side_by_side(lambda x: _scaled_relu(_stream())(x, scale, shift), parts), stats
+    return side_by_side(lambda x: _scaled_relu(current_stream())(x, scale, shift), parts), stats
 
 
 @cache
-def _scaled_relu(stream: mx.Stream) -> Callable[[mx.array, mx.array, mx.array], mx.array]:
-    """Leaky ReLU of x · scale + shift, whose gradient needs only x and the result (MLX would keep three)."""
-    custom: Any = mx.custom_function(lambda x, scale, shift: leaky_relu(x * scale + shift))
+def _scaled_relu(stream: int) -> Callable[[mx.array, mx.array, mx.array], mx.array]:
+    """Leaky ReLU of x · scale + shift, whose gradient needs only x and the result (MLX would keep three).
+
+    Of x in half precision the result is too; sums over the batch are float32.
+    """
+
+    def apply(x: mx.array, scale: mx.array, shift: mx.array) -> mx.array:
+        return leaky_relu(x * scale.astype(x.dtype) + shift.astype(x.dtype))
+
+    custom: Any = mx.custom_function(apply)
 
     def vjp(primals: list[mx.array], cotangent: mx.array, output: mx.array) -> tuple[mx.array, ...]:
-        x, scale, _ = primals
+        x, scale, shift = primals
         axes = tuple(range(x.ndim - 1))
-        with mx.stream(stream):
+        with mx.stream(stream_of(stream)):
             slope = SLOPE + (1 - SLOPE) * (output > 0).astype(x.dtype)
             cotangent = cotangent * slope
-            return cotangent * scale, (cotangent * x).sum(axes), cotangent.sum(axes)
+            exact, exact_x = cotangent.astype(mx.float32), x.astype(mx.float32)
+            by_scale, by_shift = (exact * exact_x).sum(axes), exact.sum(axes)
+            return (
+                cotangent * scale.astype(x.dtype),
+                by_scale.astype(scale.dtype),
+                by_shift.astype(shift.dtype),
+            )
 
     custom.vjp(vjp)
     wrapped: Callable[[mx.array, mx.array, mx.array], mx.array] = custom
     return wrapped
 
 
-def _stream() -> mx.Stream:
-    return mx.default_stream(mx.default_device())
-
-
 def _sums(x: mx.array) -> tuple[mx.array, mx.array]:
-    """Σ x and Σ x² over all axes but the last."""
+    """Σ x and Σ x² over all axes but the last, float32: in float16 Σ x² overflows at a recipe's own batch."""
     axes = tuple(range(x.ndim - 1))
+    x = x.astype(mx.float32)
     return x.sum(axes), (x * x).sum(axes)
 
 

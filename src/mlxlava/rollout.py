@@ -53,6 +53,7 @@ class Rollout:
     ) -> None:
         self._recipe, self._arrays, self._seed = weights.recipe, weights.arrays, seed
         self._dynamics = make_dynamics(weights.recipe)
+        self._bases = self._dynamics.prepare(weights.arrays["stats"]["dynamics"])
         self._streams = itertools.cycle(parallel_streams())
         self._rate = weights.step_fps * speed
         companions = self._dynamics.companions
@@ -180,8 +181,7 @@ class Rollout:
 
     def _advance(self, states: mx.array, noise: mx.array, dt: float | mx.array) -> mx.array:
         """States a share ``dt`` of a learned step on."""
-        arrays = self._arrays
-        states = self._dynamics.advance(arrays["dynamics"], arrays["stats"]["dynamics"], states, noise, dt)
+        states = self._dynamics.advance(self._arrays["dynamics"], self._bases, states, noise, dt)
         if not self._dynamics.keeps_norm:
             return states
         # Exact but for rounding, which would shrink a state by some 14 % in a million steps.
@@ -222,10 +222,11 @@ def true_pace(weights: Weights, frames: npt.NDArray[np.uint8], cuts: Sequence[in
             mx.eval(part)
         return mx.concatenate(drawn)
 
+    bases = dynamics.prepare(stats["dynamics"])
     before, share = draw(states), 1.0
     for _ in range(_ROUNDS):
         slow = dynamics.slowed(arrays["dynamics"], share)
-        after = draw(dynamics.advance(slow, stats["dynamics"], states, noise))
+        after = draw(dynamics.advance(slow, bases, states, noise))
         drawn = float(np.array(mx.abs(after - before).mean()))
         share = min(1.0, share * float(real) / max(drawn, 1e-9))
     slow = dynamics.slowed(arrays["dynamics"], share)

@@ -72,7 +72,7 @@ class Loop:
             )
         steps = period * weights.step_fps
         count = max(_FEWEST, round(steps))
-        self._dynamics, self._stats = dynamics, weights.arrays["stats"]["dynamics"]
+        self._dynamics, self._bases = dynamics, dynamics.prepare(weights.arrays["stats"]["dynamics"])
         # A whole number of steps fills the period, each a little longer or shorter than a learned one.
         self._weights = dynamics.slowed(weights.arrays["dynamics"], steps / count)
         self._per_second = count / period
@@ -101,20 +101,20 @@ class Loop:
         first, second = self._path[here : here + 1], self._path[(here + 1) % len(self._path)][None]
         if share < 1e-6:
             return first
-        on = self._dynamics.transport(self._weights, self._stats, first, share)
-        back = self._dynamics.inverse(self._weights, self._stats, second, 1 - share)
+        on = self._dynamics.transport(self._weights, self._bases, first, share)
+        back = self._dynamics.inverse(self._weights, self._bases, second, 1 - share)
         return _between(on, back, share)
 
     def _bridge(self, starts: mx.array, count: int) -> mx.array:
         """Closed paths from states (B, Z), turned evenly towards where the start lies ahead; (K, B, Z)."""
         ahead = [starts]  # the states from which the start is 0, 1, 2 … steps ahead
         for n in range(1, count):
-            ahead.append(self._dynamics.inverse(self._weights, self._stats, ahead[-1]))
+            ahead.append(self._dynamics.inverse(self._weights, self._bases, ahead[-1]))
             if n % _QUEUED == 0:
                 mx.eval(ahead[-1])
         path = [starts]
         for n in range(1, count):
-            moved = self._dynamics.transport(self._weights, self._stats, path[-1])
+            moved = self._dynamics.transport(self._weights, self._bases, path[-1])
             path.append(_between(moved, ahead[count - n], 1 / (count - n + 1)))
             if n % _QUEUED == 0:
                 mx.eval(path[-1])
@@ -145,13 +145,13 @@ class Loop:
 
     def _steering(self, path: mx.array) -> mx.array:
         """Mean squared way from where a path's (K, …, Z) states would go to where they are next; (…)."""
-        moved = self._dynamics.transport(self._weights, self._stats, path.reshape(-1, path.shape[-1]))
+        moved = self._dynamics.transport(self._weights, self._bases, path.reshape(-1, path.shape[-1]))
         return ((moved.reshape(path.shape) - _next(path)) ** 2).sum(-1).mean(0)
 
     def _pace(self) -> float:
         """Mean squared way of one step, over random states."""
         states = mx.random.normal((256, self._dynamics.size), key=mx.random.key(0))
-        moved = self._dynamics.transport(self._weights, self._stats, states)
+        moved = self._dynamics.transport(self._weights, self._bases, states)
         return float(np.array(((moved - states) ** 2).sum(-1).mean()))
 
 

@@ -67,6 +67,7 @@ class Trainer:
         self._rank = rank()
         self._alone = round(recipe.loss.alone * total_steps)  # steps without D
         self._penalised = recipe.loss.kind == "relativistic" and recipe.loss.gamma > 0
+        self._bases: Tree | None = None  # of the state step; they do not change
         wrap: Callable[[Any], Any] = mx.compile if compiled else lambda function: function
         # A trace each: the discriminator is most of the work, its gradient penalties double that, and most
         # steps go without them.
@@ -114,16 +115,37 @@ class Trainer:
         loss = self.recipe.loss
         adversarial = index >= self._alone
         penalty = adversarial and self._penalised and index % loss.penalty_every == 0
-        new, terms = self._steps[adversarial, penalty](state, frames, times, key)
+        return self.step_of(state, frames, times, key, adversarial, penalty)
+
+    @property
+    def kinds(self) -> list[tuple[bool, bool]]:
+        """The kinds of step that the recipe has: with the discriminator or not, with its penalties or not."""
+        kinds = [(False, False)] if self._alone > 0 else []
+        if self._alone < self.total_steps:
+            if not self._penalised or self.recipe.loss.penalty_every > 1:
+                kinds.append((True, False))
+            if self._penalised:
+                kinds.append((True, True))
+        return kinds
+
+    def step_of(
+        self, state: Tree, frames: mx.array, times: mx.array, key: mx.array, adversarial: bool, penalty: bool
+    ) -> tuple[Tree, Terms]:
+        """A training step of a kind, with a key of its own; otherwise as a call."""
+        if self._bases is None:
+            self._bases = self.dynamics.prepare(state["stats"]["dynamics"])
+        new, terms = self._steps[adversarial, penalty](state, frames, times, key, self._bases)
         return new, terms
 
     def _make_step(
         self, adversarial: bool, penalty: bool
-    ) -> Callable[[Tree, mx.array, mx.array, mx.array], tuple[Tree, Terms]]:
+    ) -> Callable[[Tree, mx.array, mx.array, mx.array, Tree], tuple[Tree, Terms]]:
         recipe = self.recipe
         views = recipe.encoder.views
 
-        def step(state: Tree, frames: mx.array, times: mx.array, key: mx.array) -> tuple[Tree, Terms]:
+        def step(
+            state: Tree, frames: mx.array, times: mx.array, key: mx.array, bases: Tree
+        ) -> tuple[Tree, Terms]:
             viewed, real, times = frames[:, :views], frames[:, views:], times[:, views:]
             states_key, judge_key = mx.random.split(key)
 
@@ -132,7 +154,7 @@ class Trainer:
             # a constant. So the parts together give what the whole batch gives (but for BatchNorm).
             def surrogate(moving: Tree) -> tuple[mx.array, Any]:
                 states, path, loss, terms = self._states(
-                    moving, state, viewed, times, adversarial, states_key
+                    moving, state, bases, viewed, times, adversarial, states_key
                 )
                 pictures = self._pictures(state, states, real, times, adversarial, penalty, judge_key)
                 terms |= pictures.pop("terms") | _observe(path)
@@ -152,7 +174,14 @@ class Trainer:
         return step
 
     def _states(
-        self, moving: Tree, state: Tree, viewed: mx.array, times: mx.array, adversarial: bool, key: mx.array
+        self,
+        moving: Tree,
+        state: Tree,
+        bases: Tree,
+        viewed: mx.array,
+        times: mx.array,
+        adversarial: bool,
+        key: mx.array,
     ) -> tuple[mx.array, mx.array, mx.array, Terms]:
         """The states of the frames to be drawn (N, K, Z): of encoded clips, then of random ones, B each.
 
@@ -182,7 +211,7 @@ class Trainer:
         steps = recipe.data.seq_len
         path, penalties = self.dynamics.roll(
             moving["dynamics"],
-            state["stats"]["dynamics"],
+            bases,
             mx.concatenate(starts),
             roll_key,
             steps,

@@ -447,13 +447,14 @@ def preview(recipe: Recipe, arrays: Tree, footage: Footage | None) -> np.ndarray
     columns = min(_PREVIEW_COLUMNS, recipe.data.seq_len)
     gap = recipe.data.seq_len // columns
     stats = arrays["stats"]
+    bases = dynamics.prepare(stats["dynamics"])
     keys = mx.random.split(mx.random.key(_PREVIEW_SEED), columns * gap)
     shape = (max(_PREVIEW_LAMPS, dynamics.companions), recipe.generator.state_size)
     states = mx.random.normal(shape, key=keys[0])
     path = []
     for index in range(columns * gap):
         noise = mx.random.normal(shape, key=keys[index])
-        states = dynamics.advance(arrays["dynamics"], stats["dynamics"], states, noise)
+        states = dynamics.advance(arrays["dynamics"], bases, states, noise)
         if index % gap == 0:
             path.append(states[:_PREVIEW_LAMPS])
     frames, _ = generator(arrays["generator"], mx.concatenate(path), stats["generator"])

@@ -9,6 +9,7 @@ to be in the process before ``mlx.core`` is::
 from mlxlava.backend.device import (
     BLAS,
     GPU_PATH_SWITCH,
+    current_stream,
     describe,
     gpu_path,
     has_slow_blas,
@@ -23,6 +24,7 @@ from mlxlava.backend.device import (
     processor,
     queue,
     side_by_side,
+    stream_of,
     tree_map,
 )
 from mlxlava.backend.kernels import Kernel, kernels
@@ -32,6 +34,7 @@ __all__ = [
     "BLAS",
     "GPU_PATH_SWITCH",
     "Kernel",
+    "current_stream",
     "describe",
     "gpu_path",
     "has_slow_blas",
@@ -51,5 +54,6 @@ __all__ = [
     "queue",
     "resident_memory",
     "side_by_side",
+    "stream_of",
     "tree_map",
 ]

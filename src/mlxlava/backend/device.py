@@ -12,7 +12,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, files, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -127,8 +127,8 @@ def mx_folder() -> Path:
     return Path(str(mx.__file__)).parent
 
 
-def named_arrays(tree: Mapping[str, Any]) -> dict[str, mx.array]:
-    """The arrays of a tree under their dotted paths, ``generator.up0.weight``; empty tables vanish."""
+def named_arrays(tree: Any) -> dict[str, mx.array]:
+    """The arrays of a tree (or of several) under their dotted paths, ``generator.up0.weight``."""
     return dict(tree_flatten(tree))
 
 
@@ -208,6 +208,27 @@ def parallel_streams() -> Sequence[Any]:
     return _LANES if _LANES and not on_gpu_path() else [mx.default_device()]
 
 
+_known_streams: list[mx.Stream] = []
+
+
+def current_stream() -> int:
+    """The number of the stream that operations go to now, for :func:`stream_of`.
+
+    Streams compare by value but hash by identity: a cache that has one as a key never hits, and only grows.
+    """
+    stream = mx.default_stream(mx.default_device())
+    for number, known in enumerate(_known_streams):
+        if known == stream:
+            return number
+    _known_streams.append(stream)
+    return len(_known_streams) - 1
+
+
+def stream_of(number: int) -> mx.Stream:
+    """The stream with a number of :func:`current_stream`."""
+    return _known_streams[number]
+
+
 def side_by_side(function: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
     """``function`` of each part; on the CPU they take turns on its cores, gradients included.
 
@@ -271,6 +292,7 @@ __all__ = [
     "BLAS_SWITCH",
     "GPU_PATH_SWITCH",
     "Tree",
+    "current_stream",
     "describe",
     "gpu_path",
     "has_slow_blas",
@@ -285,5 +307,6 @@ __all__ = [
     "processor",
     "queue",
     "side_by_side",
+    "stream_of",
     "tree_map",
 ]

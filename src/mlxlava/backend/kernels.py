@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
+from typing import Any
 
-from mlxlava.backend.device import Tree, mx, named_arrays
+from mlxlava.backend.device import mx, named_arrays
 
 # Metal gives a kernel 31 buffers, of which a fused one may need three for strides, shape and rank (MLX,
 # backend/metal/compiled.cpp): "Too many inputs/outputs fused in the Metal Compiled primitive" beyond.
@@ -65,7 +66,7 @@ class Kernel:
         return self.name not in _FREE
 
 
-def kernels(tree: Tree) -> list[Kernel]:
+def kernels(tree: Any) -> list[Kernel]:
     """The operations that give the arrays of ``tree``, which must not have been evaluated yet."""
     text = io.StringIO()
     mx.export_to_dot(text, *named_arrays(tree).values())

@@ -1,0 +1,156 @@
+"""What would fail on a GPU, held on a CPU: too wide kernels, float16 at full batches, leaks."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlxlava.backend import gpu_path, kernels, mx, resident_memory, tree_map
+from mlxlava.backend.kernels import MOST_BUFFERS
+from mlxlava.checkpoint import Weights, load_weights
+from mlxlava.config import Recipe, load_recipe, override
+from mlxlava.dynamics import make_dynamics
+from mlxlava.nets import batch_norm, make_generator
+from mlxlava.rollout import Rollout
+from mlxlava.step import Trainer
+
+LENGTHS = [20, 32, 48, 64, 100, 128, 200, 256]
+VARIANTS: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "micro-batches": {"training.micro_batches": 4},
+    "recomputed": {"training.micro_batches": 2, "training.recompute": True},
+    "float16": {"training.precision": "float16"},
+}
+# Few of them quickly, all of them by `make test-slow`: a trace of 256 learned steps takes seconds.
+QUICK = {(20, "whole"), (64, "whole"), (32, "micro-batches"), (32, "recomputed"), (48, "float16")}
+CASES = [
+    pytest.param(length, name, marks=[] if (length, name) in QUICK else pytest.mark.slow)
+    for length, name in itertools.product(LENGTHS, VARIANTS)
+]
+
+
+def widest(recipe: Recipe) -> dict[tuple[bool, bool], int]:
+    """The most buffers of a fused kernel in each kind of step of a recipe; nothing is computed."""
+    data, views = recipe.data, recipe.encoder.views
+    trainer = Trainer(recipe, 10)
+    state = trainer.init()
+    count = views + (data.drawn_frames or data.seq_len)
+    frames = mx.zeros((data.batch_size, count, *data.size, 3), mx.uint8)
+    times = mx.zeros((data.batch_size, count), mx.int32)
+    most = {}
+    for kind in trainer.kinds:
+        found = kernels(trainer.step_of(state, frames, times, mx.random.key(0), *kind))
+        most[kind] = max(kernel.buffers for kernel in found if kernel.fused)
+    return most
+
+
+@pytest.mark.parametrize("name", ["lava", "duralava"])
+@pytest.mark.parametrize(("length", "variant"), CASES)
+def test_no_kernel_of_a_step_has_more_buffers_than_metal(name: str, length: int, variant: str) -> None:
+    recipe = override(load_recipe(name), {"data.seq_len": length, **VARIANTS[variant]})
+    with gpu_path():
+        most = widest(recipe)
+    assert len(most) == (3 if name == "lava" else 1)
+    assert max(most.values()) <= MOST_BUFFERS, most
+
+
+def test_a_kernel_of_many_sums_is_found() -> None:
+    """The count sees what it is to see: a sum of many arrays is one kernel of many buffers."""
+    arrays = [mx.ones((4,)) * n for n in range(30)]
+    mx.eval(arrays)
+
+    def total(*arrays: mx.array) -> mx.array:
+        half = len(arrays) // 2
+        return arrays[0] if half == 0 else total(*arrays[:half]) + total(*arrays[half:])
+
+    assert max(kernel.buffers for kernel in kernels({"sum": mx.compile(total)(*arrays)})) > 20
+
+
+def test_statistics_of_a_whole_batch_do_not_overflow_in_half_precision() -> None:
+    """640×16×16 values, as `duralava` has them: the sum of their squares is beyond float16."""
+    x = 3 * mx.random.normal((640, 16, 16, 8), key=mx.random.key(0)) + 1
+    slope = mx.random.normal(x.shape, key=mx.random.key(1)) / 64
+    weights = {"scale": mx.full((8,), 1.5), "bias": mx.full((8,), 0.25)}
+
+    def loss(weights: dict[str, mx.array], x: mx.array) -> tuple[mx.array, mx.array]:
+        (y,), stats = batch_norm(weights, [x])
+        return (y.astype(mx.float32) * slope).sum(), stats["var"]
+
+    results = []
+    for dtype in (mx.float32, mx.float16):
+        given = tree_map(lambda a, dtype=dtype: a.astype(dtype), (weights, x))
+        with gpu_path():
+            (value, var), gradients = mx.value_and_grad(loss, (0, 1))(*given)
+        by_weights, by_x = tree_map(lambda a: np.array(a.astype(mx.float32)), gradients)
+        results.append((value.item(), np.array(var), by_weights["scale"], by_weights["bias"], by_x))
+    for exact, half in zip(*results, strict=True):
+        assert np.isfinite(half).all()
+        assert np.linalg.norm(half - exact) <= 0.01 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("name", [pytest.param("lava", marks=pytest.mark.slow), "duralava"])
+def test_half_precision_learns_at_a_full_batch(name: str) -> None:
+    """The recipe's own batch, clips and frames with narrow networks: no step is skipped."""
+    narrow = {
+        "generator.widths": [8, 4, 4, 4],
+        "discriminator.widths": [4] * len(load_recipe(name).discriminator.widths),
+        "dynamics.hidden": [16],
+        "loss.alone": 0.0,
+        "training.precision": "float16",
+    }
+    recipe = override(load_recipe(name), narrow)
+    data = recipe.data
+    count = recipe.encoder.views + (data.drawn_frames or data.seq_len)
+    shape = (data.batch_size, count, *data.size, 3)
+    frames = mx.random.randint(0, 256, shape, key=mx.random.key(0)).astype(mx.uint8)
+    times = mx.broadcast_to(mx.arange(count), shape[:2]).astype(mx.int32)
+    with gpu_path():
+        trainer = Trainer(recipe, 10, compiled=False)
+        state = trainer.init()
+        after, terms = trainer.step_of(state, frames, times, mx.random.key(1), True, False)
+        mx.eval(after, terms)
+    assert terms["skipped"].item() == 0
+    assert not np.array_equal(
+        np.array(state["generator"]["up0"]["weight"]), after["generator"]["up0"]["weight"]
+    )
+
+
+def cached() -> int:
+    """Entries in all caches of the package's functions."""
+    found = [each for each in gc.get_objects() if isinstance(each, functools._lru_cache_wrapper)]
+    ours = [each for each in found if getattr(each, "__module__", "").startswith("mlxlava")]
+    return sum(each.cache_info().currsize for each in ours)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True], ids=["CPU path", "GPU path"])
+@pytest.mark.parametrize("name", ["lava", "duralava"])
+@pytest.mark.parametrize("frames", [400, pytest.param(2000, marks=pytest.mark.slow)])
+def test_playing_keeps_caches_and_memory_flat(name: str, on_gpu: bool, frames: int, tmp_path: Path) -> None:
+    with gpu_path(on_gpu):
+        weights = load_weights("lava") if name == "lava" else untrained_duralava(narrow=frames < 2000)
+        times = (n / 30 for n in itertools.count())
+        playing = Rollout(weights).play(times)
+        before = (0, 0.0)
+        for n, _ in enumerate(itertools.islice(playing, frames)):
+            if n == frames // 4:
+                before = (cached(), resident_memory())
+        assert cached() == before[0]
+        # A cache that has a stream as its key gets four entries of 0.75 kB a frame: 4.5 MB in 1,500 frames.
+        assert resident_memory() - before[1] < 0.0025 * max(1, frames / 1500)
+
+
+def untrained_duralava(*, narrow: bool) -> Weights:
+    recipe = load_recipe("duralava")
+    if narrow:
+        recipe = override(recipe, {"generator.widths": [16, 8, 8, 8], "dynamics.hidden": [32]})
+    generator, dynamics = make_generator(recipe), make_dynamics(recipe)
+    keys = mx.random.split(mx.random.key(0))
+    stats = {"generator": generator.init_stats(), "dynamics": dynamics.init_stats()}
+    arrays = {"generator": generator.init(keys[0]), "dynamics": dynamics.init(keys[1]), "stats": stats}
+    return Weights(recipe, 5.0, arrays, {})
