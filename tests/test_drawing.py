@@ -1,26 +1,42 @@
-"""Drawing for playing: the trained generator's frames, whatever the form."""
+"""Drawing: for playing and in training, on either path, frames are those of the definition."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from mlxlava.backend import mx
+from definitions import shuffled, spread, taps
+from mlxlava.backend import gpu_path, mx
 from mlxlava.config import Recipe, override
 from mlxlava.drawing import make_draw
-from mlxlava.nets import make_generator, to_bytes
+from mlxlava.nets import Tree, make_generator, to_bytes
+
+PATHS = pytest.mark.parametrize("on_gpu", [False, True], ids=["CPU path", "GPU path"])
 
 
+def leaky(x: mx.array) -> mx.array:
+    return mx.where(x > 0, x, 0.2 * x)
+
+
+def as_bytes(x: mx.array) -> np.ndarray:
+    frames: np.ndarray = np.round(255 / (1 + np.exp(-np.array(x)))).astype(int)
+    return frames
+
+
+@PATHS
 @pytest.mark.parametrize(
     "changes",
     [
         {},
         {"generator.background": False},
-        {"data.size": [48, 80], "generator.widths": [8, 6, 5, 4]},  # planes of odd sides to begin with: 3×5
+        {
+            "data.size": [48, 80],
+            "generator.widths": [8, 6, 5, 4],
+        },  # feature maps of odd sides to begin with: 3×5
         {"data.size": [16, 32], "generator.widths": [8, 6, 5, 4]},  # one of a single row
     ],
 )
-def test_frames_are_those_of_the_trained_generator(tiny: Recipe, changes: dict[str, object]) -> None:
+def test_frames_of_shuffled_pixels(tiny: Recipe, changes: dict[str, object], on_gpu: bool) -> None:
     recipe = override(tiny, changes)
     generator = make_generator(recipe)
     weights = generator.init(mx.random.key(1))
@@ -29,20 +45,54 @@ def test_frames_are_those_of_the_trained_generator(tiny: Recipe, changes: dict[s
         weights["background"] = mx.random.normal(shape, key=mx.random.key(2))
         weights["gate"] = mx.random.uniform(shape=shape, key=mx.random.key(3))
     states = mx.random.normal((5, recipe.generator.state_size), key=mx.random.key(4))
-    trained = np.array(to_bytes(generator(weights, states)[0]))
-    assert trained.std() > 5
-    draw = make_draw(recipe, weights, {})
-    drawn = np.array(draw(states))
-    assert drawn.shape == trained.shape and drawn.dtype == np.uint8
-    assert np.abs(drawn.astype(int) - trained).max() <= 1
-    one = np.array(draw(states[:1]))
-    assert np.abs(drawn[:1].astype(int) - one).max() <= 1
+
+    widths = recipe.generator.widths
+    height, width = (side // 2 ** len(widths) for side in recipe.data.size)
+    x = leaky(states @ weights["dense"]["weight"].T + weights["dense"]["bias"])
+    x = x.reshape(5, height, width, widths[0])
+    for i in range(len(widths)):
+        up = weights[f"up{i}"]
+        x = leaky(shuffled(taps(x, up["weight"], 1) + up["bias"]))
+    x = taps(x, weights["out"]["weight"], 1) + weights["out"]["bias"]
+    defined = as_bytes(weights.get("background", 0) + weights.get("gate", 1) * x)
+
+    with gpu_path(on_gpu):
+        trained = np.array(to_bytes(generator(weights, states)[0]))
+        draw = make_draw(recipe, weights, {})
+        drawn, one = np.array(draw(states)), np.array(draw(states[:1]))
+    assert defined.std() > 5
+    for frames in (trained, drawn):
+        assert frames.shape == defined.shape and frames.dtype == np.uint8
+        assert np.abs(frames.astype(int) - defined).max() <= 1
+    assert np.abs(one.astype(int) - defined[:1]).max() <= 1
 
 
-def test_normalised_generators_play_with_their_running_statistics(tiny_duralava: Recipe) -> None:
+@PATHS
+def test_normalised_generators_play_with_their_running_statistics(
+    tiny_duralava: Recipe, on_gpu: bool
+) -> None:
     generator = make_generator(tiny_duralava)
-    weights, stats = generator.init(mx.random.key(1)), generator.init_stats()
-    state = mx.random.normal((1, tiny_duralava.generator.state_size), key=mx.random.key(2))
-    drawn = make_draw(tiny_duralava, weights, stats)(state)
-    trained = to_bytes(generator(weights, state, stats)[0])
-    assert np.array_equal(np.array(drawn), np.array(trained))
+    keys = mx.random.split(mx.random.key(1), 4)
+    weights, stats = generator.init(keys[0]), generator.init_stats()
+    widths = tiny_duralava.generator.widths
+    for i, channels in enumerate(widths):
+        stats[f"norm{i}"] = {
+            "mean": 0.1 * mx.random.normal((channels,), key=keys[1]),
+            "var": mx.random.uniform(0.5, 2, (channels,), key=keys[2]),
+        }
+    states = mx.random.normal((2, tiny_duralava.generator.state_size), key=keys[3])
+
+    height, width = (side // 2 ** len(widths) for side in tiny_duralava.data.size)
+    x = (states @ weights["dense"]["weight"].T + weights["dense"]["bias"]).reshape(
+        2, height, width, widths[0]
+    )
+    for i in range(len(widths)):
+        norm: Tree = {**weights[f"norm{i}"], **stats[f"norm{i}"]}
+        x = leaky((x - norm["mean"]) * mx.rsqrt(norm["var"] + 1e-3) * norm["scale"] + norm["bias"])
+        x = spread(x, weights[f"up{i}"]["weight"]) + weights[f"up{i}"]["bias"]
+    defined = as_bytes(x)
+
+    with gpu_path(on_gpu):
+        drawn = np.array(make_draw(tiny_duralava, weights, stats)(states))
+    assert defined.std() > 2
+    assert np.abs(drawn.astype(int) - defined).max() <= 1
