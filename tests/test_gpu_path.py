@@ -15,6 +15,7 @@ from mlxlava.backend import gpu_path, kernels, mx, resident_memory, tree_map
 from mlxlava.backend.kernels import MOST_BUFFERS
 from mlxlava.checkpoint import Weights, load_weights
 from mlxlava.config import Recipe, load_recipe, override
+from mlxlava.conv import Convolution, conv3, conv_down, conv_up
 from mlxlava.dynamics import make_dynamics
 from mlxlava.nets import batch_norm, make_generator
 from mlxlava.rollout import Rollout
@@ -58,6 +59,22 @@ def test_no_kernel_of_a_step_has_more_buffers_than_metal(name: str, length: int,
         most = widest(recipe)
     assert len(most) == (3 if name == "lava" else 1)
     assert max(most.values()) <= MOST_BUFFERS, most
+
+
+@pytest.mark.parametrize(
+    ("form", "side", "outputs"), [(conv3, 3, 8), (conv_down, 4, 8), (conv_up, 4, 8), (conv_up, 4, 3)]
+)
+def test_no_picture_is_a_kernel(form: Convolution, side: int, outputs: int) -> None:
+    """The gradient with respect to a weight is a product of patches, not a convolution with whole pictures.
+
+    The second gradients are made of the same operations (tests/test_conv.py).
+    """
+    x = mx.ones((2, 8, 8, 4))
+    y = mx.ones_like(form(x, mx.ones((outputs, side, side, 4))))
+    with gpu_path():
+        gradient = mx.grad(lambda weight: (form(x, weight) * y).sum())(mx.ones((outputs, side, side, 4)))
+        names = [kernel.name for kernel in kernels({"gradient": gradient})]
+    assert "Matmul" in names and "Convolution" not in names
 
 
 def test_a_kernel_of_many_sums_is_found() -> None:
