@@ -19,6 +19,7 @@ from mlxlava.dynamics import make_dynamics
 from mlxlava.footage import Footage
 from mlxlava.metrics import MEASURES, Array, describe, motion_loops
 from mlxlava.normality import normality, null
+from mlxlava.products import matmul
 from mlxlava.rollout import Rollout
 from mlxlava.score import LAMPS, LENGTHS, Notice, Real, Scene, look, part
 
@@ -93,7 +94,7 @@ class Returns:
         if not self._anchors:
             return
         anchors = np.concatenate(self._anchors, axis=1)  # (lamps, 2 A, Z)
-        products = path @ np.swapaxes(anchors, 1, 2)
+        products = matmul(path, np.swapaxes(anchors, 1, 2))
         squares = (path**2).sum(-1)[..., None] + (anchors**2).sum(-1)[:, None] - 2 * products
         for index, since in enumerate(self._since):
             away = max(0, since + self.lag - step)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mlxlava.config import UserError, check_size, nearest
 from mlxlava.live import Reel
+from mlxlava.products import matmul
 
 # Raise it when the pictures change: prepared footage of another version is not used again.
 VERSION = 1
@@ -197,9 +198,9 @@ class _Field:
         cx, cy, rx, ry = blobs.astype(np.float32).T[:, :, None]
         dx, dy = (self.x - cx) / rx, (self.y - cy) / ry
         gx, gy = np.exp(-dx * dx), np.exp(-dy * dy)
-        total = gy.T @ gx + np.float32(1e-12)
-        along_x = (gy.T @ (gx * dx * (-2 / rx))) / total + self.fall_x
-        along_y = ((gy * dy * (-2 / ry)).T @ gx) / total + self.fall_y
+        total = matmul(gy.T, gx) + np.float32(1e-12)
+        along_x = matmul(gy.T, gx * dx * (-2 / rx)) / total + self.fall_x
+        along_y = matmul((gy * dy * (-2 / ry)).T, gx) / total + self.fall_y
         return np.log(total) + self.fall, along_x, along_y
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlxlava.products import covariance, matmul
+
 Array = npt.NDArray[Any]
 
 RANK = 64  # numbers a frame is described by
@@ -68,15 +70,15 @@ class Space:
             raise ValueError("nothing changes")
         rank = max(2, min(RANK, len(x) // 8))
         # Of the Gram matrix: there are fewer frames than numbers in one.
-        values, vectors = np.linalg.eigh(x @ x.T)
+        values, vectors = np.linalg.eigh(matmul(x, x.T))
         values, vectors = values[::-1][:rank], vectors[:, ::-1][:, :rank]
         values = np.maximum(values, 1e-6 * values[0])
-        self._basis = (x.T @ vectors) / np.sqrt(values)  # (D, d), orthonormal
+        self._basis = matmul(x.T, vectors) / np.sqrt(values)  # (D, d), orthonormal
         self._scale = np.sqrt(values.sum() / len(x))
 
     def __call__(self, small: Array) -> Array:
         """Shrunk frames (L, D) → features, float32 (L, d)."""
-        features: Array = (small - self._mean) @ self._basis / self._scale
+        features: Array = matmul(small - self._mean, self._basis) / self._scale
         return features
 
 
@@ -135,7 +137,7 @@ def _patches(frames: Array) -> Array:
         directions /= np.linalg.norm(directions, axis=0)
         at = rng.integers(0, (count, height - side + 1, width - side + 1), (_PATCHES, 3))
         patches = np.stack([band[n, y : y + side, x : x + side].ravel() for n, y, x in at])
-        found.append(patches @ directions)
+        found.append(matmul(patches, directions))
         frames = smaller
     return np.stack(found)
 
@@ -145,10 +147,11 @@ def _patches(frames: Array) -> Array:
 
 def frechet(x: Array, y: Array) -> float:
     """Fréchet distance of the normal laws fitted to points (N, d) and (M, d) (Heusel 2017, eq. 6)."""
-    first, second = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    first, second = covariance(x), covariance(y)
     values, vectors = np.linalg.eigh(first)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    overlap = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second @ root), 0)).sum()
+    root = matmul(vectors * np.sqrt(np.maximum(values, 0)), vectors.T)
+    between = matmul(matmul(root, second), root)
+    overlap = np.sqrt(np.maximum(np.linalg.eigvalsh(between), 0)).sum()
     shift = ((x.mean(0) - y.mean(0)) ** 2).sum()
     return float(shift + np.trace(first) + np.trace(second) - 2 * overlap)
 
@@ -165,9 +168,9 @@ def polynomial_mmd(x: Array, y: Array, x_names: Array, y_names: Array) -> float:
 
     def within(points: Array, names: Array) -> float:
         apart = names[:, None] != names[None]
-        return float(((points @ points.T + 1) ** 3).mean(where=apart, dtype=np.float64))
+        return float(((matmul(points, points.T) + 1) ** 3).mean(where=apart, dtype=np.float64))
 
-    across = ((x @ y.T + 1) ** 3).mean(dtype=np.float64)
+    across = ((matmul(x, y.T) + 1) ** 3).mean(dtype=np.float64)
     return within(x, x_names) + within(y, y_names) - 2 * float(across)
 
 
@@ -183,14 +186,14 @@ def _quantiles(x: Array, at: Array) -> Array:
 
 
 def _squared_distances(x: Array, y: Array) -> Array:
-    squares: Array = np.maximum((x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T, 0)
+    squares: Array = np.maximum((x**2).sum(1)[:, None] + (y**2).sum(1)[None] - matmul(2 * x, y.T), 0)
     return squares
 
 
 def _nearest(x: Array, y: Array) -> Array:
     """Distance of each of (N, d) to the nearest of (M, d); in blocks, which stay in the cache."""
     lengths = (y**2).sum(1)
-    parts = [(lengths - 2 * x[at : at + 64] @ y.T).min(1) for at in range(0, len(x), 64)]
+    parts = [(lengths - matmul(2 * x[at : at + 64], y.T)).min(1) for at in range(0, len(x), 64)]
     nearest: Array = np.sqrt(np.maximum(np.concatenate(parts) + (x**2).sum(1), 0))
     return nearest
 
@@ -351,8 +354,8 @@ def _arrows(of: Described, mean: Array, deviation: Array) -> Array:
     lag = 1
     while lag <= max(1, length // 4):
         early, late = x[:, :-lag], x[:, lag:]
-        third = np.swapaxes(early**2, 1, 2) @ late - np.swapaxes(late**2, 1, 2) @ early
-        second = np.swapaxes(early, 1, 2) @ late
+        third = matmul(np.swapaxes(early**2, 1, 2), late) - matmul(np.swapaxes(late**2, 1, 2), early)
+        second = matmul(np.swapaxes(early, 1, 2), late)
         second = (second - np.swapaxes(second, 1, 2))[(slice(None), *np.triu_indices(x.shape[2], 1))]
         rows += [third.reshape(len(x), -1) / (length - lag), second / (length - lag)]
         lag *= 2
@@ -371,8 +374,9 @@ def motion_arrow(reference: Described, other: Described) -> float:
     scale = np.sqrt((x**2).mean(0)) + 1e-9
     x, y = x / scale, y / scale
     # (XᵀX/C + λI)⁻¹ x̄ through the C×C kernel, which is the smaller one.
-    weights = x.T @ np.linalg.solve(x @ x.T / len(x) + _RIDGE * np.eye(len(x)), np.full(len(x), 1 / len(x)))
-    return float((y @ weights).mean() / ((x @ weights).std() + 1e-9))
+    kernel = matmul(x, x.T) / len(x) + _RIDGE * np.eye(len(x))
+    weights = matmul(x.T, np.linalg.solve(kernel, np.full(len(x), 1 / len(x))))
+    return float(matmul(y, weights).mean() / (matmul(x, weights).std() + 1e-9))
 
 
 def motion_loops(reference: Described, other: Described) -> float:

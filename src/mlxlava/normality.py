@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlxlava.products import matmul
+
 Array = npt.NDArray[Any]
 
 _KNOTS = np.linspace(0, 3, 17)  # Epps–Pulley's integral, by the trapezium rule
@@ -29,7 +31,7 @@ def epps_pulley(x: Array) -> Array:
     square = (np.cos(angles).mean(0) - normal) ** 2 + np.sin(angles).mean(0) ** 2
     weights = np.full(len(_KNOTS), _KNOTS[1])
     weights[[0, -1]] /= 2
-    values: Array = len(x) * (square @ (normal * weights))
+    values: Array = len(x) * matmul(square, normal * weights)
     return values
 
 
@@ -56,8 +58,8 @@ def normality(states: Array) -> dict[str, float]:
         **dict(zip(("mean", "deviation", "skewness", "kurtosis"), moments(x), strict=True)),
         "norm": float(np.linalg.norm(x, axis=1).mean()),
         "epps_pulley_axes": float(epps_pulley(x).mean()),
-        "epps_pulley_directions": float(epps_pulley(x @ directions).mean()),
-        "covariance": float(((x.T @ x / len(x) - np.eye(size)) ** 2).sum() / size),
+        "epps_pulley_directions": float(epps_pulley(matmul(x, directions)).mean()),
+        "covariance": float(((matmul(x.T, x) / len(x) - np.eye(size)) ** 2).sum() / size),
     }
 
 

@@ -28,6 +28,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from mlxlava.config import UserError, nearest
+from mlxlava.products import matmul
 
 Frame = npt.NDArray[np.uint8]
 
@@ -175,7 +176,9 @@ class Y4m(_Stream):
         super().__init__(path, f"YUV4MPEG2 {tags}\n".encode(), len(b"FRAME\n") + height * width * 3)
 
     def _pack(self, frame: Frame) -> bytes:
-        planes = _YUV @ frame.reshape(-1, 3).T.astype(np.float32) + _YUV_OFFSET  # (H, W, 3) -> (3, H*W)
+        planes = (
+            matmul(_YUV, frame.reshape(-1, 3).T.astype(np.float32)) + _YUV_OFFSET
+        )  # (H, W, 3) -> (3, H*W)
         return b"FRAME\n" + planes.astype(np.uint8).tobytes()
 
 

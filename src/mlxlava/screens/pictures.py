@@ -112,7 +112,8 @@ def _to_256(pixels: Frame) -> npt.NDArray[np.uint8]:
     height, width = pixels.shape[:2]
     threshold = np.tile(_BAYER, (height // 4 + 1, width // 4 + 1))[:height, :width]
     place = np.interp(pixels, _CUBE, range(6))
-    cube = np.rint(place + threshold[..., None]).clip(0, 5) @ np.array([36, 6, 1]) + 16
+    levels = np.rint(place + threshold[..., None]).clip(0, 5)
+    cube = 36 * levels[..., 0] + 6 * levels[..., 1] + levels[..., 2] + 16
     grey = np.rint((pixels.mean(-1) - 8) / 10 + threshold).clip(-1, 23) + 232
     grey[grey < 232] = 16  # black
     numbers: npt.NDArray[np.uint8] = np.where(np.ptp(pixels, axis=-1) < _GREY, grey, cube).astype(np.uint8)

@@ -1,0 +1,29 @@
+"""Matrix products of NumPy without its false warnings on macOS.
+
+There NumPy multiplies with Apple's Accelerate, which leaves floating-point flags behind. NumPy then warns of
+a "divide by zero encountered in matmul", although every number is finite and right (NumPy's issue 28687).
+Such lines would stand over a picture in the terminal. So the package multiplies NumPy arrays only here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+def matmul(x: Array, y: Array) -> Array:
+    """``x @ y``; of stacks of matrices as well."""
+    with np.errstate(all="ignore"):
+        product: Array = x @ y
+    return product
+
+
+def covariance(x: Array) -> Array:
+    """Covariance (d, d) of points (N, d)."""
+    with np.errstate(all="ignore"):
+        found: Array = np.cov(x, rowvar=False)
+    return found
