@@ -72,7 +72,7 @@ def chosen(paths: Sequence[str], folder: Path) -> tuple[Path, Path]:
     """
     if len(paths) == 2:
         return Path(paths[0]), Path(paths[1])
-    saved = sorted(folder.glob("*T*Z-*.json"))
+    saved = sorted(folder.glob("[!.]*T*Z-*.json"))
     if not saved:
         sys.exit(f"compare: no result in {folder}; make one with mlxlava bench --save")
     if paths:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +84,54 @@ def test_new_weights_replace_old_ones_but_nothing_else(
     with pytest.raises(UserError, match="no weights"):
         save_weights(weights, tmp_path / "photos")
     assert (tmp_path / "photos/holiday.jpg").exists()
+    with pytest.raises(UserError, match="no weights"):
+        save_weights(weights, tmp_path / "photos/holiday.jpg")
+    assert (tmp_path / "photos/holiday.jpg").is_file()
+
+
+def test_a_folder_that_was_only_looked_at_is_empty(weights: Weights, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/.DS_Store").touch()
+    save_weights(weights, tmp_path / "new")
+    assert load_weights(tmp_path / "new").step_fps == 5.0
+
+
+def test_old_weights_stay_where_the_new_ones_cannot_take_their_place(
+    weights: Weights, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if self.suffix == ".tmp":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(UserError, match="what was there before is kept"):
+        save_weights(weights, folder)
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+    assert (folder / "sample.png").read_bytes() == b"png"
+    load_weights(folder)
+
+
+def test_a_file_that_vanishes_meanwhile_is_no_failure(
+    weights: Weights, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On exFAT macOS removes "._NAME" with NAME, while the old folder is being removed."""
+    (folder / "._config.json").touch()
+    unlink = os.unlink
+
+    def vanishes(path: Any, **options: Any) -> None:
+        unlink(path, **options)
+        if Path(path).name.startswith("._"):
+            raise FileNotFoundError(2, "No such file or directory", path)
+
+    monkeypatch.setattr(os, "unlink", vanishes)
+    save_weights(weights, folder)
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "weights.safetensors"]
 
 
 @pytest.mark.parametrize(

@@ -268,6 +268,23 @@ def test_given_folder_is_reused_replaced_or_refused(tmp_path: Path) -> None:
     (out / "footage.json").unlink()
     with pytest.raises(UserError, match="is no prepared footage; give another -o"):
         prepare(source, out=out)
+    with pytest.raises(UserError, match="is no prepared footage; give another -o"):
+        prepare(source, out=source / "img1.png")
+
+
+def test_what_the_system_puts_into_folders_is_in_nobodys_way(tmp_path: Path) -> None:
+    source, out = flat_images(tmp_path / "a", range(4)), tmp_path / "data"
+    out.mkdir()
+    (out / ".DS_Store").touch()
+    assert len(prepare(source, out=out).frames) == 4
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/Thumbs.db").touch()
+    with pytest.raises(UserError, match="is an empty folder"):
+        prepare(tmp_path / "b")
+    note = tmp_path / "._lamp.mov"
+    note.write_bytes(bytes.fromhex("00051607"))
+    with pytest.raises(UserError, match=r"\._lamp\.mov was made by the system .*leave it out"):
+        prepare(video(tmp_path / "lamp.mov", moving(4)), note)
 
 
 def test_prepared_footage_is_a_source(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ MODULES = sorted(
 
 # A module imports from layers below its own, or from its own.
 LAYERS = [
-    {"config"},
+    {"awake", "config", "folders", "products"},
     {"native"},
     {"backend", "console", "sinks"},
     {"live"},
@@ -35,6 +35,9 @@ LAYERS = [
     {"__main__"},
 ]
 WITHOUT_MLX = [
+    "awake",
+    "folders",
+    "products",
     "config",
     "console",
     "lamp",

@@ -191,6 +191,10 @@ def test_a_folder_that_is_taken_is_not_written_to(tiny: Recipe, footage: Footage
     with pytest.raises(UserError, match="no run"):
         begin(tmp_path / "photos", tiny, footage)
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["holiday.jpg"]
+    (tmp_path / "seen").mkdir()
+    (tmp_path / "seen/.DS_Store").touch()  # the Finder's: the folder was only looked at
+    begin(tmp_path / "seen", tiny, footage)
+    assert checkpoints(tmp_path / "seen")
 
 
 def test_tensorboard_gets_scalars_previews_and_states(tiny: Recipe, footage: Footage, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from mlxlava.backend import mx, named_arrays
 from mlxlava.config import Recipe, UserError, nearest, recipe_from_dict, recipe_to_dict
 from mlxlava.dynamics import make_dynamics
+from mlxlava.folders import is_taken
 from mlxlava.nets import Tree, make_generator
 
 FORMAT = 1
@@ -64,7 +65,7 @@ def save_weights(weights: Weights, folder: Path, *, card: str = "", sample: byte
     Raises:
         UserError: the folder holds something else, or cannot be written.
     """
-    if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
+    if is_taken(folder) and not (folder / "config.json").is_file():
         raise UserError(f"export: {folder} holds something that is no weights; give an empty or a new folder")
     config = {
         "format": FORMAT,
@@ -216,6 +217,7 @@ def load_checkpoint(folder: Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
 def _whole_folder(folder: Path, what: str) -> Iterator[Path]:
     """Give a folder under a temporary name; it takes its real name on the way out, when all is on disk."""
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    old = draft.with_suffix(".old")
     try:
         draft.mkdir(parents=True)
         yield draft
@@ -223,9 +225,16 @@ def _whole_folder(folder: Path, what: str) -> Iterator[Path]:
             with file.open("rb+") as opened:
                 os.fsync(opened.fileno())
         if folder.exists():
-            shutil.rmtree(folder)
-        draft.rename(folder)
+            folder.rename(old)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
         _sync_folder(folder.parent)
+        # Errors are no matter: on some disks macOS removes "._NAME" itself as soon as NAME is gone.
+        shutil.rmtree(old, ignore_errors=True)
     # MLX reports a failed write as a RuntimeError.
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error)

@@ -383,7 +383,7 @@ def recipe_to_toml(recipe: Recipe) -> str:
 
 def recipe_names() -> list[str]:
     """The recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+    return sorted(path.stem for path in RECIPES.glob("[!.]*.toml"))
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:

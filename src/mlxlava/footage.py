@@ -30,6 +30,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mlxlava.config import UserError, check_size
+from mlxlava.folders import is_systems_own, is_taken, names_in
 
 FORMAT = 1
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -87,6 +88,8 @@ def prepare(
     for path in paths:
         if not path.exists():
             raise UserError(f"footage: {path} does not exist; give a video file or a folder of images")
+        if is_systems_own(path.name):  # a shell whose * matches hidden files hands them on
+            raise UserError(f"footage: {path} was made by the system and is no footage; leave it out")
     prepared = [path for path in paths if (path / "footage.json").is_file()]
     if prepared and len(paths) > 1:
         raise UserError(f"footage: {prepared[0]} is prepared already; give it alone, or the original files")
@@ -356,7 +359,7 @@ def _reuse_or_write(
     found = _matching(path, key)
     if found:
         return found
-    if out and path.exists() and not (path / "footage.json").is_file() and not _is_empty_folder(path):
+    if out and is_taken(path) and not (path / "footage.json").is_file():
         raise UserError(f"footage: {path} exists and is no prepared footage; give another -o")
     partial_path = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
@@ -387,10 +390,6 @@ def _matching(path: Path, key: str) -> tuple[Footage, dict[str, Any]] | None:
         if about.get("key") == key:
             return footage, about
     return None
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
 
 
 def _move(source: Path, target: Path, key: str) -> None:
@@ -561,7 +560,8 @@ def _source_frames(source: _Source, warnings: list[str]) -> Iterator[Image.Image
 
 def _images(folder: Path) -> list[Path]:
     """The images of a folder in natural order; hidden and other files are left out."""
-    files = [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
+    names = (name for name in names_in(folder) if not name.startswith("."))
+    files = [folder / name for name in names if (folder / name).is_file()]
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     if not images:
         what = "has no images (png, jpg, webp, bmp, tif)" if files else "is an empty folder"

@@ -46,6 +46,7 @@ from mlxlava.checkpoint import (
 from mlxlava.config import Recipe, UserError, recipe_to_dict
 from mlxlava.console import clock, progress, say
 from mlxlava.dynamics import make_dynamics
+from mlxlava.folders import names_in
 from mlxlava.footage import Footage
 from mlxlava.nets import Tree, make_generator, to_bytes
 from mlxlava.ranks import any_rank, from_first, rank, ranks
@@ -98,7 +99,7 @@ def start_run(
         return
     if checkpoints(run):
         raise UserError(f"train: {run} is a run already; add --resume to go on, or give another -o")
-    if run.is_dir() and any(path.name not in ("config.json", "checkpoints") for path in run.iterdir()):
+    if names_in(run) - {"config.json", "checkpoints"}:
         raise UserError(f"train: {run} holds something that is no run; give another -o")
     footage.require(recipe.data.seq_len)
     total = count_steps(recipe, footage)
