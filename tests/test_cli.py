@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mlxlava import lamp
 from mlxlava.backend import mx
 from mlxlava.cli import cli, main
 from mlxlava.sinks import open_sink
+from mlxlava.train import Outcome
 
 ROOT = Path(__file__).parents[1]
 FOOTAGE_SIZE = (64, 64)
@@ -161,6 +163,27 @@ def test_a_run_is_not_overwritten_nor_changed_by_resuming(run: Run, video: Path)
     assert run("train", str(video), "-o", "mine", "--steps", "1", *TINY)[0] == 0
     refuses(run("train", str(video), "-o", "mine", "--steps", "1", *TINY), "--resume")
     refuses(run("train", "--resume", "-o", "mine", "--batch-size", "3"), "--batch-size")
+
+
+def test_a_mac_stays_awake_while_it_trains(
+    run: Run, video: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[str] = []
+
+    @contextlib.contextmanager
+    def keep_awake() -> Iterator[None]:
+        seen.append("awake")
+        yield
+        seen.append("may sleep")
+
+    def train(*_: object, **__: object) -> Outcome:
+        seen.append("trains")
+        return Outcome(1, 1.0, None)
+
+    monkeypatch.setattr("mlxlava.awake.keep_awake", keep_awake)
+    monkeypatch.setattr("mlxlava.train.train", train)
+    assert run("train", str(video), "-o", "mine", *TINY)[0] == 0
+    assert seen == ["awake", "trains", "may sleep"]
 
 
 # --- play ---

@@ -141,6 +141,7 @@ def train(
         warm = load_weights(init) if init else None
         start_run(run, recipe, footage, paths, "mlxlava " + shlex.join(sys.argv[1:]), warm)
 
+    from mlxlava.awake import keep_awake
     from mlxlava.backend import has_slow_blas
     from mlxlava.console import clock, say
     from mlxlava.train import Alone, Diverged
@@ -150,9 +151,10 @@ def train(
     if has_slow_blas():
         say('train: this will be many times slower than it could be; install "mlxlava[cpu]" and g++')
     try:
-        outcome = train_run(
-            run, recipe, footage, minutes=minutes, memory=changes.get("memory"), tensorboard=tensorboard
-        )
+        with keep_awake():
+            outcome = train_run(
+                run, recipe, footage, minutes=minutes, memory=changes.get("memory"), tensorboard=tensorboard
+            )
     except (Alone, Diverged) as error:
         say(f"mlxlava: {error}")
         sys.exit(1)
