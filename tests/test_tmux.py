@@ -9,9 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -28,8 +28,8 @@ MODES = "#{alternate_on} #{cursor_flag} #{wrap_flag}"
 class Tmux:
     """A shell in a terminal of 80 × 24 cells."""
 
-    def __init__(self, folder: Path) -> None:
-        self._tmux = ["tmux", "-S", str(folder / "tmux"), "-f", os.devnull]
+    def __init__(self, folder: str) -> None:
+        self._tmux = ["tmux", "-S", f"{folder}/tmux", "-f", os.devnull]
         # A short prompt without colours, and no waiting for the rest of an escape sequence.
         self("new-session", "-d", "-x", "80", "-y", "24", "env PS1='$ ' bash --norc --noprofile -i")
         self("set", "-g", "escape-time", "0")
@@ -89,14 +89,16 @@ class Tmux:
 
 
 @pytest.fixture
-def tmux(tmp_path: Path) -> Iterator[Tmux]:
-    terminal = Tmux(tmp_path)
-    try:
-        terminal.until(lambda pane: "$" in pane)
-        terminal.run("clear; before=$(stty -g)")
-        yield terminal
-    finally:
-        terminal("kill-server")
+def tmux() -> Iterator[Tmux]:
+    # The path of a socket has at most 104 bytes on macOS, where temporary folders have long names.
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        terminal = Tmux(folder)
+        try:
+            terminal.until(lambda pane: "$" in pane)
+            terminal.run("clear; before=$(stty -g)")
+            yield terminal
+        finally:
+            terminal("kill-server")
 
 
 def assert_restored(tmux: Tmux) -> None:
