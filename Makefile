@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' Makefile | sed -e 's/:.*##/\t/' | expand -t 16
+	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "%-15s %s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/.dev  ## a .venv with everything
 
@@ -42,8 +42,9 @@ clean:  ## remove what can be made again; runs stay
 
 # pip is told `cpu` on every system: the extra is empty outside Linux.
 $(VENV)/.run: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "mlxlava needs Python 3.10 or newer: make PYTHON=python3.11 ..."; exit 1; }
+	@command -v $(PYTHON) > /dev/null || \
+	  { echo "there is no $(PYTHON): install Python 3.10 or newer, or name it: make PYTHON=python3.13 ..."; exit 1; }
+	@$(PYTHON) tools/check_python.py
 	@$(PYTHON) -m venv $(VENV) || { echo "no venv module: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[cpu,window]"
 	@touch $@
