@@ -63,7 +63,7 @@ class Tmux:
     def child(self) -> int | None:
         """The program that the shell runs."""
         shell = self("display-message", "-p", "#{pane_pid}").strip()
-        listed = subprocess.run(["ps", "-A", "-o", "ppid=,pid="], capture_output=True, text=True)
+        listed = subprocess.run(["ps", "-A", "-o", "ppid=", "-o", "pid="], capture_output=True, text=True)
         found = [line.split() for line in listed.stdout.splitlines()]
         return next((int(child) for parent, child in found if parent == shell), None)
 
