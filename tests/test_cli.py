@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,10 @@ TINY = (
 )
 
 Run = Callable[..., tuple[int, str]]
+
+needs_score = pytest.mark.skipif(
+    None in (find_spec("matplotlib"), find_spec("scipy")), reason="needs the extra `score`"
+)
 
 
 @pytest.fixture
@@ -291,6 +296,7 @@ def test_weights_that_are_damaged_are_one_line(run: Run, weights: Path) -> None:
     refuses(run("loop", "--weights", str(weights)), "missing")
 
 
+@needs_score
 def test_weights_that_are_not_finite_are_one_line(run: Run, weights: Path) -> None:
     file = weights / "weights.safetensors"
     arrays: Any = mx.load(str(file))
@@ -318,6 +324,7 @@ def judged(run: Run, tmp_path: Path) -> tuple[str, str]:
     return "run", "lamp.mp4"
 
 
+@needs_score
 def test_score_prints_figures_and_draws_a_picture(
     run: Run, judged: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,6 +333,7 @@ def test_score_prints_figures_and_draws_a_picture(
     assert iio.imread(tmp_path / "score.png").shape[2] in (3, 4)
 
 
+@needs_score
 def test_drift_prints_json(run: Run, judged: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     command = [sys.executable, "-m", "mlxlava", "drift", judged[0], "--footage", judged[1]]
     ended = subprocess.run(
@@ -334,6 +342,7 @@ def test_drift_prints_json(run: Run, judged: tuple[str, str], capsys: pytest.Cap
     assert [row["frames"] for row in json.loads(ended.stdout)["windows"]] == [1000, 2000]
 
 
+@needs_score
 def test_footage_of_another_size_or_rate_is_said(run: Run, judged: tuple[str, str]) -> None:
     assert run("footage", "lamp.mp4", "-o", "large", "--size", "32")[0] == 0
     status, said = run("score", judged[0], "--footage", "large", "--json")
@@ -343,6 +352,7 @@ def test_footage_of_another_size_or_rate_is_said(run: Run, judged: tuple[str, st
     assert "measures of motion compare different speeds" in run("score", judged[0], "--footage", "slow")[1]
 
 
+@needs_score
 def test_what_cannot_be_scored_is_one_line(run: Run, judged: tuple[str, str], tmp_path: Path) -> None:
     name, source = judged
     refuses(run("score", name), "lamp.mp4", "--footage")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from mlxlava.config import Recipe, UserError, override
 from mlxlava.drift import Returns, drift, lyapunov, parts, slope, window_ends
 from mlxlava.footage import Footage, prepare_lamp
 from mlxlava.step import Trainer
+
+needs_scipy = pytest.mark.skipif(find_spec("scipy") is None, reason="needs the extra `score`")
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +34,7 @@ def test_windows_are_spread_over_decades() -> None:
     assert window_ends(1_500) == [1_000, 1_500]
 
 
+@needs_scipy
 def test_a_slope_is_found_and_chance_is_not_taken_for_one() -> None:
     rng = np.random.default_rng(0)
     ends = window_ends(10**6)
@@ -42,6 +46,7 @@ def test_a_slope_is_found_and_chance_is_not_taken_for_one() -> None:
     assert still["interval"] == [0.0, 0.0] and still["holds_zero"] and still["holds_zero_together"]
 
 
+@needs_scipy
 def test_intervals_that_hold_together_are_as_wide_as_they_must_be() -> None:
     """Of 400 sets of thirteen slopes of nothing but chance, about one in twenty has one that misses zero."""
     ends, rng = window_ends(100_000), np.random.default_rng(1)
@@ -55,6 +60,7 @@ def test_intervals_that_hold_together_are_as_wide_as_they_must_be() -> None:
     assert alone > 150  # without it: nearly every second
 
 
+@needs_scipy
 @pytest.mark.parametrize("recipe", ["tiny", "tiny_duralava"])
 def test_drift_of_both_state_steps(recipe: str, lamp: Footage, request: pytest.FixtureRequest) -> None:
     weights = fresh(request.getfixturevalue(recipe))

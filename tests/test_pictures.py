@@ -6,6 +6,8 @@ import base64
 import io
 import re
 import zlib
+from collections.abc import Callable
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -112,9 +114,14 @@ def wanted(frame: Frame, like: Frame) -> Frame:
     return np.asarray(image)
 
 
-@pytest.mark.parametrize(("painter", "error"), [(Kitty(), 0.0), (ITerm2(), 2.0), (Sixel(), 4.0)])
-def test_what_is_shown_is_the_frame(painter: Painter, error: float, frames: list[Frame]) -> None:
-    shown = Shown()
+needs_sixel = pytest.mark.skipif(find_spec("textual_image") is None, reason="needs the extra `terminal`")
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"), [(Kitty, 0.0), (ITerm2, 2.0), pytest.param(Sixel, 4.0, marks=needs_sixel)]
+)
+def test_what_is_shown_is_the_frame(kind: Callable[[], Painter], error: float, frames: list[Frame]) -> None:
+    shown, painter = Shown(), kind()
     for frame in frames:
         shown.feed(painter.paint(frame, AREA))
         assert shown.cursor == "3;5"
@@ -149,6 +156,7 @@ def test_large_pictures_are_left_to_the_terminal_to_scale(frames: list[Frame]) -
         assert shown.picture.shape == full.shape
 
 
+@needs_sixel
 def test_sixel_has_as_many_colours_as_the_terminal(frames: list[Frame]) -> None:
     sent = Sixel(16).paint(frames[0], AREA)
     assert len(set(re.findall(rb"#(\d+);", sent))) <= 16

@@ -18,19 +18,23 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
 import numpy as np
 import pytest
 from PIL import Image
 
-from chromium import CHROMIUM, Browser, Tab, chromium
 from mlxlava import player
 from mlxlava.config import UserError
 from mlxlava.live import Live, Reel, WallClock
 from mlxlava.player import Programme
+from mlxlava.sinks import Frame
+
+pytest.importorskip("aiohttp", reason="needs the extra `web`")
+
+import aiohttp
+
+from chromium import CHROMIUM, Browser, Tab, chromium
 from mlxlava.screens import web
 from mlxlava.screens.web import WebPage, encode
-from mlxlava.sinks import Frame
 
 ROOT = Path(__file__).parents[1]
 
