@@ -19,7 +19,7 @@ def keep_awake() -> Iterator[None]:
 
     Whoever closes the lid still sends it to sleep, and the work goes on when it wakes up. Nothing happens on
     other systems, nor where ``caffeinate`` is missing. ``caffeinate`` ends with the block; ``-w`` ends it as
-    well when this process is killed.
+    well when this process is killed. Of a distributed run each process has its own: it may be on another Mac.
     """
     helper = None
     if ON_MACOS:
