@@ -46,6 +46,32 @@ def test_an_encoder_gives_a_law_for_each_clip(tiny: Recipe) -> None:
     assert (np.array(log_variance) < 0).all()
 
 
+def test_correlated_numbers_of_states_are_made_independent() -> None:
+    keys = mx.random.split(mx.random.key(0), 3)
+    spread = mx.exp(mx.random.normal((8,), key=keys[1])) * mx.random.normal((8, 8), key=keys[2])
+    raw = mx.random.normal((20_000, 8), key=keys[0]) @ spread
+    mean, log_variance = nets.standardise(raw, mx.full(raw.shape, -2.0))
+    before = np.linalg.eigvalsh(np.cov(np.array(mean).T))
+    assert before.max() / before.min() > 20
+    own = nets.whiten(mean, log_variance, mx.eye(8), 0.1)[2]
+    noises = []
+    for floor in (1e-4, 0.1, 1.0):
+        white, to_noise, _ = (np.array(array) for array in nets.whiten(mean, log_variance, own, floor))
+        # What is left of the variance when that of the law is taken away.
+        assert np.allclose(np.cov(white.T) + to_noise.T @ to_noise, (1 - np.exp(-2)) * np.eye(8), atol=2e-3)
+        noises.append(np.trace(to_noise.T @ to_noise))
+    assert noises[0] < 0.1 and sorted(noises) == noises
+
+
+@pytest.mark.parametrize("condition", [10, 1e3, 1e4])
+def test_the_inverse_root_of_a_covariance(condition: float) -> None:
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.standard_normal((64, 64)))[0]
+    matrix = (basis * np.geomspace(5, 5 / condition, 64)) @ basis.T
+    root = np.array(nets.inverse_root(mx.array(matrix.astype(np.float32))))
+    assert np.allclose(root @ matrix @ root, np.eye(64), atol=1e-3)
+
+
 def test_bytes_are_rounded() -> None:
     assert to_bytes(mx.array([0.0, 0.499 / 255, 0.501 / 255, 1.0])).tolist() == [0, 0, 1, 255]
 

@@ -170,6 +170,26 @@ def test_clips_are_learned_by_heart_when_there_are_few(tiny: Recipe, footage: Fo
     assert np.mean(errors[-5:]) < 0.5 * errors[0]
 
 
+def test_encoded_states_fill_the_space_that_lamps_are_played_from(tiny: Recipe, footage: Footage) -> None:
+    """Eigenvalues of the covariance of encoded states over the footage; of N(0, I) all are one."""
+    found = {}
+    for whitening in (0.0, 0.01):
+        settings = {"loss.alone": 1.0, "data.batch_size": 24, "encoder.whitening": whitening}
+        recipe = override(tiny, settings)
+        trainer = Trainer(recipe, 200)
+        state = trainer.init()
+        for index in range(200):
+            frames, times = batch(recipe, footage, index)
+            state, _ = trainer(state, mx.array(frames), mx.array(times), index)
+            mx.eval(state)
+        views = [batch(recipe, footage, 1000 + n)[0][:, : recipe.encoder.views] for n in range(10)]
+        states = np.array(trainer.encode(state, mx.array(np.concatenate(views)), mx.random.key(0)))
+        print(np.linalg.eigvalsh(np.cov(states.T)))
+        found[whitening] = np.linalg.eigvalsh(np.cov(states.T))
+    assert found[0.0][0] < 0.1 and found[0.0][-1] > 2
+    assert found[0.01][0] > 0.5 and found[0.01][-1] < 2
+
+
 def test_no_tensor_moves_further_than_the_clip(tiny: Recipe, footage: Footage) -> None:
     states, _ = steps(override(tiny, {"training.clip": 0.5}), footage, 3)
     limit = 0.5 * tiny.training.learning_rate * 1.001

@@ -116,6 +116,12 @@ class Encoder:
     views: int = _setting(0, "frames of a clip that are encoded, evenly spaced; 0 for no encoder")
     widths: tuple[int, ...] = _setting((32, 64, 128, 256), "channels after each halving of the resolution")
     hidden: tuple[int, ...] = _setting((256,), "widths of the hidden layers that look at all frames")
+    whitening: float = _setting(
+        0.0,
+        "variance of noise on encoded states, beside their own of 1, before they are whitened to the "
+        "covariance of the states that are played; 0 for no whitening",
+    )
+    whitening_decay: float = _setting(0.98, "whitening: decay of the running covariance, a training step")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,6 +33,9 @@ def dense(weights: Tree, x: mx.array) -> mx.array:
 
 
 _NARROW = -3.0  # log variance of an encoded state at first
+_ROOT_ROUNDS = (
+    20  # of inverse_root; each makes the smallest eigenvalue 9/4 times as large until it is near one
+)
 _HE = math.sqrt(2)  # gain that keeps the variance through leaky ReLUs (He 2015)
 
 
@@ -333,6 +336,49 @@ def standardise(mean: mx.array, log_variance: mx.array) -> tuple[mx.array, mx.ar
     """
     left = 1 - mx.exp(log_variance).mean(0)
     return (mean - mean.mean(0)) * mx.sqrt(left / (mean.var(0) + 1e-6)), log_variance
+
+
+def whiten(
+    mean: mx.array, log_variance: mx.array, covariance: mx.array, floor: float
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Standardised laws (B, Z) made such that over all clips encoded states have the covariance I.
+
+    Numbers that are standardised one by one may still be strongly correlated. Then states lie in a thin
+    ellipsoid, and lamps are played from states outside of it. So the means get a little noise, and are
+    multiplied by the inverse root of the covariance that they have then (ZCA whitening; Huang 2018,
+    Decorrelated Batch Normalization): z = (S + f I)^(−1/2) (mean + √f ε). In directions in which the means hardly
+    differ, z is nearly all noise, and G and R learn to take nothing from it.
+
+    Args:
+        mean: of :func:`standardise`.
+        log_variance: of :func:`standardise`.
+        covariance: S, a running average of what this gives (Z, Z), since a batch has fewer clips than a state
+            has numbers. No gradient goes through it.
+        floor: f, variance of that noise beside the means' own of one.
+
+    Returns:
+        The means; the matrix (Z, Z) that turns standard normal noise into what is added to them; and the
+        covariance (Z, Z) of this batch's means, each number divided by its deviation.
+    """
+    deviation = mx.sqrt(1 - mx.exp(log_variance).mean(0))
+    unit = mean / deviation
+    own = mx.stop_gradient(unit.T @ unit / len(unit))
+    root = inverse_root(mx.stop_gradient(covariance) + floor * mx.eye(len(covariance)))
+    return (unit @ root) * deviation, math.sqrt(floor) * root * deviation, own
+
+
+def inverse_root(matrix: mx.array) -> mx.array:
+    """The inverse root of a symmetric positive matrix (Z, Z), by Newton–Schulz steps (Higham 2008, ch. 6).
+
+    It is made of products alone, so it compiles and runs on every device. Condition numbers to 10⁴ are fine.
+    """
+    size = len(matrix)
+    scale = mx.sqrt((matrix * matrix).sum())
+    y, z = matrix / scale, mx.eye(size)
+    for _ in range(_ROOT_ROUNDS):
+        turn = 0.5 * (3 * mx.eye(size) - z @ y)
+        y, z = y @ turn, turn @ z
+    return z / mx.sqrt(scale)
 
 
 class FramesDiscriminator:

@@ -26,6 +26,7 @@ from mlxlava.nets import (
     make_discriminator,
     make_generator,
     standardise,
+    whiten,
 )
 from mlxlava.precision import half
 from mlxlava.ranks import gather, rank, ranks, sum_over_ranks
@@ -45,6 +46,7 @@ class Trainer:
     - ``ema``: averaged weights of ``generator`` and ``dynamics``, the ones that are played
     - ``optimizer``: of ``model`` (generator, dynamics, encoder) and of ``discriminator``
     - ``carried``: last states of the batch before (B, Z)
+    - ``encoded_covariance``, where the recipe whitens: running covariance (Z, Z) of encoded means
     - ``step``: training steps made
     """
 
@@ -95,6 +97,8 @@ class Trainer:
             "carried": mx.random.normal((recipe.data.batch_size, recipe.generator.state_size), key=keys[3]),
             "step": mx.array(0, mx.int32),
         }
+        if recipe.encoder.whitening:
+            state["encoded_covariance"] = mx.eye(recipe.generator.state_size)
         mx.eval(state)
         return state
 
@@ -153,20 +157,24 @@ class Trainer:
             # takes memory: it is differentiated part by part, and hands back its gradient by the states as
             # a constant. So the parts together give what the whole batch gives (but for BatchNorm).
             def surrogate(moving: Tree) -> tuple[mx.array, Any]:
-                states, path, loss, terms = self._states(
+                states, path, loss, terms, covariance = self._states(
                     moving, state, bases, viewed, times, adversarial, states_key
                 )
                 pictures = self._pictures(state, states, real, times, adversarial, penalty, judge_key)
                 terms |= pictures.pop("terms") | _observe(path)
-                return loss + (states * pictures.pop("by_states")).sum(), (terms, pictures, path[:, -1])
+                kept = (terms, pictures, path[:, -1], covariance)
+                return loss + (states * pictures.pop("by_states")).sum(), kept
 
             moving: Tree = {part: state[part] for part in ("dynamics", "encoder") if part in state}
-            (_, (terms, gradients, last)), by_moving = mx.value_and_grad(surrogate)(moving)
+            (_, (terms, gradients, last, covariance)), by_moving = mx.value_and_grad(surrogate)(moving)
             if self.encoder:  # each rank has encoded its own clips
                 by_moving["encoder"] = sum_over_ranks(by_moving["encoder"])
             stats = gradients.pop("stats")
             gradients |= by_moving
             new = self._update(state, gradients, stats, last)
+            if recipe.encoder.whitening:
+                decay = _young(recipe.encoder.whitening_decay, new["step"])
+                new["encoded_covariance"] = _average(state["encoded_covariance"], covariance, decay)
             if recipe.training.precision == "float16":
                 new, terms["skipped"] = _unless_overflown(gradients, state, new)
             return new, terms
@@ -182,23 +190,20 @@ class Trainer:
         times: mx.array,
         adversarial: bool,
         key: mx.array,
-    ) -> tuple[mx.array, mx.array, mx.array, Terms]:
+    ) -> tuple[mx.array, mx.array, mx.array, Terms, mx.array]:
         """The states of the frames to be drawn (N, K, Z): of encoded clips, then of random ones, B each.
 
-        Also the paths (B, T, Z) of the last B, what the loss has to say of states alone, and its terms.
+        Also the paths (B, T, Z) of the last B, what the loss has to say of states alone, its terms, and the
+        covariance (Z, Z) of the encoded means.
         """
         recipe = self.recipe
         start_key, reset_key, law_key, direction_key, roll_key = mx.random.split(key, 5)
         starts, terms, loss = [], {}, mx.array(0.0)
         shape = (len(times), recipe.generator.state_size)
+        covariance = mx.array(0.0)
         if self.encoder:
-            still = state["generator"].get("background")
-            centre = 0.5 if still is None else mx.sigmoid(mx.stop_gradient(still))
-            mean, log_variance = self.encoder(moving["encoder"], viewed.astype(mx.float32) / 255 - centre)
-            mean, log_variance = standardise(gather(mean), gather(log_variance))
-            encoded = mean + mx.exp(0.5 * log_variance) * mx.random.normal(shape, key=law_key)
+            encoded, terms["kl"], covariance = self._encode(moving["encoder"], state, viewed, law_key)
             starts.append(encoded)
-            terms["kl"] = kl_to_normal(mean, log_variance)
             loss = loss + recipe.loss.evidence * terms["kl"]
             # To watch, not to minimise: are encoded states like the random ones that are played?
             terms["normality_encoded"] = mx.stop_gradient(epps_pulley_directions(encoded, direction_key))
@@ -224,7 +229,34 @@ class Trainer:
         if times.shape[1] != steps:
             times = mx.concatenate([times] * len(starts))
             states = mx.take_along_axis(path, times[:, :, None], axis=1)
-        return states, path[-shape[0] :], loss, terms
+        return states, path[-shape[0] :], loss, terms, covariance
+
+    def encode(self, state: Tree, viewed: mx.array, key: mx.array) -> mx.array:
+        """States (B, Z) of clips, drawn from the laws that their frames, uint8 (B, V, H, W, 3), are encoded to.
+
+        The laws are standardised over these clips, of which there should be many.
+        """
+        return self._encode(state["encoder"], state, viewed, key)[0]
+
+    def _encode(
+        self, weights: Tree, state: Tree, viewed: mx.array, key: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """States (B, Z), their KL divergence from N(0, I), and the covariance (Z, Z) of their means."""
+        assert self.encoder is not None
+        still = state["generator"].get("background")
+        centre = 0.5 if still is None else mx.sigmoid(mx.stop_gradient(still))
+        mean, log_variance = self.encoder(weights, viewed.astype(mx.float32) / 255 - centre)
+        mean, log_variance = standardise(gather(mean), gather(log_variance))
+        floor, covariance = self.recipe.encoder.whitening, mx.array(0.0)
+        if not floor:
+            states = mean + mx.exp(0.5 * log_variance) * mx.random.normal(mean.shape, key=key)
+            return states, kl_to_normal(mean, log_variance), covariance
+        mean, to_noise, covariance = whiten(mean, log_variance, state["encoded_covariance"], floor)
+        own, added = mx.random.normal((2, *mean.shape), key=key)
+        states = mean + mx.exp(0.5 * log_variance) * own + added @ to_noise
+        # Of the added noise only the variances count here: that leaves out how its numbers are correlated.
+        variance = mx.exp(log_variance) + (to_noise * to_noise).sum(0)
+        return states, kl_to_normal(mean, mx.log(variance)), covariance
 
     def _pictures(
         self,
@@ -450,8 +482,7 @@ class Trainer:
         share = self.recipe.training.r_rate
         if share != 1:
             moved["model"]["dynamics"] = _average(model["dynamics"], moved["model"]["dynamics"], 1 - share)
-        # A young average forgets its random start: decay (1 + n) / (10 + n) at first (TensorFlow's rule).
-        decay = mx.minimum(self.recipe.training.ema, (1 + count) / (10 + count))
+        decay = _young(self.recipe.training.ema, count)
         kept = state["stats"]["generator"]
         return {
             **moved["model"],
@@ -506,10 +537,14 @@ def _add(one: Tree, other: Tree) -> Tree:
     return total
 
 
-def _average(old: Tree, new: Tree, decay: float | mx.array) -> Tree:
+def _young(decay: float, count: mx.array) -> mx.array:
+    """The decay of an average after ``count`` steps: it forgets its start sooner at first (TensorFlow's rule)."""
+    return mx.minimum(decay, (1 + count) / (10 + count))
+
+
+def _average(old: Any, new: Any, decay: float | mx.array) -> Any:
     """decay · old + (1 − decay) · new, array by array."""
-    mixed: Tree = tree_map(lambda a, b: decay * a + (1 - decay) * b, old, new)
-    return mixed
+    return tree_map(lambda a, b: decay * a + (1 - decay) * b, old, new)
 
 
 def _make_optimizer(
