@@ -123,8 +123,8 @@ def private_folder() -> Path:
     """
     try:
         folder = cache_folder()
-    except UserError as error:
-        return _temporary_folder(str(error).removeprefix("cache: "))
+    except UserError:
+        return _temporary_folder("no home folder is known")
     try:
         problem = _problem(make_private(folder).stat())
     except OSError as error:
@@ -168,12 +168,12 @@ def _problem(status: os.stat_result, kind: Callable[[int], bool] = stat.S_ISDIR)
     return ""
 
 
-# Compiling takes some 10 s a start then. MLX's own operations would take none, but a training that runs for
-# hours would be several times slower; and the line says how to mend it.
+# Compiling takes some 10 s a start then. MLX's own operations would take none, but a training runs for hours, and
+# each of its steps would be slower. The line says how to mend it.
 @functools.cache
 def _temporary_folder(why: str) -> Path:
     """A folder of this process alone, removed when it ends."""
-    _say(f"mlxlava: {why}. C++ is compiled anew at each start; XDG_CACHE_HOME can name another folder")
+    _say(f"mlxlava: {why}, so C++ is compiled anew at each start; XDG_CACHE_HOME can name another folder")
     folder = Path(tempfile.mkdtemp(prefix="mlxlava-"))  # mode 0700
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
