@@ -146,15 +146,19 @@ def keep_kernels_private() -> None:
     kernels = base / "mlx"
     try:
         kernels.mkdir(mode=0o700)
+        return
     except FileExistsError:
         with contextlib.suppress(OSError):
             below = [path for pattern in ("*", "*/*") for path in kernels.glob(pattern) if path.is_dir()]
             if not any(_problem(os.lstat(path)) for path in [kernels, *below]):
                 return
-        tempfile.gettempdir()  # remembered by tempfile, so it does not see the change
-        os.environ["TMPDIR"] = str(make_private(private_folder() / "tmp"))
     except OSError:  # there is no such TMPDIR: MLX says so when it compiles
         return
+    folder = private_folder()
+    if not os.access(folder, os.W_OK):
+        folder = _temporary_folder(f"{folder} cannot be written to")
+    tempfile.gettempdir()  # remembered by tempfile, so it does not see the change
+    os.environ["TMPDIR"] = str(make_private(folder / "tmp"))
 
 
 def _problem(status: os.stat_result, kind: Callable[[int], bool] = stat.S_ISDIR) -> str:
@@ -168,8 +172,8 @@ def _problem(status: os.stat_result, kind: Callable[[int], bool] = stat.S_ISDIR)
     return ""
 
 
-# Compiling takes some 10 s a start then. MLX's own operations would take none, but a training runs for hours, and
-# each of its steps would be slower. The line says how to mend it.
+# Compiling takes some 10 s a start then. MLX's own operations would take none, but a training runs for hours,
+# and each of its steps would be slower. The line says how to mend it.
 @functools.cache
 def _temporary_folder(why: str) -> Path:
     """A folder of this process alone, removed when it ends."""
