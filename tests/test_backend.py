@@ -61,3 +61,38 @@ def test_the_machine_is_described() -> None:
     rows = backend.describe()
     assert rows["mlx"] and rows["processor"] and rows["device"].startswith(("CPU", "GPU"))
     assert backend.peak_memory()["process"] > 0
+
+
+# What a library finds in its environment, which is what MLX reads.
+SETTINGS = """
+import ctypes
+getenv = ctypes.CDLL(None).getenv
+getenv.restype = ctypes.c_char_p
+def setting(name): return (getenv(name) or b"none").decode()
+"""
+
+
+def settings(code: str, **environment: str) -> list[str]:
+    """What Python code prints, with these variables and without others that the package may set."""
+    merged = {name: value for name, value in os.environ.items() if name not in OWN} | environment
+    command = [sys.executable, "-c", SETTINGS + code]
+    return subprocess.run(command, env=merged, capture_output=True, text=True, check=True).stdout.split()
+
+
+OWN = ("MLX_ENABLE_TF32", "MLX_CONV_WINOGRAD_WORKING_SET")
+
+
+def test_products_keep_the_precision_of_float32_unless_the_user_wants_otherwise() -> None:
+    shown = "import mlxlava.backend\nprint(setting(b'MLX_ENABLE_TF32'))"
+    assert settings(shown) == ["0"]
+    assert settings(shown, MLX_ENABLE_TF32="1") == ["1"]
+    # A host program may have MLX loaded and computed on a CPU; MLX has not looked then.
+    assert settings(f"import mlx.core as mx\nmx.eval(mx.eye(4) @ mx.eye(4))\n{shown}") == ["0"]
+    assert settings("import mlxlava\nprint(setting(b'MLX_ENABLE_TF32'))") == ["none"]
+
+
+def test_half_precision_asks_for_exact_convolutions_unless_the_user_wants_otherwise() -> None:
+    shown = "print(setting(b'MLX_CONV_WINOGRAD_WORKING_SET'))\n"
+    asked = "import mlxlava.backend as b\n" + shown + "b.prefer_exact_half_convolutions()\n" + shown
+    assert settings(asked) == ["none", "1"]
+    assert settings(asked, MLX_CONV_WINOGRAD_WORKING_SET="4096") == ["4096", "4096"]

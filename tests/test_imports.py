@@ -20,8 +20,9 @@ MODULES = sorted(
 # A module imports from layers below its own, or from its own.
 LAYERS = [
     {"awake", "config", "folders", "products"},
+    {"console", "sinks"},
     {"native"},
-    {"backend", "console", "sinks"},
+    {"backend"},
     {"live"},
     {"lamp", "convolution"},
     {"losses", "conv", "descent", "footage", "screens", "metrics", "normality", "plan", "ranks"},

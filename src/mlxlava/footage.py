@@ -18,7 +18,6 @@ import secrets
 import shutil
 import struct
 import subprocess
-import sys
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,7 +28,7 @@ import imageio_ffmpeg
 import numpy as np
 from PIL import Image, ImageOps
 
-from mlxlava.config import UserError, check_size
+from mlxlava.config import UserError, cache_folder, check_size, make_private
 from mlxlava.folders import is_systems_own, is_taken, names_in
 
 FORMAT = 1
@@ -319,11 +318,6 @@ class Footage:
 # --- the folder on disk -------------------------------------------------------------------------
 
 
-def _cache_folder() -> Path:
-    home = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path(home).expanduser()) / "mlxlava" / "footage"
-
-
 def _key(inputs: dict[str, Any]) -> str:
     text = json.dumps({"format": FORMAT, **inputs}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -355,7 +349,7 @@ def _reuse_or_write(
     out: Path | None, key: str, write: Callable[[IO[bytes]], dict[str, Any]]
 ) -> tuple[Footage, dict[str, Any]]:
     """Open the folder if it holds the footage of this key, else write it whole, then move it there."""
-    path = (out or _cache_folder() / key).expanduser().resolve()
+    path = (out or cache_folder() / "footage" / key).expanduser().resolve()
     found = _matching(path, key)
     if found:
         return found
@@ -363,6 +357,8 @@ def _reuse_or_write(
         raise UserError(f"footage: {path} exists and is no prepared footage; give another -o")
     partial_path = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
+        if out is None:
+            make_private(path.parent)  # the cache folder holds libraries as well
         partial_path.mkdir(parents=True)
         with (partial_path / "frames.npy").open("wb") as frames:
             _write(frames, bytes(128))

@@ -112,6 +112,14 @@ def _keep_freed_pages() -> None:
 
 BLAS = _preload_blas()
 _keep_freed_pages()
+if sys.platform.startswith("linux"):
+    native.keep_kernels_private()
+
+# On an M5, and with CUDA, MLX rounds the factors of float32 products to the 10 bits of TF32. The bases that R
+# rotates by are no longer orthogonal then, and states drift. MLX reads the variable at the first such product
+# on a GPU and never again (env::enable_tf32 in its utils.h). So this also works after a host program has
+# imported MLX, as long as that has computed no product on a GPU.
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 try:
     import mlx.core as mx
@@ -162,6 +170,20 @@ def gpu_path(taken: bool = True) -> Iterator[None]:
         yield
     finally:
         _gpu_path = before
+
+
+def prefer_exact_half_convolutions() -> None:
+    """Keep MLX on Metal from Winograd's F(6×6, 3×3), which is inexact in half precision.
+
+    MLX takes it for 3×3 convolutions of many channels and keeps its intermediate results in the format of
+    the input. A pull request of MLX measured 36 times the error of implicit matrix products, which sum in
+    float32. With one byte of working memory MLX takes those instead. It reads the variable at each
+    convolution (winograd_batch_step in its backend/metal/conv.cpp, from 0.32.2 on), so it can be set at any
+    time, and holds for what is evaluated later. It holds for the whole process: float32 convolutions lose
+    Winograd as well, and take more multiplications. A value that the user has set is kept. Other devices do
+    not read it.
+    """
+    os.environ.setdefault("MLX_CONV_WINOGRAD_WORKING_SET", "1")
 
 
 def has_slow_blas() -> bool:
@@ -304,6 +326,7 @@ __all__ = [
     "optim",
     "parallel_streams",
     "part_count",
+    "prefer_exact_half_convolutions",
     "processor",
     "queue",
     "side_by_side",
