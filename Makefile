@@ -22,6 +22,9 @@ test: $(VENV)/.dev  ## quick tests
 test-slow: $(VENV)/.dev  ## all tests, also the long ones
 	$(BIN)/python -m pytest -m "slow or not slow"
 
+test-gpu-path: $(VENV)/.dev  ## the tests that compute, on the code that GPUs take
+	MLXLAVA_GPU_PATH=1 $(BIN)/python -m pytest -m "device and not slow"
+
 check: $(VENV)/.dev  ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -58,4 +61,4 @@ $(VENV)/.peer: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[peer]"
 	@touch $@
 
-.PHONY: help setup loop train test test-slow check bench bench-peer bench-compare clean
+.PHONY: help setup loop train test test-slow test-gpu-path check bench bench-peer bench-compare clean

@@ -15,6 +15,8 @@ import pytest
 import mlxlava
 from mlxlava.rollout import Rollout
 
+pytestmark = pytest.mark.device
+
 
 @pytest.fixture(scope="module")
 def lamp() -> mlxlava.LavaLamp:

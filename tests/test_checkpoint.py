@@ -26,6 +26,8 @@ from mlxlava.config import Recipe, UserError
 from mlxlava.nets import Tree
 from mlxlava.step import Trainer
 
+pytestmark = pytest.mark.device
+
 
 @pytest.fixture(scope="module")
 def state(tiny: Recipe) -> Tree:

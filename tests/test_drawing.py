@@ -11,6 +11,8 @@ from mlxlava.config import Recipe, override
 from mlxlava.drawing import make_draw
 from mlxlava.nets import Tree, make_generator, to_bytes
 
+pytestmark = pytest.mark.device
+
 PATHS = pytest.mark.parametrize("on_gpu", [False, True], ids=["CPU path", "GPU path"])
 
 

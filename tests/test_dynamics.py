@@ -16,6 +16,8 @@ from mlxlava.nets import Tree
 from mlxlava.normality import normality, null
 from mlxlava.rollout import Rollout
 
+pytestmark = pytest.mark.device
+
 
 def stationary(recipe: Recipe, rho: float) -> tuple[StationaryStep, Tree, Tree]:
     """A step with large random weights: stationarity holds for any."""

@@ -16,6 +16,8 @@ from mlxlava.footage import Footage
 from mlxlava.rollout import Rollout
 from mlxlava.train import start_run, train
 
+pytestmark = pytest.mark.device
+
 
 @pytest.fixture(scope="module")
 def trained(tiny: Recipe, footage: Footage, tmp_path_factory: pytest.TempPathFactory) -> Path:

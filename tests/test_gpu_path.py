@@ -21,6 +21,8 @@ from mlxlava.nets import batch_norm, make_generator
 from mlxlava.rollout import Rollout
 from mlxlava.step import Trainer
 
+pytestmark = pytest.mark.device
+
 LENGTHS = [20, 32, 48, 64, 100, 128, 200, 256]
 VARIANTS: dict[str, dict[str, Any]] = {
     "whole": {},

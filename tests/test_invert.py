@@ -14,6 +14,8 @@ from mlxlava.invert import find_state, fit_picture, read_picture
 from mlxlava.rollout import Rollout
 from mlxlava.step import Trainer
 
+pytestmark = pytest.mark.device
+
 
 def test_a_frame_that_the_lamp_drew_is_found_again() -> None:
     lamp = load_weights()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from mlxlava.backend import mx
 from mlxlava.losses import (
@@ -18,6 +19,8 @@ from mlxlava.losses import (
 )
 from mlxlava.normality import epps_pulley as measured_epps_pulley
 from mlxlava.normality import normality
+
+pytestmark = pytest.mark.device
 
 REAL, DRAWN = np.array([0.3, -2.0, 5.0]), np.array([1.1, -1.0, -4.0])
 

@@ -10,6 +10,8 @@ from mlxlava.backend import mx, named_arrays
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.nets import make_discriminator, make_generator, to_bytes
 
+pytestmark = pytest.mark.device
+
 
 @pytest.mark.parametrize("name", ["lava", "duralava"])
 @pytest.mark.parametrize("size", [(32, 32), (32, 64), (48, 16)])

@@ -18,6 +18,8 @@ from mlxlava.footage import Footage
 from mlxlava.rollout import Rollout, true_pace
 from mlxlava.step import Trainer
 
+pytestmark = pytest.mark.device
+
 Pictures = dict[float, npt.NDArray[np.uint8]]
 
 

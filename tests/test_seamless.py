@@ -12,6 +12,8 @@ from mlxlava.rollout import Rollout
 from mlxlava.seamless import Loop
 from mlxlava.step import Trainer
 
+pytestmark = pytest.mark.device
+
 Path = npt.NDArray[np.float32]
 
 

@@ -13,6 +13,8 @@ from mlxlava.footage import Footage
 from mlxlava.nets import Tree
 from mlxlava.step import Terms, Trainer
 
+pytestmark = pytest.mark.device
+
 KINDS = ["tiny", "tiny_duralava"]
 
 
@@ -176,9 +178,9 @@ def test_encoded_states_fill_the_space_that_lamps_are_played_from(tiny: Recipe, 
     for whitening in (0.0, 0.01):
         settings = {"loss.alone": 1.0, "data.batch_size": 24, "encoder.whitening": whitening}
         recipe = override(tiny, settings)
-        trainer = Trainer(recipe, 200)
+        trainer = Trainer(recipe, 120)
         state = trainer.init()
-        for index in range(200):
+        for index in range(120):
             frames, times = batch(recipe, footage, index)
             state, _ = trainer(state, mx.array(frames), mx.array(times), index)
             mx.eval(state)

@@ -26,6 +26,8 @@ from mlxlava.nets import Tree
 from mlxlava.step import Trainer
 from mlxlava.train import Diverged, Outcome, start_run, train
 
+pytestmark = pytest.mark.device
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _eager() -> Iterator[None]:

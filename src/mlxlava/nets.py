@@ -346,8 +346,8 @@ def whiten(
     Numbers that are standardised one by one may still be strongly correlated. Then states lie in a thin
     ellipsoid, and lamps are played from states outside of it. So the means get a little noise, and are
     multiplied by the inverse root of the covariance that they have then (ZCA whitening; Huang 2018,
-    Decorrelated Batch Normalization): z = (S + f I)^(−1/2) (mean + √f ε). In directions in which the means hardly
-    differ, z is nearly all noise, and G and R learn to take nothing from it.
+    Decorrelated Batch Normalization): z = (S + f I)^(−1/2) (mean + √f ε). In directions in which the means
+    hardly differ, z is nearly all noise, and G and R learn to take nothing from it.
 
     Args:
         mean: of :func:`standardise`.

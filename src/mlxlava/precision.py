@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlxlava.backend import mx, tree_map
+from mlxlava.backend import mx, prefer_exact_half_convolutions, tree_map
 from mlxlava.nets import Tree
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
@@ -53,4 +53,5 @@ def half(net: Any, precision: str, scale: float) -> Any:
     """The network in the precision that a recipe names."""
     if precision == "float32":
         return net
+    prefer_exact_half_convolutions()
     return Half(net, DTYPES[precision], scale if precision == "float16" else 1.0)

@@ -232,7 +232,7 @@ class Trainer:
         return states, path[-shape[0] :], loss, terms, covariance
 
     def encode(self, state: Tree, viewed: mx.array, key: mx.array) -> mx.array:
-        """States (B, Z) of clips, drawn from the laws that their frames, uint8 (B, V, H, W, 3), are encoded to.
+        """States (B, Z) of clips, drawn from the laws of their frames, uint8 (B, V, H, W, 3).
 
         The laws are standardised over these clips, of which there should be many.
         """
@@ -538,7 +538,7 @@ def _add(one: Tree, other: Tree) -> Tree:
 
 
 def _young(decay: float, count: mx.array) -> mx.array:
-    """The decay of an average after ``count`` steps: it forgets its start sooner at first (TensorFlow's rule)."""
+    """The decay of an average after ``count`` steps: a young one forgets sooner (TensorFlow's rule)."""
     return mx.minimum(decay, (1 + count) / (10 + count))
 
 
