@@ -236,13 +236,13 @@ def full_steps() -> list[Check]:
         Check(
             f"lava, {_CPU_BATCH} clips: first, third" if on_cpu() else "lava: first and third step",
             f"third ≤ {limit:g} s",
-            "Training takes long on this machine. Close other programs, and let it cool down.",
+            "Training fails on this machine, or takes long. Close other programs and check again. Report it.",
             times,
         ),
         Check(
             "peak memory against mlxlava plan",
             f"≤ {_MARGIN - 1:.0%} above",
-            "Training takes more memory than is planned. Give train a smaller --memory. Report it.",
+            "Training fails, or takes more memory than is planned. Give train a smaller --memory. Report it.",
             peak,
         ),
     ]
