@@ -239,12 +239,11 @@ def test_a_pattern_without_a_match_is_one_line(run: Run, only: str, words: str) 
 
 
 def test_without_a_compiler_the_meaning_names_it(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
-    def fails() -> tuple[str, bool]:
-        raise RuntimeError("[Compile::eval_cpu] Failed to compile function X")
-
     monkeypatch.setattr("mlxlava.check.base.lacks_compiler", lambda: True)
-    monkeypatch.setattr(check, "GROUPS", {"one": lambda: [Check("step", "1", "It is not 1.", fails)]})
-    assert "g++ is missing" in run()[1]
+    status, said, _ = run("--json", "--only", "compiled function|lava, compiled|in the largest kernel: lava")
+    assert status == 1
+    for each in json.loads(said)["results"]:
+        assert each["found"] == "not compiled" and each["meaning"].startswith("g++ is missing")
 
 
 @pytest.mark.parametrize("key", [(0, 0), (0, 7), (2**31, 2**32 - 1)])

@@ -720,9 +720,9 @@ def bench(quick: bool, only: str, save: bool, memory: float | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON in place of tables: for a report.")
 @_debug
 def check(only: str, as_json: bool) -> None:
-    """Check that this machine computes what it should, in under two minutes.
+    """Check that this machine computes what it should.
 
-    To be run first on a new machine, above all on a Mac. What the GPU computes is compared with what the CPU
+    To be run first on a new machine, above all on a Mac; it takes a minute or two. What the GPU computes is compared with what the CPU
     does. The exit status is 1 if a check fails; what that means stands below its line.
     """
     from mlxlava.check import about, run, table

@@ -1,4 +1,4 @@
-"""Does this machine compute what it should? Everything that is known to break, in under two minutes.
+"""Does this machine compute what it should? Everything that is known to break, within minutes.
 
 A check compares what the GPU computes with what the CPU does, by the same functions of the package. Where
 there is no GPU, the code for GPUs is compared with the code for CPUs, and compiled functions with others.

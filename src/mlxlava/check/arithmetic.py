@@ -78,7 +78,7 @@ def states() -> list[Check]:
         at_most(
             f"norms after {_STEPS:,} steps, rho = 1",
             1e-4,
-            "Rotations do not keep the length of a state, so lamps fade or flare in a long playing time.",
+            "Rotations do not keep the length of a state, so pictures get worse while a lamp plays for long.",
             _norm_error,
         ),
     ]

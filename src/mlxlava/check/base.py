@@ -19,9 +19,9 @@ Value = TypeVar("Value")
 
 RECIPES = ("lava", "duralava")
 
-NO_COMPILER = (
-    "g++ is missing, and MLX compiles with it on Linux. Training takes longer, and everything on a CPU is "
-    "many times slower. Install it, for example with: apt install g++"
+_NO_COMPILER = (
+    "g++ is missing, and MLX compiles with it on Linux. Everything is many times slower. Install it, for "
+    "example with: apt install g++"
 )
 
 
@@ -62,14 +62,19 @@ def outcome(group: str, check: Check) -> Result:
     except Exception as error:
         text = " ".join(str(error).split())
         found, ok, meaning = type(error).__name__, False, f"{text.rstrip('.') or 'It stopped'}. {meaning}"
-        if "compile function" in text and lacks_compiler():
-            meaning = f"{NO_COMPILER}. {meaning}"
     return Result(group, check.name, found, check.allowed, bool(ok), meaning)
 
 
 def lacks_compiler() -> bool:
-    """Whether MLX's compiled functions need a compiler that is not there."""
+    """Whether MLX's compiled functions need a compiler that is not there; they run uncompiled then."""
     return on_cpu() and sys.platform.startswith("linux") and shutil.which("g++") is None
+
+
+def compiling(check: Check) -> Check:
+    """The check, or one that fails for want of a compiler where it would measure what was not compiled."""
+    if not lacks_compiler():
+        return check
+    return dataclasses.replace(check, meaning=_NO_COMPILER, measure=lambda: ("not compiled", False))
 
 
 def at_most(name: str, limit: float, meaning: str, figure: Callable[[], float | tuple[float, str]]) -> Check:

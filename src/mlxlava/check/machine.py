@@ -23,7 +23,7 @@ from mlxlava.backend import (
     mx,
     on_cpu,
 )
-from mlxlava.check.base import NO_COMPILER, Check, device, lacks_compiler
+from mlxlava.check.base import Check, compiling, device
 from mlxlava.config import load_recipe
 from mlxlava.footage import prepare
 from mlxlava.lamp import frames as lamp_frames
@@ -84,7 +84,7 @@ def _compiler() -> Check:
         return "right" if fused and right else "not compiled" if right else "wrong", fused and bool(right)
 
     meaning = "Training steps are compiled functions. They will be slower, or wrong, on this machine."
-    return Check("compiled function", "right", NO_COMPILER if lacks_compiler() else meaning, measure)
+    return compiling(Check("compiled function", "right", meaning, measure))
 
 
 def _products() -> Check:
@@ -106,9 +106,7 @@ def _convolutions() -> Check:
         "The package's convolutions in C++ cannot be used, so MLX's own are. Training and playing will be "
         "many times slower."
     )
-    return Check(
-        "convolutions of the CPU", "compiled here", NO_COMPILER if lacks_compiler() else meaning, measure
-    )
+    return compiling(Check("convolutions of the CPU", "compiled here", meaning, measure))
 
 
 def _memory() -> Check:

@@ -13,12 +13,11 @@ import numpy.typing as npt
 from mlxlava.backend import kernels, memory_budget, mx, named_arrays, on_cpu
 from mlxlava.backend.kernels import MOST_BUFFERS
 from mlxlava.check.base import (
-    NO_COMPILER,
     RECIPES,
     Check,
     at_most,
+    compiling,
     device,
-    lacks_compiler,
     once,
     reference,
     worst,
@@ -81,7 +80,7 @@ def steps() -> list[Check]:
     for name in RECIPES:
         recipe = override(load_recipe(name), {**_TINY, **_TINY_OF[name]})
         parts = override(recipe, {"training.micro_batches": 2})
-        # BatchNorm sees less of the batch in parts, so that only then it is another step.
+        # In parts, BatchNorm sees less of the batch: for duralava that is another step.
         whole = parts if name == "duralava" else recipe
         again = override(recipe, {"training.recompute": True})
         checks += [
@@ -96,20 +95,22 @@ def steps() -> list[Check]:
 
 def _same(name: str, recipe: Recipe, other: Recipe, compiled: bool = False) -> Check:
     """A check that steps on the device are those of another recipe on the reference."""
-    meaning = "Training does not learn here what it should. Do not train so on this machine. Report it."
-    if compiled and lacks_compiler():
-        meaning = f"{NO_COMPILER}. {meaning}"
-    return at_most(name, 1e-3, meaning, lambda: worst(_step_errors(recipe, other, compiled)))
+    meaning = "Training does not learn here what it should. Do not train this way on this machine. Report it."
+    check = at_most(name, 1e-3, meaning, lambda: worst(_step_errors(recipe, other, compiled)))
+    return compiling(check) if compiled else check
 
 
 def _alike(name: str, recipe: Recipe, other: Recipe) -> Check:
-    """A check that steps on the device go about where those of another recipe do on the reference."""
+    """A check that steps on the device move weights nearly as those of another recipe on the reference."""
 
     def measure() -> tuple[str, bool]:
         value, kind = min(_step_cosines(recipe, other))
         return f"{value:.3f} {kind}", value > 0.95
 
-    meaning = "Gradients in float16 point elsewhere. Do not set training.precision=float16 on this machine."
+    meaning = (
+        "Gradients in float16 differ too much from those in float32. Do not set training.precision=float16 "
+        "on this machine."
+    )
     return Check(name, "> 0.95", meaning, measure)
 
 
@@ -182,11 +183,9 @@ def compiled_steps() -> list[Check]:
         f"A kernel has more than {MOST_BUFFERS} arrays, or what the step computes is not finite. Training "
         "with these settings fails on a GPU. Report it."
     )
-    if lacks_compiler():
-        meaning = f"{NO_COMPILER}. {meaning}"
     allowed = f"≤ {MOST_BUFFERS}" + ("" if on_cpu() else ", finite")
     return [
-        Check(f"{name}, {how}", allowed, meaning, partial(_compile, name, settings))
+        compiling(Check(f"{name}, {how}", allowed, meaning, partial(_compile, name, settings)))
         for name, how, settings in cases
     ]
 
