@@ -722,7 +722,7 @@ def bench(quick: bool, only: str, save: bool, memory: float | None) -> None:
 def check(only: str, as_json: bool) -> None:
     """Check that this machine computes what it should.
 
-    To be run first on a new machine, above all on a Mac; it takes a minute or two. What the GPU computes is compared with what the CPU
+    To be run first on a new machine, above all on a Mac. What the GPU computes is compared with what the CPU
     does. The exit status is 1 if a check fails; what that means stands below its line.
     """
     from mlxlava.check import about, run, table
