@@ -32,7 +32,7 @@ LAYERS = [
     {"train", "rollout", "invert"},
     {"export", "score", "seamless", "lamps"},
     {"drift", "api"},
-    {"report"},
+    {"report", "check"},
     {"cli"},
     {"__main__"},
 ]

@@ -12,6 +12,7 @@ import os
 import platform
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -710,6 +711,35 @@ def bench(quick: bool, only: str, save: bool, memory: float | None) -> None:
     """
     sys.path.insert(0, str(_benchmarks()))
     importlib.import_module("suite").main(quick=quick, only=only, save=save, memory=memory)
+
+
+@cli.command()
+@click.option(
+    "--only", metavar="PATTERN", default="", help="Checks whose group or name this pattern matches."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of tables: for a report.")
+@_debug
+def check(only: str, as_json: bool) -> None:
+    """Check that this machine computes what it should.
+
+    To be run first on a new machine, above all on a Mac. What the GPU computes is compared with what the CPU
+    does. The exit status is 1 if a check fails; what that means stands below its line.
+    """
+    from mlxlava.check import about, run, table
+    from mlxlava.console import table as print_rows
+
+    began, results, rows = time.monotonic(), [], about()
+    if not as_json:
+        print_rows(rows)
+        click.echo(f"\n{table.heading()}")
+    for group, found in run(only):
+        results += found
+        if not as_json:
+            click.echo(f"{table.lines(group, found)}\n")
+    seconds = time.monotonic() - began
+    click.echo(table.as_json(rows, results, seconds) if as_json else table.summary(results, seconds))
+    if not all(each.ok for each in results):
+        sys.exit(1)
 
 
 def _benchmarks() -> Path:

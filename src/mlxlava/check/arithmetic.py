@@ -1,0 +1,363 @@
+"""What everything is made of: products, random numbers, states, convolutions, and half precision."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import statistics
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from mlxlava.backend import mx, named_arrays, on_cpu, tree_map
+from mlxlava.check.base import RECIPES, Check, apart, at_most, device, reference, worst
+from mlxlava.checkpoint import load_weights
+from mlxlava.config import Recipe, load_recipe, override
+from mlxlava.conv import Convolution, conv3, conv_down, conv_up
+from mlxlava.dynamics import make_dynamics
+from mlxlava.nets import Encoder, ShuffleGenerator, Tree, batch_norm, make_discriminator, make_generator
+
+_STEPS, _LAMPS = 1000, 32
+_WINOGRAD_PIXELS = 4096  # from which on Metal convolves so (MLX, backend/metal/conv.cpp)
+
+
+# --- products ---
+
+
+def products() -> list[Check]:
+    """Matrix products."""
+    return [
+        at_most(
+            "float32 products, 256×1024×256",
+            1e-5,
+            "Products are rounded, to TF32 most likely. States will drift in a long lamp. "
+            "Set MLX_ENABLE_TF32=0 and check again.",
+            _product_error,
+        )
+    ]
+
+
+def _product_error() -> float:
+    """Of products in each orientation, and of one row, against float64; relative, root mean square."""
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((256, 1024), np.float32), rng.standard_normal((1024, 256), np.float32)
+    with np.errstate(all="ignore"):  # NumPy with Accelerate warns of what is not there
+        exact = a.astype(np.float64) @ b.astype(np.float64)
+    turned_a, turned_b = np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
+    with device():
+        left, right = mx.array(a), mx.array(b)
+        found = [
+            (left @ right, exact),
+            (mx.array(turned_a).T @ right, exact),
+            (left @ mx.array(turned_b).T, exact),
+            (mx.addmm(mx.zeros((256,)), left, right), exact),
+            (left[:1] @ right, exact[:1]),
+        ]
+        errors = [np.linalg.norm(np.array(one) - other) / np.linalg.norm(other) for one, other in found]
+    return float(max(errors))
+
+
+# --- random numbers and states ---
+
+
+def states() -> list[Check]:
+    """Random numbers, and states that are rolled for long."""
+    other = "A seed gives another lamp here than on other machines, and a run cannot be repeated elsewhere."
+    return [
+        Check("random bits", "0 wrong", other, _random_bits),
+        at_most("normal numbers", 1e-3, other, _normal_error),
+        at_most(
+            f"{_STEPS:,} state steps of {_LAMPS} lamps",
+            1e-3,
+            "The state step loses precision here. A lamp is another one after some minutes, and may drift.",
+            _states_error,
+        ),
+        at_most(
+            f"norms after {_STEPS:,} steps, rho = 1",
+            1e-4,
+            "Rotations do not keep the length of a state, so pictures get worse while a lamp plays for long.",
+            _norm_error,
+        ),
+    ]
+
+
+_KEY = (3, 12345)  # both halves of the key are used
+_BITS = 8192
+
+
+def _key() -> mx.array:
+    return mx.random.key((_KEY[0] << 32) + _KEY[1])
+
+
+def threefry(key: tuple[int, int], count: int) -> npt.NDArray[np.uint32]:
+    """Random bits as MLX has them for a key: Threefry-2×32 of 20 rounds (Salmon 2011), ``count`` even."""
+    with np.errstate(over="ignore"):
+        first = np.arange(count // 2, dtype=np.uint32)
+        second = first + np.uint32(count // 2)
+        keys = [np.uint32(key[0]), np.uint32(key[1]), np.uint32(key[0] ^ key[1] ^ 0x1BD11BDA)]
+        first, second = first + keys[0], second + keys[1]
+        for group in range(5):
+            for turn in ((13, 15, 26, 6), (17, 29, 16, 24))[group % 2]:
+                first = first + second
+                second = (second << np.uint32(turn)) | (second >> np.uint32(32 - turn))
+                second = second ^ first
+            first = first + keys[(group + 1) % 3]
+            second = second + keys[(group + 2) % 3] + np.uint32(group + 1)
+    return np.concatenate([first, second])
+
+
+def _random_bits() -> tuple[str, bool]:
+    with device():
+        # Keys that come of a key are its bits as they are.
+        bits = np.array(mx.random.split(_key(), _BITS // 2)).reshape(-1)
+    wrong = int((bits != threefry(_KEY, _BITS)).sum())
+    return f"{wrong} of {_BITS:,} wrong", wrong == 0
+
+
+def _normal_error() -> float:
+    """Against the inverse of the normal law's distribution function at the same uniform numbers."""
+    with device():
+        found = np.array(mx.random.normal((_BITS,), key=_key()))
+    uniform = np.clip(threefry(_KEY, _BITS) / (2.0**32 - 1), 1e-9, 1 - 1e-9)
+    exact = np.array([statistics.NormalDist().inv_cdf(float(each)) for each in uniform])
+    return float(np.abs(found - exact).max())
+
+
+def _states_error() -> float:
+    """Of the shipped lamp's states, root mean square, against the same steps in float64 on the CPU."""
+    weights = load_weights()
+    dynamics = make_dynamics(weights.recipe)
+    arrays = {
+        "weights": weights.arrays["dynamics"],
+        "bases": dynamics.prepare(weights.arrays["stats"]["dynamics"]),
+        "states": mx.random.normal((_LAMPS, weights.recipe.generator.state_size), key=mx.random.key(1)),
+    }
+    shape = (_STEPS, *arrays["states"].shape)
+    arrays["noise"] = mx.random.normal(shape, key=mx.random.key(2))
+    mx.eval(arrays)
+
+    def roll(arrays: Tree) -> npt.NDArray[np.float64]:
+        states = arrays["states"]
+        for step in range(_STEPS):
+            states = dynamics.advance(arrays["weights"], arrays["bases"], states, arrays["noise"][step])
+            if step % 50 == 0:
+                mx.eval(states)
+        return np.array(states).astype(np.float64)
+
+    with device():
+        found = roll(arrays)
+    with mx.stream(mx.cpu):
+        exact = roll(tree_map(lambda array: array.astype(mx.float64), arrays))
+    return float(np.sqrt(((found - exact) ** 2).mean()))
+
+
+def _norm_error() -> float:
+    """The largest change of a state's norm, in its norm, by rotations of untrained weights."""
+    recipe = override(load_recipe("lava"), {"dynamics.rho": 1.0})
+    dynamics = make_dynamics(recipe)
+    with device():
+        weights, bases = dynamics.init(mx.random.key(0)), dynamics.prepare(dynamics.init_stats())
+        states = mx.random.normal((_LAMPS, recipe.generator.state_size), key=mx.random.key(1))
+        before = np.linalg.norm(np.array(states), axis=1)
+        for step in range(_STEPS):
+            states = dynamics.advance(weights, bases, states, mx.zeros_like(states))
+            if step % 50 == 0:
+                mx.eval(states)
+        after = np.linalg.norm(np.array(states), axis=1)
+    change = np.abs(after / before - 1)
+    return float(change.max()) if np.isfinite(change).all() else math.inf
+
+
+# --- convolutions ---
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """A convolution of a network: its form, the height and width of what goes in, and its weight's shape."""
+
+    form: Convolution
+    size: tuple[int, int]
+    weight: tuple[int, ...]  # (O, k, k, I)
+
+    @property
+    def winograd(self) -> bool:
+        """Whether Metal convolves so, with many pixels: quicker and less exact (MLX, conv.cpp)."""
+        outputs, side, _, inputs = self.weight
+        aligned = inputs % 32 == 0 and outputs % 32 == 0 and inputs + outputs >= 256
+        return not on_cpu() and side == 3 and aligned
+
+    @property
+    def name(self) -> str:
+        return f"{self.size[0]}×{self.size[1]} {self.weight[3]}→{self.weight[0]}"
+
+
+def convolutions() -> list[Check]:
+    """Each convolution of both recipes, with its gradients."""
+    meaning = (
+        "Convolutions or their gradients are not as exact here as they should be. Pictures may be wrong, and "
+        "training may fail. Report it."
+    )
+    checks = []
+    for recipe in RECIPES:
+        for part, layers in _networks(load_recipe(recipe)).items():
+            for winograd in (False, True):
+                chosen = [layer for layer in layers if layer.winograd == winograd]
+                if chosen:
+                    name = f"{recipe}, {part}" + (", by Winograd" if winograd else "")
+                    checks.append(at_most(name, 1e-3 if winograd else 1e-4, meaning, partial(_error, chosen)))
+    return checks
+
+
+def _networks(recipe: Recipe) -> dict[str, list[_Layer]]:
+    """The convolutions of a recipe's networks, their shapes read off untrained weights."""
+    size, key = recipe.data.size, mx.random.key(0)
+    generator = make_generator(recipe)
+    up = conv3 if isinstance(generator, ShuffleGenerator) else conv_up
+    layers = {
+        "generator": [
+            _Layer(up, (generator.base[0] << i, generator.base[1] << i), shape)
+            for i, shape in enumerate(_convolved(generator.init(key)))
+        ]
+    }
+    downs = {"discriminator": (make_discriminator(recipe).init(key), len(recipe.discriminator.widths))}
+    if recipe.encoder.views:
+        downs["encoder"] = (Encoder(recipe).init(key), len(recipe.encoder.widths))
+    for part, (weights, halvings) in downs.items():
+        # Behind the trunk, a discriminator of frames looks at the same map in two ways.
+        layers[part] = [
+            _Layer(conv_down, (size[0] >> min(i, halvings), size[1] >> min(i, halvings)), shape)
+            for i, shape in enumerate(_convolved(weights))
+        ]
+    return layers
+
+
+def _convolved(weights: Tree) -> list[tuple[int, ...]]:
+    """Shapes of the weights of convolutions, in the order of the layers."""
+    return [array.shape for array in named_arrays(weights).values() if array.ndim == 4]
+
+
+def _error(layers: list[_Layer]) -> tuple[float, str]:
+    """The layer whose value, gradients or second gradients are furthest from the reference."""
+    return worst(_errors(layers))
+
+
+def _errors(layers: list[_Layer]) -> Iterator[tuple[float, str]]:
+    for layer in layers:
+        with reference():
+            given = _given(layer)
+            exact = _values_and_gradients(layer, *given)
+        with device():
+            found = _values_and_gradients(layer, *given)
+        for name in exact:
+            yield apart(found[name], exact[name]), layer.name
+
+
+def _given(layer: _Layer) -> list[mx.array]:
+    """Random input, weight and three cotangents: of the result, and of both of its gradients."""
+    # Few are enough, but for the number of pixels from which on Metal convolves otherwise.
+    frames = max(2, -(-_WINOGRAD_PIXELS // math.prod(layer.size))) if layer.winograd else 2
+    keys = mx.random.split(mx.random.key(0), 5)
+    x = mx.random.normal((frames, *layer.size, layer.weight[3]), key=keys[0])
+    weight = mx.random.normal(layer.weight, key=keys[1]) / math.sqrt(math.prod(layer.weight[1:]))
+    result = mx.random.normal(layer.form(x, weight).shape, key=keys[2])
+    given = [
+        x,
+        weight,
+        result,
+        mx.random.normal(x.shape, key=keys[3]),
+        mx.random.normal(weight.shape, key=keys[4]),
+    ]
+    mx.eval(given)
+    return given
+
+
+def _values_and_gradients(
+    layer: _Layer, x: mx.array, weight: mx.array, back: mx.array, back_x: mx.array, back_weight: mx.array
+) -> dict[str, npt.NDArray[np.float32]]:
+    """The convolution, its gradients, and theirs: with respect to all three that they depend on."""
+
+    def gradients(x: mx.array, weight: mx.array, back: mx.array) -> tuple[mx.array, mx.array]:
+        _, (by_x, by_weight) = mx.vjp(layer.form, [x, weight], [back])
+        return by_x, by_weight
+
+    def look(x: mx.array, weight: mx.array, back: mx.array) -> mx.array:
+        by_x, by_weight = gradients(x, weight, back)
+        return (by_x * back_x).sum() + (by_weight * back_weight).sum()
+
+    by_x, by_weight = gradients(x, weight, back)
+    second = mx.grad(look, (0, 1, 2))(x, weight, back)
+    found = [layer.form(x, weight), by_x, by_weight, *second]
+    mx.eval(found)
+    names = ("value", "by input", "by weight", "second by input", "second by weight", "second by gradient")
+    return {name: np.array(array) for name, array in zip(names, found, strict=True)}
+
+
+# --- half precision ---
+
+
+def half_precision() -> list[Check]:
+    """Convolutions in half precision, and BatchNorm at the largest batch of duralava."""
+    return [
+        at_most(
+            "float16 convolutions",
+            5e-3,
+            "Convolutions lose more in float16 than rounding takes. Set MLX_CONV_WINOGRAD_WORKING_SET=1 and "
+            "check again, or train in float32.",
+            _half_error,
+        ),
+        at_most(
+            "float16 BatchNorm, 640×16×16",
+            5e-2,
+            "BatchNorm overflows in float16. duralava will learn nothing with training.precision=float16; "
+            "use float32.",
+            _batch_norm_error,
+        ),
+    ]
+
+
+def _half_error() -> tuple[float, str]:
+    """The layer whose value in float16 is furthest from the reference in float32."""
+
+    def errors() -> Iterator[tuple[float, str]]:
+        for recipe in map(load_recipe, RECIPES):
+            for layer in itertools.chain.from_iterable(_networks(recipe).values()):
+                with reference():
+                    x, weight, *_ = _given(layer)
+                    exact = np.array(layer.form(x, weight))
+                with device():
+                    found = layer.form(x.astype(mx.float16), weight.astype(mx.float16))
+                    yield apart(np.array(found.astype(mx.float32)), exact), layer.name
+
+    return worst(errors())
+
+
+def _batch_norm_error() -> float:
+    """Of results and gradients in float16, against float32 on the reference; relative, root mean square."""
+    channels = 8
+    x = 3 * mx.random.normal((640, 16, 16, channels), key=mx.random.key(0)) + 1
+    slope = mx.random.normal(x.shape, key=mx.random.key(1)) / 64
+    weights = {"scale": mx.full((channels,), 1.5), "bias": mx.full((channels,), 0.25)}
+    mx.eval(x, slope, weights)
+
+    def loss(weights: Tree, x: mx.array) -> tuple[mx.array, mx.array]:
+        (y,), stats = batch_norm(weights, [x])
+        return (y.astype(mx.float32) * slope).sum(), stats["var"]
+
+    def compute(dtype: mx.Dtype) -> dict[str, npt.NDArray[np.float64]]:
+        given = tree_map(lambda array: array.astype(dtype), (weights, x))
+        (_, variance), (by_weights, by_x) = mx.value_and_grad(loss, (0, 1))(*given)
+        found = named_arrays({"variance": variance, "by": by_weights, "by_x": by_x})
+        return {name: np.array(array.astype(mx.float32)).astype(float) for name, array in found.items()}
+
+    with reference():
+        exact = compute(mx.float32)
+    with device():
+        found = compute(mx.float16)
+    if not all(np.isfinite(array).all() for array in found.values()):
+        return math.inf
+    return float(
+        max(np.linalg.norm(found[name] - exact[name]) / np.linalg.norm(exact[name]) for name in exact)
+    )

@@ -1,0 +1,153 @@
+"""The machine: system, MLX, compiler, memory, and files of each format written and read."""
+
+from __future__ import annotations
+
+import itertools
+import platform
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageSequence
+
+from mlxlava import convolution
+from mlxlava.backend import (
+    BLAS,
+    gpu_path,
+    has_slow_blas,
+    kernels,
+    memory_budget,
+    mx,
+    on_cpu,
+)
+from mlxlava.check.base import Check, compiling, device
+from mlxlava.config import load_recipe
+from mlxlava.footage import prepare
+from mlxlava.lamp import frames as lamp_frames
+from mlxlava.plan import predict
+from mlxlava.sinks import FORMATS, open_sink
+
+_SIZE = (16, 16)
+_FRAMES = 8
+# Mean difference in grey levels that is allowed. Pictures as small as an encoder's block lose most.
+_LOSSES = {"mp4": 20.0, "webm": 20.0, "gif": 10.0, "apng": 0.0, "webp": 20.0, "y4m": 2.0, "raw": 0.0}
+
+
+def machine() -> list[Check]:
+    """What the package stands on."""
+    checks = [_system(), _device(), _compiler()]
+    if sys.platform.startswith("linux") and on_cpu():
+        checks += [_products(), _convolutions()]
+    return [*checks, _memory(), *map(_file, FORMATS)]
+
+
+def _system() -> Check:
+    if sys.platform == "darwin":
+        release = platform.mac_ver()[0]
+        ok = platform.machine() == "arm64" and int(release.partition(".")[0] or 0) >= 14
+        return Check(
+            "system",
+            "macOS 14, arm",
+            "MLX needs an Apple silicon Mac, macOS 14 or newer, and a Python for arm64.",
+            lambda: (f"macOS {release}, {platform.machine()}", ok),
+        )
+    return Check(
+        "system",
+        "Linux, macOS",
+        "mlxlava was made for macOS on Apple silicon and for Linux. Nobody has tried it here.",
+        lambda: (f"{platform.system()}, {platform.machine()}", sys.platform.startswith("linux")),
+    )
+
+
+def _device() -> Check:
+    return Check(
+        "MLX and its device",
+        "a GPU" if sys.platform == "darwin" else "any device",
+        "MLX does not see this Mac's GPU. Training and playing will be many times slower.",
+        lambda: (
+            f"{version('mlx')} on a {'CPU' if on_cpu() else 'GPU'}",
+            sys.platform != "darwin" or not on_cpu(),
+        ),
+    )
+
+
+def _compiler() -> Check:
+    def measure() -> tuple[str, bool]:
+        x = mx.array(np.linspace(-2, 2, 100, dtype=np.float32))
+        with device():
+            y = mx.compile(lambda x: mx.tanh(x) * x + 1.25)(x)
+            fused = any(kernel.fused for kernel in kernels({"y": y}))
+            right = np.allclose(np.array(y), np.tanh(np.array(x)) * np.array(x) + 1.25, atol=1e-5)
+        return "right" if fused and right else "not compiled" if right else "wrong", fused and bool(right)
+
+    meaning = "Training steps are compiled functions. They will be slower, or wrong, on this machine."
+    return compiling(Check("compiled function", "right", meaning, measure))
+
+
+def _products() -> Check:
+    return Check(
+        "library for matrix products",
+        "a fast one",
+        'Everything will be many times slower. Install "mlxlava[cpu]" and g++.',
+        lambda: (BLAS[0] if BLAS else "MLX's reference", not has_slow_blas()),
+    )
+
+
+def _convolutions() -> Check:
+    def measure() -> tuple[str, bool]:
+        with gpu_path(False):
+            built = convolution.available()
+        return "compiled here" if built else "MLX's own", built
+
+    meaning = (
+        "The package's convolutions in C++ cannot be used, so MLX's own are. Training and playing will be "
+        "many times slower."
+    )
+    return compiling(Check("convolutions of the CPU", "compiled here", meaning, measure))
+
+
+def _memory() -> Check:
+    needed = predict(load_recipe("lava"))
+    return Check(
+        "memory for MLX",
+        f"≥ {needed:.1f} GB",
+        "A training step of lava does not fit as it is. Train with --memory, which makes it in parts.",
+        lambda: (f"{memory_budget():.1f} GB", memory_budget() >= needed),
+    )
+
+
+def _file(name: str) -> Check:
+    limit = _LOSSES[name]
+
+    def measure() -> tuple[str, bool]:
+        frames = np.stack(list(itertools.islice(lamp_frames(_SIZE, fps=10), _FRAMES)))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"lamp.{name}"
+            with open_sink(str(path), size=_SIZE, fps=10) as sink:
+                for frame in frames:
+                    sink.write(frame)
+            read = _read(path)
+        if read.shape != frames.shape:
+            return f"{len(read)} of {_FRAMES} frames", False
+        off = float(np.abs(read.astype(int) - frames).mean())
+        return f"{off:.1f} levels off", off <= limit
+
+    return Check(
+        f"{name} file, written and read",
+        f"≤ {limit:g}",
+        f"A lamp cannot be written as {name}. Choose another format, or install imageio-ffmpeg again.",
+        measure,
+    )
+
+
+def _read(path: Path) -> npt.NDArray[np.uint8]:
+    """The frames of a file (N, H, W, 3)."""
+    if path.suffix == ".raw":
+        return np.fromfile(path, np.uint8).reshape(-1, *_SIZE, 3)
+    if path.suffix in (".gif", ".apng", ".webp"):
+        with Image.open(path) as image:
+            return np.stack([np.asarray(each.convert("RGB")) for each in ImageSequence.Iterator(image)])
+    return np.array(prepare([path], path.with_name("frames"), size=_SIZE).frames)
