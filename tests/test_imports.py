@@ -19,7 +19,7 @@ MODULES = sorted(
 
 # A module imports from layers below its own, or from its own.
 LAYERS = [
-    {"awake", "config", "folders", "products"},
+    {"awake", "config", "failures", "folders", "products"},
     {"console", "sinks"},
     {"native"},
     {"backend"},
@@ -29,7 +29,8 @@ LAYERS = [
     {"nets", "player"},
     {"dynamics", "drawing", "precision"},
     {"step", "checkpoint"},
-    {"train", "rollout", "invert"},
+    {"first_steps", "rollout", "invert"},
+    {"train"},
     {"export", "score", "seamless", "lamps"},
     {"drift", "api"},
     {"report", "check"},
@@ -42,6 +43,7 @@ WITHOUT_MLX = [
     "products",
     "config",
     "console",
+    "failures",
     "lamp",
     "live",
     "sinks",

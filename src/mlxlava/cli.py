@@ -34,6 +34,7 @@ from mlxlava.config import (
     recipe_from_dict,
     recipe_to_dict,
 )
+from mlxlava.failures import DeviceFailed, explain
 
 if TYPE_CHECKING:
     from mlxlava.checkpoint import Weights
@@ -108,7 +109,8 @@ def cli() -> None:
     "--memory",
     type=click.FloatRange(0, min_open=True),
     metavar="GB",
-    help="Work on a batch in parts so that MLX's arrays stay below this; see mlxlava plan.",
+    help="Work on a batch in parts so that MLX's arrays stay below this; see mlxlava plan. "
+    "On a GPU the device's memory when not given.",
 )
 @click.option("--resume", is_flag=True, help="Go on with RUN, or with the latest one in runs/.")
 @click.option("--tensorboard", is_flag=True, help="Write scalars, previews and states for TensorBoard too.")
@@ -187,22 +189,38 @@ def _recipe(changes: dict[str, Any]) -> Recipe:
     if changes["steps"] is not None:
         settings |= {"training.steps": changes["steps"], "training.epochs": 0}
     recipe = override(load_recipe(changes["recipe"] or "lava"), settings)
-    return recipe if changes["memory"] is None else _within(recipe, changes["memory"])
+    return _fit(recipe, changes["memory"])
 
 
-def _within(recipe: Recipe, gigabytes: float) -> Recipe:
-    """The recipe, worked on in parts so that a step fits; says what was chosen."""
+def _fit(recipe: Recipe, gigabytes: float | None) -> Recipe:
+    """The recipe, worked on in parts so that a step fits, and says what was chosen.
+
+    Without ``gigabytes`` it fits into what the GPU has for MLX, the smallest one of all processes; what is
+    trained on a CPU, or fits as it is, stays as it is then.
+    """
+    from mlxlava.backend import memory_budget, on_gpu_path
     from mlxlava.console import say
     from mlxlava.plan import fit_into, predict
-    from mlxlava.ranks import ranks
+    from mlxlava.ranks import any_rank, ranks
 
-    fitted = fit_into(recipe, gigabytes, ranks())
-    training = fitted.training
-    again = ", frames recomputed" if training.recompute else ""
-    say(
-        f"train: a step in {training.micro_batches} part{'s' * (training.micro_batches > 1)}{again}: "
-        f"about {predict(fitted, ranks()):.2f} of {gigabytes:g} GB"
-    )
+    gpu, asked = on_gpu_path(), gigabytes is not None
+    if gigabytes is None:
+        if not gpu:
+            return recipe
+        gigabytes = -any_rank(-int(1000 * memory_budget())) / 1000
+    try:
+        fitted = fit_into(recipe, gigabytes, ranks(), gpu=gpu)
+    except UserError as error:
+        raise (
+            error if asked else UserError(f"{error}; or try it all the same, with a larger --memory")
+        ) from error
+    if asked or fitted != recipe:
+        training = fitted.training
+        again = ", frames recomputed" if training.recompute else ""
+        say(
+            f"train: a step in {training.micro_batches} part{'s' * (training.micro_batches > 1)}{again}: "
+            f"about {predict(fitted, ranks(), gpu=gpu):.2f} of {gigabytes:.3g} GB" + ", estimated" * gpu
+        )
     return fitted
 
 
@@ -244,12 +262,14 @@ def _footage(sources: list[str], data: Data, *, seed: int = 0, folder: Path | No
 def _resume(
     run: Path, sources: Sequence[str], init: str | None, changes: dict[str, Any]
 ) -> tuple[Recipe, Footage]:
-    """The recipe and footage of a run; only its number of steps may change."""
+    """The recipe and footage of a run; only its number of steps and the parts of a batch may change."""
     from mlxlava.checkpoint import read_json
     from mlxlava.console import say
     from mlxlava.ranks import first_rank_first, rank
+    from mlxlava.train import write_config
 
-    steps = changes.pop("steps")
+    steps, memory = changes.pop("steps"), changes["memory"]
+    changes = {name: value for name, value in changes.items() if name != "memory"}
     given = [name for name, value in changes.items() if value not in (None, ())]
     if given or sources or init:
         what = "footage" if sources else "--" + (given[0] if given else "init").replace("_", "-")
@@ -267,11 +287,12 @@ def _resume(
         # D joins in at the step at which it would have.
         alone = min(1.0, recipe.loss.alone * config["total_steps"] / steps)
         recipe = override(recipe, {"loss.alone": alone})
-        config |= {"total_steps": steps, "recipe": recipe_to_dict(recipe)}
-        if rank() == 0:
-            (run / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        config |= {"total_steps": steps}
         if recipe.training.schedule != "constant":
             say(f"train: the learning rate falls to 0 at step {steps} from now on")
+    recipe = _fit(recipe, memory)
+    if rank() == 0 and (steps is not None or recipe_to_dict(recipe) != config["recipe"]):
+        write_config(run, {**config, "recipe": recipe_to_dict(recipe)})
     footage = first_rank_first(lambda: _footage(paths, recipe.data, seed=recipe.training.seed))
     if footage.key != key:
         raise UserError(
@@ -433,9 +454,10 @@ def plan(
     """Show what fits: the memory of a training step by size, sequence and batch.
 
     MLX's arrays at their peak, predicted; the process takes some 20 % more. What is too large is worked on
-    in parts (train --memory GB chooses the same): it takes no longer and learns the same.
+    in parts (train --memory GB chooses the same): it takes no longer and learns the same. For GPUs all of it
+    is an estimate, which train checks in its first steps.
     """
-    from mlxlava.backend import memory_budget
+    from mlxlava.backend import memory_budget, on_gpu_path
     from mlxlava.console import print_table
     from mlxlava.plan import table
 
@@ -446,9 +468,13 @@ def plan(
         sizes or ((64, 64), (128, 128), (256, 256)),
         lengths or (20, 200),
         batches or (8, 16, 32),
+        gpu=on_gpu_path(),
     )
     columns = ("size", "sequence", "batch", "peak, GB", "to fit", "peak then, GB", "headroom, GB")
-    print_table(f"{recipe}, {gigabytes:.1f} GB for MLX", columns, [_planned(row, gigabytes) for row in rows])
+    title = f"{recipe}, {gigabytes:.1f} GB for MLX"
+    if on_gpu_path():
+        title += "; estimated, as nothing was measured on a GPU"
+    print_table(title, columns, [_planned(row, gigabytes) for row in rows])
 
 
 def _planned(row: Row, gigabytes: float) -> tuple[str, ...]:
@@ -755,7 +781,10 @@ def _benchmarks() -> Path:
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one line on stderr and exit status 2."""
+    """Run the command line.
+
+    A user's mistake is one line on stderr and exit status 2, a failure of MLX's device one line and 1.
+    """
     try:
         cli.main(standalone_mode=False)
     except (UserError, click.ClickException, KeyboardInterrupt, click.Abort) as error:
@@ -766,3 +795,10 @@ def main() -> None:
         text = error.format_message() if isinstance(error, click.ClickException) else str(error)
         print(f"mlxlava: {' '.join(text.split())}", file=sys.stderr)
         sys.exit(2)
+    except (DeviceFailed, RuntimeError, MemoryError) as error:
+        failure = explain(error)
+        if "--debug" in sys.argv or (failure is None and not isinstance(error, DeviceFailed)):
+            raise
+        text = f"{failure.what}; {failure.advice}" if failure else str(error)
+        print(f"mlxlava: {' '.join(text.split())}", file=sys.stderr)
+        sys.exit(1)

@@ -3,7 +3,8 @@
 Live arrays of a step are counted from the shapes of its layers, a kind of network at a time, and weighed:
 how many arrays of a layer's size live at the worst moment was fitted to measured peaks
 (benchmarks/memory.py checks it against others). That holds where the step was measured, on MLX's CPU back
-end; Metal and CUDA take other convolutions.
+end. What a GPU takes more is added from MLX's sources and has not been measured on one: patches of pictures,
+and arrays that wait for work that is under way. So what is said of GPUs is an estimate.
 """
 
 from __future__ import annotations
@@ -17,6 +18,21 @@ from mlxlava.config import Recipe, UserError, override
 
 GB = 1e9
 _MARGIN = 1.15  # that is left for what a prediction may be too low by (benchmarks/memory.py: 11 %)
+
+# Bytes of patches that a GPU writes out at once. A convolution whose gradient by the weights needs more
+# works on its batch in chunks, of one picture at least. It is the convolutions' constant, to be joined with
+# it.
+PATCH_BYTES = 2**28
+
+# Bytes that work under way holds on a GPU, though nothing needs them any more. MLX closes a command buffer
+# after 40 operations, or once what goes in and comes out has more than 40 × 2^20 numbers (metal/device.cpp;
+# 50 of both on Max and Ultra), and lets ten of them wait (transforms.cpp). Each keeps its arrays until it is
+# done: 168 MB in float32 where arrays are small. About half of them are dead by then: on the way back an
+# operation reads two arrays for the last time and writes one. Where a single array is larger than that, a
+# buffer has one or two operations, and the CPU, where the rest was measured, has a hundred under way. MLX
+# waits before all of that passes its memory limit. CUDA has other numbers, up to 100 operations; this one
+# stands for it as well.
+_AHEAD = 10 * 40 * 2**20 * 4 / 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +141,68 @@ _LIVE = {
 }
 
 
-def predict(recipe: Recipe, ranks: int = 1) -> float:
-    """MLX's peak in a training step of a recipe, GB, in each of ``ranks`` processes."""
+def _patches(recipe: Recipe, ranks: int) -> list[tuple[float, float]]:
+    """Pictures that go into each convolution with weights at once, and bytes of the patches of one of them.
+
+    MLX's gradient by the weights is a product with the patches that the kernel saw, written out as one
+    array: k² C numbers for each pixel that it was laid on.
+    """
+    data, generator, encoder = recipe.data, recipe.generator, recipe.encoder
+    pixels = math.prod(data.size)
+    clips = data.batch_size / ranks
+    part = clips / recipe.training.micro_batches
+    frames = data.drawn_frames or data.seq_len
+    found: list[tuple[float, float]] = []
+
+    def add(pictures: float, halvings: int, numbers: int) -> None:
+        found.append((pictures, 4 * pixels / 4.0**halvings * numbers))
+
+    def add_halving(pictures: float, widths: Sequence[int]) -> None:
+        for i, width in enumerate(widths):
+            add(pictures, i + 1, 16 * width)
+
+    drawn = part * frames * (2 if encoder.views else 1)
+    layers = len(generator.widths)
+    if generator.kind == "shuffle":
+        for i, width in enumerate((*generator.widths, generator.last_width)):
+            add(drawn, layers - i, 9 * width)
+    else:
+        # Transposed: the patches are those of its result, as if the way back were the way forward.
+        for i, width in enumerate((*generator.widths[1:], 3)):
+            add(drawn, layers - i, 16 * width)
+    judge = recipe.discriminator
+    if judge.kind == "frames":  # real and drawn frames in one call
+        add_halving(2 * part * frames, (3, *judge.widths))
+        if frames > 1:
+            add(2 * part, len(judge.widths) + 1, 16 * frames * judge.widths[-1])
+    else:
+        add_halving(part * frames, (3, *judge.widths[:-1]))
+    if encoder.views:
+        add_halving(clips * encoder.views, (3, *encoder.widths[:-1]))
+    return found
+
+
+def largest_patches(recipe: Recipe, ranks: int = 1) -> float:
+    """Bytes of the largest array of patches in a step on a GPU, if no batch were worked on in chunks."""
+    return max(pictures * one for pictures, one in _patches(recipe, ranks))
+
+
+def _more_on_gpu(recipe: Recipe, ranks: int, arrays: float) -> float:
+    """Bytes that a GPU holds beside ``arrays`` bytes of layers."""
+    chunks = max(min(pictures * one, max(PATCH_BYTES, one)) for pictures, one in _patches(recipe, ranks))
+    # Twice: of one chunk while its product is made, and of the next, which is written by then. Ten command
+    # buffers can have five chunks, and _AHEAD makes room for the others. No more can wait than there is.
+    return 2 * chunks + min(_AHEAD, arrays)
+
+
+def predict(recipe: Recipe, ranks: int = 1, *, gpu: bool = False) -> float:
+    """MLX's peak in a training step of a recipe, GB, in each of ``ranks`` processes.
+
+    Args:
+        recipe: what is to be trained.
+        ranks: processes that share a batch.
+        gpu: the code for GPUs is taken: an estimate.
+    """
     live, counted = _LIVE[recipe.discriminator.kind], shape(recipe, ranks)
     floats = (
         live.weights * counted.weights
@@ -136,10 +212,16 @@ def predict(recipe: Recipe, ranks: int = 1) -> float:
         + live.held * counted.held
     )
     crowded = max(0.0, counted.pixels - _CROWDED) / 1e6
-    return (4 * floats / GB + live.rest) * (1 + live.crowd * crowded)
+    predicted = (4 * floats / GB + live.rest) * (1 + live.crowd * crowded)
+    return predicted + (_more_on_gpu(recipe, ranks, 4 * floats) / GB if gpu else 0.0)
 
 
-def fit_into(recipe: Recipe, gigabytes: float, ranks: int = 1) -> Recipe:
+def parts_of(clips: int, least: int = 1) -> list[int]:
+    """In how many parts ``clips`` clips can be worked on, ``least`` or more, fewest first."""
+    return [count for count in range(least, clips + 1) if clips % count == 0]
+
+
+def fit_into(recipe: Recipe, gigabytes: float, ranks: int = 1, *, gpu: bool = False) -> Recipe:
     """The recipe in as few parts of a batch as its step needs to fit; if none do, with frames recomputed.
 
     Parts give the same result, but where BatchNorm sees less of the batch at once, and cost little as long as
@@ -149,24 +231,34 @@ def fit_into(recipe: Recipe, gigabytes: float, ranks: int = 1) -> Recipe:
         recipe: what is to be trained; its own ``micro_batches`` and ``recompute`` are the least.
         gigabytes: for MLX's arrays.
         ranks: processes that share a batch.
+        gpu: the code for GPUs is taken.
 
     Raises:
         UserError: not even single clips fit.
     """
-    clips = recipe.data.batch_size // ranks
-    first = recipe.training.micro_batches
-    parts = [n for n in range(first, clips + 1) if clips % n == 0]
+    parts = parts_of(recipe.data.batch_size // ranks, recipe.training.micro_batches)
     choices = [(n, recipe.training.recompute) for n in parts] + [(n, True) for n in parts]
     for micro_batches, recompute in choices:
         settings = {"training.micro_batches": micro_batches, "training.recompute": recompute}
         tried = override(recipe, settings)
-        if _MARGIN * predict(tried, ranks) <= gigabytes:
+        if _MARGIN * predict(tried, ranks, gpu=gpu) <= gigabytes:
             return tried
-    least = predict(tried, ranks)
+    least = predict(tried, ranks, gpu=gpu)
     raise UserError(
-        f"train: a step takes {least:.2f} GB with one clip at a time, and {gigabytes:g} GB are given; "
+        f"train: a step takes {least:.2f} GB with one clip at a time, and {gigabytes:.3g} GB are given; "
         "give a smaller --size or --batch-size, or fewer data.drawn_frames"
     )
+
+
+def memory_for_more_parts(recipe: Recipe, ranks: int = 1, *, gpu: bool = False) -> float | None:
+    """GB, in hundredths, with which :func:`fit_into` works on fewer clips at once; None if it can't."""
+    whole = _MARGIN * predict(recipe, ranks, gpu=gpu)
+    for count in parts_of(recipe.data.batch_size // ranks, recipe.training.micro_batches)[1:]:
+        tried = override(recipe, {"training.micro_batches": count})
+        needed = math.ceil(100 * _MARGIN * predict(tried, ranks, gpu=gpu)) / 100
+        if needed < whole:
+            return needed
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,15 +284,17 @@ def table(
     sizes: Sequence[tuple[int, int]],
     lengths: Sequence[int],
     batches: Sequence[int],
+    *,
+    gpu: bool = False,
 ) -> list[Row]:
-    """A row for each size, sequence length and batch size of a recipe."""
+    """A row for each size, sequence length and batch size of a recipe; estimates where ``gpu``."""
     rows = []
     for size, length, batch in itertools.product(sizes, lengths, batches):
         settings = {"data.size": size, "data.seq_len": length, "data.batch_size": batch}
         one = override(recipe, {**settings, "training.micro_batches": 1})
         try:
-            fitted = fit_into(one, gigabytes)
+            fitted = fit_into(one, gigabytes, gpu=gpu)
         except UserError:
             fitted = None
-        rows.append(Row(one, predict(one), fitted, predict(fitted) if fitted else None))
+        rows.append(Row(one, predict(one, gpu=gpu), fitted, predict(fitted, gpu=gpu) if fitted else None))
     return rows

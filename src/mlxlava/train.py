@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -28,6 +28,7 @@ from mlxlava.backend import (
     limit_memory,
     mx,
     named_arrays,
+    on_gpu_path,
     peak_memory,
     queue,
     tree_map,
@@ -46,9 +47,12 @@ from mlxlava.checkpoint import (
 from mlxlava.config import Recipe, UserError, recipe_to_dict
 from mlxlava.console import clock, progress, say
 from mlxlava.dynamics import make_dynamics
+from mlxlava.failures import DeviceFailed, explain
+from mlxlava.first_steps import FirstSteps
 from mlxlava.folders import names_in
 from mlxlava.footage import Footage
 from mlxlava.nets import Tree, make_generator, to_bytes
+from mlxlava.plan import memory_for_more_parts
 from mlxlava.ranks import any_rank, from_first, rank, ranks
 from mlxlava.step import Trainer
 
@@ -124,10 +128,36 @@ def start_run(
     }
     try:
         run.mkdir(parents=True, exist_ok=True)
-        (run / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"train: cannot write {run}: {error.strerror}") from error
+    write_config(run, config)
     save_checkpoint(run, state, {"step": 0, "seconds": 0.0}, recipe.training.keep_checkpoints)
+
+
+def write_config(run: Path, config: Mapping[str, Any]) -> None:
+    """Write the config of a run: the new one whole, or the old one stays.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = run / "config.json"
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(config, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        raise UserError(f"train: cannot write {path}: {error.strerror}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def change_recipe(run: Path, recipe: Recipe) -> None:
+    """Let a run be gone on with by another recipe, one that its checkpoints fit; on the first rank only."""
+    if rank() == 0:
+        write_config(run, {**read_json(run / "config.json", "run"), "recipe": recipe_to_dict(recipe)})
 
 
 def _set_background(state: Tree, footage: Footage) -> None:
@@ -185,10 +215,11 @@ def train(
 
     Raises:
         Alone: another process of the run is gone.
+        DeviceFailed: MLX's device failed, for example for lack of memory.
         Diverged: something is not finite any more.
         UserError: something cannot be read or written.
     """
-    limit_memory(memory)
+    limit = limit_memory(memory)
     data, training = recipe.data, recipe.training
     share, rest = divmod(data.batch_size, ranks())
     if rest or share % training.micro_batches:
@@ -200,6 +231,7 @@ def train(
     writes = rank() == 0
     trainer, state, start, before = _take_up(run, recipe)
     total = trainer.total_steps
+    steps = FirstSteps(recipe, trainer, limit)
     saved, step = start, start
     began = time.monotonic()
 
@@ -231,6 +263,7 @@ def train(
         stop = stack.enter_context(_stop_signals())
         pool = stack.enter_context(ThreadPoolExecutor(1))
         stack.enter_context(_end_when_alone(run, stop))
+        stack.enter_context(_tell_failures(run, steps, lambda: step))
 
         # Terms are read one step late: the device has the next step to work on meanwhile.
         def report(index: int, terms: dict[str, mx.array]) -> None:
@@ -260,19 +293,25 @@ def train(
             stepping = time.monotonic()
             frames, times = upcoming.result()
             upcoming = pool.submit(batch, index + 1)
-            state, terms = trainer(state, mx.array(frames), mx.array(times), index)
+            state, terms = steps(state, mx.array(frames), mx.array(times), index)
             queue(state, terms)
             step = index + 1
             if pending is not None:
                 report(*pending)
             pending = (index, terms)
             stop.longest = max(stop.longest, time.monotonic() - stepping)
-            if step % training.checkpoint_every == 0 or step % training.preview_every == 0 or step == total:
+            # From a checkpoint here on, a run that is gone on with works in the same parts as this one.
+            in_other_parts = steps.recipe is not recipe
+            keeps = step % training.checkpoint_every == 0 or in_other_parts
+            if keeps or step % training.preview_every == 0 or step == total:
                 report(*pending)
                 pending = None
                 log.flush()
-                if step % training.checkpoint_every == 0:
+                if keeps:
                     save(state)
+                if in_other_parts:
+                    recipe = steps.recipe
+                    change_recipe(run, recipe)
                 if writes and (step % training.preview_every == 0 or step == total):
                     sheet = preview(recipe, playable(state), footage)
                     _write_picture(run / "previews" / f"{step:06d}.png", sheet)
@@ -341,6 +380,30 @@ def _end_when_alone(run: Path, stop: _Stop) -> Iterator[None]:
         over.set()
         signal.set_wakeup_fd(before)
         theirs.close()
+
+
+@contextlib.contextmanager
+def _tell_failures(run: Path, steps: FirstSteps, step: Callable[[], int]) -> Iterator[None]:
+    """Say it in one line where MLX's device failed: what it was, and how to go on."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        failure = explain(error)
+        if failure is None:
+            raise
+        last = latest_checkpoint(run)
+        if last is None:
+            raise DeviceFailed(
+                f"train: {failure.what} at step {step() + 1}; the first process has the checkpoints, "
+                "and all of them are needed to go on with --resume"
+            ) from error
+        less = memory_for_more_parts(steps.recipe, ranks(), gpu=on_gpu_path())
+        memory = f" --memory {less:g}" if less else ""
+        works = ", which works on fewer clips at a time" if less else f"; or {failure.advice}"
+        raise DeviceFailed(
+            f"train: {failure.what} at step {step() + 1}; the last checkpoint is {last}; "
+            f"go on: mlxlava train --resume -o {run}{memory}{works}"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from mlxlava.backend.device import (
     tree_map,
 )
 from mlxlava.backend.kernels import Kernel, kernels
-from mlxlava.backend.memory import limit_memory, memory_budget, peak_memory, resident_memory
+from mlxlava.backend.memory import held_memory, limit_memory, memory_budget, peak_memory, resident_memory
 
 __all__ = [
     "BLAS",
@@ -39,6 +39,7 @@ __all__ = [
     "describe",
     "gpu_path",
     "has_slow_blas",
+    "held_memory",
     "kernels",
     "limit_memory",
     "memory_budget",

@@ -1,0 +1,83 @@
+"""What went wrong when MLX's device failed, in plain words.
+
+MLX tells all of it as a RuntimeError, whose text comes from Metal, from CUDA or from MLX itself. The texts
+are those of MLX's sources: device.cpp, allocator.cpp and compiled.cpp of its Metal back end, utils.cpp and
+cublas_utils.cpp of its CUDA back end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+# Texts of a device's failures begin so. CUDA's begin with the call: "cudaMalloc(&data, size) failed: …".
+_DEVICE = re.compile(
+    r"\[METAL\]|\[Metal::|\[metal::|\[malloc\]|\[compile\] Too many|\[conv\] A single unfolding row"
+    r"|Failed to (load|compile)|[\w.:>-]+\(.*\) failed( with code)?: ",
+    re.DOTALL,
+)
+
+# The first pattern that is found says what it was; what to do stands behind it.
+_CAUSES = (
+    (
+        r"OutOfMemory|Insufficient Memory|out of memory|Unable to allocate|OUT_OF_MEMORY|ALLOC_FAILED",
+        "there was not enough memory for MLX's arrays",
+        "close other programs that take memory, and try again",
+    ),
+    (
+        r"maximum allowed buffer size|maximum Metal buffer size|Resource limit",
+        "an array was larger than this GPU allows, or there were too many of them",
+        "work on less at once",
+    ),
+    (
+        r"Impacting ?Interactivity",
+        "macOS stopped the GPU's work, since the display had to wait for it",
+        "try again while the display is off or nothing else is shown",
+    ),
+    (
+        r"Timeout|timed out|CallbackErrorHang|GPU Hang",
+        "the GPU's work took longer than the system allows",
+        "try again while the GPU has nothing else to do",
+    ),
+    (
+        r"Innocent ?Victim|SubmissionsIgnored|victim of GPU error",
+        "the system reset the GPU because of another error",
+        "try again",
+    ),
+    (
+        r"Too many inputs/outputs|Unable to (build|load)|Failed to (load|compile)|nvrtc",
+        "MLX could not make a kernel for this GPU",
+        "report it, with the output of mlxlava info",
+    ),
+    (r"", "the GPU failed", "try again, and report it if it fails again"),
+)
+_LONGEST = 200  # characters of MLX's own text that are shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A failure of MLX's device.
+
+    Attributes:
+        what: what it was, in plain words, with the beginning of MLX's own text.
+        advice: what to do about it.
+    """
+
+    what: str
+    advice: str
+
+
+class DeviceFailed(Exception):
+    """MLX's device failed during work that can be gone on with; the text says how (exit 1)."""
+
+
+def explain(error: BaseException) -> Failure | None:
+    """What an error of MLX's device means; None for any other error."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        text = f"[malloc] Unable to allocate: {text or 'no memory'}"
+    elif not isinstance(error, RuntimeError) or not _DEVICE.match(text):
+        return None
+    what, advice = next((what, advice) for found, what, advice in _CAUSES if re.search(found, text))
+    shown = text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
+    return Failure(f"{what} ({shown})", advice)
