@@ -20,9 +20,12 @@ import pytest
 from PIL import Image
 
 from mlxlava import lamp
-from mlxlava.backend import mx
+from mlxlava.backend import gpu_path, mx, on_gpu_path
 from mlxlava.cli import cli, main
+from mlxlava.config import Recipe, recipe_from_dict
+from mlxlava.plan import memory_for_more_parts
 from mlxlava.sinks import open_sink
+from mlxlava.step import Trainer
 from mlxlava.train import Outcome
 
 ROOT = Path(__file__).parents[1]
@@ -189,6 +192,107 @@ def test_a_mac_stays_awake_while_it_trains(
     monkeypatch.setattr("mlxlava.train.train", train)
     assert run("train", str(video), "-o", "mine", *TINY)[0] == 0
     assert seen == ["awake", "trains", "may sleep"]
+
+
+def recipe_of(run: Path) -> Recipe:
+    return recipe_from_dict(json.loads((run / "config.json").read_text())["recipe"])
+
+
+def parts_of(run: Path) -> int:
+    return recipe_of(run).training.micro_batches
+
+
+def test_a_run_goes_on_with_less_memory(run: Run, video: Path, tmp_path: Path) -> None:
+    assert run("train", str(video), "-o", "mine", "--steps", "1", *TINY)[0] == 0
+    less = memory_for_more_parts(recipe_of(tmp_path / "mine"), gpu=on_gpu_path())
+    status, said = run("train", "--resume", "-o", "mine", "--steps", "2", "--memory", str(less))
+    assert status == 0, said
+    assert f"train: a step in 2 parts: about 0.13 of {less:g} GB" in said
+    assert parts_of(tmp_path / "mine") == 2
+    refuses(run("train", "--resume", "-o", "mine", "--memory", "0.01"), "0.01 GB are given")
+    assert run("train", "--resume", "-o", "mine", "--steps", "3")[0] == 0
+    assert parts_of(tmp_path / "mine") == 2
+
+
+def test_on_a_gpu_a_step_is_made_to_fit_without_being_asked(
+    run: Run, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(name: str, budget: float) -> tuple[int, str]:
+        monkeypatch.setattr("mlxlava.backend.memory_budget", lambda: budget)
+        return run("train", str(video), "--steps", "1", *TINY, "-o", name)
+
+    with gpu_path():
+        status, said = train("large", 8.0)
+        assert status == 0 and "part" not in said
+        less = memory_for_more_parts(recipe_of(tmp_path / "large"), gpu=True)
+        assert less is not None
+        status, said = train("small", less)
+        assert status == 0, said
+        assert f"train: a step in 2 parts: about 0.13 of {less:g} GB, estimated" in said
+        refuses(train("tiny", 0.01), "estimated", "0.01 GB are given", "larger --memory")
+    assert [parts_of(tmp_path / name) for name in ("large", "small")] == [1, 2]
+    with gpu_path(False):
+        assert "part" not in train("cpu", 0.01)[1]
+    assert parts_of(tmp_path / "cpu") == 1
+
+
+def test_a_plan_for_a_gpu_says_that_it_is_estimated(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    def planned(gpu: bool) -> str:
+        with pytest.MonkeyPatch.context() as patch, gpu_path(gpu):
+            patch.setattr(sys, "argv", ["mlxlava", "plan", "--memory", "10.3", "--size", "256"])
+            main()
+        return capsys.readouterr().out
+
+    assert "estimated" in planned(True)
+    assert "estimated" not in planned(False)
+
+
+def out_of_memory(*arguments: Any, **options: Any) -> Any:
+    raise RuntimeError(
+        "[METAL] Command buffer execution failed: Insufficient Memory "
+        "(00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)."
+    )
+
+
+def fails(outcome: tuple[int, str], *words: str) -> None:
+    """Exit 1, and one line at the end that has the words."""
+    status, said = outcome
+    *_, line = said.strip().splitlines()
+    assert status == 1, said
+    assert line.startswith("mlxlava: ") and "Traceback" not in said, said
+    for word in ("not enough memory", "[METAL]", *words):
+        assert word in line, said
+
+
+def test_a_gpu_that_fails_in_training_is_one_line(
+    run: Run, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "__call__", out_of_memory)
+    outcome = run("train", str(video), "-o", "mine", "--steps", "2", *TINY)
+    fails(outcome, "at step 1", "mine/checkpoints/00000000", "--resume -o mine --memory")
+
+
+@pytest.mark.parametrize(
+    "command", [("loop", "--frames", "2", "-o", "a.gif"), ("score", "lava"), ("drift", "lava")]
+)
+def test_a_gpu_that_fails_elsewhere_is_one_line(
+    command: tuple[str, ...], run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(mx, "eval", out_of_memory)
+    fails(run(*command), "close other programs")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_ours_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*arguments: Any) -> Any:
+        raise RuntimeError("[matmul] shapes do not fit")
+
+    monkeypatch.setattr("mlxlava.checkpoint.load_weights", wrong)
+    with pytest.raises(RuntimeError, match="shapes"):
+        run("score", "lava")
+    monkeypatch.setattr("mlxlava.checkpoint.load_weights", out_of_memory)
+    with pytest.raises(RuntimeError, match="METAL"):
+        run("score", "lava", "--debug")
 
 
 # --- play ---

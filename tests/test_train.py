@@ -18,13 +18,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlxlava.backend import mx, named_arrays
+from mlxlava.backend import gpu_path, mx, named_arrays
 from mlxlava.checkpoint import checkpoints, latest_checkpoint, load_checkpoint, load_weights
-from mlxlava.config import Recipe, UserError, override
+from mlxlava.config import Recipe, UserError, override, recipe_from_dict
+from mlxlava.failures import DeviceFailed
+from mlxlava.first_steps import SHARE, FirstSteps, kind_of
 from mlxlava.footage import Footage
 from mlxlava.nets import Tree
+from mlxlava.plan import predict
 from mlxlava.step import Trainer
-from mlxlava.train import Diverged, Outcome, start_run, train
+from mlxlava.train import Alone, Diverged, Outcome, start_run, train
 
 pytestmark = pytest.mark.device
 
@@ -173,6 +176,177 @@ def test_a_run_starts_warm_from_other_weights(tiny: Recipe, footage: Footage, tm
     with pytest.raises(UserError, match="--init has another generator"):
         start_run(tmp_path / "wider", wider, footage, [], "", old)
     assert not (tmp_path / "wider").exists()
+
+
+# --- on a GPU ---
+
+
+def by_hand(recipe: Recipe, footage: Footage, parts: list[int]) -> Tree:
+    """The run state after a step in each number of parts, with nothing but the trainer."""
+    data, total = recipe.data, recipe.training.steps
+    trainers = {
+        count: Trainer(override(recipe, {"training.micro_batches": count}), total) for count in set(parts)
+    }
+    run = trainers[parts[0]].init()
+    for index, count in enumerate(parts):
+        frames, times = footage.batch(
+            0, index, data.batch_size, data.seq_len, data.drawn_frames, recipe.encoder.views
+        )
+        run, _ = trainers[count](run, mx.array(frames), mx.array(times), index)
+        mx.eval(run)
+    return run
+
+
+@pytest.fixture
+def plain(tiny: Recipe) -> Recipe:
+    """Without a background, which a run takes from its footage and a trainer by itself does not."""
+    return override(tiny, {"generator.background": False})
+
+
+def test_measuring_the_first_steps_changes_nothing(
+    plain: Recipe, footage: Footage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with gpu_path():
+        begin(tmp_path, plain, footage)
+        before = (tmp_path / "config.json").read_bytes()
+        go(tmp_path, plain, footage)
+        assert_equal(state_of(tmp_path, plain), by_hand(plain, footage, [1] * 6))
+    assert (tmp_path / "config.json").read_bytes() == before
+    said = capsys.readouterr().err
+    assert said.count("compiling kernels") == 3  # a line for each kind of step, and nothing of parts
+    assert said.index("the first step takes") < said.index("with the discriminator takes")
+    assert "gradient penalties takes longer" in said and "parts" not in said
+
+
+def test_nothing_is_measured_or_said_on_a_cpu(
+    plain: Recipe, footage: Footage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with gpu_path(False):
+        begin(tmp_path, plain, footage)
+        go(tmp_path, plain, footage, memory=1e-6)
+    said = capsys.readouterr().err
+    assert "compiling" not in said and "parts" not in said
+
+
+def test_a_step_that_takes_too_much_makes_the_parts_smaller(
+    plain: Recipe, footage: Footage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four clips, and a limit below what any step takes: from the first one on they are alone."""
+    run, recipe = tmp_path / "run", override(plain, {"training.checkpoint_every": 100})
+    with gpu_path():
+        begin(run, recipe, footage)
+        with stopping_at(run, 4):
+            go(run, recipe, footage, memory=1e-4)
+        said = capsys.readouterr().err
+        assert said.count("from now on a batch is worked on in 4 parts, not 1") == 1
+        assert said.count("with one clip at a time already") == 1
+        # A checkpoint of the step after which they changed, so that resuming goes on the same.
+        assert [int(path.name) for path in checkpoints(run)] == [0, 1, 4]
+        changed = recipe_from_dict(json.loads((run / "config.json").read_text())["recipe"])
+        assert changed == override(recipe, {"training.micro_batches": 4})
+        assert not list(run.glob("*.tmp")) and not list(run.glob(".*.tmp"))
+        go(run, changed, footage)
+        assert_equal(state_of(run, recipe), by_hand(recipe, footage, [1, 4, 4, 4, 4, 4]))
+    assert [line["step"] for line in log_of(run)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("wanted", [2, 4])
+def test_the_next_smaller_parts_that_should_fit_are_taken(
+    wanted: int, plain: Recipe, footage: Footage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step took so much more than predicted that, by as much more, just ``wanted`` parts fit."""
+    fits = predict(override(plain, {"training.micro_batches": wanted}), gpu=True)
+    off = 1.5
+    limit = 1.001 * off * fits / SHARE
+    monkeypatch.setattr("mlxlava.first_steps.held_memory", lambda: off * predict(plain, gpu=True))
+    frames, times = footage.batch(0, 0, 4, 6, 3, 3)
+    with gpu_path():
+        trainer = Trainer(plain, 6)
+        steps = FirstSteps(plain, trainer, limit)
+        steps(trainer.init(), mx.array(frames), mx.array(times), 0)
+    assert steps.recipe == override(plain, {"training.micro_batches": wanted})
+
+
+@pytest.mark.parametrize("kind", ["tiny", "tiny_duralava"])
+def test_the_kinds_of_steps_are_those_of_the_trainer(
+    kind: str, request: pytest.FixtureRequest, footage: Footage, tmp_path: Path
+) -> None:
+    recipe = request.getfixturevalue(kind)
+    begin(tmp_path, recipe, footage)
+    go(tmp_path, recipe, footage)
+    for line in log_of(tmp_path):
+        assert kind_of(recipe, 6, line["step"] - 1) == ("loss_d" in line, "r1" in line)
+
+
+METAL = "[METAL] Command buffer execution failed: "
+OUT_OF_MEMORY = METAL + "Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)."
+FAILURES = {
+    OUT_OF_MEMORY: "not enough memory",
+    METAL + "Impacting Interactivity (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity).": (
+        "display had to wait"
+    ),
+    METAL + "Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallbackErrorTimeout).": "longer than",
+    "[malloc] Unable to allocate 5435817984 bytes.": "not enough memory",
+    "[metal::malloc] Attempting to allocate 9999999999 bytes which is greater than the maximum allowed "
+    "buffer size of 5726623061 bytes.": "an array was larger",
+    "[compile] Too many inputs/outputs fused in the Metal Compiled primitive which exhausted the available "
+    "argument buffers for the kernel.": "could not make a kernel",
+    "[metal::Device] Unable to build metal library from source\nprogram_source:1:1: error": (
+        "could not make a kernel"
+    ),
+    "cudaMallocAsync(&data, size, stream) failed: out of memory": "not enough memory",
+    "cudaStreamSynchronize(stream) failed: an illegal memory access was encountered": "the GPU failed",
+    "cublasLtMatmul(handle, desc) failed with code: 13.": "the GPU failed",
+}
+
+
+@contextlib.contextmanager
+def failing_at(step: int, text: str) -> Iterator[None]:
+    """A trainer that raises in a step what MLX raises."""
+    original = Trainer.__call__
+
+    def call(self: Trainer, state: Tree, frames: mx.array, times: mx.array, index: int) -> Any:
+        if index == step:
+            raise RuntimeError(text)
+        return original(self, state, frames, times, index)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "__call__", call)
+        yield
+
+
+@pytest.mark.parametrize("text", FAILURES)
+def test_a_failure_of_the_gpu_says_what_it_was_and_how_to_go_on(
+    text: str, tiny: Recipe, footage: Footage, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    begin(run, tiny, footage)
+    with failing_at(3, text), pytest.raises(DeviceFailed) as raised:
+        go(run, tiny, footage)
+    said = str(raised.value)
+    assert FAILURES[text] in said and text.split()[0] in said and "\n" not in said
+    assert f"at step 4; the last checkpoint is {run}/checkpoints/00000002" in said
+    assert f"mlxlava train --resume -o {run}" in said
+    assert ("kernel" in said) != ("--memory 0.1" in said and "fewer clips" in said)
+    assert go(run, tiny, footage).step == 6
+
+
+def test_it_is_not_another_process_that_is_gone(
+    tiny: Recipe, footage: Footage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of two processes: what the GPU says is told apart from what the connection says."""
+    begin(tmp_path, tiny, footage)
+    monkeypatch.setattr("mlxlava.train.ranks", lambda: 2)
+    with failing_at(0, OUT_OF_MEMORY), pytest.raises(DeviceFailed):
+        go(tmp_path, tiny, footage)
+    with failing_at(0, "[ring] connection to a peer was lost"), pytest.raises(Alone):
+        go(tmp_path, tiny, footage)
+
+
+def test_an_error_of_ours_is_not_explained_away(tiny: Recipe, footage: Footage, tmp_path: Path) -> None:
+    begin(tmp_path, tiny, footage)
+    with failing_at(0, "[matmul] Last dimension of first input"), pytest.raises(RuntimeError, match="matmul"):
+        go(tmp_path, tiny, footage)
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(tiny: Recipe, footage: Footage, tmp_path: Path) -> None:

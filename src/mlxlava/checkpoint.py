@@ -21,6 +21,7 @@ import numpy as np
 from mlxlava.backend import mx, named_arrays
 from mlxlava.config import Recipe, UserError, nearest, recipe_from_dict, recipe_to_dict
 from mlxlava.dynamics import make_dynamics
+from mlxlava.failures import explain
 from mlxlava.folders import is_taken
 from mlxlava.nets import Tree, make_generator
 
@@ -237,6 +238,8 @@ def _whole_folder(folder: Path, what: str) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     # MLX reports a failed write as a RuntimeError.
     except (OSError, RuntimeError) as error:
+        if explain(error):
+            raise  # it was the device, not the disk
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{what}: cannot write {folder}: {reason}; what was there before is kept") from error
     finally:
@@ -270,6 +273,8 @@ def _load_arrays(path: Path) -> dict[str, mx.array]:
         arrays = mx.load(str(path))
         mx.eval(arrays)
     except (RuntimeError, ValueError) as error:
+        if explain(error):
+            raise
         raise UserError(f"weights: {path} is damaged or no safetensors file ({error})") from error
     assert isinstance(arrays, dict)
     return arrays

@@ -17,39 +17,46 @@ _DEVICE = re.compile(
     re.DOTALL,
 )
 
-# The first pattern that is found says what it was; what to do stands behind it.
+# The first pattern that is found says what it was; behind it stand what to do, and whether less work at once
+# would help.
 _CAUSES = (
     (
         r"OutOfMemory|Insufficient Memory|out of memory|Unable to allocate|OUT_OF_MEMORY|ALLOC_FAILED",
         "there was not enough memory for MLX's arrays",
         "close other programs that take memory, and try again",
+        True,
     ),
     (
         r"maximum allowed buffer size|maximum Metal buffer size|Resource limit",
         "an array was larger than this GPU allows, or there were too many of them",
         "work on less at once",
+        True,
     ),
     (
         r"Impacting ?Interactivity",
         "macOS stopped the GPU's work, since the display had to wait for it",
         "try again while the display is off or nothing else is shown",
+        True,
     ),
     (
         r"Timeout|timed out|CallbackErrorHang|GPU Hang",
         "the GPU's work took longer than the system allows",
         "try again while the GPU has nothing else to do",
+        True,
     ),
     (
         r"Innocent ?Victim|SubmissionsIgnored|victim of GPU error",
         "the system reset the GPU because of another error",
         "try again",
+        False,
     ),
     (
         r"Too many inputs/outputs|Unable to (build|load)|Failed to (load|compile)|nvrtc",
         "MLX could not make a kernel for this GPU",
         "report it, with the output of mlxlava info",
+        False,
     ),
-    (r"", "the GPU failed", "try again, and report it if it fails again"),
+    (r"", "the GPU failed", "try again, and report it if it fails again", True),
 )
 _LONGEST = 200  # characters of MLX's own text that are shown
 
@@ -61,10 +68,12 @@ class Failure:
     Attributes:
         what: what it was, in plain words, with the beginning of MLX's own text.
         advice: what to do about it.
+        too_much: whether less work at once would help.
     """
 
     what: str
     advice: str
+    too_much: bool
 
 
 class DeviceFailed(Exception):
@@ -78,6 +87,6 @@ def explain(error: BaseException) -> Failure | None:
         text = f"[malloc] Unable to allocate: {text or 'no memory'}"
     elif not isinstance(error, RuntimeError) or not _DEVICE.match(text):
         return None
-    what, advice = next((what, advice) for found, what, advice in _CAUSES if re.search(found, text))
+    what, advice, too_much = next(cause[1:] for cause in _CAUSES if re.search(cause[0], text))
     shown = text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
-    return Failure(f"{what} ({shown})", advice)
+    return Failure(f"{what} ({shown})", advice, too_much)

@@ -51,6 +51,7 @@ class FirstSteps:
         # All processes of a run wait for one another's numbers: either all of them measure, or none does.
         self._measures = bool(any_rank(on_gpu_path()))
         self._said: set[Kind] = set()
+        self._warned = False
         self._measured: set[Kind] = set()
 
     def __call__(self, state: Tree, frames: mx.array, times: mx.array, index: int) -> tuple[Tree, Terms]:
@@ -81,7 +82,8 @@ class FirstSteps:
             self._trainer = Trainer(self.recipe, self._trainer.total_steps)
             self._measured.clear()
             say(f"{too_much}; from now on a batch is worked on in {wanted} parts, not {now}")
-        elif held > SHARE * self._limit:
+        elif held > SHARE * self._limit and not self._warned:
+            self._warned = True
             say(
                 f"{too_much}, with one clip at a time already; if memory runs out, begin a new run with a "
                 "smaller --size"

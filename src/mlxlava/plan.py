@@ -244,20 +244,22 @@ def fit_into(recipe: Recipe, gigabytes: float, ranks: int = 1, *, gpu: bool = Fa
         if _MARGIN * predict(tried, ranks, gpu=gpu) <= gigabytes:
             return tried
     least = predict(tried, ranks, gpu=gpu)
+    takes = "is estimated to take" if gpu else "takes"
     raise UserError(
-        f"train: a step takes {least:.2f} GB with one clip at a time, and {gigabytes:.3g} GB are given; "
+        f"train: a step {takes} {least:.2f} GB with one clip at a time, and {gigabytes:.3g} GB are given; "
         "give a smaller --size or --batch-size, or fewer data.drawn_frames"
     )
 
 
 def memory_for_more_parts(recipe: Recipe, ranks: int = 1, *, gpu: bool = False) -> float | None:
-    """GB, in hundredths, with which :func:`fit_into` works on fewer clips at once; None if it can't."""
+    """GB, short to type, with which :func:`fit_into` works on fewer clips at once; None if there are none."""
     whole = _MARGIN * predict(recipe, ranks, gpu=gpu)
     for count in parts_of(recipe.data.batch_size // ranks, recipe.training.micro_batches)[1:]:
         tried = override(recipe, {"training.micro_batches": count})
-        needed = math.ceil(100 * _MARGIN * predict(tried, ranks, gpu=gpu)) / 100
-        if needed < whole:
-            return needed
+        needed = _MARGIN * predict(tried, ranks, gpu=gpu)
+        for unit in (1, 10, 100, 1000):
+            if (rounded := math.ceil(unit * needed) / unit) < whole:
+                return rounded
     return None
 
 

@@ -397,12 +397,11 @@ def _tell_failures(run: Path, steps: FirstSteps, step: Callable[[], int]) -> Ite
                 f"train: {failure.what} at step {step() + 1}; the first process has the checkpoints, "
                 "and all of them are needed to go on with --resume"
             ) from error
-        less = memory_for_more_parts(steps.recipe, ranks(), gpu=on_gpu_path())
-        memory = f" --memory {less:g}" if less else ""
-        works = ", which works on fewer clips at a time" if less else f"; or {failure.advice}"
+        less = memory_for_more_parts(steps.recipe, ranks(), gpu=on_gpu_path()) if failure.too_much else None
+        how = f" --memory {less:g}, which works on fewer clips at a time" if less else f"; {failure.advice}"
         raise DeviceFailed(
             f"train: {failure.what} at step {step() + 1}; the last checkpoint is {last}; "
-            f"go on: mlxlava train --resume -o {run}{memory}{works}"
+            f"go on: mlxlava train --resume -o {run}{how}"
         ) from error
 
 
