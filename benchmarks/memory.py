@@ -1,9 +1,12 @@
 """Predicted against measured peaks of the training step, for a dozen and more configurations.
 
     python benchmarks/memory.py
+    MLXLAVA_GPU_PATH=1 python benchmarks/memory.py    # a few of them, with the code for GPUs
 
-Each configuration is stepped in a process of its own (``mx.get_peak_memory``). The last line is JSON; the
-exit status is 1 where a prediction of ``mlxlava.plan`` is more than 15 % off.
+Each configuration is stepped in a process of its own (``mx.get_peak_memory``). The last line is JSON. The
+exit status is 1 where a prediction of ``mlxlava.plan`` is more than 15 % off, or an estimate for GPUs is too
+low. What the code for GPUs takes on a CPU is a hint only: MLX's convolutions there write out patches in all
+passes, on Metal in that by the weights alone.
 """
 
 from __future__ import annotations
@@ -54,6 +57,16 @@ CONFIGURATIONS: list[tuple[str, dict[str, Any]]] = [
     ("duralava", {"data.seq_len": 200}),
 ]
 
+# With the code for GPUs: MLX's convolutions are slow on a CPU.
+ON_GPU_PATH: list[tuple[str, dict[str, Any]]] = [
+    ("lava", {"data.batch_size": 8}),
+    ("lava", {}),
+    ("lava", {"training.micro_batches": 6}),
+    ("lava", {"data.size": [128, 128], "data.batch_size": 8}),
+    ("duralava", {"data.batch_size": 8}),
+    ("duralava", {"data.batch_size": 8, "training.micro_batches": 2}),
+]
+
 
 def measure(name: str, settings: dict[str, Any]) -> float:
     """MLX's peak, GB, of the step that takes most."""
@@ -79,22 +92,25 @@ def measure(name: str, settings: dict[str, Any]) -> float:
 
 
 def main() -> None:
-    """Measure each configuration, print a table, and fail if a prediction is more than 15 % off."""
+    """Measure each configuration, print a table, and fail if a prediction is too far off."""
+    from mlxlava.backend import on_gpu_path
+
+    gpu = on_gpu_path()
     rows, results, worst = [], [], 0.0
-    for name, settings in CONFIGURATIONS:
+    for name, settings in ON_GPU_PATH if gpu else CONFIGURATIONS:
         command = [sys.executable, __file__, "--child", name, json.dumps(settings)]
         peak = float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
-        predicted = predict(override(load_recipe(name), settings))
+        predicted = predict(override(load_recipe(name), settings), gpu=gpu)
         off = predicted / peak - 1
-        worst = max(worst, abs(off))
+        worst = max(worst, -off if gpu else abs(off))
         results.append({"recipe": name, "settings": settings, "peak_gb": peak, "predicted_gb": predicted})
         changed = ", ".join(f"{key.partition('.')[2]} {value}" for key, value in settings.items())
         rows.append((name, changed or "as it is", f"{peak:.3f}", f"{predicted:.3f}", f"{off:+.1%}"))
         print(*rows[-1], file=sys.stderr, flush=True)
-    columns = ("recipe", "changed", "measured, GB", "predicted, GB", "off")
+    columns = ("recipe", "changed", "measured, GB", "estimated, GB" if gpu else "predicted, GB", "off")
     print_table("Peak of MLX's arrays in a step", columns, rows, left=2)
     print(json.dumps({"benchmark": "memory", "machine": machine(), "results": results}))
-    if worst > _TOLERANCE:
+    if worst > (0 if gpu else _TOLERANCE):
         sys.exit(f"memory: a prediction is {worst:.0%} off")
 
 
