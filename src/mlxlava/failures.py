@@ -82,7 +82,7 @@ class DeviceFailed(Exception):
 
 def explain(error: BaseException) -> Failure | None:
     """What an error of MLX's device means; None for any other error."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).rstrip(".")
     if isinstance(error, MemoryError):
         text = f"[malloc] Unable to allocate: {text or 'no memory'}"
     elif not isinstance(error, RuntimeError) or not _DEVICE.match(text):
