@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from mlxlava import conv
 from mlxlava.config import Recipe, UserError, load_recipe, override
-from mlxlava.plan import PATCH_BYTES, fit_into, largest_patches, memory_for_more_parts, predict, table
+from mlxlava.conv import PATCH_BYTES
+from mlxlava.plan import fit_into, largest_patches, memory_for_more_parts, predict, table
 
 LAVA, DURALAVA = load_recipe("lava"), load_recipe("duralava")
 MEASURE = Path(__file__).parents[1] / "benchmarks/memory.py"
@@ -86,10 +86,6 @@ def test_a_gpu_takes_more_but_no_more_patches_than_a_chunk_has() -> None:
     assert more(256) == pytest.approx(more(128))
     # A chunk has a picture at least.
     assert more(2048) - more(256) == pytest.approx(2 * (4 * 2048**2 * 9 * 16 - PATCH_BYTES) / 1e9)
-
-
-def test_chunks_are_those_of_the_convolutions() -> None:
-    assert PATCH_BYTES == conv.PATCH_BYTES
 
 
 def test_what_fits_a_gpu_is_chosen_by_what_a_gpu_takes() -> None:

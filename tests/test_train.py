@@ -22,7 +22,7 @@ from mlxlava.backend import gpu_path, mx, named_arrays
 from mlxlava.checkpoint import checkpoints, latest_checkpoint, load_checkpoint, load_weights
 from mlxlava.config import Recipe, UserError, override, recipe_from_dict
 from mlxlava.failures import DeviceFailed
-from mlxlava.first_steps import SHARE, FirstSteps, kind_of
+from mlxlava.first_steps import SHARE, FirstSteps
 from mlxlava.footage import Footage
 from mlxlava.nets import Tree
 from mlxlava.plan import predict
@@ -275,7 +275,7 @@ def test_the_kinds_of_steps_are_those_of_the_trainer(
     begin(tmp_path, recipe, footage)
     go(tmp_path, recipe, footage)
     for line in log_of(tmp_path):
-        assert kind_of(recipe, 6, line["step"] - 1) == ("loss_d" in line, "r1" in line)
+        assert Trainer(recipe, 6).kind_of(line["step"] - 1) == ("loss_d" in line, "r1" in line)
 
 
 METAL = "[METAL] Command buffer execution failed: "

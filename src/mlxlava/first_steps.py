@@ -12,26 +12,17 @@ from mlxlava.console import say
 from mlxlava.nets import Tree
 from mlxlava.plan import parts_of, predict
 from mlxlava.ranks import any_rank, ranks
-from mlxlava.step import Terms, Trainer
+from mlxlava.step import Kind, Terms, Trainer
 
 # Share of the limit that a step may take before its parts are made smaller. Near the limit MLX waits for
 # memory in every step, and later steps may take a little more than the first one of their kind.
 SHARE = 0.9
-
-Kind = tuple[bool, bool]  # whether the discriminator judges, and whether with gradient penalties
 
 _COMPILES = {
     (False, False): "the first step takes longer",
     (True, False): "the first step with the discriminator takes longer",
     (True, True): "the first step with gradient penalties takes longer",
 }
-
-
-def kind_of(recipe: Recipe, total_steps: int, index: int) -> Kind:
-    """Which of the compiled steps of a ``Trainer`` the step number ``index`` is."""
-    adversarial = index >= round(recipe.loss.alone * total_steps)
-    penalised = recipe.loss.kind == "relativistic" and recipe.loss.gamma > 0
-    return adversarial, adversarial and penalised and index % recipe.loss.penalty_every == 0
 
 
 class FirstSteps:
@@ -56,7 +47,7 @@ class FirstSteps:
 
     def __call__(self, state: Tree, frames: mx.array, times: mx.array, index: int) -> tuple[Tree, Terms]:
         """A step of the trainer (step.py); the first one of each kind is evaluated, others are not yet."""
-        kind = kind_of(self.recipe, self._trainer.total_steps, index)
+        kind = self._trainer.kind_of(index)
         if not self._measures or kind in self._measured:
             return self._trainer(state, frames, times, index)
         if on_gpu_path() and kind not in self._said:

@@ -19,11 +19,6 @@ from mlxlava.config import Recipe, UserError, override
 GB = 1e9
 _MARGIN = 1.15  # that is left for what a prediction may be too low by (benchmarks/memory.py: 11 %)
 
-# Bytes of patches that a GPU writes out at once. A convolution whose gradient by the weights needs more
-# works on its batch in chunks, of one picture at least. It is the convolutions' constant, to be joined with
-# it.
-PATCH_BYTES = 2**28
-
 # Bytes that work under way holds on a GPU, though nothing needs them any more. MLX closes a command buffer
 # after 40 operations, or once what goes in and comes out has more than 40 × 2^20 numbers (metal/device.cpp;
 # 50 of both on Max and Ultra), and lets ten of them wait (transforms.cpp). Each keeps its arrays until it is
@@ -189,6 +184,9 @@ def largest_patches(recipe: Recipe, ranks: int = 1) -> float:
 
 def _more_on_gpu(recipe: Recipe, ranks: int, arrays: float) -> float:
     """Bytes that a GPU holds beside ``arrays`` bytes of layers."""
+    from mlxlava.conv import PATCH_BYTES  # not above: who plans for a CPU need not load MLX
+
+    # A convolution whose patches take more works on its batch in chunks, of one picture at least.
     chunks = max(min(pictures * one, max(PATCH_BYTES, one)) for pictures, one in _patches(recipe, ranks))
     # Twice: of one chunk while its product is made, and of the next, which is written by then. Ten command
     # buffers can have five chunks, and _AHEAD makes room for the others. No more can wait than there is.

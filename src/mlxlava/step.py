@@ -32,6 +32,7 @@ from mlxlava.precision import half
 from mlxlava.ranks import gather, rank, ranks, sum_over_ranks
 
 Terms = dict[str, mx.array]
+Kind = tuple[bool, bool]  # whether the discriminator judges, and whether with gradient penalties
 
 _STATS_DECAY = 0.99  # of the running BatchNorm statistics that are played (TensorFlow's default)
 
@@ -116,13 +117,15 @@ class Trainer:
             The next run state and the named terms (scalars), neither evaluated yet.
         """
         key = mx.random.key((self.recipe.training.seed << 32) + index)
-        loss = self.recipe.loss
+        return self.step_of(state, frames, times, key, *self.kind_of(index))
+
+    def kind_of(self, index: int) -> Kind:
+        """The kind of step that number ``index`` is."""
         adversarial = index >= self._alone
-        penalty = adversarial and self._penalised and index % loss.penalty_every == 0
-        return self.step_of(state, frames, times, key, adversarial, penalty)
+        return adversarial, adversarial and self._penalised and index % self.recipe.loss.penalty_every == 0
 
     @property
-    def kinds(self) -> list[tuple[bool, bool]]:
+    def kinds(self) -> list[Kind]:
         """The kinds of step that the recipe has: with the discriminator or not, with its penalties or not."""
         kinds = [(False, False)] if self._alone > 0 else []
         if self._alone < self.total_steps:
