@@ -125,7 +125,8 @@ def test_where_macos_does_not_say_it_is_the_resident_peak(
 
 
 def test_resident_memory_is_not_above_its_peak() -> None:
-    assert 0 < resident_memory() <= peak_memory()["process"]
+    # Linux adds up pages now and then only, each of the two at its own times.
+    assert 0 < resident_memory() < 1.05 * peak_memory()["process"]
 
 
 def test_memory_is_counted_from_the_last_reset() -> None:
