@@ -42,7 +42,7 @@ from harness import (
     working_set,
 )
 from measures import sized
-from mlxlava.backend import on_cpu, parallel_streams
+from mlxlava.backend import on_cpu, on_gpu_path, parallel_streams
 from mlxlava.config import Recipe, UserError
 from mlxlava.console import print_table, say
 
@@ -151,7 +151,7 @@ def predicted_peak(recipe: Recipe, measured: tuple[int, float] | None) -> float 
     """
     with contextlib.suppress(ImportError):
         plan: Any = importlib.import_module("mlxlava.plan")
-        return float(plan.predict(recipe)) * _PROCESS
+        return float(plan.predict(recipe, gpu=on_gpu_path())) * _PROCESS
     if measured is None:
         return None
     pixels, peak = measured

@@ -110,7 +110,7 @@ def _convolutions() -> Check:
 
 
 def _memory() -> Check:
-    needed = predict(load_recipe("lava"))
+    needed = predict(load_recipe("lava"), gpu=not on_cpu())
     return Check(
         "memory for MLX",
         f"≥ {needed:.1f} GB",

@@ -194,7 +194,7 @@ def _compile(name: str, settings: dict[str, Any]) -> tuple[str, bool]:
     """Count the arrays that a step's largest kernel takes and gives; on a GPU also compute the step."""
     recipe = override(load_recipe(name), {**settings, "loss.alone": 0.0})
     if not on_cpu():
-        recipe = fit_into(recipe, memory_budget())
+        recipe = fit_into(recipe, memory_budget(), gpu=not on_cpu())
     with device():
         trainer = Trainer(recipe, 10)
         state = trainer.init()
@@ -228,7 +228,7 @@ def full_steps() -> list[Check]:
         return f"{first:.2f} s, {third:.2f} s", third <= limit
 
     def peak() -> tuple[str, bool]:
-        found, planned = measured()[2], predict(recipe())
+        found, planned = measured()[2], predict(recipe(), gpu=not on_cpu())
         return f"{found:.2f} of {planned:.2f} GB", found <= _MARGIN * planned
 
     return [
@@ -252,7 +252,7 @@ def _full_recipe() -> Recipe:
     recipe = override(load_recipe("lava"), {"loss.alone": 0.0})
     if on_cpu():
         return override(recipe, {"data.batch_size": _CPU_BATCH})
-    return fit_into(recipe, memory_budget())
+    return fit_into(recipe, memory_budget(), gpu=not on_cpu())
 
 
 def _three_steps(recipe: Recipe) -> tuple[float, float, float]:
