@@ -17,6 +17,8 @@ from mlxlava import convolution
 from mlxlava.backend import gpu_path, mx, on_cpu, on_gpu_path
 from mlxlava.conv import Convolution, conv3, conv_down, conv_up
 
+pytestmark = pytest.mark.device
+
 
 def defined(form: Convolution) -> Convolution:
     if form is conv_up:
@@ -90,8 +92,6 @@ def test_without_a_compiler_a_line_says_so_and_mlx_convolves(tmp_path: Path) -> 
 from mlxlava import convolution
 from mlxlava.backend import mx
 from mlxlava.conv import conv3
-
-pytestmark = pytest.mark.device
 assert not convolution.available()
 assert conv3(mx.ones((1, 4, 4, 2)), mx.ones((3, 3, 3, 2))).sum().item() == 600
 """

@@ -139,8 +139,8 @@ class Encoder:
     hidden: tuple[int, ...] = _setting((256,), "widths of the hidden layers that look at all frames")
     whitening: float = _setting(
         0.0,
-        "variance of noise on encoded states, beside their own of 1, before they are whitened to the "
-        "covariance of the states that are played; 0 for no whitening",
+        "numbers of encoded states are made uncorrelated, as those are of the states that are played; what "
+        "is added to their variances of 1 so that directions with less stay narrow; 0 for no whitening",
     )
     whitening_decay: float = _setting(0.98, "whitening: decay of the running covariance, a training step")
 

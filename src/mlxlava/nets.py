@@ -339,32 +339,29 @@ def standardise(mean: mx.array, log_variance: mx.array) -> tuple[mx.array, mx.ar
 
 
 def whiten(
-    mean: mx.array, log_variance: mx.array, covariance: mx.array, floor: float
-) -> tuple[mx.array, mx.array, mx.array]:
-    """Standardised laws (B, Z) made such that over all clips encoded states have the covariance I.
+    mean: mx.array, log_variance: mx.array, covariance: mx.array, ridge: float
+) -> tuple[mx.array, mx.array]:
+    """Means of standardised laws (B, Z) made nearly uncorrelated, as the numbers of N(0, I) are.
 
     Numbers that are standardised one by one may still be strongly correlated. Then states lie in a thin
-    ellipsoid, and lamps are played from states outside of it. So the means get a little noise, and are
-    multiplied by the inverse root of the covariance that they have then (ZCA whitening; Huang 2018,
-    Decorrelated Batch Normalization): z = (S + f I)^(−1/2) (mean + √f ε). In directions in which the means
-    hardly differ, z is nearly all noise, and G and R learn to take nothing from it.
+    ellipsoid, and lamps are played from states outside of it. The means are multiplied by the inverse root of
+    their covariance (ZCA whitening; Huang 2018, Decorrelated Batch Normalization). That is a running average,
+    since a batch has fewer clips than a state has numbers; no gradient goes through it.
 
     Args:
         mean: of :func:`standardise`.
         log_variance: of :func:`standardise`.
-        covariance: S, a running average of what this gives (Z, Z), since a batch has fewer clips than a state
-            has numbers. No gradient goes through it.
-        floor: f, variance of that noise beside the means' own of one.
+        covariance: running average (Z, Z) of what this gives.
+        ridge: added to the variances, so that directions in which the means hardly differ stay narrow.
 
     Returns:
-        The means; the matrix (Z, Z) that turns standard normal noise into what is added to them; and the
-        covariance (Z, Z) of this batch's means, each number divided by its deviation.
+        The means, and the covariance (Z, Z) of this batch's, each number divided by its deviation.
     """
     deviation = mx.sqrt(1 - mx.exp(log_variance).mean(0))
     unit = mean / deviation
     own = mx.stop_gradient(unit.T @ unit / len(unit))
-    root = inverse_root(mx.stop_gradient(covariance) + floor * mx.eye(len(covariance)))
-    return (unit @ root) * deviation, math.sqrt(floor) * root * deviation, own
+    root = inverse_root(mx.stop_gradient(covariance) + ridge * mx.eye(len(covariance)))
+    return (unit @ root) * deviation, own
 
 
 def inverse_root(matrix: mx.array) -> mx.array:

@@ -250,16 +250,11 @@ class Trainer:
         centre = 0.5 if still is None else mx.sigmoid(mx.stop_gradient(still))
         mean, log_variance = self.encoder(weights, viewed.astype(mx.float32) / 255 - centre)
         mean, log_variance = standardise(gather(mean), gather(log_variance))
-        floor, covariance = self.recipe.encoder.whitening, mx.array(0.0)
-        if not floor:
-            states = mean + mx.exp(0.5 * log_variance) * mx.random.normal(mean.shape, key=key)
-            return states, kl_to_normal(mean, log_variance), covariance
-        mean, to_noise, covariance = whiten(mean, log_variance, state["encoded_covariance"], floor)
-        own, added = mx.random.normal((2, *mean.shape), key=key)
-        states = mean + mx.exp(0.5 * log_variance) * own + added @ to_noise
-        # Of the added noise only the variances count here: that leaves out how its numbers are correlated.
-        variance = mx.exp(log_variance) + (to_noise * to_noise).sum(0)
-        return states, kl_to_normal(mean, mx.log(variance)), covariance
+        ridge, covariance = self.recipe.encoder.whitening, mx.array(0.0)
+        if ridge:
+            mean, covariance = whiten(mean, log_variance, state["encoded_covariance"], ridge)
+        states = mean + mx.exp(0.5 * log_variance) * mx.random.normal(mean.shape, key=key)
+        return states, kl_to_normal(mean, log_variance), covariance
 
     def _pictures(
         self,
