@@ -20,9 +20,9 @@ from PIL import Image, ImageFilter
 
 import harness
 from mlxlava.console import progress
-from mlxlava.footage import prepare_lamp
-from mlxlava.metrics import MEASURES, Array, describe
-from mlxlava.score import Real, Scene, compare, look, part
+from mlxlava.evaluation.metrics import MEASURES, Array, describe
+from mlxlava.evaluation.score import Real, Scene, compare, look, part
+from mlxlava.footage.prepared import prepare_lamp
 
 Clips = list[Array]  # of twice the length, so that speed can be doubled
 

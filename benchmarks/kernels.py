@@ -15,7 +15,7 @@ from typing import Any
 from mlxlava.backend import gpu_path, kernels, mx
 from mlxlava.config import load_recipe, override
 from mlxlava.console import print_table
-from mlxlava.step import Trainer
+from mlxlava.training.step import Trainer
 
 _CASES: list[tuple[str, dict[str, Any]]] = [
     ("lava", {}),

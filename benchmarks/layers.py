@@ -12,8 +12,8 @@ import sys
 import time
 from collections.abc import Callable
 
-from mlxlava import conv
 from mlxlava.backend import mx
+from mlxlava.backend import ops as conv
 from mlxlava.console import print_table
 
 _ROUNDS = 9

@@ -58,7 +58,7 @@ def _peaks() -> Answer:
 def train(recipe: str, size: int, seq_len: int, batch_size: int) -> Answering:
     """Training steps; asked for ``alone``, ``plain`` or ``penalty``."""
     from mlxlava.backend import mx
-    from mlxlava.step import Trainer
+    from mlxlava.training.step import Trainer
 
     settings = sized(recipe, size, seq_len, batch_size)
     frames, times = _random_batch(settings)
@@ -115,9 +115,10 @@ def peer(
 
 def _rollout(recipe: str, size: int) -> Any:
     """A roll-out of fresh weights; they take as long as learned ones."""
-    from mlxlava.checkpoint import Weights, playable
-    from mlxlava.rollout import Rollout
-    from mlxlava.step import Trainer
+    from mlxlava.rollout.rollout import Rollout
+    from mlxlava.rollout.weights import Weights
+    from mlxlava.training.checkpoint import playable
+    from mlxlava.training.step import Trainer
 
     settings = sized(recipe, size, 20, 4)
     weights = Weights(settings, STEP_FPS, playable(Trainer(settings, 1).init()), {})
@@ -153,7 +154,7 @@ def _played(frames: Iterator[Any]) -> Answering:
 
 def prepare(video: str, size: int) -> Answering:
     """A video made into footage for training, each time anew."""
-    from mlxlava.footage import prepare as prepare_footage
+    from mlxlava.footage.prepared import prepare as prepare_footage
 
     def answer(request: str) -> Answer:
         with tempfile.TemporaryDirectory() as folder:
@@ -167,10 +168,10 @@ def prepare(video: str, size: int) -> Answering:
 
 def score(frames: int) -> Answering:
     """The shipped weights scored on the built-in lamp, which is drawn before the clock starts."""
-    from mlxlava.checkpoint import load_weights
-    from mlxlava.footage import prepare_lamp
-    from mlxlava.score import part
-    from mlxlava.score import score as judge
+    from mlxlava.evaluation.score import part
+    from mlxlava.evaluation.score import score as judge
+    from mlxlava.footage.prepared import prepare_lamp
+    from mlxlava.rollout.weights import load_weights
 
     weights = load_weights(None)
     # Twice the frames: every second block of them is held out.

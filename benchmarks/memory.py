@@ -4,7 +4,7 @@
     MLXLAVA_GPU_PATH=1 python benchmarks/memory.py    # a few of them, with the code for GPUs
 
 Each configuration is stepped in a process of its own (``mx.get_peak_memory``). The last line is JSON. The
-exit status is 1 where a prediction of ``mlxlava.plan`` is more than 15 % off, or an estimate for GPUs is too
+exit status is 1 where a prediction of ``mlxlava plan`` is more than 15 % off, or an estimate for GPUs is too
 low. What the code for GPUs takes on a CPU is a hint only: MLX's convolutions there write out patches in all
 passes, on Metal in that by the weights alone.
 """
@@ -19,7 +19,7 @@ from typing import Any
 from harness import machine
 from mlxlava.config import load_recipe, override
 from mlxlava.console import print_table
-from mlxlava.plan import predict
+from mlxlava.training.plan import predict
 
 _TOLERANCE = 0.15
 
@@ -73,7 +73,7 @@ def measure(name: str, settings: dict[str, Any]) -> float:
     import numpy as np
 
     from mlxlava.backend import mx
-    from mlxlava.step import Trainer
+    from mlxlava.training.step import Trainer
 
     recipe = override(load_recipe(name), {"loss.alone": 0.0, **settings})
     data, views = recipe.data, recipe.encoder.views

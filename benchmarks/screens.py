@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from mlxlava.live import Live, Reel, WallClock
-from mlxlava.sinks import Frame
+from mlxlava.playback.session import Live, Reel, WallClock
+from mlxlava.playback.writers import Frame
 
 _FPS, _HIDDEN_FPS = 60.0, 2.0
 _SIZES = ((640, 640), (1920, 1080))
@@ -40,7 +40,7 @@ class Noise:
 
 def window(size: tuple[int, int], hidden: bool) -> dict[str, float]:
     """Frames a second and the share of a core, with a window of ``size`` that is shown or as if minimised."""
-    from mlxlava.screens.window import Window
+    from mlxlava.playback.screens.window import Window
 
     clock = WallClock(_FPS)
     live = Live(Noise(), "noise", 0, clock)

@@ -20,7 +20,7 @@ import memory
 from mlxlava.backend import mx
 from mlxlava.config import load_recipe, override
 from mlxlava.console import print_table
-from mlxlava.step import Trainer
+from mlxlava.training.step import Trainer
 
 _TURNS = 5
 _CLIPS = {"data.batch_size": 8, "loss.alone": 0.0}

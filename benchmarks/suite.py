@@ -43,8 +43,9 @@ from harness import (
 )
 from measures import sized
 from mlxlava.backend import on_cpu, on_gpu_path, parallel_streams
-from mlxlava.config import Recipe, UserError
+from mlxlava.config import Recipe
 from mlxlava.console import print_table, say
+from mlxlava.errors import UserError
 
 Row = dict[str, Any]
 
@@ -150,7 +151,7 @@ def predicted_peak(recipe: Recipe, measured: tuple[int, float] | None) -> float 
         measured: pixels drawn and peak of a smaller batch of the same run.
     """
     with contextlib.suppress(ImportError):
-        plan: Any = importlib.import_module("mlxlava.plan")
+        plan: Any = importlib.import_module("mlxlava.training.plan")
         return float(plan.predict(recipe, gpu=on_gpu_path())) * _PROCESS
     if measured is None:
         return None

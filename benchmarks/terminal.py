@@ -16,10 +16,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mlxlava.lamp import Themes
-from mlxlava.screens.pictures import Blocks, ITerm2, Kitty, Painter, Sixel
-from mlxlava.screens.terminal import Terminal
-from mlxlava.sinks import Frame
+from mlxlava.footage.lamp import Themes
+from mlxlava.playback.screens.pictures import Blocks, ITerm2, Kitty, Painter, Sixel
+from mlxlava.playback.screens.terminal import Terminal
+from mlxlava.playback.writers import Frame
 
 FPS = 30.0
 SIZES = ((80, 24), (200, 60))

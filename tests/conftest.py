@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mlxlava.config import Recipe, load_recipe, override
-from mlxlava.footage import Footage, prepare_lamp
+from mlxlava.footage.prepared import Footage, prepare_lamp
 
 _TINY = {
     "data.size": [16, 16],

@@ -16,9 +16,10 @@ import suite
 from harness import Died, Worker, ending
 from measures import sized
 from mlxlava.backend import named_arrays
-from mlxlava.config import Recipe, UserError, load_recipe, override
-from mlxlava.dynamics import make_dynamics
-from mlxlava.step import Trainer
+from mlxlava.config import Recipe, load_recipe, override
+from mlxlava.errors import UserError
+from mlxlava.models.state_step import make_dynamics
+from mlxlava.training.step import Trainer
 
 ECHO = (
     "import sys; sys.path.insert(0, {folder!r}); import harness; harness.serve(lambda: lambda text: {body})"
@@ -126,7 +127,7 @@ def test_a_race_gives_a_row_a_kind_their_mean_and_ratios_of_turns() -> None:
 @pytest.fixture
 def without_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the package could not predict memory by itself."""
-    monkeypatch.setitem(sys.modules, "mlxlava.plan", None)
+    monkeypatch.setitem(sys.modules, "mlxlava.training.plan", None)
 
 
 @pytest.mark.usefixtures("without_plan")

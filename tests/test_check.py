@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlxlava import check, drawing, rollout, step
+from mlxlava import check
 from mlxlava.backend import mx, on_gpu_path
 from mlxlava.check import arithmetic, training
 from mlxlava.check.base import Check, Result
 from mlxlava.cli import main
+from mlxlava.rollout import drawing, rollout
+from mlxlava.training import step
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -13,18 +13,13 @@ import numpy as np
 import pytest
 
 from mlxlava.backend import mx, named_arrays, tree_map
-from mlxlava.checkpoint import (
-    Weights,
-    checkpoints,
-    load_checkpoint,
-    load_weights,
-    playable,
-    save_checkpoint,
-    save_weights,
-)
-from mlxlava.config import Recipe, UserError
-from mlxlava.nets import Tree
-from mlxlava.step import Trainer
+from mlxlava.config import Recipe
+from mlxlava.errors import UserError
+from mlxlava.models.networks import Tree
+from mlxlava.paths import checkpoints
+from mlxlava.rollout.weights import Weights, load_weights, save_weights
+from mlxlava.training.checkpoint import load_checkpoint, playable, save_checkpoint
+from mlxlava.training.step import Trainer
 
 pytestmark = pytest.mark.device
 

@@ -19,14 +19,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlxlava import lamp
 from mlxlava.backend import gpu_path, mx, on_gpu_path
 from mlxlava.cli import cli, main
 from mlxlava.config import Recipe, recipe_from_dict
-from mlxlava.plan import memory_for_more_parts
-from mlxlava.sinks import open_sink
-from mlxlava.step import Trainer
-from mlxlava.train import Outcome
+from mlxlava.footage import lamp
+from mlxlava.playback.writers import open_sink
+from mlxlava.training.loop import Outcome
+from mlxlava.training.plan import memory_for_more_parts
+from mlxlava.training.step import Trainer
 
 ROOT = Path(__file__).parents[1]
 FOOTAGE_SIZE = (64, 64)
@@ -189,7 +189,7 @@ def test_a_mac_stays_awake_while_it_trains(
         return Outcome(1, 1.0, None)
 
     monkeypatch.setattr("mlxlava.awake.keep_awake", keep_awake)
-    monkeypatch.setattr("mlxlava.train.train", train)
+    monkeypatch.setattr("mlxlava.training.loop.train", train)
     assert run("train", str(video), "-o", "mine", *TINY)[0] == 0
     assert seen == ["awake", "trains", "may sleep"]
 
@@ -297,10 +297,10 @@ def test_an_error_of_ours_keeps_its_traceback(run: Run, monkeypatch: pytest.Monk
     def wrong(*arguments: Any) -> Any:
         raise RuntimeError("[matmul] shapes do not fit")
 
-    monkeypatch.setattr("mlxlava.checkpoint.load_weights", wrong)
+    monkeypatch.setattr("mlxlava.training.checkpoint.load_weights", wrong)
     with pytest.raises(RuntimeError, match="shapes"):
         run("score", "lava")
-    monkeypatch.setattr("mlxlava.checkpoint.load_weights", out_of_memory)
+    monkeypatch.setattr("mlxlava.training.checkpoint.load_weights", out_of_memory)
     with pytest.raises(RuntimeError, match="METAL"):
         run("score", "lava", "--debug")
 

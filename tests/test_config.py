@@ -9,7 +9,6 @@ import pytest
 
 from mlxlava.config import (
     Recipe,
-    UserError,
     describe_settings,
     load_recipe,
     override,
@@ -20,6 +19,7 @@ from mlxlava.config import (
     recipe_to_dict,
     recipe_to_toml,
 )
+from mlxlava.errors import UserError
 
 
 @pytest.mark.parametrize("name", ["lava", "duralava"])

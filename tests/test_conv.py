@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from definitions import spread, taps
-from mlxlava import convolution
 from mlxlava.backend import gpu_path, mx, on_cpu, on_gpu_path
-from mlxlava.conv import Convolution, conv3, conv_down, conv_up
+from mlxlava.backend.cpu import convolution
+from mlxlava.backend.ops import Convolution, conv3, conv_down, conv_up
 
 pytestmark = pytest.mark.device
 
@@ -45,7 +45,7 @@ def test_forms_are_what_they_are_defined_as(
     on_gpu: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mlxlava.conv.PATCH_BYTES", 40_000)  # the clips in two to four chunks
+    monkeypatch.setattr("mlxlava.backend.ops.PATCH_BYTES", 40_000)  # the clips in two to four chunks
     if form is conv3 and size == (6, 10):
         size = (5, 7)  # tiles of 2×2 do not fit
     keys = mx.random.split(mx.random.key(0), 2)
@@ -89,9 +89,9 @@ def test_cpus_of_linux_have_operations_of_their_own() -> None:
 )
 def test_without_a_compiler_a_line_says_so_and_mlx_convolves(tmp_path: Path) -> None:
     code = """
-from mlxlava import convolution
+from mlxlava.backend.cpu import convolution
 from mlxlava.backend import mx
-from mlxlava.conv import conv3
+from mlxlava.backend.ops import conv3
 assert not convolution.available()
 assert conv3(mx.ones((1, 4, 4, 2)), mx.ones((3, 3, 3, 2))).sum().item() == 600
 """

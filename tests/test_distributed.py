@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from mlxlava.backend import mx
-from mlxlava.checkpoint import latest_checkpoint
+from mlxlava.paths import latest_checkpoint
 
 _TRAIN = [
     *("-m", "mlxlava", "train", "--size", "16", "--batch-size", "4", "--seq-len", "6"),

@@ -8,8 +8,8 @@ import pytest
 from definitions import shuffled, spread, taps
 from mlxlava.backend import gpu_path, mx
 from mlxlava.config import Recipe, override
-from mlxlava.drawing import make_draw
-from mlxlava.nets import Tree, make_generator, to_bytes
+from mlxlava.models.networks import Tree, make_generator, to_bytes
+from mlxlava.rollout.drawing import make_draw
 
 pytestmark = pytest.mark.device
 

@@ -8,11 +8,13 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from mlxlava.checkpoint import Weights, playable
-from mlxlava.config import Recipe, UserError, override
-from mlxlava.drift import Returns, drift, lyapunov, parts, slope, window_ends
-from mlxlava.footage import Footage, prepare_lamp
-from mlxlava.step import Trainer
+from mlxlava.config import Recipe, override
+from mlxlava.errors import UserError
+from mlxlava.evaluation.drift import Returns, drift, lyapunov, parts, slope, window_ends
+from mlxlava.footage.prepared import Footage, prepare_lamp
+from mlxlava.rollout.weights import Weights
+from mlxlava.training.checkpoint import playable
+from mlxlava.training.step import Trainer
 
 needs_scipy = pytest.mark.skipif(find_spec("scipy") is None, reason="needs the extra `score`")
 

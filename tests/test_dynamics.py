@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from mlxlava.backend import mx, named_arrays, tree_map
-from mlxlava.checkpoint import Weights, load_weights
 from mlxlava.config import Recipe, override
-from mlxlava.dynamics import PENALTIES, PenalisedStep, StationaryStep, make_dynamics
-from mlxlava.nets import Tree
+from mlxlava.models.networks import Tree
+from mlxlava.models.state_step import PENALTIES, PenalisedStep, StationaryStep, make_dynamics
 from mlxlava.normality import normality, null
-from mlxlava.rollout import Rollout
+from mlxlava.rollout.rollout import Rollout
+from mlxlava.rollout.weights import Weights, load_weights
 
 pytestmark = pytest.mark.device
 

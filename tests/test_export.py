@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 from mlxlava.backend import mx, named_arrays
-from mlxlava.checkpoint import load_weights
-from mlxlava.config import Recipe, UserError
-from mlxlava.export import describe_weights, export
-from mlxlava.footage import Footage
-from mlxlava.rollout import Rollout
-from mlxlava.train import start_run, train
+from mlxlava.config import Recipe
+from mlxlava.errors import UserError
+from mlxlava.footage.prepared import Footage
+from mlxlava.rollout.export import describe_weights, export
+from mlxlava.rollout.rollout import Rollout
+from mlxlava.rollout.weights import load_weights
+from mlxlava.training.loop import start_run, train
 
 pytestmark = pytest.mark.device
 

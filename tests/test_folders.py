@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxlava.folders import is_systems_own, is_taken, names_in
+from mlxlava.paths import is_systems_own, is_taken, names_in
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlxlava import footage, lamp
-from mlxlava.config import UserError
+from mlxlava.errors import UserError
+from mlxlava.footage import lamp
+from mlxlava.footage import prepared as footage
 
 SIZE = (48, 64)
 

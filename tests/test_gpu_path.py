@@ -13,13 +13,13 @@ import pytest
 
 from mlxlava.backend import gpu_path, kernels, mx, resident_memory, tree_map
 from mlxlava.backend.kernels import MOST_BUFFERS
-from mlxlava.checkpoint import Weights, load_weights
+from mlxlava.backend.ops import Convolution, conv3, conv_down, conv_up
 from mlxlava.config import Recipe, load_recipe, override
-from mlxlava.conv import Convolution, conv3, conv_down, conv_up
-from mlxlava.dynamics import make_dynamics
-from mlxlava.nets import batch_norm, make_generator
-from mlxlava.rollout import Rollout
-from mlxlava.step import Trainer
+from mlxlava.models.networks import batch_norm, make_generator
+from mlxlava.models.state_step import make_dynamics
+from mlxlava.rollout.rollout import Rollout
+from mlxlava.rollout.weights import Weights, load_weights
+from mlxlava.training.step import Trainer
 
 pytestmark = pytest.mark.device
 

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlxlava.checkpoint import Weights, load_weights, playable
-from mlxlava.config import Recipe, UserError
-from mlxlava.invert import find_state, fit_picture, read_picture
-from mlxlava.rollout import Rollout
-from mlxlava.step import Trainer
+from mlxlava.config import Recipe
+from mlxlava.errors import UserError
+from mlxlava.rollout.invert import find_state, fit_picture, read_picture
+from mlxlava.rollout.rollout import Rollout
+from mlxlava.rollout.weights import Weights, load_weights
+from mlxlava.training.checkpoint import playable
+from mlxlava.training.step import Trainer
 
 pytestmark = pytest.mark.device
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mlxlava.config import UserError
-from mlxlava.lamp import THEMES, VERSION, Lamp, frames
+from mlxlava.errors import UserError
+from mlxlava.footage.lamp import THEMES, VERSION, Lamp, frames
 
 
 def film(count: int, **settings: object) -> NDArray[np.uint8]:

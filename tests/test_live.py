@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import pytest
 
-from mlxlava.live import Live, Reel, WallClock
-from mlxlava.sinks import Frame
+from mlxlava.playback.session import Live, Reel, WallClock
+from mlxlava.playback.writers import Frame
 
 
 class Wall:

@@ -6,19 +6,21 @@ import numpy as np
 import pytest
 
 from mlxlava.backend import mx
-from mlxlava.losses import (
-    augment,
+from mlxlava.models.normality import (
     covariance_distance,
-    cross_entropy,
     epps_pulley,
-    gradient_penalty,
-    kl_to_normal,
     moments,
-    relativistic,
-    relativistic_ratio,
 )
 from mlxlava.normality import epps_pulley as measured_epps_pulley
 from mlxlava.normality import normality
+from mlxlava.training.losses import (
+    augment,
+    cross_entropy,
+    gradient_penalty,
+    kl_to_normal,
+    relativistic,
+    relativistic_ratio,
+)
 
 pytestmark = pytest.mark.device
 

@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 
 from corruptions import CORRUPTIONS, Clips, lamp_clips
-from mlxlava.metrics import MEASURES, Space, describe, frechet, measure, polynomial_mmd, standard_errors
-from mlxlava.score import Real, Scene, look
+from mlxlava.evaluation.metrics import (
+    MEASURES,
+    Space,
+    describe,
+    frechet,
+    measure,
+    polynomial_mmd,
+    standard_errors,
+)
+from mlxlava.evaluation.score import Real, Scene, look
 
 SIZE = (32, 32)
 

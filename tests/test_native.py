@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 import mlxlava
-from mlxlava import native
 from mlxlava.backend import BLAS, on_cpu
-from mlxlava.config import cache_folder
+from mlxlava.backend.cpu import native
+from mlxlava.paths import cache_folder
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or shutil.which("g++") is None, reason="only Linux compiles C++"
@@ -168,7 +168,7 @@ def test_processes_that_build_at_once_compile_once(cache: Path, tmp_path: Path) 
     path = compiler(tmp_path / "bin", f'echo ran >> {log}\nsleep 0.3\nexec "$real" "$@"')
     code = f"""
 import ctypes
-from mlxlava import native
+from mlxlava.backend.cpu import native
 print(ctypes.CDLL(str(native.build("answer", {ANSWER!r}))).answer())
 """
     environment = {**os.environ, "PATH": path}
@@ -261,9 +261,9 @@ const char* mlxlava_learn(int, int, Array, Array, mx::array*) {{ return nullptr;
 """
 
 CONVOLVES = """
-from mlxlava import convolution
+from mlxlava.backend.cpu import convolution
 from mlxlava.backend import mx
-from mlxlava.conv import conv3
+from mlxlava.backend.ops import conv3
 print(convolution.available(), conv3(mx.ones((1, 4, 4, 2)), mx.ones((3, 3, 3, 2))).sum().item())
 """
 

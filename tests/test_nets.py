@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlxlava import nets
 from mlxlava.backend import mx, named_arrays
 from mlxlava.config import Recipe, load_recipe, override
-from mlxlava.nets import make_discriminator, make_generator, to_bytes
+from mlxlava.models import networks as nets
+from mlxlava.models.networks import make_discriminator, make_generator, to_bytes
 
 pytestmark = pytest.mark.device
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlxlava.lamp import Themes
-from mlxlava.screens.pictures import Area, ITerm2, Kitty, Painter, Sixel, fit
-from mlxlava.sinks import Frame
+from mlxlava.footage.lamp import Themes
+from mlxlava.playback.screens.pictures import Area, ITerm2, Kitty, Painter, Sixel, fit
+from mlxlava.playback.writers import Frame
 
 AREA = Area(3, 5, 12, 24, (20, 10))  # 240 × 240 pixels
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mlxlava.config import Recipe, UserError, load_recipe, override
-from mlxlava.conv import PATCH_BYTES
-from mlxlava.plan import fit_into, largest_patches, memory_for_more_parts, predict, table
+from mlxlava.backend.ops import PATCH_BYTES
+from mlxlava.config import Recipe, load_recipe, override
+from mlxlava.errors import UserError
+from mlxlava.training.plan import fit_into, largest_patches, memory_for_more_parts, predict, table
 
 LAVA, DURALAVA = load_recipe("lava"), load_recipe("duralava")
 MEASURE = Path(__file__).parents[1] / "benchmarks/memory.py"

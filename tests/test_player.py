@@ -14,11 +14,11 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from mlxlava import player
-from mlxlava.config import UserError
-from mlxlava.live import Reel, Source
-from mlxlava.player import Programme, run
-from mlxlava.sinks import Frame
+from mlxlava.errors import UserError
+from mlxlava.playback import player
+from mlxlava.playback.player import Programme, run
+from mlxlava.playback.session import Reel, Source
+from mlxlava.playback.writers import Frame
 
 SIZE = (16, 32)
 

@@ -9,14 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mlxlava import rollout
 from mlxlava.backend import mx
-from mlxlava.checkpoint import Weights, load_weights, playable
 from mlxlava.config import Recipe, override
-from mlxlava.dynamics import StationaryStep, make_dynamics
-from mlxlava.footage import Footage
-from mlxlava.rollout import Rollout, true_pace
-from mlxlava.step import Trainer
+from mlxlava.footage.prepared import Footage
+from mlxlava.models.state_step import StationaryStep, make_dynamics
+from mlxlava.rollout import rollout
+from mlxlava.rollout.rollout import Rollout, true_pace
+from mlxlava.rollout.weights import Weights, load_weights
+from mlxlava.training.checkpoint import playable
+from mlxlava.training.step import Trainer
 
 pytestmark = pytest.mark.device
 

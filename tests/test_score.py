@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlxlava import footage as footage_module
-from mlxlava.checkpoint import Weights, playable
-from mlxlava.config import Recipe, UserError
-from mlxlava.footage import Footage, open_footage, prepare_lamp
-from mlxlava.metrics import MEASURES
-from mlxlava.score import draw_clips, part, score
-from mlxlava.step import Trainer
+from mlxlava.config import Recipe
+from mlxlava.errors import UserError
+from mlxlava.evaluation.metrics import MEASURES
+from mlxlava.evaluation.score import draw_clips, part, score
+from mlxlava.footage import prepared as footage_module
+from mlxlava.footage.prepared import Footage, open_footage, prepare_lamp
+from mlxlava.rollout.weights import Weights
+from mlxlava.training.checkpoint import playable
+from mlxlava.training.step import Trainer
 
 
 @pytest.fixture(scope="module")

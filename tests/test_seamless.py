@@ -6,11 +6,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mlxlava.checkpoint import Weights, load_weights, playable
-from mlxlava.config import Recipe, UserError
-from mlxlava.rollout import Rollout
-from mlxlava.seamless import Loop
-from mlxlava.step import Trainer
+from mlxlava.config import Recipe
+from mlxlava.errors import UserError
+from mlxlava.rollout.rollout import Rollout
+from mlxlava.rollout.seamless import Loop
+from mlxlava.rollout.weights import Weights, load_weights
+from mlxlava.training.checkpoint import playable
+from mlxlava.training.step import Trainer
 
 pytestmark = pytest.mark.device
 

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlxlava.config import UserError
-from mlxlava.sinks import FORMATS, Frame, PipeClosed, enlarge, format_of, open_sink
+from mlxlava.errors import UserError
+from mlxlava.playback.writers import FORMATS, Frame, PipeClosed, enlarge, format_of, open_sink
 
 COUNT, FPS = 20, 12.5
 
@@ -181,7 +181,7 @@ def test_gif_keeps_the_true_time(fps: float, kept: int, delays: set[int], tmp_pa
 
 
 def test_gif_colours_hold_when_the_palette_is_older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlxlava.sinks._PALETTE_FRAMES", 4)
+    monkeypatch.setattr("mlxlava.playback.writers._PALETTE_FRAMES", 4)
     frames = moving()
     write(tmp_path / "lava.gif", frames)
     seen, _ = read_animation(tmp_path / "lava.gif")
@@ -296,7 +296,7 @@ def test_an_encoder_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
 ENDLESS = """
     import itertools, signal, sys
     import numpy as np
-    from mlxlava.sinks import PipeClosed, open_sink
+    from mlxlava.playback.writers import PipeClosed, open_sink
 
     target, name, height = sys.argv[1], sys.argv[2], int(sys.argv[3])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -387,6 +387,7 @@ def test_a_partial_frame_at_the_end_is_dropped(tmp_path: Path) -> None:
 
 
 def test_importing_brings_no_mlx() -> None:
-    code = "import json, sys; import mlxlava.sinks, mlxlava.live; print(json.dumps(sorted(sys.modules)))"
+    code = "import json, sys; from mlxlava.playback import writers, session; "
+    code += "print(json.dumps(sorted(sys.modules)))"
     modules = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     assert not [name for name in modules if name == "mlx" or name.startswith("mlx.")]

@@ -9,9 +9,9 @@ import pytest
 
 from mlxlava.backend import mx, named_arrays
 from mlxlava.config import Recipe, override
-from mlxlava.footage import Footage
-from mlxlava.nets import Tree
-from mlxlava.step import Terms, Trainer
+from mlxlava.footage.prepared import Footage
+from mlxlava.models.networks import Tree
+from mlxlava.training.step import Terms, Trainer
 
 pytestmark = pytest.mark.device
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlxlava.screens.pictures import Blocks
-from mlxlava.screens.terminal import Terminal, has_terminal, has_true_colour
-from mlxlava.sinks import Frame, PipeClosed
+from mlxlava.playback.screens.pictures import Blocks
+from mlxlava.playback.screens.terminal import Terminal, has_terminal, has_true_colour
+from mlxlava.playback.writers import Frame, PipeClosed
 
 SEQUENCE = re.compile(r"\x1b\[(\??)([\d;]*)([A-Za-z])|(▀)|\x1b\\")
 
@@ -218,7 +218,7 @@ def test_ctrl_z_gives_the_shell_its_screen_back() -> None:
     program = """
         import os, signal
         import numpy as np
-        from mlxlava.screens.terminal import Terminal
+        from mlxlava.playback.screens.terminal import Terminal
         with Terminal() as terminal:
             os.kill(os.getpid(), signal.SIGTSTP)
             terminal.show(np.zeros((32, 32, 3), np.uint8))

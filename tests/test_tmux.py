@@ -216,7 +216,7 @@ def test_stopped_and_continued_by_somebody_else(tmux: Tmux) -> None:
 
 def test_a_program_error_leaves_the_terminal_as_it_was(tmux: Tmux) -> None:
     code = (
-        "import numpy as np; from mlxlava.screens.terminal import Terminal\n"
+        "import numpy as np; from mlxlava.playback.screens.terminal import Terminal\n"
         "with Terminal() as t: t.show(np.zeros((32, 32, 3), np.uint8)); 1 / 0"
     )
     tmux.run(f"clear; {sys.executable} -c {shlex.quote(code)}; echo status $?")

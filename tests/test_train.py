@@ -19,15 +19,18 @@ import pytest
 from PIL import Image
 
 from mlxlava.backend import gpu_path, mx, named_arrays
-from mlxlava.checkpoint import checkpoints, latest_checkpoint, load_checkpoint, load_weights
-from mlxlava.config import Recipe, UserError, override, recipe_from_dict
+from mlxlava.config import Recipe, override, recipe_from_dict
+from mlxlava.errors import UserError
 from mlxlava.failures import DeviceFailed
-from mlxlava.first_steps import SHARE, FirstSteps
-from mlxlava.footage import Footage
-from mlxlava.nets import Tree
-from mlxlava.plan import predict
-from mlxlava.step import Trainer
-from mlxlava.train import Alone, Diverged, Outcome, start_run, train
+from mlxlava.footage.prepared import Footage
+from mlxlava.models.networks import Tree
+from mlxlava.paths import checkpoints, latest_checkpoint
+from mlxlava.rollout.weights import load_weights
+from mlxlava.training.checkpoint import load_checkpoint
+from mlxlava.training.first_steps import SHARE, FirstSteps
+from mlxlava.training.loop import Alone, Diverged, Outcome, start_run, train
+from mlxlava.training.plan import predict
+from mlxlava.training.step import Trainer
 
 pytestmark = pytest.mark.device
 
@@ -166,7 +169,7 @@ def test_a_run_starts_warm_from_other_weights(tiny: Recipe, footage: Footage, tm
     begin(tmp_path / "old", tiny, footage)
     go(tmp_path / "old", tiny, footage)
     old = load_weights(tmp_path / "old")
-    start_run(tmp_path / "new", tiny, footage, [], "", old)
+    start_run(tmp_path / "new", tiny, footage, [], "", old.arrays)
     new = load_weights(tmp_path / "new")
     for name in ("background", "gate"):  # those are of the new footage
         assert np.allclose(old.arrays["generator"].pop(name), new.arrays["generator"].pop(name), atol=1e-5)
@@ -174,7 +177,7 @@ def test_a_run_starts_warm_from_other_weights(tiny: Recipe, footage: Footage, tm
 
     wider = override(tiny, {"generator.widths": [10, 6]})
     with pytest.raises(UserError, match="--init has another generator"):
-        start_run(tmp_path / "wider", wider, footage, [], "", old)
+        start_run(tmp_path / "wider", wider, footage, [], "", old.arrays)
     assert not (tmp_path / "wider").exists()
 
 
@@ -258,7 +261,7 @@ def test_the_next_smaller_parts_that_should_fit_are_taken(
     fits = predict(override(plain, {"training.micro_batches": wanted}), gpu=True)
     off = 1.5
     limit = 1.001 * off * fits / SHARE
-    monkeypatch.setattr("mlxlava.first_steps.held_memory", lambda: off * predict(plain, gpu=True))
+    monkeypatch.setattr("mlxlava.training.first_steps.held_memory", lambda: off * predict(plain, gpu=True))
     frames, times = footage.batch(0, 0, 4, 6, 3, 3)
     with gpu_path():
         trainer = Trainer(plain, 6)
@@ -336,7 +339,7 @@ def test_it_is_not_another_process_that_is_gone(
 ) -> None:
     """As one of two processes: what the GPU says is told apart from what the connection says."""
     begin(tmp_path, tiny, footage)
-    monkeypatch.setattr("mlxlava.train.ranks", lambda: 2)
+    monkeypatch.setattr("mlxlava.training.loop.ranks", lambda: 2)
     with failing_at(0, OUT_OF_MEMORY), pytest.raises(DeviceFailed):
         go(tmp_path, tiny, footage)
     with failing_at(0, "[ring] connection to a peer was lost"), pytest.raises(Alone):

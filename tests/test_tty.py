@@ -15,17 +15,17 @@ from importlib.util import find_spec
 
 import pytest
 
-from mlxlava.config import UserError
-from mlxlava.screens.terminal import Terminal, best_mode, can_ask
-from mlxlava.screens.tty import Answers, Keyboard
-from mlxlava.sinks import PipeClosed
+from mlxlava.errors import UserError
+from mlxlava.playback.screens.terminal import Terminal, best_mode, can_ask
+from mlxlava.playback.screens.tty import Answers, Keyboard
+from mlxlava.playback.writers import PipeClosed
 
 # Shows a frame, twenty times a second, until it is ended; then says whether the terminal is as it was.
 PROGRAM = """
     import itertools, os, select, sys, termios
     import numpy as np
-    from mlxlava.live import Live, Reel, WallClock
-    from mlxlava.screens.terminal import Terminal
+    from mlxlava.playback.session import Live, Reel, WallClock
+    from mlxlava.playback.screens.terminal import Terminal
 
     class Lamps:
         names = ["a", "b"]

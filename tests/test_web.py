@@ -22,19 +22,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlxlava import player
-from mlxlava.config import UserError
-from mlxlava.live import Live, Reel, WallClock
-from mlxlava.player import Programme
-from mlxlava.sinks import Frame
+from mlxlava.errors import UserError
+from mlxlava.playback import player
+from mlxlava.playback.player import Programme
+from mlxlava.playback.session import Live, Reel, WallClock
+from mlxlava.playback.writers import Frame
 
 pytest.importorskip("aiohttp", reason="needs the extra `web`")
 
 import aiohttp
 
 from chromium import CHROMIUM, Browser, Tab, chromium
-from mlxlava.screens import web
-from mlxlava.screens.web import WebPage, encode
+from mlxlava.playback.screens import web
+from mlxlava.playback.screens.web import WebPage, encode
 
 ROOT = Path(__file__).parents[1]
 
@@ -441,7 +441,7 @@ def test_a_port_in_use_is_one_line_or_the_next_one() -> None:
 
 def test_without_its_extra_one_line_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "aiohttp", None)
-    monkeypatch.delitem(sys.modules, "mlxlava.screens.web")
+    monkeypatch.delitem(sys.modules, "mlxlava.playback.screens.web")
     with pytest.raises(UserError, match=r"aiohttp is missing.*mlxlava\[web\]"):
         player._open_screen(Programme(screen="web"), Live(Shades(), "a", 1, WallClock(30)))
 

@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageGrab, features
 
-from mlxlava import player
-from mlxlava.config import UserError
-from mlxlava.live import SPEEDS, Live, Reel, WallClock
-from mlxlava.player import Programme, has_display, has_window, run
-from mlxlava.sinks import Frame
+from mlxlava.errors import UserError
+from mlxlava.playback import player
+from mlxlava.playback.player import Programme, has_display, has_window, run
+from mlxlava.playback.session import SPEEDS, Live, Reel, WallClock
+from mlxlava.playback.writers import Frame
 
 pytest.importorskip("pygame", reason="needs the extra `window`")
 
-from mlxlava.screens.window import Window, fit, pygame
+from mlxlava.playback.screens.window import Window, fit, pygame
 
 RED = (200, 40, 20)
 
@@ -260,7 +260,7 @@ def test_where_a_display_is(
 
 
 def test_without_the_extra_one_line_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "mlxlava.screens.window", None)
+    monkeypatch.setitem(sys.modules, "mlxlava.playback.screens.window", None)
     assert not has_window()
     with pytest.raises(UserError, match=r'install "mlxlava\[window\]"'):
         run(Plain(), Programme(screen="window").settle(), "a")

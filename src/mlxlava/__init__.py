@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from mlxlava.config import UserError
+from mlxlava.errors import UserError
 
 __version__ = "0.1.0"
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mlxlava.checkpoint import Weights, load_weights
-from mlxlava.config import UserError
-from mlxlava.invert import find_state, fit_picture
-from mlxlava.rollout import Rollout
-from mlxlava.seamless import Loop
+from mlxlava.errors import UserError
+from mlxlava.rollout.invert import find_state, fit_picture
+from mlxlava.rollout.rollout import Rollout
+from mlxlava.rollout.seamless import Loop
+from mlxlava.rollout.weights import Weights, load_weights
 
 Frame = npt.NDArray[np.uint8]
 State = npt.NDArray[np.float32]

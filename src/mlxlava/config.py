@@ -6,11 +6,9 @@ TOML files in ``recipes/`` and the ``config.json`` of runs and weights hold the 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import json
-import os
 import sys
 import typing
 from collections.abc import Mapping, Sequence
@@ -18,6 +16,8 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import tomli_w
+
+from mlxlava.errors import UserError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,37 +32,6 @@ SCREENS = (
     "web",
     "none",
 )  # here, because --help names them and should import no player
-
-
-class UserError(Exception):
-    """A mistake of the user's making: one line that says what is wrong and what to do (exit 2)."""
-
-
-def cache_folder() -> Path:
-    """Where things that can be made again are kept between runs. It may not exist yet.
-
-    An empty or relative XDG_CACHE_HOME counts as not set, as the XDG Base Directory specification demands:
-    the folder would lie in the working folder, where others may have put files of the same names.
-
-    Raises:
-        UserError: There is neither XDG_CACHE_HOME nor a home folder.
-    """
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if given.is_absolute():
-        return given / "mlxlava"
-    with contextlib.suppress(RuntimeError):  # no HOME, and no entry for this user
-        home = Path.home()
-        if home.is_absolute():
-            return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "mlxlava"
-    raise UserError("cache: no home folder is known; set XDG_CACHE_HOME to a folder of yours")
-
-
-def make_private(folder: Path) -> Path:
-    """Make a folder, and those above it that are missing, for this user alone (mode 0700)."""
-    for each in (*reversed(folder.parents), folder):
-        if not each.is_dir():
-            each.mkdir(mode=0o700, exist_ok=True)
-    return folder
 
 
 def _setting(default: Any, help: str, choices: Sequence[str] = ()) -> Any:

@@ -9,6 +9,7 @@ to be in the process before ``mlx.core`` is::
 from mlxlava.backend.device import (
     BLAS,
     GPU_PATH_SWITCH,
+    Tree,
     current_stream,
     describe,
     gpu_path,
@@ -35,6 +36,7 @@ __all__ = [
     "BLAS",
     "GPU_PATH_SWITCH",
     "Kernel",
+    "Tree",
     "current_stream",
     "describe",
     "gpu_path",

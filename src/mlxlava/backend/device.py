@@ -17,8 +17,8 @@ from importlib.metadata import PackageNotFoundError, files, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mlxlava import native
-from mlxlava.config import UserError
+from mlxlava.backend.cpu import native
+from mlxlava.errors import UserError
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")

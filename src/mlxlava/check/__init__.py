@@ -18,8 +18,8 @@ from mlxlava.check.base import Check, Result, compared, outcome
 from mlxlava.check.machine import machine
 from mlxlava.check.playing import FRAMES, endurance, frames
 from mlxlava.check.training import compiled_steps, full_steps, steps
-from mlxlava.config import UserError
 from mlxlava.console import progress
+from mlxlava.errors import UserError
 
 # In this order: what others stand on comes first.
 GROUPS: dict[str, Callable[[], list[Check]]] = {

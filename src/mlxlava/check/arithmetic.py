@@ -13,12 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxlava.backend import mx, named_arrays, on_cpu, tree_map
+from mlxlava.backend.ops import Convolution, conv3, conv_down, conv_up
 from mlxlava.check.base import RECIPES, Check, apart, at_most, device, reference, worst
-from mlxlava.checkpoint import load_weights
 from mlxlava.config import Recipe, load_recipe, override
-from mlxlava.conv import Convolution, conv3, conv_down, conv_up
-from mlxlava.dynamics import make_dynamics
-from mlxlava.nets import Encoder, ShuffleGenerator, Tree, batch_norm, make_discriminator, make_generator
+from mlxlava.models.networks import (
+    Encoder,
+    ShuffleGenerator,
+    Tree,
+    batch_norm,
+    make_discriminator,
+    make_generator,
+)
+from mlxlava.models.state_step import make_dynamics
+from mlxlava.rollout.weights import load_weights
 
 _STEPS, _LAMPS = 1000, 32
 _WINOGRAD_PIXELS = 4096  # from which on Metal convolves so (MLX, backend/metal/conv.cpp)

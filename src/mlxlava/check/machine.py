@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageSequence
 
-from mlxlava import convolution
 from mlxlava.backend import (
     BLAS,
     gpu_path,
@@ -23,12 +22,13 @@ from mlxlava.backend import (
     mx,
     on_cpu,
 )
+from mlxlava.backend.cpu import convolution
 from mlxlava.check.base import Check, compiling, device
 from mlxlava.config import load_recipe
-from mlxlava.footage import prepare
-from mlxlava.lamp import frames as lamp_frames
-from mlxlava.plan import predict
-from mlxlava.sinks import FORMATS, open_sink
+from mlxlava.footage.lamp import frames as lamp_frames
+from mlxlava.footage.prepared import prepare
+from mlxlava.playback.writers import FORMATS, open_sink
+from mlxlava.training.plan import predict
 
 _SIZE = (16, 16)
 _FRAMES = 8

@@ -16,11 +16,11 @@ import numpy.typing as npt
 
 from mlxlava.backend import mx, on_cpu, resident_memory
 from mlxlava.check.base import RECIPES, Check, device, reference
-from mlxlava.checkpoint import Weights, load_weights
 from mlxlava.config import load_recipe, override
-from mlxlava.dynamics import make_dynamics
-from mlxlava.nets import make_generator
-from mlxlava.rollout import Rollout, Timed
+from mlxlava.models.networks import make_generator
+from mlxlava.models.state_step import make_dynamics
+from mlxlava.rollout.rollout import Rollout, Timed
+from mlxlava.rollout.weights import Weights, load_weights
 
 _FPS = 30  # frames between learned steps, which are fewer a second
 FRAMES = 200

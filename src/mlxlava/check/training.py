@@ -23,9 +23,9 @@ from mlxlava.check.base import (
     worst,
 )
 from mlxlava.config import Recipe, load_recipe, override
-from mlxlava.nets import Tree
-from mlxlava.plan import fit_into, predict
-from mlxlava.step import Trainer
+from mlxlava.models.networks import Tree
+from mlxlava.training.plan import fit_into, predict
+from mlxlava.training.step import Trainer
 
 _KINDS = {(False, False): "without D", (True, False): "with D", (True, True): "penalties"}
 _PARTS = ("generator", "dynamics", "encoder", "discriminator")

@@ -1,0 +1,392 @@
+"""The built-in lava lamp: procedural, endless, seeded, any size; NumPy only.
+
+Five blobs of wax warm up at the bottom of the glass, rise, cool down at the top and sink. What is
+drawn is a level set of a soft field, the sum of one Gaussian a blob and one flat Gaussian for the
+pool, so wax merges and splits smoothly ("A generalization of algebraic surface drawing", Blinn,
+1982). The level is solved for in every picture such that the area of the wax never changes.
+
+Lengths are in heights of the glass: y runs from 0 at its bottom to 1 at its top, x is 0 on its axis.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxlava.config import check_size, nearest
+from mlxlava.errors import UserError
+from mlxlava.playback.session import Reel
+from mlxlava.products import matmul
+
+# Raise it when the pictures change: prepared footage of another version is not used again.
+VERSION = 1
+
+Floats = NDArray[np.float32]
+Color = tuple[int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Theme:
+    """The colours of a lamp, sRGB 0 … 255.
+
+    Attributes:
+        room: the background near the lamp; it darkens away from it.
+        liquid: the liquid at the top, in the middle and at the lit bottom.
+        wax: the wax from least to most lit; evenly spaced on a ramp.
+        metal: base and cap where the light falls on them.
+    """
+
+    room: Color
+    liquid: tuple[Color, Color, Color]
+    wax: tuple[Color, ...]
+    metal: Color
+
+
+THEMES: dict[str, Theme] = {
+    "classic": Theme(
+        room=(20, 13, 30),
+        liquid=((26, 12, 70), (52, 18, 112), (122, 34, 140)),
+        wax=((96, 6, 40), (178, 18, 30), (236, 62, 20), (255, 128, 28), (255, 214, 96)),
+        metal=(176, 170, 186),
+    ),
+    "blue": Theme(
+        room=(8, 14, 26),
+        liquid=((6, 14, 52), (8, 30, 92), (20, 72, 150)),
+        wax=((10, 60, 120), (16, 110, 180), (40, 170, 225), (120, 222, 246), (226, 252, 255)),
+        metal=(160, 172, 186),
+    ),
+    "green": Theme(
+        room=(8, 18, 20),
+        liquid=((4, 26, 40), (6, 46, 60), (16, 88, 84)),
+        wax=((24, 92, 20), (58, 146, 22), (118, 200, 34), (190, 236, 70), (246, 255, 176)),
+        metal=(166, 176, 166),
+    ),
+    "violet": Theme(
+        room=(20, 10, 24),
+        liquid=((22, 8, 58), (42, 12, 88), (86, 26, 128)),
+        wax=((110, 14, 110), (176, 30, 150), (232, 70, 180), (255, 136, 200), (255, 220, 226)),
+        metal=(176, 166, 184),
+    ),
+    "mono": Theme(
+        room=(14, 14, 14),
+        liquid=((18, 18, 18), (32, 32, 32), (64, 64, 64)),
+        wax=((84, 84, 84), (124, 124, 124), (172, 172, 172), (218, 218, 218), (252, 252, 252)),
+        metal=(150, 150, 150),
+    ),
+}
+
+# The lamp's outline: (y, half-width) from the foot to the top of the cap.
+_BASE = ((-0.21, 0.280), (-0.19, 0.284), (-0.10, 0.228), (-0.03, 0.296), (0.0, 0.308))
+_GLASS = (
+    (0.0, 0.290),
+    (0.10, 0.321),
+    (0.20, 0.330),
+    (0.32, 0.321),
+    (0.55, 0.277),
+    (0.80, 0.215),
+    (1.0, 0.160),
+)
+_CAP = ((1.0, 0.172), (1.03, 0.174), (1.08, 0.146), (1.10, 0.126))
+_WIDEST = 0.33
+
+_STEP = 1 / 30  # seconds; pictures fall between steps, so the motion does not depend on their rate
+_WARM_UP = 60.0  # seconds that pass before the first picture: it is as typical as any other
+_LUCK_TIME = 15.0  # seconds that a blob's luck lasts
+_RADII = np.array([0.154, 0.136, 0.119, 0.102, 0.084])
+_CEILING = 0.93 - 0.6 * _RADII
+_POOL = (0.0, -0.03, 0.70, 0.115)  # x, y and the two radii of the pool's Gaussian
+_WAX = 0.32  # part of the glass that is wax
+_GRID = (72, 44)  # points that the level is solved on, the same ones for every picture size
+_SOFT = 5.0  # slope of the field, per length, below which an edge is drawn wider: necks part softly
+
+
+def _half_width(profile: tuple[tuple[float, float], ...], y: Floats) -> Floats:
+    """Half the width at each height: a cubic through the outline's points, flat beyond its ends."""
+    heights, widths = np.array(profile).T
+    slopes = np.gradient(widths, heights)
+    y = np.clip(y, heights[0], heights[-1])
+    i = np.clip(np.searchsorted(heights, y) - 1, 0, len(heights) - 2)
+    step = heights[i + 1] - heights[i]
+    t = (y - heights[i]) / step
+    a, b = widths[i], widths[i + 1]
+    p, q = slopes[i] * step, slopes[i + 1] * step
+    cubic = a + t * (p + t * (3 * (b - a) - 2 * p - q + t * (2 * (a - b) + p + q)))
+    return np.asarray(cubic, np.float32)
+
+
+_WALL_Y = np.linspace(0, 1, 33)
+_WALL_X = _half_width(_GLASS, _WALL_Y.astype(np.float32)).astype(np.float64)
+
+
+class _Motion:
+    """Where the wax is: blobs pushed by buoyancy, by each other, by the glass and by chance."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        count = len(_RADII)
+        self.y = self.rng.uniform(0.05, 0.9, count)
+        self.x = self.rng.uniform(-0.1, 0.1, count)
+        self.vx, self.vy = np.zeros(count), np.zeros(count)
+        self.heat = self.rng.uniform(-0.7, 0.7, count)
+        self.luck = self.rng.standard_normal((2, count))  # of heating, of sideways drift; N(0, 1) always
+        self.reach = (1.05 * (_RADII[:, None] + _RADII[None, :])) ** 2
+        self.noise = np.empty((0, 2, count))
+        self.used = 0
+        for _ in range(600):
+            self.step(_WARM_UP / 600)
+
+    def step(self, dt: float = _STEP) -> None:
+        """Go on by ``dt`` seconds (semi-implicit Euler)."""
+        if self.used == len(self.noise):
+            self.noise, self.used = self.rng.standard_normal((256, *self.luck.shape)), 0
+        x, y = self.x, self.y
+        keep = math.exp(-dt / _LUCK_TIME)
+        self.luck = keep * self.luck + math.sqrt(1 - keep * keep) * self.noise[self.used]
+        self.used += 1
+
+        # The lamp heats below and cools above. Wax stays hot (1) or cold (-1) on its way, two stable
+        # states, and rests at either end until it has turned; how long is a matter of luck.
+        below, above = 1 / (1 + np.exp((y - 0.19) / 0.04)), 1 / (1 + np.exp((0.70 - y) / 0.04))
+        supply = (0.12 * below - 0.14 * above) * np.exp(0.45 * self.luck[0]) + 0.08 * (0.45 - y)
+        self.heat += dt * (0.25 * (self.heat - self.heat * self.heat * self.heat) + supply)
+        push_y = 0.054 * np.tanh(2.0 * self.heat)
+        push_x = 0.010 * self.luck[1]
+
+        # Blobs that overlap push one another aside, softly: they merge but do not hide in one another.
+        dx, dy = x[:, None] - x, y[:, None] - y
+        near = np.maximum(0.0, 1 - (dx * dx + dy * dy) / self.reach)
+        push_x = push_x + 0.45 * (near * dx).sum(1)
+        push_y = push_y + 0.18 * (near * dy).sum(1)
+
+        # The glass: stiff but smooth.
+        room = np.maximum(np.interp(y, _WALL_Y, _WALL_X) - 0.85 * _RADII, 0.02)
+        push_x -= 1.5 * (np.maximum(x - room, 0) + np.minimum(x + room, 0)) + 0.10 * x
+        push_y -= 2.0 * (np.maximum(y - _CEILING, 0) + np.minimum(y - 0.02, 0))
+
+        self.vx += dt / 0.8 * (push_x - self.vx)
+        self.vy += dt / 0.8 * (push_y - self.vy)
+        self.x = x + dt * self.vx
+        self.y = y + dt * self.vy
+
+    def blobs(self) -> NDArray[np.float64]:
+        """x, y and the radii along x and y of the pool and every blob: (6, 4)."""
+        stretch = 1 + 0.25 * np.tanh((self.vy / 0.05) ** 2)
+        rows = np.stack([self.x, self.y, _RADII / np.sqrt(stretch), _RADII * np.sqrt(stretch)], axis=1)
+        return np.concatenate([[_POOL], rows])
+
+
+class _Field:
+    """The soft field of the wax on a grid of points inside the glass."""
+
+    def __init__(self, x: Floats, y: Floats) -> None:
+        self.x, self.y = x, y
+        # Near the glass the field falls off, so that blobs round off before it; not so in the pool.
+        wall = _half_width(_GLASS, y)[:, None] - np.abs(x)[None, :]
+        free = 1 / (1 + np.exp(-(y[:, None] - 0.20) / 0.03))
+        self.fall = (-0.9 * free * np.exp(-np.maximum(wall, 0) / 0.022)).astype(np.float32)
+        down, across = np.gradient(self.fall, y, x)
+        self.fall_y, self.fall_x = down.astype(np.float32), across.astype(np.float32)
+
+    def __call__(self, blobs: NDArray[np.float64]) -> tuple[Floats, Floats, Floats]:
+        """The logarithm of the field and its two derivatives: (H, W) each.
+
+        A Gaussian is a product of one in x and one in y, so the sum is a matrix product.
+        """
+        cx, cy, rx, ry = blobs.astype(np.float32).T[:, :, None]
+        dx, dy = (self.x - cx) / rx, (self.y - cy) / ry
+        gx, gy = np.exp(-dx * dx), np.exp(-dy * dy)
+        total = matmul(gy.T, gx) + np.float32(1e-12)
+        along_x = matmul(gy.T, gx * dx * (-2 / rx)) / total + self.fall_x
+        along_y = matmul((gy * dy * (-2 / ry)).T, gx) / total + self.fall_y
+        return np.log(total) + self.fall, along_x, along_y
+
+
+class Lamp:
+    """An endless lava lamp: iterate over it for uint8 frames of shape (H, W, 3).
+
+    The same seed and settings give the same frames, for ever; another rate samples the same motion.
+
+    Args:
+        size: height and width in pixels, multiples of 16; the lamp stands centred at its own aspect.
+        fps: pictures per second of the lamp's time.
+        seed: of the motion.
+        theme: a key of ``THEMES``.
+
+    Raises:
+        UserError: for a size, rate or theme that no lamp can have.
+    """
+
+    def __init__(
+        self, size: tuple[int, int] = (64, 64), *, fps: float = 30.0, seed: int = 0, theme: str = "classic"
+    ) -> None:
+        check_size(size)
+        if not (math.isfinite(fps) and fps > 0):
+            raise UserError(f"fps: {fps} is not a positive number; give for example 30")
+        if theme not in THEMES:
+            raise UserError(f"theme: no theme named {theme!r}; {nearest(theme, list(THEMES))}")
+        self._fps = fps
+        self._frame = 0
+        self._steps = 0
+        self._motion = _Motion(seed)
+        self._before = self._after = self._motion.blobs()
+        self._paint(size, THEMES[theme])
+        self._aim()
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        return self
+
+    def __next__(self) -> NDArray[np.uint8]:
+        """The next frame, uint8 (H, W, 3); the array is the caller's to keep."""
+        self._frame += 1
+        return self._at((self._frame - 1) / self._fps)
+
+    def play(self, times: Iterable[float]) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+        """Frames at rising times (seconds): pairs of time and frame, uint8 (H, W, 3)."""
+        for at in times:
+            yield at, self._at(at)
+
+    def _at(self, seconds: float) -> NDArray[np.uint8]:
+        """The frame at a time that is not before the last one asked for."""
+        time = seconds / _STEP
+        while self._steps < time:
+            self._motion.step()
+            self._before, self._after = self._after, self._motion.blobs()
+            self._steps += 1
+        late = self._steps - time
+        return self._draw(late * self._before + (1 - late) * self._after)
+
+    def _paint(self, size: tuple[int, int], theme: Theme) -> None:
+        """Draw all that never moves, once."""
+        height, width = size
+        low, high = _BASE[0][0], _CAP[-1][0]
+        scale = 0.95 * min(height / (high - low), width / (2 * _WIDEST))  # pixels per length
+        x = ((np.arange(width) + 0.5 - width / 2) / scale).astype(np.float32)
+        y = ((height / 2 - np.arange(height) - 0.5) / scale + (low + high) / 2).astype(np.float32)
+        self._pixel = 1 / scale
+
+        # The room: lit faintly by the lamp.
+        far = np.hypot(x[None, :] / 0.75, (y[:, None] - 0.35) / 1.0)
+        picture = _rgb(theme.room) * (0.25 + 1.1 * np.exp(-2.2 * far * far))[..., None]
+
+        metal = _rgb(theme.metal) / 255
+        for profile in (_BASE, _CAP):
+            across = x[None, :] / _half_width(profile, y)[:, None]
+            # A polished cylinder: a bright band left of the middle, a thin reflection on the right.
+            shine = 0.16 + 0.62 * np.exp(-(((across + 0.38) / 0.24) ** 2))
+            shine = shine + 0.22 * np.exp(-(((across - 0.66) / 0.13) ** 2))
+            inside = _coverage(profile, x, y, self._pixel)[..., None]
+            picture = picture + inside * (255 * shine[..., None] * metal - picture)
+
+        # Only the glass's bounding box changes from frame to frame.
+        glass = _coverage(_GLASS, x, y, self._pixel)
+        rows, columns = np.flatnonzero(glass.any(1)), np.flatnonzero(glass.any(0))
+        self._box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        y, x, glass = y[self._box[0]], x[self._box[1]], glass[self._box][..., None]
+        self._field = _Field(x, y)
+
+        across = x[None, :] / _half_width(_GLASS, y)[:, None]
+        up = np.clip(y, 0, 1)
+        shades = np.stack([_rgb(color) for color in theme.liquid])
+        liquid = _ramp(shades, 1 - up**0.6)[:, None, :] * (1 - 0.45 * across**4)[..., None]
+        streak = np.exp(-(((across + 0.72) / 0.09) ** 2)) + 0.45 * np.exp(-(((across - 0.80) / 0.06) ** 2))
+        streak = streak * (np.clip(y / 0.15, 0, 1) * np.clip((1 - y) / 0.1, 0, 1))[:, None]
+        gloss = 34 * streak[..., None]
+        # A fixed grain in place of rounding: dark gradients would show bands.
+        grain = np.random.default_rng(0).random((height, width, 1))
+        self._still = (picture + grain).astype(np.uint8)
+        self._frozen = (picture[self._box] * (1 - glass) + glass * gloss + 0.5).astype(np.float32)
+        self._glass = glass.astype(np.float32)
+        self._liquid = np.clip(liquid, 0, 200).astype(np.float32)
+        self._halo = (0.35 * _rgb(theme.wax[len(theme.wax) // 2])).astype(np.float32)
+        self._light = (0.93 - 0.62 * up**0.75)[:, None].astype(np.float32)
+        self._wax = _ramp(np.stack([_rgb(color) for color in theme.wax]), np.linspace(0, 1, 1024)).astype(
+            np.float32
+        )
+
+    def _aim(self) -> None:
+        """Prepare the grid that the level is solved on."""
+        rows, columns = _GRID
+        y = ((np.arange(rows) + 0.5) / rows).astype(np.float32)
+        x = ((np.arange(columns) + 0.5) / columns * 2 - 1).astype(np.float32) * np.float32(_WIDEST)
+        self._grid = _Field(x, y)
+        self._weight = _coverage(_GLASS, x, y, 1 / rows)
+
+    def _level(self, blobs: NDArray[np.float64]) -> float:
+        """The level of the field that encloses the constant area of wax (Newton's method)."""
+        field, along_x, along_y = self._grid(blobs)
+        sharp = _GRID[0] / np.sqrt(along_x**2 + along_y**2 + _SOFT**2)
+        goal = _WAX * float(self._weight.sum())
+        ranked = field[self._weight > 0.5]
+        nth = round((1 - _WAX) * len(ranked))
+        level = float(np.partition(ranked, nth)[nth])
+        for _ in range(4):
+            cover = (field - level) * sharp + 0.5
+            slope = float((self._weight * sharp)[(cover > 0) & (cover < 1)].sum())
+            level += (float((self._weight * np.clip(cover, 0, 1)).sum()) - goal) / max(slope, 1.0)
+        return level
+
+    def _draw(self, blobs: NDArray[np.float64]) -> NDArray[np.uint8]:
+        field, along_x, along_y = self._field(blobs)
+        field -= np.float32(self._level(blobs))
+        steep = along_x * along_x + along_y * along_y
+        cover = np.clip(field / (np.sqrt(steep + _SOFT**2) * self._pixel) + 0.5, 0, 1)[..., None]
+
+        # The slope of the field leans a surface normal outwards: round blobs, lit from below.
+        upright = 1 / np.sqrt(1 + (0.055 * 0.055) * steep)
+        lean_x, lean_y = along_x * upright * -0.055, along_y * upright * -0.055
+        shade = self._light * (0.70 + 0.30 * upright) - 0.16 * lean_y
+        spot = np.maximum(0, 0.83 * upright - 0.40 * lean_x + 0.39 * lean_y)
+        shade += 0.16 * spot**12
+        wax = self._wax[(np.clip(shade, 0, 1) * 1023).astype(np.int16)]
+
+        halo = np.exp(1.2 * np.minimum(field, 0))[..., None] * self._halo
+        liquid = self._liquid + halo * self._light[..., None]
+        frame: NDArray[np.uint8] = self._still.copy()
+        frame[self._box] = np.minimum(self._frozen + self._glass * (liquid + cover * (wax - liquid)), 255)
+        return frame
+
+
+def frames(
+    size: tuple[int, int] = (64, 64), *, fps: float = 30.0, seed: int = 0, theme: str = "classic"
+) -> Iterator[NDArray[np.uint8]]:
+    """Endless uint8 frames (H, W, 3) of a lamp; the arguments are those of ``Lamp``."""
+    return iter(Lamp(size, fps=fps, seed=seed, theme=theme))
+
+
+class Themes:
+    """The lamp in each of its colours, as a player opens them by name."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self._size = size
+        self.names: Sequence[str] = list(THEMES)
+
+    def open(self, name: str, seed: int) -> Reel:
+        """The lamp of a seed.
+
+        Raises:
+            UserError: there is no theme of that name.
+        """
+        return Reel(Lamp(self._size, seed=seed, theme=name).play, self._size)
+
+
+def _rgb(color: Color) -> Floats:
+    return np.array(color, np.float32)
+
+
+def _ramp(colors: Floats, position: NDArray[np.floating]) -> Floats:
+    """Colours at ``position`` (0 … 1) on an even ramp: (..., 3)."""
+    knots = np.linspace(0, 1, len(colors))
+    return np.stack([np.interp(position, knots, channel) for channel in colors.T], axis=-1).astype(np.float32)
+
+
+def _coverage(profile: tuple[tuple[float, float], ...], x: Floats, y: Floats, pixel: float) -> Floats:
+    """How much of each pixel lies within an outline, 0 … 1: (H, W)."""
+    side = (_half_width(profile, y)[:, None] - np.abs(x)[None, :]) / pixel + 0.5
+    above = (y - profile[0][0]) / pixel + 0.5
+    below = (profile[-1][0] - y) / pixel + 0.5
+    cover = np.clip(side, 0, 1) * (np.clip(above, 0, 1) * np.clip(below, 0, 1))[:, None]
+    return np.asarray(cover, np.float32)

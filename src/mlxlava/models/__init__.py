@@ -1,0 +1,4 @@
+"""Networks as pure functions of weights: G (generator), D (discriminator), E (encoder), R (the state step).
+
+May import backend and config. Start with networks.py, then state_step.py.
+"""

@@ -1,0 +1,289 @@
+"""How a frame becomes what a terminal shows: half blocks, or pictures by the Kitty, iTerm2 or Sixel protocol.
+
+A painter gives the bytes that make a frame fill an area of cells, and none where that is already so.
+Frames are uint8 (H, W, 3).
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+import zlib
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from mlxlava.playback.writers import Frame
+
+# kitty makes squares of the pixels it enlarges, so small frames are enlarged smoothly first, but no further
+# than this many pixels a side: what is sent grows with the square.
+_KITTY_SIDE = 384
+_ITERM2_SIDE = 512
+_SIXEL_SIDE = 600  # nothing scales Sixel, so this is the largest picture; it takes 42 ms to encode
+
+# The six levels of xterm's 6×6×6 colours, which are numbers 16 to 231 of its 256.
+_CUBE = (0, 95, 135, 175, 215, 255)
+
+_GREY = 24  # between the largest and the smallest of R, G, B: less is nearly grey
+
+# 4×4 ordered dither, in (-0.5, 0.5), for terminals of 256 colours.
+_BAYER = (
+    np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]], dtype=np.float32) + 0.5
+) / 16 - 0.5
+
+
+_DEFINITION = re.compile(r"(#\d+)(;[\d;]+)")  # of a Sixel colour register
+
+
+class Area(NamedTuple):
+    """Cells that a picture fills: the first one, counted from 1, and how many; a cell's size in pixels."""
+
+    top: int
+    left: int
+    rows: int
+    columns: int
+    cell: tuple[int, int]  # height, width
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.rows * self.cell[0], self.columns * self.cell[1]
+
+
+class Painter(Protocol):
+    """Draws frames; it knows what it has drawn.
+
+    Attributes:
+        cell: height and width of a cell in its pixels; None for what the terminal says.
+        spare: lines at the bottom that it must leave free.
+        limit: pixels a side above which a picture is not made larger; None for no limit.
+    """
+
+    cell: tuple[int, int] | None
+    spare: int
+    limit: int | None
+
+    def paint(self, frame: Frame, area: Area) -> bytes:
+        """What to send so that ``frame`` fills ``area``; nothing where it does already."""
+
+    def erase(self) -> bytes:
+        """What to send so that the terminal keeps nothing of it, besides the text in its cells."""
+
+
+def fit(
+    size: tuple[int, int], columns: int, lines: int, cell: tuple[int, int] = (2, 1), limit: int | None = None
+) -> tuple[int, int]:
+    """The largest (rows, columns) of cells that keep the aspect of ``size`` = (H, W).
+
+    Args:
+        size: height and width of the frame.
+        columns: cells there are.
+        lines: lines of them.
+        cell: height and width of a cell, in any unit.
+        limit: the most that either side may be, in that unit.
+    """
+    height, width = size
+    factor = min(columns * cell[1] / width, lines * cell[0] / height)
+    if limit is not None:
+        factor = min(factor, limit / max(size))
+    rows = max(1, min(lines, round(height * factor / cell[0])))
+    return rows, max(1, min(columns, round(width * factor / cell[1])))
+
+
+def _resize(frame: Frame, height: int, width: int) -> Image.Image:
+    how = Image.Resampling.BOX if width < frame.shape[1] else Image.Resampling.BICUBIC
+    return Image.fromarray(frame).resize((width, height), how)
+
+
+def _go(area: Area) -> bytes:
+    return b"\x1b[%d;%dH" % (area.top, area.left)
+
+
+def _to_256(pixels: Frame) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) → (H, W): numbers among xterm's 256 colours, by ordered dither.
+
+    What is nearly grey (a dark room) takes the 24 greys, which lie close together; the cube has none between
+    black and 95, so that it would be strewn with dots.
+    """
+    height, width = pixels.shape[:2]
+    threshold = np.tile(_BAYER, (height // 4 + 1, width // 4 + 1))[:height, :width]
+    place = np.interp(pixels, _CUBE, range(6))
+    levels = np.rint(place + threshold[..., None]).clip(0, 5)
+    cube = 36 * levels[..., 0] + 6 * levels[..., 1] + levels[..., 2] + 16
+    grey = np.rint((pixels.mean(-1) - 8) / 10 + threshold).clip(-1, 23) + 232
+    grey[grey < 232] = 16  # black
+    numbers: npt.NDArray[np.uint8] = np.where(np.ptp(pixels, axis=-1) < _GREY, grey, cube).astype(np.uint8)
+    return numbers
+
+
+class Blocks:
+    """Half blocks, two pixels a cell; only cells that changed are sent.
+
+    Args:
+        true_colour: 24-bit colours, or the 256 of older terminals.
+    """
+
+    cell: tuple[int, int] | None = (2, 1)
+    spare = 0
+    limit: int | None = None
+
+    def __init__(self, true_colour: bool) -> None:
+        self._true_colour = true_colour
+        self._shown: npt.NDArray[np.uint8] | None = None  # (rows, columns, upper and lower, 3)
+
+    def paint(self, frame: Frame, area: Area) -> bytes:
+        """The escape sequences that draw the cells that differ from those shown."""
+        cells = self._cells(frame, area.rows, area.columns)
+        text = self._draw(cells, area.top, area.left)
+        self._shown = cells
+        return f"{text}\x1b[0m".encode() if text else b""
+
+    def erase(self) -> bytes:
+        """Forget what is shown."""
+        self._shown = None
+        return b""
+
+    def _cells(self, frame: Frame, rows: int, columns: int) -> npt.NDArray[np.uint8]:
+        """(H, W, 3) → (rows, columns, upper and lower, 3): RGB, or a number among 256 colours, thrice."""
+        pixels = np.asarray(_resize(frame, 2 * rows, columns))
+        if not self._true_colour:
+            pixels = np.repeat(_to_256(pixels)[..., None], 3, axis=-1)
+        return pixels.reshape(rows, 2, columns, 3).swapaxes(1, 2)
+
+    def _draw(self, cells: npt.NDArray[np.uint8], top: int, left: int) -> str:
+        changed = (
+            np.ones(cells.shape[:2], bool) if self._shown is None else (cells != self._shown).any((2, 3))
+        )
+        kind = "2;{};{};{}" if self._true_colour else "5;{}"
+        out: list[str] = []
+        colours: list[list[int] | None] = [None, None]
+        after = (-1, -1)  # where the terminal's cursor is
+        where = np.argwhere(changed).tolist()
+        for (row, column), pair in zip(where, cells[changed].tolist(), strict=True):
+            if (row, column) != after:
+                out.append(f"\x1b[{top + row};{left + column}H")
+            for ground, colour in enumerate(pair):
+                if colour != colours[ground]:
+                    out.append(f"\x1b[{38 + 10 * ground};{kind.format(*colour)}m")
+            colours, after = pair, (row, column + 1)
+            out.append("▀")
+        return "".join(out)
+
+
+class _Pictures:
+    """What the picture protocols share: frames of one size at most, and none twice."""
+
+    cell: tuple[int, int] | None = None
+    spare = 1  # where the cursor goes after a picture that ends in the last line differs: some scroll
+    limit: int | None = None
+    side: int
+
+    def __init__(self) -> None:
+        self._shown: tuple[Frame, Area] | None = None
+
+    def paint(self, frame: Frame, area: Area) -> bytes:
+        """The whole picture, unless it is the one shown."""
+        if self._shown is not None and area == self._shown[1] and np.array_equal(frame, self._shown[0]):
+            return b""
+        self._shown = (frame, area)
+        height, width = area.pixels
+        shrink = min(1.0, max(self.side, *frame.shape[:2]) / max(height, width))
+        image = _resize(frame, max(1, round(height * shrink)), max(1, round(width * shrink)))
+        return _go(area) + self._send(image, area)
+
+    def erase(self) -> bytes:
+        """Forget what is shown: clearing the screen takes such pictures with it."""
+        self._shown = None
+        return b""
+
+    def _send(self, image: Image.Image, area: Area) -> bytes:
+        raise NotImplementedError
+
+
+class Kitty(_Pictures):
+    """Kitty's graphics protocol (kitty, Ghostty, WezTerm, Konsole): pixels, packed by zlib.
+
+    Two image ids take turns and the older picture is deleted once the newer is there. One id sent anew
+    may take the picture away until it is whole; without ids terminals keep every frame (kitty: 6 MB/s).
+    """
+
+    spare = 0  # C=1: the cursor stays
+    side = _KITTY_SIDE
+
+    _PART = 4096  # of base64, the most a command may carry
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Other programs' pictures in the same window have other ids.
+        self._ids = [2 * os.getpid() + 2**24, 2 * os.getpid() + 2**24 + 1]
+
+    def _send(self, image: Image.Image, area: Area) -> bytes:
+        new, old = self._ids = self._ids[::-1]
+        keys = (
+            f"a=T,i={new},p=1,q=2,C=1,f=24,o=z,s={image.width},v={image.height},"
+            f"c={area.columns},r={area.rows},"
+        ).encode()
+        # Level 1: a quarter of the bytes; the default takes twice as long and saves another tenth.
+        data = base64.standard_b64encode(zlib.compress(image.tobytes(), 1))
+        out = []
+        for start in range(0, len(data), self._PART):
+            more = start + self._PART < len(data)
+            out.append(b"\x1b_G%sm=%d;%s\x1b\\" % (keys, more, data[start : start + self._PART]))
+            keys = b"q=2,"
+        return b"".join(out) + self._delete(old)
+
+    def erase(self) -> bytes:
+        """Delete both pictures."""
+        super().erase()
+        return b"".join(map(self._delete, self._ids))
+
+    @staticmethod
+    def _delete(number: int) -> bytes:
+        return b"\x1b_Ga=d,d=I,i=%d,q=2\x1b\\" % number
+
+
+class ITerm2(_Pictures):
+    """iTerm2's inline images (iTerm2, WezTerm): JPEG, scaled by the terminal."""
+
+    side = _ITERM2_SIDE
+
+    def _send(self, image: Image.Image, area: Area) -> bytes:
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=90)
+        data = file.getvalue()
+        keys = (
+            f"inline=1;size={len(data)};width={area.columns};height={area.rows};"
+            "preserveAspectRatio=0;doNotMoveCursor=1"
+        ).encode()
+        return b"\x1b]1337;File=%s:%s\x07" % (keys, base64.standard_b64encode(data))
+
+
+class Sixel(_Pictures):
+    """Sixel (xterm, mlterm, foot, …): colours chosen for each frame, encoded by textual-image.
+
+    Args:
+        colours: registers the terminal has.
+
+    Raises:
+        ImportError: textual-image, the extra ``terminal``, is not installed.
+    """
+
+    side = _SIXEL_SIDE
+    limit: int | None = _SIXEL_SIDE
+
+    def __init__(self, colours: int = 256) -> None:
+        super().__init__()
+        # Its encoder alone: its public classes ask the terminal when they are imported.
+        from textual_image import _sixel
+
+        self._encode = _sixel.image_to_sixels
+        self._options = _sixel.SixelOptions(colors=max(2, min(256, colours)))
+
+    def _send(self, image: Image.Image, area: Area) -> bytes:
+        sent: str = self._encode(image, self._options)
+        # textual-image before 0.14 takes a register that it defines as chosen; xterm and WezTerm do not.
+        return _DEFINITION.sub(r"\1\2\1", sent).encode()

@@ -1,0 +1,325 @@
+"""A terminal as a screen: pictures where it can show them, half blocks elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import shutil
+import signal
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from mlxlava.errors import UserError
+from mlxlava.playback.screens.keys import HELP, describe, press
+from mlxlava.playback.screens.pictures import Area, Blocks, ITerm2, Kitty, Painter, Sixel, fit
+from mlxlava.playback.screens.tty import Answers, Keyboard, cell_size, settle
+from mlxlava.playback.session import Live
+from mlxlava.playback.writers import Frame, PipeClosed, unbuffered_stdout, write_all
+
+# Alternate screen, no cursor, no wrapping at the last column; and back, from whatever state: Ctrl-C and
+# Ctrl-Z cut what was on its way at any byte, so first the end of a string (a picture, say). Cleared, as
+# tmux 3.3 puts what stood there into the main screen if it was resized meanwhile.
+_ENTER = b"\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J"
+_LEAVE = b"\x1b[?2026l\x1b[0m\x1b[H\x1b[2J\x1b[?7h\x1b[?25h\x1b[?1049l"
+_END_OF_STRING = b"\x1b\\"
+
+_CELL = (20, 10)  # pixels of a cell where nobody tells; VT340's
+
+_NAP = 0.1  # seconds: keys, a new size and Ctrl-Z are noticed so soon, also while the lamp is paused
+
+# Where asking is of no use or prints what was asked: multiplexers pass no pictures on by default.
+_NEVER_ASK = ("screen", "tmux", "linux", "dumb")
+
+MODES = ("auto", "kitty", "iterm2", "sixel", "blocks", "256")
+
+
+def has_terminal(stream: Any = None) -> bool:
+    """Whether ``stream`` (stdout if None) is a terminal that understands escape sequences."""
+    stream = sys.stdout if stream is None else stream
+    return stream is not None and stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def has_true_colour() -> bool:
+    """Whether 24-bit colour can be expected; Apple's Terminal before macOS 26 turns it into blinking text."""
+    said = os.environ.get("COLORTERM", "") in ("truecolor", "24bit")
+    return said or os.environ.get("TERM_PROGRAM") != "Apple_Terminal"
+
+
+def wanted_mode() -> str:
+    """What MLXLAVA_TERMINAL asks for, one of ``MODES``.
+
+    Raises:
+        UserError: it asks for something else.
+    """
+    mode = os.environ.get("MLXLAVA_TERMINAL", "") or "auto"
+    if mode not in MODES:
+        raise UserError(f"play: MLXLAVA_TERMINAL={mode} is none of {', '.join(MODES)}")
+    return mode
+
+
+def can_ask() -> bool:
+    """Whether the terminal may be asked what it can do, by what the environment says of it."""
+    return (
+        not os.environ.get("TMUX")
+        and not os.environ.get("TERM", "dumb").startswith(_NEVER_ASK)
+        and os.environ.get("TERM_PROGRAM") != "Apple_Terminal"
+    )
+
+
+def best_mode(answers: Answers) -> str:
+    """The best that a terminal can do which gave these answers."""
+    if answers.kitty:
+        return "kitty"
+    name = answers.name or os.environ.get("LC_TERMINAL") or os.environ.get("TERM_PROGRAM") or ""
+    if name.startswith(("iTerm", "WezTerm")):
+        return "iterm2"
+    return "sixel" if answers.sixel else "blocks"
+
+
+def open_painter(mode: str, answers: Answers) -> Painter:
+    """The painter of a mode; half blocks where the extra ``terminal`` is needed and not installed."""
+    if mode == "kitty":
+        return Kitty()
+    if mode == "iterm2":
+        return ITerm2()
+    if mode == "sixel":
+        with contextlib.suppress(ImportError):
+            return Sixel(answers.colours)
+    return Blocks(mode != "256" and has_true_colour())
+
+
+class _Layout(NamedTuple):
+    """What is where: the terminal's size, the picture's cells, the text in the last line."""
+
+    columns: int
+    lines: int
+    area: Area
+    text: str
+
+
+class Terminal:
+    """Frames in a terminal, centred and as large as fits; and keys that change what plays.
+
+    A context manager: the alternate screen is entered and, whatever happens, left. Each frame is one write
+    of what changed. Writing waits for the terminal, so a slow one gets fewer frames and nothing piles up.
+    Ctrl-Z gives the shell its screen back until ``fg``.
+
+    Args:
+        stream: binary stream to draw on; stdout if None.
+        size_of: returns (columns, lines), asked before each frame; by default the stream's terminal.
+        painter: how frames are drawn; by default the best the terminal can, or what MLXLAVA_TERMINAL names.
+        live: what plays; without it keys are left alone.
+
+    Raises:
+        UserError: MLXLAVA_TERMINAL names no mode.
+    """
+
+    def __init__(
+        self,
+        stream: Any = None,
+        size_of: Callable[[], tuple[int, int]] | None = None,
+        painter: Painter | None = None,
+        live: Live | None = None,
+    ) -> None:
+        self.hidden = False
+        self.fps: float | None = None
+        self._live = live
+        self._stream = unbuffered_stdout() if stream is None else stream
+        self._size_of = self._terminal_size if size_of is None else size_of
+        self._mode = wanted_mode()
+        self._painter = painter
+        self._answers = Answers()
+        self._keyboard: Keyboard | None = None
+        if live is not None and sys.stdin is not None and sys.stdin.isatty():
+            self._keyboard = Keyboard(sys.stdin.fileno())
+        self._frame: Frame | None = None
+        self._layout: _Layout | None = None
+        self._help = False
+        self._entered = False
+        self._stop = self._continued = False
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    # Coming and going.
+
+    def __enter__(self) -> Terminal:
+        try:
+            if threading.current_thread() is threading.main_thread():
+                for number, handler in (
+                    (signal.SIGTSTP, self._on_stop),
+                    (signal.SIGCONT, self._on_continue),
+                ):
+                    self._handlers[number] = signal.signal(number, handler)
+            self._take()
+            if self._painter is None:
+                if self._mode == "auto" and self._keyboard is not None and can_ask():
+                    self._answers = self._keyboard.ask(self._write)
+                    self._mode = best_mode(self._answers)
+                self._painter = open_painter(self._mode, self._answers)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._give_back(cut=error is not None)
+        except PipeClosed:
+            if error is None:
+                raise
+        finally:
+            while self._handlers:
+                number, handler = self._handlers.popitem()
+                signal.signal(number, handler)
+
+    def _take(self) -> None:
+        if self._keyboard is not None:
+            try:
+                self._keyboard.open()
+            except termios.error:  # an orphan in the background may not
+                self._keyboard = None
+        self._entered = True
+        self._layout = None
+        self._write(_ENTER)
+
+    def _give_back(self, cut: bool) -> None:
+        """Leave the terminal as it was found; ``cut`` drops what it has not read yet, as it may never."""
+        with _undisturbed():
+            try:
+                if self._entered:
+                    self._entered = False
+                    self._make_room(cut)
+                    erase = b"" if self._painter is None else self._painter.erase()
+                    self._write(_END_OF_STRING + erase + _LEAVE)
+            finally:
+                if self._keyboard is not None:
+                    self._keyboard.close()
+
+    def _make_room(self, cut: bool) -> None:
+        """See that writing will not wait: nothing could end it."""
+        with contextlib.suppress(termios.error, OSError, ValueError):
+            descriptor = self._stream.fileno()
+            if cut or not select.select([], [descriptor], [], 0.5)[1]:
+                termios.tcflush(descriptor, termios.TCOFLUSH)
+                termios.tcflow(descriptor, termios.TCOON)
+
+    def _on_stop(self, signum: int, stack: Any) -> None:
+        self._stop = True  # seen to between two frames, when nothing is half written
+
+    def _on_continue(self, signum: int, stack: Any) -> None:
+        self._continued = True
+
+    def _attend(self) -> None:
+        """See to Ctrl-Z, to being continued, and to keys."""
+        if self._stop:
+            self._stop = False
+            self._give_back(cut=True)
+            os.kill(os.getpid(), signal.SIGSTOP)
+            settle()
+            self._take()
+        elif self._continued:  # stopped by somebody else: a shell has had the terminal meanwhile
+            self._take()
+        self._continued = False
+        if self._keyboard is not None:
+            self._keyboard.wait(0)
+            for key in self._keyboard.pressed():
+                self._press(key)
+
+    def _press(self, key: str) -> None:
+        if key == "h":
+            self._help = not self._help
+        elif self._live is not None:
+            press(self._live, key)
+
+    # Drawing.
+
+    def show(self, frame: Frame) -> None:
+        """Draw a frame, uint8 (H, W, 3).
+
+        Raises:
+            PipeClosed: the terminal is gone.
+        """
+        self._frame = frame
+        self._attend()
+        self._draw()
+
+    def idle(self, seconds: float) -> None:
+        """Wait for so many seconds at most; keys and a new size are seen to meanwhile."""
+        if self._keyboard is not None:
+            self._keyboard.wait(min(seconds, _NAP))
+        else:
+            time.sleep(min(seconds, _NAP))
+        self._attend()
+        if self._layout != self._lay_out():
+            self._draw()
+
+    def _lay_out(self) -> _Layout | None:
+        if self._frame is None or self._painter is None:
+            return None
+        columns, lines = self._size_of()
+        text = f"{describe(self._live)} · {HELP}"[:columns] if self._help and self._live else ""
+        free = max(1, lines - max(bool(text), self._painter.spare))
+        cell = self._painter.cell or self._cell_size()
+        height, width = self._frame.shape[:2]
+        rows, across = fit((height, width), columns, free, cell, self._painter.limit)
+        area = Area((free - rows) // 2 + 1, (columns - across) // 2 + 1, rows, across, cell)
+        return _Layout(columns, lines, area, text)
+
+    def _draw(self) -> None:
+        layout, shown = self._lay_out(), self._layout
+        if layout is None or self._painter is None or self._frame is None:
+            return
+        body, cleared = b"", shown is None or shown[:3] != layout[:3]
+        if cleared:
+            body = self._painter.erase() + b"\x1b[0m\x1b[2J"
+        if layout.text != ("" if cleared or shown is None else shown.text):
+            body += b"\x1b[%d;1H\x1b[2K%s" % (layout.lines, layout.text.encode())
+        picture = self._painter.paint(self._frame, layout.area)
+        self._layout = layout
+        if body or picture:
+            # Synchronised output: the terminal shows the whole frame at once, or ignores it.
+            self._write(b"\x1b[?2026h" + body + picture + b"\x1b[?2026l")
+
+    def _write(self, data: bytes) -> None:
+        try:
+            write_all(self._stream, data)
+            self._stream.flush()
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.EIO, errno.ENXIO):  # the terminal's window was closed
+                raise PipeClosed from None
+            raise
+
+    def _terminal_size(self) -> tuple[int, int]:
+        with contextlib.suppress(OSError, ValueError):
+            size = os.get_terminal_size(self._stream.fileno())
+            if min(size) > 0:  # some pseudo-terminals say 0 × 0
+                return size
+        return shutil.get_terminal_size()
+
+    def _cell_size(self) -> tuple[int, int]:
+        with contextlib.suppress(OSError, ValueError):
+            if size := cell_size(self._stream.fileno()):
+                return size
+        return self._answers.cell or _CELL
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let no signal end the program in the middle of it."""
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
+            before[number] = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,385 @@
+"""A web page as a screen: any number of viewers share one lamp, each over a WebSocket of its own.
+
+The server has a thread and an event loop to itself; the player's thread only leaves it the latest frame.
+A viewer is sent the latest picture when it is ready for one, so a slow viewer drops pictures and slows
+nobody. Pictures are binary messages. Texts are JSON: to the page, ``Live.status`` twice a second; from
+the page, one request each (``WebPage._hear``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import errno
+import io
+import ipaddress
+import json
+import math
+import re
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.resources import files
+from types import TracebackType
+
+from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp.typedefs import Handler
+from PIL import Image
+
+from mlxlava.console import say
+from mlxlava.errors import UserError
+from mlxlava.playback.session import SEEDS, SPEEDS, Live
+from mlxlava.playback.writers import Frame
+
+HOST = "127.0.0.1"
+PORTS = range(8765, 8785)  # tried in turn where no port is asked for
+MOST_VIEWERS = 100
+
+_AHEAD = 8  # pictures under way to a viewer: at 30 a second, round trips up to 0.25 s cost no rate
+_NEWS = 0.5  # seconds from status to status
+_LONGEST = 1024  # bytes of a message from a viewer
+_HEARTBEAT = 20.0  # seconds after which a viewer that does not answer is gone
+_PATIENCE = 1.0  # seconds that viewers get to say goodbye
+_LOSSLESS = 128 * 128  # pixels
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_ANYWHERE = ("0.0.0.0", "::")
+
+_FILES = {
+    "/": ("index.html", "text/html"),
+    "/lamp.css": ("lamp.css", "text/css"),
+    "/lamp.js": ("lamp.js", "text/javascript"),
+    "/lamp.svg": ("lamp.svg", "image/svg+xml"),
+}
+_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "Server": "mlxlava",
+    "X-Content-Type-Options": "nosniff",
+}
+# Safari before 15.4 takes 'self' for http only, so the WebSocket is named.
+_POLICY = "default-src 'self'; connect-src 'self' ws://{host}; base-uri 'none'; frame-ancestors 'none'"
+
+
+def encode(frame: Frame) -> bytes:
+    """A frame as a picture: lossless WebP where it is small, else JPEG without chroma subsampling.
+
+    64×64: 0.2 ms, 5 kB. 256×256: 0.3 ms, 14 kB, where lossless WebP takes 3 ms and 43 kB; the blocks of a
+    JPEG show in a small picture that fills a screen.
+    """
+    file = io.BytesIO()
+    image = Image.fromarray(frame)
+    if frame.shape[0] * frame.shape[1] <= _LOSSLESS:
+        image.save(file, "WEBP", lossless=True, quality=0, method=0)
+    else:
+        image.save(file, "JPEG", quality=95, subsampling=0)
+    return file.getvalue()
+
+
+@dataclasses.dataclass(eq=False)
+class _Viewer:
+    """One page that is open somewhere.
+
+    Attributes:
+        wake: set when there may be something to send.
+        watching: whether it wants pictures; False for a page in the background.
+        sent, drawn: pictures sent to it, and those of them that it has drawn or dropped.
+        picture, news: numbers of the last picture and status that it was sent.
+    """
+
+    wake: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    watching: bool = True
+    sent: int = 0
+    drawn: int = 0
+    picture: int = 0
+    news: int = 0
+
+    def wants(self, picture: int) -> bool:
+        """Whether it should be sent the picture of this number."""
+        return self.watching and picture != self.picture and self.sent - self.drawn < _AHEAD
+
+
+class WebPage:
+    """Frames on a web page.
+
+    A context manager: the server listens from the beginning to the end of the block.
+
+    Args:
+        live: what plays; viewers control it.
+        host: address or name to listen on; 0.0.0.0 and :: for every network that this machine is in.
+        port: port to listen on, 0 for any free one; None for the first free one of ``PORTS``.
+
+    Attributes:
+        url: the page's address, once it is open.
+
+    Raises:
+        UserError: on entering: it cannot listen there.
+    """
+
+    def __init__(self, live: Live, host: str = HOST, port: int | None = None) -> None:
+        self.hidden = True
+        self.fps: float | None = None
+        self.url = ""
+        self._live, self._host, self._port = live, host, port
+        self._hosts: frozenset[str] = frozenset()
+        self._viewers: set[_Viewer] = set()
+        self._frame: tuple[int, Frame | None] = (0, None)  # its number, from 1 on
+        self._picture = (0, b"")  # the frame of this number, encoded
+        self._news = (0, "")  # number and text of the latest status
+        self._asked = threading.Event()  # a viewer has asked for something
+        self._ending = asyncio.Event()
+        self._files = {
+            path: ((files("mlxlava.playback.screens") / "page" / name).read_bytes(), kind)
+            for path, (name, kind) in _FILES.items()
+        }
+
+    def __enter__(self) -> WebPage:
+        listening = _listen(self._host, self._port)
+        address, self._port = listening.getsockname()[:2]
+        self._hosts = _LOOPBACK | {_bracketed(self._host), _bracketed(address)}
+        shown = self._host
+        if self._host in _ANYWHERE:
+            name = socket.gethostname().lower()
+            self._hosts |= {name, name.partition(".")[0] + ".local"}
+            shown = _outward_address() or name
+        self.url = f"http://{_bracketed(shown)}:{self._port}/"
+        self._loop = asyncio.new_event_loop()
+        executor = ThreadPoolExecutor(1, "web page")
+        self._served: Future[None] = executor.submit(self._loop.run_until_complete, self._serve(listening))
+        executor.shutdown(wait=False)
+        try:
+            self._announce(_is_loopback(address))
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def _announce(self, loopback: bool) -> None:
+        say(f"play: {self.url} (Ctrl-C ends it)")
+        if not loopback:
+            say(
+                f"play: --host {self._host}: whoever reaches this machine over the network can watch and "
+                "control the lamp; there is no password and nothing is encrypted"
+            )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._call(self._ending.set)
+        try:
+            self._served.result()
+        finally:
+            self._loop.close()
+
+    def show(self, frame: Frame) -> None:
+        """Leave a frame, uint8 (H, W, 3), for the viewers; it must not change any more."""
+        if self._served.done():
+            self._served.result()  # raises what ended the server
+        self._frame = (self._frame[0] + 1, frame)
+        if not self.hidden:
+            self._call(self._wake)
+
+    def idle(self, seconds: float) -> None:
+        """Wait for so many seconds, or until a viewer asks for something."""
+        if self._asked.wait(seconds):
+            self._asked.clear()
+
+    def _call(self, function: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended by itself, of an error
+            self._loop.call_soon_threadsafe(function)
+
+    # In the server's thread from here on.
+
+    async def _serve(self, listening: socket.socket) -> None:
+        app = web.Application(middlewares=[self._guard])
+        app.on_response_prepare.append(self._protect)
+        app.on_shutdown.append(self._part)
+        app.router.add_get("/live", self._watch)
+        for path in _FILES:
+            app.router.add_get(path, self._file)
+        runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=_PATIENCE)
+        await runner.setup()
+        try:
+            await web.SockSite(runner, listening).start()
+            while not self._ending.is_set():
+                self._tell()
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._ending.wait(), _NEWS)
+        finally:
+            await runner.cleanup()
+
+    def _is_own(self, host: str) -> bool:
+        """Whether a Host header names this server, and is no name that a stranger's DNS has pointed at it."""
+        found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(?::(\d{1,5}))?", host)
+        if found is None or int(found[2] or 80) != self._port:
+            return False
+        # DNS cannot point an address elsewhere, and which of them lead here may change while we play.
+        return found[1] in self._hosts or (self._host in _ANYWHERE and _is_address(found[1]))
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Refuse what another site's page asks for in a viewer's browser."""
+        hosts = [host.lower() for host in request.headers.getall("Host", [])]
+        if len(hosts) != 1 or not self._is_own(hosts[0]):
+            raise web.HTTPForbidden(text="This server does not have that name.\n")
+        origins = [origin.lower() for origin in request.headers.getall("Origin", [])]
+        if origins != [f"http://{hosts[0]}"] and (origins or request.path == "/live"):
+            raise web.HTTPForbidden(text="Only this server's own page may ask for that.\n")
+        return await handler(request)
+
+    async def _protect(self, request: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(_HEADERS)
+        host = request.headers.get("Host", "").lower()
+        policy = _POLICY.format(host=host) if self._is_own(host) else "default-src 'none'"
+        response.headers["Content-Security-Policy"] = policy
+
+    async def _file(self, request: web.Request) -> web.Response:
+        body, kind = self._files[request.path]
+        return web.Response(body=body, content_type=kind, charset="utf-8")
+
+    async def _watch(self, request: web.Request) -> web.WebSocketResponse:
+        # Pictures are packed already. close() waits for an answer for `timeout` seconds.
+        socket = web.WebSocketResponse(
+            heartbeat=_HEARTBEAT, max_msg_size=_LONGEST, compress=False, timeout=_PATIENCE
+        )
+        await socket.prepare(request)
+        if len(self._viewers) >= MOST_VIEWERS:
+            await socket.close(code=WSCloseCode.TRY_AGAIN_LATER)
+            return socket
+        viewer = _Viewer()
+        self._viewers.add(viewer)
+        self._changed()
+        sender = asyncio.create_task(self._send(viewer, socket))
+        try:
+            async for message in socket:
+                if message.type is not WSMsgType.TEXT or not self._hear(viewer, message.data):
+                    await socket.close(code=WSCloseCode.POLICY_VIOLATION)
+        finally:
+            sender.cancel()
+            self._viewers.discard(viewer)
+            self._changed()
+        return socket
+
+    async def _send(self, viewer: _Viewer, socket: web.WebSocketResponse) -> None:
+        """Send a viewer the latest status and picture, when there are new ones and it is ready for them."""
+        with contextlib.suppress(ConnectionError):  # _watch sees to what follows
+            while not self._ending.is_set():
+                if viewer.news != self._news[0]:
+                    viewer.news, text = self._news
+                    await socket.send_str(text)
+                if viewer.wants(self._frame[0]):
+                    viewer.picture, data = self._latest()
+                    viewer.sent += 1
+                    await socket.send_bytes(data)
+                else:
+                    await viewer.wake.wait()
+                    viewer.wake.clear()
+            await socket.close(code=WSCloseCode.GOING_AWAY)
+
+    async def _part(self, app: web.Application) -> None:
+        """Let every viewer say goodbye, but wait for none that is stuck."""
+        self._wake()
+        deadline = self._loop.time() + _PATIENCE
+        while self._viewers and self._loop.time() < deadline:
+            await asyncio.sleep(0.01)
+
+    def _latest(self) -> tuple[int, bytes]:
+        """The latest picture and its number; encoded once for all viewers."""
+        number, frame = self._frame
+        if frame is not None and number != self._picture[0]:
+            self._picture = (number, encode(frame))
+        return self._picture
+
+    def _wake(self) -> None:
+        for viewer in self._viewers:
+            viewer.wake.set()
+
+    def _changed(self) -> None:
+        """Viewers came, went or looked away."""
+        self.hidden = not any(viewer.watching for viewer in self._viewers)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Send the status to all viewers."""
+        status = self._live.status()
+        if status["moments"] is not None:  # JSON has no NaN, which a lamp that died may have
+            status["moments"] = [value if math.isfinite(value) else None for value in status["moments"]]
+        status |= {"names": list(self._live.names), "speeds": SPEEDS, "viewers": len(self._viewers)}
+        self._news = (self._news[0] + 1, json.dumps(status))
+        self._wake()
+
+    def _hear(self, viewer: _Viewer, text: str) -> bool:
+        """Do what a viewer asks for; False where that is no request at all. Unknown requests are ignored."""
+        try:
+            asked = json.loads(text)
+        except (ValueError, RecursionError):
+            return False
+        if not isinstance(asked, dict):
+            return False
+        match asked:
+            case {"drawn": int(count)}:
+                viewer.drawn = max(viewer.drawn, min(count, viewer.sent))
+                viewer.wake.set()
+                return True
+            case {"watching": bool(watching)}:
+                viewer.watching = watching
+                self._changed()
+                return True
+            case {"paused": bool(paused)}:
+                self._live.clock.paused = paused
+            case {"speed": int(speed) | float(speed)} if SPEEDS[0] <= speed <= SPEEDS[1]:
+                self._live.faster(speed / self._live.clock.speed)
+            case {"seed": int(seed)} if 0 <= seed < SEEDS:
+                self._live.choose(seed=seed)
+            case {"name": str(name)} if name in self._live.names:
+                self._live.choose(name)
+        self._asked.set()
+        self._tell()
+        return True
+
+
+def _listen(host: str, port: int | None) -> socket.socket:
+    """A socket that listens on a port, or on the first free one of ``PORTS``."""
+    wanted = PORTS if port is None else (port,)
+    for number in wanted:
+        try:
+            family, _, _, _, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
+            both = host == "::" and socket.has_dualstack_ipv6()
+            return socket.create_server(address[:2], family=family, dualstack_ipv6=both)
+        except (OSError, UnicodeError) as error:
+            taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+            if taken and number != wanted[-1]:
+                continue
+            why = error.strerror if isinstance(error, OSError) and error.strerror else error
+            advice = "give another --port" if taken or port is not None else "give another --host"
+            raise UserError(f"play: cannot listen on {_bracketed(host)}:{number}: {why}; {advice}") from error
+    raise AssertionError("there is no port to try")
+
+
+def _bracketed(host: str) -> str:
+    """A host as it stands in a URL."""
+    return f"[{host}]" if ":" in host else host.lower()
+
+
+def _is_address(host: str) -> bool:
+    """Whether a host of a URL is an IP address, not a name."""
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def _outward_address() -> str | None:
+    """The address of this machine in its network; nothing is sent to find it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+        probe.connect(("192.0.2.1", 9))  # an address kept for documentation
+        return str(probe.getsockname()[0])
+    return None

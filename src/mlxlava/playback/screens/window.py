@@ -1,0 +1,349 @@
+"""A window as a screen: SDL through pygame-ce (extra ``window``). Importing this imports pygame.
+
+Pictures are scaled by the renderer (Metal, OpenGL), not by the processor: scaled by pygame's own
+``smoothscale``, 60 frames a second of 1920×1080 would keep four fifths of a core busy.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from PIL import Image
+
+from mlxlava.errors import UserError
+from mlxlava.playback.session import FASTER, Live
+from mlxlava.playback.writers import Frame, enlarge
+
+os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+os.environ.setdefault("SDL_APP_NAME", "mlxlava")
+import pygame
+from pygame._sdl2.video import Renderer, Texture
+
+_FPS = 60.0  # where the display does not say its own rate
+_SIDE = 640  # points of the window's longer side at first, for small pictures
+_SHARE = 0.8  # of the desktop at most
+_NOTE = 2.0  # seconds for which a note stands
+_SAVED = 512  # least pixels of a saved picture's shorter side
+
+# Shorter sides below this are enlarged by whole factors (bicubic) before the renderer does the rest: its
+# bilinear filter alone makes diamonds of a small picture's highlights. 64 → 256 pixels costs 0.6 ms.
+_SOFT = 256
+
+_HELP = (
+    ("space", "pause, go on"),
+    ("+ −", "faster, slower"),
+    ("0", "true speed"),
+    ("n", "the next seed"),
+    ("w", "another lamp"),
+    ("s", "save a picture"),
+    ("f", "full screen"),
+    ("h", "these keys"),
+    ("q", "quit"),
+)
+
+_EVENTS = (
+    pygame.QUIT,
+    pygame.KEYDOWN,
+    pygame.WINDOWEXPOSED,
+    pygame.WINDOWSIZECHANGED,
+    pygame.WINDOWMINIMIZED,
+    pygame.WINDOWHIDDEN,
+    pygame.WINDOWMAXIMIZED,
+    pygame.WINDOWRESTORED,
+    pygame.WINDOWSHOWN,
+)
+_HIDES = (pygame.WINDOWMINIMIZED, pygame.WINDOWHIDDEN)
+_SHOWS = (pygame.WINDOWMAXIMIZED, pygame.WINDOWRESTORED, pygame.WINDOWSHOWN, pygame.WINDOWEXPOSED)
+
+
+def _start() -> None:
+    """Start SDL's video; raises UserError where there is no display."""
+    given = os.environ.get("SDL_VIDEODRIVER")
+    if given is None and sys.platform != "darwin":
+        # Left to itself, SDL falls back to a driver that shows nothing, and calls that a success.
+        sides = {"DISPLAY": "x11", "WAYLAND_DISPLAY": "wayland"}
+        found = [driver for name, driver in sides.items() if os.environ.get(name)]
+        os.environ["SDL_VIDEODRIVER"] = ",".join(found) or "x11"
+    try:
+        pygame.display.init()
+    except pygame.error as error:
+        raise UserError(f"play: no display can be opened ({error}); try --screen terminal") from None
+    finally:
+        if given is None:
+            os.environ.pop("SDL_VIDEODRIVER", None)
+
+
+def can_open() -> bool:
+    """Whether there is a display; the environment may name one that is gone."""
+    try:
+        _start()
+    except UserError:
+        return False
+    pygame.display.quit()
+    return True
+
+
+def fit(size: tuple[int, int], width: int, height: int) -> tuple[int, int, int, int]:
+    """Left, top, width, height of the largest centred picture that keeps the aspect of ``size`` = (H, W)."""
+    factor = min(width / size[1], height / size[0])
+    wide, high = max(1, round(size[1] * factor)), max(1, round(size[0] * factor))
+    return (width - wide) // 2, (height - high) // 2, wide, high
+
+
+class Window:
+    """A resizable window, as large as the picture's aspect allows, black around it.
+
+    It opens with its first frame. Everything happens in the thread that shows frames, as macOS wants it.
+
+    Args:
+        live: what plays; keys change it.
+        folder: where saved pictures go; the current folder if None.
+        size: width and height at first, in points; what suits the picture if None.
+
+    Attributes:
+        hidden: whether it is minimised. SDL 2 does not say whether other windows cover it.
+        fps: the display's rate.
+    """
+
+    def __init__(self, live: Live, folder: Path | None = None, size: tuple[int, int] | None = None) -> None:
+        self.hidden = False
+        self.fps: float | None = _FPS
+        self._live, self._folder, self._size = live, Path() if folder is None else folder, size
+        self._window: pygame.Window | None = None
+        self._renderer: Renderer  # there is one where there is a window
+        self._texture: Texture | None = None
+        self._frame: Frame | None = None
+        self._full = self._help = False
+        self._note: tuple[str, float] | None = None  # a text, and when it goes
+        # By what a key types, or its name on the keyboard where that is nothing known.
+        self._keys: dict[str, Callable[[], None]] = {
+            "q": live.end,
+            "\x1b": live.end,
+            " ": self._pause,
+            "+": lambda: self._set_speed(FASTER),
+            "=": lambda: self._set_speed(FASTER),
+            "-": lambda: self._set_speed(1 / FASTER),
+            "0": lambda: self._set_speed(None),
+            "\b": lambda: self._set_speed(None),
+            "n": self._next_seed,
+            "w": self._next_name,
+            "s": self._save,
+            "f": self._toggle_full,
+            "h": self._toggle_help,
+            "?": self._toggle_help,
+        }
+
+    def __enter__(self) -> Window:
+        _start()
+        pygame.font.init()
+        pygame.event.set_blocked(None)
+        pygame.event.set_allowed(_EVENTS)
+        self.fps = float(max([*pygame.display.get_desktop_refresh_rates(), 0])) or _FPS
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._window is not None:
+            # In this order: SDL frees a window's renderer and textures with it, pygame would free them again.
+            self._texture = None
+            del self._renderer
+            self._window.destroy()
+            self._window = None
+        pygame.quit()
+
+    def show(self, frame: Frame) -> None:
+        """Show a frame, uint8 (H, W, 3)."""
+        self._frame = frame
+        if self._window is None:
+            self._open(frame)
+        self._handle(pygame.event.get())  # a slow machine never waits for the next frame
+        self._draw()
+
+    def idle(self, seconds: float) -> None:
+        """Wait for so many seconds at most; less when a key is pressed."""
+        left = seconds
+        if self._note is not None:
+            left = min(seconds, max(self._note[1] - time.monotonic(), 0.0))
+        if self._window is None or left < 1e-3:  # SDL waits for whole milliseconds
+            time.sleep(left)
+            events = pygame.event.get()
+        else:
+            events = [pygame.event.wait(int(left * 1000)), *pygame.event.get()]
+        over = self._note is not None and self._note[1] <= time.monotonic()
+        if self._handle(events) or over:
+            self._draw()
+
+    # The window.
+
+    def _open(self, frame: Frame) -> None:
+        height, width = frame.shape[:2]
+        size = self._size
+        if size is None:
+            desktop = pygame.display.get_desktop_sizes()[0]
+            factor = max(_SIDE / max(height, width), 1.0)
+            factor = min(factor, _SHARE * desktop[0] / width, _SHARE * desktop[1] / height)
+            size = (round(width * factor), round(height * factor))
+        try:
+            # Shown when it has its renderer: SDL makes the window anew for one that needs OpenGL.
+            window = pygame.Window(self._title, size, resizable=True, allow_high_dpi=True, hidden=True)
+            # With vsync a picture waits for the display, at most for the time of one; the clock goes on.
+            self._renderer = Renderer(window, vsync=True)
+        except RuntimeError as error:  # pygame.error, and the renderer's own kind
+            raise UserError(f"play: no window can be opened ({error}); try --screen terminal") from None
+        window.minimum_size = (128, 128)
+        window.set_icon(pygame.image.frombuffer(frame.tobytes(), (width, height), "RGB"))
+        window.show()
+        self._window = window
+        pygame.display.set_allow_screensaver(True)
+
+    @property
+    def _title(self) -> str:
+        return f"mlxlava - {Path(self._live.name).name} {self._live.seed}"
+
+    def _handle(self, events: Iterable[pygame.Event]) -> bool:
+        """Do what events ask for; whether there is reason to draw."""
+        draw = False
+        for event in events:
+            draw |= event.type != pygame.NOEVENT
+            if event.type == pygame.QUIT:
+                self._live.end()
+            elif event.type in _HIDES:
+                self.hidden = True
+            elif event.type in _SHOWS:
+                self.hidden = False
+            elif event.type == pygame.KEYDOWN and not event.mod & (pygame.KMOD_CTRL | pygame.KMOD_META):
+                name = chr(event.key) if event.key < 128 else ""
+                action = self._keys.get(event.unicode) or self._keys.get(name)
+                if action is not None:
+                    action()
+        return draw
+
+    # What keys do.
+
+    def _say(self, text: str) -> None:
+        self._note = (text, time.monotonic() + _NOTE)
+
+    def _pause(self) -> None:
+        self._live.toggle()
+        self._say("paused" if self._live.clock.paused else "playing")
+
+    def _set_speed(self, factor: float | None) -> None:
+        """Multiply the speed; None for true speed."""
+        if factor is None:
+            self._live.true_speed()
+        else:
+            self._live.faster(factor)
+        self._say(f"speed ×{self._live.clock.speed:.3g}")
+
+    def _next_seed(self) -> None:
+        self._live.next_seed()
+        self._say_what_plays()
+
+    def _next_name(self) -> None:
+        if self._live.next_name():
+            self._say_what_plays()
+        else:
+            self._say("there is no other lamp")
+
+    def _say_what_plays(self) -> None:
+        self._say(f"{Path(self._live.name).name}, seed {self._live.seed}")
+
+    def _save(self) -> None:
+        if self._frame is None:
+            return
+        picture = enlarge(self._frame, max(1, -(-_SAVED // min(self._frame.shape[:2]))))
+        stem = f"lava-{self._live.seed}-{self._live.status()['frame']}"
+        try:
+            for number in itertools.count(1):
+                path = self._folder / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
+                if not path.exists():
+                    break
+            with path.open("xb") as file:
+                Image.fromarray(picture).save(file, "PNG")
+        except OSError as error:
+            self._say(f"cannot save {path.name}: {error.strerror or error}")
+        else:
+            self._say(f"saved {path.name}")
+
+    def _toggle_full(self) -> None:
+        if self._window is None:
+            return
+        self._full = not self._full
+        if self._full:
+            self._window.set_fullscreen(desktop=True)
+        else:
+            self._window.set_windowed()
+        pygame.mouse.set_visible(not self._full)
+        pygame.display.set_allow_screensaver(not self._full)
+
+    def _toggle_help(self) -> None:
+        self._help = not self._help
+
+    # The picture.
+
+    def _draw(self) -> None:
+        """The last frame, and texts on it."""
+        if self._window is None or self._frame is None or self.hidden:
+            return
+        if self._window.title != self._title:
+            self._window.title = self._title
+        _, _, width, height = self._renderer.get_viewport()  # in pixels, of which a point may have several
+        self._renderer.draw_color = "black"
+        self._renderer.clear()
+        self._upload(self._frame).draw(dstrect=fit(self._frame.shape[:2], width, height))
+        if self._help:
+            self._write(_HELP, width, height, top=True)
+        if self._note is not None and self._note[1] <= time.monotonic():
+            self._note = None
+        if self._note is not None:
+            self._write(((self._note[0],),), width, height, top=False)
+        self._renderer.present()
+
+    def _upload(self, frame: Frame) -> Texture:
+        """The frame as a texture that is scaled smoothly."""
+        frame = np.ascontiguousarray(enlarge(frame, -(-_SOFT // min(frame.shape[:2]))))
+        size = (frame.shape[1], frame.shape[0])
+        if self._texture is None or (self._texture.width, self._texture.height) != size:
+            self._texture = Texture(self._renderer, size, streaming=True, scale_quality=1)
+        self._texture.update(pygame.image.frombuffer(frame.data, size, "RGB"))
+        return self._texture
+
+    def _write(self, rows: tuple[tuple[str, ...], ...], width: int, height: int, top: bool) -> None:
+        """Rows of cells on a dark panel at the top or the bottom left."""
+        assert self._window is not None
+        least = 18 * width / max(self._window.size[0], 1)
+        size = round(max(least, min(width, height) / 26))
+        panel = _panel(rows, size)
+        share = min(0.96 * width / panel.width, 0.96 * height / panel.height)
+        if share < 1:
+            panel = _panel(rows, int(size * share))
+        margin = round(0.02 * min(width, height))
+        place = (margin, margin if top else height - margin - panel.height, *panel.size)
+        Texture.from_surface(self._renderer, panel).draw(dstrect=place)
+
+
+@functools.lru_cache(maxsize=4)  # drawing the keys costs as much as showing two frames
+def _panel(rows: tuple[tuple[str, ...], ...], size: int) -> pygame.Surface:
+    """Rows of cells as white text of ``size`` pixels on a translucent dark ground."""
+    font = pygame.font.Font(None, max(size, 6))  # the one that comes with pygame
+    cells = [[font.render(cell, True, "white") for cell in row] for row in rows]
+    widths = [max(cell.width for cell in column) for column in zip(*cells, strict=True)]
+    pad, line = size // 2, font.get_linesize()
+    extent = (sum(widths) + (len(widths) + 1) * pad, len(rows) * line + 2 * pad)
+    panel = pygame.Surface(extent, pygame.SRCALPHA)
+    pygame.draw.rect(panel, (0, 0, 0, 160), panel.get_rect(), border_radius=pad)
+    for row, texts in enumerate(cells):
+        left = pad
+        for text, wide in zip(texts, widths, strict=True):
+            panel.blit(text, (left, pad + row * line))
+            left += wide + pad
+    return panel

@@ -1,0 +1,194 @@
+"""Weights out of a run, with a model card and a picture of what they draw."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mlxlava.backend import mx, named_arrays, tree_map
+from mlxlava.console import clock
+from mlxlava.errors import UserError
+from mlxlava.footage.prepared import open_footage
+from mlxlava.models.sheet import preview
+from mlxlava.paths import latest_checkpoint, read_json
+from mlxlava.rollout.rollout import true_pace
+from mlxlava.rollout.weights import Weights, load_weights, save_weights
+
+_CARD = """# {name}
+
+A lava lamp learned by mlxlava, to be played for ever:
+
+    mlxlava loop --weights {name}
+
+![Four lamps, time to the right]({picture})
+
+Each row is one lamp (time to the right, {gap:.2g} s between pictures); drawn by these weights from
+fresh random states.
+
+| what | value |
+|---|---|
+| learned from | {sources}, {frames} frames |
+| picture | {height}×{width} RGB |
+| learned steps | {step_fps:g} a second of true time; {pace} |
+| recipe | {recipe} |
+| parameters | {generator:,} in the generator, {dynamics:,} in the state step; {dtype} |
+| training | {steps} steps of {batch} clips, {clock} on {machine} |
+| command | `{command}` |
+
+Played are the averaged (EMA) weights of that step. `config.json` holds every setting.
+"""
+
+_SCORE = """
+## Score
+
+`mlxlava score {name}{footage}`, {clips} clips of {length} learned steps: image **{image:.2f}**, motion
+**{motion:.2f}** times what real footage scores against itself (1 is as good as real).
+
+| measure | drawn | real against real | ratio |
+|---|---|---|---|
+{rows}
+"""
+
+_SCORED = ("headline", "clips", "clip_length", "seed", "measures")  # of a score, what the card keeps
+
+
+def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any] | None = None) -> Weights:
+    """Write the averaged weights of a run with ``config.json``, ``README.md`` and ``sample.png``.
+
+    Where the run's footage is still at hand, they are slowed to its pace (rollout.true_pace).
+
+    Args:
+        run: folder of the run.
+        folder: where to write; weights that are there are replaced.
+        half: store learned weights as float16, half the size; they are played as float32.
+        score: what ``mlxlava score --json`` printed of them, for the card.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UserError: ``run`` is no run or has no checkpoint, ``score`` is none, or ``folder`` cannot be written.
+    """
+    if score is not None and not set(_SCORED) <= score.keys():
+        raise UserError("export: --score is not what mlxlava score --json prints")
+    latest = latest_checkpoint(run)
+    if latest is None:
+        raise UserError(f"export: {run} is no run with a checkpoint; give a folder that mlxlava train made")
+    weights = load_weights(run)
+    progress = read_json(latest / "progress.json", "checkpoint")
+    footage = weights.about.get("footage", {})
+    about = {
+        "footage": {
+            # Names, not paths: those are of the machine that trained.
+            "sources": [Path(source).name for source in footage.get("sources", [])],
+            "frames": footage.get("frames"),
+        },
+        "steps": progress["step"],
+        "seconds": round(progress["seconds"]),
+        "command": weights.about.get("command"),
+        "machine": {
+            key: value for key, value in weights.about.get("machine", {}).items() if "/" not in value
+        },
+    }
+    if score is not None:
+        about["score"] = {key: score[key] for key in _SCORED}
+    if (prepared := footage.get("prepared")) and (Path(prepared) / "footage.json").is_file():
+        found = open_footage(prepared)
+        weights, about["pace"] = true_pace(weights, found.frames, found.cuts)
+    arrays = weights.arrays
+    if half:
+        # Not the statistics: bases that are rounded are not orthogonal, and a state shrinks a little each
+        # step; a million steps later its deviation was 0.95 (docs/decisions.md, "What drift found").
+        learned = {part: arrays[part] for part in ("generator", "dynamics")}
+        arrays = {**arrays, **tree_map(lambda a: a.astype(mx.float16), learned)}
+    sample = io.BytesIO()
+    Image.fromarray(preview(weights.recipe, arrays)).save(sample, "png", optimize=True)
+    written = dataclasses.replace(weights, arrays=arrays, about=about)
+    save_weights(written, folder, card=card(written, folder.resolve().name), sample=sample.getvalue())
+    return written
+
+
+def card(weights: Weights, name: str) -> str:
+    """The model card, Markdown."""
+    recipe, about = weights.recipe, weights.about
+    sources = about["footage"]["sources"]
+    columns = min(8, recipe.data.seq_len)
+    text = _CARD.format(
+        name=name,
+        picture="sample.png",
+        gap=recipe.data.seq_len // columns / weights.step_fps,
+        sources=", ".join(sources) if sources else "the built-in lamp (`mlxlava lamp`)",
+        frames=about["footage"]["frames"],
+        height=recipe.data.size[0],
+        width=recipe.data.size[1],
+        step_fps=weights.step_fps,
+        pace=f"slowed to {about['pace']:.3f} of the learned pace"
+        if about.get("pace", 1.0) < 1
+        else "at the learned pace",
+        recipe=recipe.name,
+        **count_parameters(weights),
+        dtype="float16" if _is_half(weights) else "float32",
+        steps=about["steps"],
+        batch=recipe.data.batch_size,
+        clock=clock(about["seconds"]),
+        machine=_machine(about["machine"]),
+        command=about["command"],
+    )
+    if "score" not in about:
+        return text
+    score = about["score"]
+    return text + _SCORE.format(
+        name=name,
+        footage=" --footage FOOTAGE" if sources else "",
+        clips=score["clips"],
+        length=score["clip_length"],
+        **score["headline"],
+        rows="\n".join(
+            f"| `{measure}` | {row['value']:.3g} | {row['floor']:.3g} | "
+            f"{'–' if row['ratio'] is None else format(row['ratio'], '.2f')} |"
+            for measure, row in score["measures"].items()
+        ),
+    )
+
+
+def count_parameters(weights: Weights) -> dict[str, int]:
+    """Numbers in the generator and in the state step."""
+    return {
+        part: sum(array.size for array in named_arrays(weights.arrays[part]).values())
+        for part in ("generator", "dynamics")
+    }
+
+
+def describe_weights(weights: Weights) -> dict[str, str]:
+    """What there is to know of weights, for a table."""
+    recipe, about = weights.recipe, weights.about
+    footage = about.get("footage", {})
+    parameters = count_parameters(weights)
+    rows = {
+        "recipe": recipe.name,
+        "picture": f"{recipe.data.size[0]}×{recipe.data.size[1]}",
+        "learned steps": f"{weights.step_fps:g} a second",
+        "generator": f"{recipe.generator.kind}, {parameters['generator']:,} parameters",
+        "state step": f"{recipe.dynamics.kind}, {parameters['dynamics']:,} parameters",
+        "learned from": ", ".join(footage.get("sources", [])) or "the built-in lamp",
+        "frames": str(footage.get("frames", "?")),
+    }
+    if "steps" in about:
+        rows |= {"training": f"{about['steps']} steps, {clock(about['seconds'])}"}
+    if about.get("command"):
+        rows |= {"command": about["command"]}
+    return rows | {"machine": _machine(about.get("machine", {}))}
+
+
+def _is_half(weights: Weights) -> bool:
+    return any(array.dtype == mx.float16 for array in named_arrays(weights.arrays).values())
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    device = machine.get("device name") or machine.get("processor", "an unknown processor")
+    cores = f" ({machine['cores']} cores)" if "cores" in machine else ""
+    return f"{device}{cores}, MLX {machine.get('mlx', '?')}, {machine.get('system', '?')}"

@@ -1,0 +1,73 @@
+"""Learned lamps by name, as a player opens them (the built-in lamp's are in lamp.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mlxlava.console import progress, say
+from mlxlava.normality import moments
+from mlxlava.playback.session import Reel
+from mlxlava.rollout.invert import find_state, read_picture
+from mlxlava.rollout.rollout import Rollout
+from mlxlava.rollout.seamless import Loop
+from mlxlava.rollout.weights import Weights, load_weights, shipped_weights
+
+_HARD = 0.5  # steering of a closed path, as a share of the lamp's motion, that shows
+
+
+class LearnedLamps:
+    """Learned lamps: the one asked for, then those that come with the package.
+
+    Args:
+        name: shipped weights, a folder of weights or a run; the shipped ``lava`` when None.
+        picture: what the first lamp that is opened looks like at first.
+
+    Attributes:
+        period: seconds of the lamp's time after which each lamp is back where it began; None for never.
+
+    Raises:
+        UserError: they, or the picture, cannot be read.
+    """
+
+    def __init__(self, name: str | None, picture: Path | None = None) -> None:
+        first = name or "lava"
+        # The first is read at once: a mistake shall be known before a screen is opened.
+        self._weights = {first: load_weights(first)}
+        self.names: Sequence[str] = list(dict.fromkeys([first, *(path.name for path in shipped_weights())]))
+        self._picture = picture
+        self.period: float | None = None
+
+    def open(self, name: str, seed: int) -> Reel:
+        """The lamp of a seed."""
+        if name not in self._weights:
+            self._weights[name] = load_weights(name)
+        weights, start = self._weights[name], None
+        if self._picture is not None:
+            start, self._picture = _state_of(self._picture, weights, seed), None
+        if self.period is not None:
+            loop = _closed_path(weights, self.period, seed, start)
+            return Reel(loop.play, loop.size)
+        rollout = Rollout(weights, seed, start=start)
+        return Reel(rollout.play, rollout.size, lambda: moments(rollout.states[:1]), rollout.film)
+
+
+def _state_of(picture: Path, weights: Weights, seed: int) -> npt.NDArray[np.float32]:
+    """The state (Z,) whose frame is nearest to a picture; says what is left between them."""
+    frame = read_picture(picture, weights.recipe.data.size)
+    with progress("from") as update:
+        found = find_state(weights, frame, seed, lambda done, total: update(done, total, "nearer"))
+    say(f"from: the nearest frame differs from {picture} by {found.error:.1f} of 255 grey levels")
+    return found.state
+
+
+def _closed_path(weights: Weights, period: float, seed: int, start: npt.NDArray[np.float32] | None) -> Loop:
+    """A loop; says how much it is steered."""
+    with progress("seamless") as update:
+        loop = Loop(weights, period, seed, start, lambda done, total: update(done, total, "closing"))
+    advice = "; a longer or a faster clip needs less" if loop.steering > _HARD else ""
+    say(f"seamless: closed by steering that is {loop.steering:.0%} of the lamp's own motion{advice}")
+    return loop

@@ -1,0 +1,183 @@
+"""A clip that ends where it begins: a closed path of states that the lamp could have gone by itself.
+
+No state of a lamp comes back, so something has to bring it back. Here it is a small steering in every
+learned step, found in two stages:
+
+1. A bridge. The state step can be undone, so the states from which the start is reached by itself are known
+   at every time. A lamp rolls on from the start and is turned a little towards them in each step.
+2. Of all closed paths near the bridge, the one that is steered least, at the lamp's own pace. Steering is
+   what the Ornstein–Uhlenbeck noise of the step would have to explain, so this is the likeliest closed path
+   of the process (the least action of Onsager and Machlup 1953).
+
+Pictures are never blended: every frame is one state's, and states on the way keep the norm of the start.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from mlxlava.backend import mx
+from mlxlava.errors import UserError
+from mlxlava.models.state_step import StationaryStep, make_dynamics
+from mlxlava.rollout.descent import OnProgress, descend
+from mlxlava.rollout.rollout import Rollout
+from mlxlava.rollout.weights import Weights
+
+_STARTS = 16  # lamps of a seed that are tried; the one that its bridge steers least is taken
+_LONG = 400  # learned steps from which the first lamp needs so little steering that none has to be chosen
+_FEWEST = 8  # states of a loop
+_QUEUED = 64  # steps that are computed together: a long path stays flat in memory
+_ENOUGH = 0.05  # steering, as a share of the motion, that is left as it is
+_ROUNDS = 400
+_RATE = 0.02  # of Adam, falling to 0 as a cosine
+_PACE = 3.0  # weight of the pace against the steering
+
+
+class Loop:
+    """A closed path of a lamp, for ever: its frame at ``period`` is that at 0.
+
+    Args:
+        weights: a learned lamp with a stationary step.
+        period: seconds of the lamp's time after which it begins anew.
+        seed: which lamp.
+        start: state (Z,) to begin and end with; one of the seed's when None.
+        on_progress: called with the rounds done and all there are.
+
+    Attributes:
+        size: height and width of a frame.
+        states: the path, float32 (K, Z), evenly spaced over the period.
+        steering: what a learned step was turned by, as a share of its own motion (root mean square).
+
+    Raises:
+        UserError: the weights' step cannot be undone.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        period: float,
+        seed: int = 0,
+        start: npt.NDArray[np.float32] | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        dynamics = make_dynamics(weights.recipe)
+        if not isinstance(dynamics, StationaryStep):
+            raise UserError(
+                "seamless: these weights have a penalised state step, which cannot be undone; "
+                "take weights with a stationary one (recipe lava)"
+            )
+        steps = period * weights.step_fps
+        count = max(_FEWEST, round(steps))
+        self._dynamics, self._bases = dynamics, dynamics.prepare(weights.arrays["stats"]["dynamics"])
+        # A whole number of steps fills the period, each a little longer or shorter than a learned one.
+        self._weights = dynamics.slowed(weights.arrays["dynamics"], steps / count)
+        self._per_second = count / period
+        self._drawer = Rollout(weights, seed)
+        self.size = weights.recipe.data.size
+        path = self._bridge(_starts(dynamics.size, count, seed, start), count)
+        fixed = 0 if start is None else 1
+        self._path, self.steering = self._relax(path, fixed, on_progress)
+        self.states = np.array(self._path)
+
+    def play(self, times: Iterable[float]) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
+        """Frames at times of the lamp (seconds): each time and its frame, uint8 (H, W, 3)."""
+        for at in times:
+            yield at, self._drawer.draw(np.array(self.state(at)))[0]
+
+    def state(self, at: float) -> mx.array:
+        """The state (1, Z) at a time of the lamp (seconds).
+
+        Between two states of the path it goes evenly from the way on of the first to the way back of the
+        second: the velocity of the flow where it is, and all the way the same steering.
+        """
+        whole, share = divmod(at * self._per_second, 1.0)
+        if share > 1 - 1e-6:  # a state of the path but for rounding
+            whole, share = whole + 1, 0.0
+        here = int(whole) % len(self._path)
+        first, second = self._path[here : here + 1], self._path[(here + 1) % len(self._path)][None]
+        if share < 1e-6:
+            return first
+        on = self._dynamics.transport(self._weights, self._bases, first, share)
+        back = self._dynamics.inverse(self._weights, self._bases, second, 1 - share)
+        return _between(on, back, share)
+
+    def _bridge(self, starts: mx.array, count: int) -> mx.array:
+        """Closed paths from states (B, Z), turned evenly towards where the start lies ahead; (K, B, Z)."""
+        ahead = [starts]  # the states from which the start is 0, 1, 2 … steps ahead
+        for n in range(1, count):
+            ahead.append(self._dynamics.inverse(self._weights, self._bases, ahead[-1]))
+            if n % _QUEUED == 0:
+                mx.eval(ahead[-1])
+        path = [starts]
+        for n in range(1, count):
+            moved = self._dynamics.transport(self._weights, self._bases, path[-1])
+            path.append(_between(moved, ahead[count - n], 1 / (count - n + 1)))
+            if n % _QUEUED == 0:
+                mx.eval(path[-1])
+        return mx.stack(path)
+
+    def _relax(self, path: mx.array, fixed: int, on_progress: OnProgress | None) -> tuple[mx.array, float]:
+        """The path (K, Z) of least steering near the best of bridges (K, B, Z), and its steering.
+
+        The first ``fixed`` states stay what they are. A start that need not stay has no corner in the end.
+        """
+        pace = self._pace()
+        steering = self._steering(path)
+        path = path[:, int(np.argmin(np.array(steering / _moved(path))))]
+        held, free, norm = path[:fixed], path[fixed:], mx.linalg.norm(path[0])
+
+        def close(free: mx.array) -> mx.array:
+            return mx.concatenate([held, norm * free / mx.linalg.norm(free, axis=-1, keepdims=True)])
+
+        def loss(free: mx.array) -> mx.array:
+            path = close(free)
+            return self._steering(path) + _PACE * (mx.sqrt(_moved(path)) - math.sqrt(pace)) ** 2
+
+        if float(np.array(self._steering(path))) > _ENOUGH**2 * pace:
+            free = descend(loss, free, rounds=_ROUNDS, rate=_RATE, on_progress=on_progress)
+        path = close(free)
+        mx.eval(path)
+        return path, math.sqrt(float(np.array(self._steering(path))) / pace)
+
+    def _steering(self, path: mx.array) -> mx.array:
+        """Mean squared way from where a path's (K, …, Z) states would go to where they are next; (…)."""
+        moved = self._dynamics.transport(self._weights, self._bases, path.reshape(-1, path.shape[-1]))
+        return ((moved.reshape(path.shape) - _next(path)) ** 2).sum(-1).mean(0)
+
+    def _pace(self) -> float:
+        """Mean squared way of one step, over random states."""
+        states = mx.random.normal((256, self._dynamics.size), key=mx.random.key(0))
+        moved = self._dynamics.transport(self._weights, self._bases, states)
+        return float(np.array(((moved - states) ** 2).sum(-1).mean()))
+
+
+def _starts(size: int, count: int, seed: int, start: npt.NDArray[np.float32] | None) -> mx.array:
+    """States (B, Z) to try as the start of a loop of ``count`` steps."""
+    if start is not None:
+        return mx.array(start)[None]
+    return mx.random.normal((_STARTS if count < _LONG else 1, size), key=mx.random.key(seed))
+
+
+def _next(path: mx.array) -> mx.array:
+    """The state after each of a closed path's, (K, …, Z)."""
+    return mx.concatenate([path[1:], path[:1]])
+
+
+def _moved(path: mx.array) -> mx.array:
+    """Mean squared way from a closed path's states (K, …, Z) to the next; (…)."""
+    return ((_next(path) - path) ** 2).sum(-1).mean(0)
+
+
+def _between(here: mx.array, there: mx.array, share: float) -> mx.array:
+    """On the great circle from states (B, Z) to others of the same norms (Shoemake 1985)."""
+    norms = mx.linalg.norm(here, axis=-1, keepdims=True) * mx.linalg.norm(there, axis=-1, keepdims=True)
+    angle = mx.arccos(mx.clip((here * there).sum(-1, keepdims=True) / norms, -0.9999, 0.9999999))
+    # The limit of both weights as the angle goes to 0, where the quotient would be 0 / 0.
+    small = angle < 1e-3
+    whole = mx.where(small, 1.0, mx.sin(angle))
+    first = mx.where(small, 1 - share, mx.sin((1 - share) * angle) / whole)
+    return first * here + mx.where(small, share, mx.sin(share * angle) / whole) * there

@@ -1,0 +1,143 @@
+"""Learned lamps on disk, with their card: shipped ones, folders of weights and runs.
+
+Weights are a folder: ``weights.safetensors`` (averaged G and R and their statistics), ``config.json`` (the
+recipe and ``step_fps``), ``README.md`` and ``sample.png``. No pickle anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from mlxlava.backend import Tree, mx
+from mlxlava.config import (
+    Recipe,
+    nearest,
+    recipe_from_dict,
+    recipe_to_dict,
+)
+from mlxlava.errors import UserError
+from mlxlava.models.networks import make_generator
+from mlxlava.models.state_step import make_dynamics
+from mlxlava.models.storage import FORMAT, array_folder, compare, fill, load_arrays, save_arrays
+from mlxlava.paths import is_taken, latest_checkpoint, read_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A learned lamp.
+
+    Attributes:
+        recipe: what it was trained with; the networks are rebuilt from it.
+        step_fps: learned steps a second of true time.
+        arrays: ``generator`` and ``dynamics`` weights, and ``stats`` of both.
+        about: the rest of ``config.json``: footage, steps, seconds, hardware.
+    """
+
+    recipe: Recipe
+    step_fps: float
+    arrays: Tree
+    about: dict[str, Any]
+
+
+def save_weights(weights: Weights, folder: Path, *, card: str = "", sample: bytes = b"") -> None:
+    """Write a weights folder; a folder that is there is replaced once the new one is whole.
+
+    Args:
+        weights: what to write.
+        folder: where to.
+        card: text of ``README.md``.
+        sample: PNG of frames.
+
+    Raises:
+        UserError: the folder holds something else, or cannot be written.
+    """
+    if is_taken(folder) and not (folder / "config.json").is_file():
+        raise UserError(f"export: {folder} holds something that is no weights; give an empty or a new folder")
+    config = {
+        "format": FORMAT,
+        "step_fps": weights.step_fps,
+        "recipe": recipe_to_dict(weights.recipe),
+        **weights.about,
+    }
+    with array_folder(folder, "weights") as draft:
+        save_arrays(draft / "weights.safetensors", weights.arrays)
+        (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if card:
+            (draft / "README.md").write_text(card, encoding="utf-8")
+        if sample:
+            (draft / "sample.png").write_bytes(sample)
+
+
+def load_weights(name_or_path: str | Path | None = None) -> Weights:
+    """Read weights by name (shipped ones), from their folder, or the latest of a run.
+
+    Args:
+        name_or_path: ``lava``, a weights folder or a run folder; the shipped ``lava`` when None.
+
+    Raises:
+        UserError: nothing is there, or a tensor is missing, not expected, misshapen or not finite.
+    """
+    folder = find_weights(name_or_path)
+    config = read_json(folder / "config.json", "weights")
+    if config.get("format") != FORMAT:
+        raise UserError(f"weights: {folder} has format {config.get('format')!r}; this version reads {FORMAT}")
+    try:
+        recipe = recipe_from_dict(config.pop("recipe"))
+        step_fps = float(config.pop("step_fps"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"weights: {folder}/config.json lacks or misstates {error}") from error
+    if not (0 < step_fps < 1e4):
+        raise UserError(f"weights: {folder}/config.json has step_fps {step_fps}; it must be positive")
+    file, prefix = folder / "weights.safetensors", ""
+    if (folder / "checkpoints").is_dir():
+        latest = latest_checkpoint(folder)
+        if latest is None:
+            raise UserError(f"weights: {folder} is a run without a checkpoint yet; let it train on")
+        file, prefix = latest / "state.safetensors", "ema."
+    arrays = load_arrays(file)
+    if prefix:
+        names = (name for name in arrays if name.startswith((prefix, "stats.")))
+        arrays = {name.removeprefix(prefix): arrays[name] for name in names}
+    compare(arrays, _expected(recipe), f"weights: {folder}")
+    config.pop("format")
+    tree = fill(_expected(recipe), arrays)
+    return Weights(recipe, step_fps, tree, config)
+
+
+def shipped_weights() -> list[Path]:
+    """The weights that come with the package, sorted by name."""
+    package = Path(__file__).parents[1] / "weights"  # in a wheel
+    root = package if package.is_dir() else Path(__file__).parents[3] / "weights"  # in a checkout
+    return sorted(path.parent for path in root.glob("*/config.json"))
+
+
+def find_weights(name_or_path: str | Path | None) -> Path:
+    """The folder of shipped weights by name, or a weights or run folder by path.
+
+    Raises:
+        UserError: there is none.
+    """
+    shipped = {path.name: path for path in shipped_weights()}
+    name = str(name_or_path or "lava")
+    if name in shipped:
+        return shipped[name]
+    path = Path(name).expanduser()
+    if (path / "config.json").is_file():
+        return path
+    why = "is no folder of weights and no run" if path.exists() else "is not there"
+    advice = nearest(name, list(shipped)) if shipped else "train a lamp with mlxlava train"
+    raise UserError(f"weights: {name} {why}; {advice}")
+
+
+def _expected(recipe: Recipe) -> Tree:
+    """The tree that weights of this recipe have; lazy arrays that are never computed."""
+    generator, dynamics = make_generator(recipe), make_dynamics(recipe)
+    key = mx.random.key(0)
+    return {
+        "generator": generator.init(key),
+        "dynamics": dynamics.init(key),
+        "stats": {"generator": generator.init_stats(), "dynamics": dynamics.init_stats()},
+    }

@@ -1,0 +1,89 @@
+"""Adversarial losses, gradient penalties, augmentation and KL divergence: pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mlxlava.backend import mx
+from mlxlava.backend.ops import without_weights
+
+
+def _softplus(x: mx.array) -> mx.array:
+    return mx.logaddexp(x, mx.array(0.0))
+
+
+def relativistic(real: mx.array, drawn: mx.array) -> tuple[mx.array, mx.array]:
+    """Relativistic pairing losses of D and of G (Jolicoeur-Martineau 2018; R3GAN, Huang 2024, eq. 2).
+
+    Args:
+        real: Logits of real clips (B,).
+        drawn: Logits of drawn clips (B,); clip b is paired with real clip b.
+    """
+    margin = real - drawn
+    return _softplus(-margin).mean(), _softplus(margin).mean()
+
+
+def relativistic_ratio(real: mx.array, drawn: mx.array) -> mx.array:
+    """The factor (B,) from D's to G's loss gradient by each drawn clip's logit: −exp(real − drawn).
+
+    d softplus(−m)/d drawn = sigmoid(−m) and d softplus(m)/d drawn = −sigmoid(m). The clip keeps
+    the factor finite; a margin of 60 means that D's gradient has underflowed anyway.
+    """
+    return -mx.exp(mx.clip(real - drawn, -60, 60))
+
+
+def cross_entropy(logits: mx.array, real: bool) -> mx.array:
+    """Binary cross-entropy of calling all frames real, or drawn; mean over all logits (Goodfellow 2014).
+
+    D's loss is that of the real frames as real and of the drawn ones as drawn; G's, not saturating, that
+    of the drawn ones as real.
+    """
+    return _softplus(-logits if real else logits).mean()
+
+
+def gradient_penalty(judge: Callable[[mx.array], mx.array], frames: mx.array) -> mx.array:
+    """½ · mean over clips of ‖∇ logit‖² (R1 on real clips, R2 on drawn ones; Mescheder 2018, R3GAN).
+
+    Args:
+        judge: Clips (B, …) → logits (B,).
+        frames: Clips (B, …).
+    """
+    with without_weights():
+        gradient: mx.array = mx.grad(lambda x: judge(x).sum())(frames)
+    return 0.5 * (gradient * gradient).sum() / frames.shape[0]
+
+
+def augment(clips: mx.array, keys: mx.array, shift: float, colour: float) -> mx.array:
+    """What the discriminator looks at, changed alike in all frames of a clip (Zhao 2020, DiffAugment).
+
+    Real and drawn clips get the same kind of change, so that D cannot learn few real ones by heart;
+    motion stays as it is, and so do the gradients by the frames.
+
+    Args:
+        clips: (B, K, H, W, C) in [0, 1].
+        keys: (B, 2), one for each clip: its change does not depend on the clips beside it.
+        shift: farthest way that a clip moves either way, in its height and width; edges are repeated.
+        colour: largest change of brightness, and twice that of contrast.
+    """
+    batch, _, height, width, _ = clips.shape
+
+    def draw(key: mx.array) -> mx.array:
+        return mx.random.uniform(-1, 1, (4,), key=key)
+
+    amounts = mx.vmap(draw)(keys) if shift or colour else keys
+    if shift:
+        for axis, side in ((2, height), (3, width)):
+            by = mx.round(round(shift * side) * amounts[:, axis - 2 : axis - 1]).astype(mx.int32)
+            at = mx.clip(mx.arange(side) + by, 0, side - 1)
+            shape = [batch, 1, 1, 1, 1]
+            shape[axis] = side
+            clips = mx.take_along_axis(clips, at.reshape(shape), axis=axis)
+    if colour:
+        brightness, contrast = (amounts[:, n].reshape(-1, 1, 1, 1, 1) for n in (2, 3))
+        clips = (clips - 0.5) * (1 + 2 * colour * contrast) + 0.5 + colour * brightness
+    return clips
+
+
+def kl_to_normal(mean: mx.array, log_variance: mx.array) -> mx.array:
+    """KL(N(mean, variance) ‖ N(0, I)), nats; mean over the rows of (B, Z) (Kingma 2014, appendix B)."""
+    return 0.5 * (mx.exp(log_variance) + mean * mean - 1 - log_variance).sum(-1).mean()
