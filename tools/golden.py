@@ -158,12 +158,12 @@ RUNS = [f"{recipe}, {parts}" for recipe in _OWN for parts in PARTS]
 
 # Plain gradient descent without update clipping: a weight moves in proportion to its gradient. Adam divides a
 # gradient by its own size. A gradient that is nothing but rounding becomes a whole step then, and what one
-# machine has stored would say nothing on another. (--against compares on one machine, so it takes each recipe's
-# own optimiser.)
-# There is no warm-up, since six steps would hardly move anything. Leaky ReLU has a kink: rounding switches
-# the gradient of a value that lies near it. Of five seeds and two rates this pair is far from any kink. Its
-# tensors are the same within 3e-6 of their RMS on either path, with MLX's own BLAS, on one core, and with a
-# rate that is larger by a part in 500,000. With a rate of 0.03, rounding had grown to 1e-4 after six steps.
+# machine has stored would say nothing on another. (--against compares on one machine, so there each recipe
+# has its own optimiser.) There is no warm-up, since six steps would hardly move anything. Leaky ReLU has a
+# kink: rounding switches the gradient of a value that lies near it. Of five seeds and two rates this pair is
+# far from any kink. Its tensors are the same within 4e-6 of their RMS on either path, with MLX's own BLAS, on
+# one core, and with a rate that is larger by a part in 500,000. With a rate of 0.03 rounding grew to 1e-4 in
+# six steps.
 _DESCENT = {
     "training.optimizer": "sgd",
     "training.clip": 0,
