@@ -178,7 +178,7 @@ class Trainer:
             gradients |= by_moving
             new = self._update(state, gradients, stats, last)
             if recipe.encoder.whitening:
-                decay = _young(recipe.encoder.whitening_decay, new["step"])
+                decay = recipe.encoder.whitening_decay
                 new["encoded_covariance"] = _average(state["encoded_covariance"], covariance, decay)
             if recipe.training.precision == "float16":
                 new, terms["skipped"] = _unless_overflown(gradients, state, new)
@@ -482,7 +482,8 @@ class Trainer:
         share = self.recipe.training.r_rate
         if share != 1:
             moved["model"]["dynamics"] = _average(model["dynamics"], moved["model"]["dynamics"], 1 - share)
-        decay = _young(self.recipe.training.ema, count)
+        # A young average forgets its random start: decay (1 + n) / (10 + n) at first (TensorFlow's rule).
+        decay = mx.minimum(self.recipe.training.ema, (1 + count) / (10 + count))
         kept = state["stats"]["generator"]
         return {
             **moved["model"],
@@ -535,11 +536,6 @@ def _add(one: Tree, other: Tree) -> Tree:
     """Array by array."""
     total: Tree = tree_map(lambda a, b: a + b, one, other)
     return total
-
-
-def _young(decay: float, count: mx.array) -> mx.array:
-    """The decay of an average after ``count`` steps: a young one forgets sooner (TensorFlow's rule)."""
-    return mx.minimum(decay, (1 + count) / (10 + count))
 
 
 def _average(old: Any, new: Any, decay: float | mx.array) -> Any:
