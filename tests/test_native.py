@@ -171,7 +171,7 @@ import ctypes
 from mlxlava.backend.cpu import native
 print(ctypes.CDLL(str(native.build("answer", {ANSWER!r}))).answer())
 """
-    environment = {**os.environ, "PATH": path}
+    environment = {**os.environ, "PATH": path, "MLXLAVA_BLAS": "0"}
     command = [sys.executable, "-c", code]
     running = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(4)
@@ -273,7 +273,7 @@ def with_source(folder: Path, source: str) -> str:
     package = folder / "mlxlava"
     leave_out = shutil.ignore_patterns("__pycache__")
     shutil.copytree(Path(mlxlava.__file__).parent, package, ignore=leave_out)
-    (package / "convolution.cpp").write_text(source, encoding="utf-8")
+    (package / "backend/cpu/convolution.cpp").write_text(source, encoding="utf-8")
     return str(folder)
 
 

@@ -185,7 +185,7 @@ def test_nothing_from_outside_and_nobody_else_may_show_it() -> None:
             assert "default-src 'self'" in head and "frame-ancestors 'none'" in head
             assert "X-Content-Type-Options: nosniff" in head
             assert "access-control" not in head.lower()
-    for file in (ROOT / "src/mlxlava/screens/page").iterdir():
+    for file in (ROOT / "src/mlxlava/playback/screens/page").iterdir():
         text = file.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert "//" not in text.replace("// ", ""), f"{file} names an address"
 
