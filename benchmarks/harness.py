@@ -134,8 +134,8 @@ def machine() -> dict[str, str]:
 
 
 def threads() -> int:
-    """CPU threads for linear algebra: OPENBLAS_NUM_THREADS, or a core each."""
-    return int(os.environ.get("OPENBLAS_NUM_THREADS") or os.cpu_count() or 1)
+    """CPU cores that are used: MLXLAVA_CORES, or all."""
+    return int(os.environ.get("MLXLAVA_CORES") or os.cpu_count() or 1)
 
 
 def total_memory() -> float | None:

@@ -1,6 +1,6 @@
 """What settings that save memory cost: time of a step and peak of MLX's arrays, beside the recipe as it is.
 
-    OPENBLAS_NUM_THREADS=1 python benchmarks/settings.py
+    MLXLAVA_CORES=1 python benchmarks/settings.py
 
 `lava` with 8 clips and gradient penalties; ratios are medians of turns. Peaks are of processes of their own.
 """

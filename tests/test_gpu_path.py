@@ -15,10 +15,14 @@ from mlxlava.backend import gpu_path, kernels, mx, resident_memory, tree_map
 from mlxlava.backend.kernels import MOST_BUFFERS
 from mlxlava.backend.ops import Convolution, conv3, conv_down, conv_up
 from mlxlava.config import Recipe, load_recipe, override
+from mlxlava.footage.prepared import prepare_lamp
 from mlxlava.models.networks import batch_norm, make_generator
 from mlxlava.models.state_step import make_dynamics
+from mlxlava.paths import latest_checkpoint
 from mlxlava.rollout.rollout import Rollout
 from mlxlava.rollout.weights import Weights, load_weights
+from mlxlava.training.checkpoint import load_checkpoint
+from mlxlava.training.loop import start_run
 from mlxlava.training.step import Trainer
 
 pytestmark = pytest.mark.device
@@ -114,8 +118,8 @@ def test_statistics_of_a_whole_batch_do_not_overflow_in_half_precision() -> None
 
 
 @pytest.mark.parametrize("name", [pytest.param("lava", marks=pytest.mark.slow), "duralava"])
-def test_half_precision_learns_at_a_full_batch(name: str) -> None:
-    """The recipe's own batch, clips and frames with narrow networks: no step is skipped."""
+def test_half_precision_learns_at_a_full_batch(name: str, tmp_path: Path) -> None:
+    """The recipe's own batch of clips with narrow networks, as a run begins: no step is skipped."""
     narrow = {
         "generator.widths": [8, 4, 4, 4],
         "discriminator.widths": [4] * len(load_recipe(name).discriminator.widths),
@@ -125,14 +129,19 @@ def test_half_precision_learns_at_a_full_batch(name: str) -> None:
     }
     recipe = override(load_recipe(name), narrow)
     data = recipe.data
-    count = recipe.encoder.views + (data.drawn_frames or data.seq_len)
-    shape = (data.batch_size, count, *data.size, 3)
-    frames = mx.random.randint(0, 256, shape, key=mx.random.key(0)).astype(mx.uint8)
-    times = mx.broadcast_to(mx.arange(count), shape[:2]).astype(mx.int32)
+    lamp = prepare_lamp(
+        tmp_path / "lamp", size=data.size, minutes=1, fps=5, every_nth=1, seed=0, theme="classic"
+    )
+    frames, times = lamp.batch(0, 0, data.batch_size, data.seq_len, data.drawn_frames, recipe.encoder.views)
     with gpu_path():
+        start_run(tmp_path / "run", recipe, lamp, [], "", None)
         trainer = Trainer(recipe, 10, compiled=False)
-        state = trainer.init()
-        after, terms = trainer.step_of(state, frames, times, mx.random.key(1), True, False)
+        latest = latest_checkpoint(tmp_path / "run")
+        assert latest is not None
+        state, _ = load_checkpoint(latest, trainer.init())
+        after, terms = trainer.step_of(
+            state, mx.array(frames), mx.array(times), mx.random.key(1), True, False
+        )
         mx.eval(after, terms)
     assert terms["skipped"].item() == 0
     assert not np.array_equal(

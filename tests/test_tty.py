@@ -70,7 +70,7 @@ class Session:
         if self.process == 0:
             for name in ("TMUX", "TERM_PROGRAM", "LC_TERMINAL", "MLXLAVA_TERMINAL", "COLORTERM"):
                 os.environ.pop(name, None)
-            os.environ.update({"TERM": "xterm", "OPENBLAS_NUM_THREADS": "1", **(environment or {})})
+            os.environ.update({"TERM": "xterm", "MLXLAVA_CORES": "1", **(environment or {})})
             os.execv(sys.executable, [sys.executable, "-c", textwrap.dedent(PROGRAM)])
 
     def until(self, said: bytes, seconds: float = 30) -> None:

@@ -29,6 +29,9 @@ Tree = dict[str, Any]
 # Set to 0 to run with the BLAS that MLX brings (20 to 30 times slower matmuls on Linux).
 BLAS_SWITCH = "MLXLAVA_BLAS"
 
+# How many of a CPU's cores to use; all that the process may use when it is not set.
+CORES_SWITCH = "MLXLAVA_CORES"
+
 # Set to 1 to take, on a CPU, the code that GPUs take: MLX's own operations on one stream, whole batches,
 # no C++. The tests run it so, since no GPU is at hand.
 GPU_PATH_SWITCH = "MLXLAVA_GPU_PATH"
@@ -210,13 +213,13 @@ def _make_lanes() -> list[Any]:
 
     MLX's CPU back end gives a stream one thread for all that it does. Only BLAS would take more, and then
     its threads spin while everything else runs on one. So BLAS gets one thread, and work is laid side by
-    side (docs/decisions.md, "Side by side"). OPENBLAS_NUM_THREADS says how many cores to use; all if not set.
+    side (docs/decisions.md, "Side by side"). MLXLAVA_CORES says how many cores to use; all if not set.
     """
     if not on_cpu() or sys.platform == "darwin":
         return []
     cores = len(os.sched_getaffinity(0))
     with contextlib.suppress(KeyError, ValueError):
-        cores = min(cores, int(os.environ["OPENBLAS_NUM_THREADS"]))
+        cores = min(cores, int(os.environ[CORES_SWITCH]))
     _take_one_blas_thread()
     return [mx.new_thread_local_stream(mx.cpu) for _ in range(cores)] if cores > 1 else []
 
