@@ -173,19 +173,43 @@ _DESCENT = {
 }
 
 
+# What neither recipe uses, compared with --against alone.
+_MORE: dict[str, dict[str, Any]] = {
+    "lava, other options": {
+        "data.drawn_frames": 0,
+        "dynamics.learn_rho": True,
+        "loss.shift": 0.1,
+        "loss.colour": 0.1,
+        "loss.state_gain": 0.5,
+        "training.carry": True,
+        "training.recompute": True,
+        "encoder.whitening": 0,
+    },
+    "lava, float16": {"training.precision": "float16", "training.micro_batches": 2},
+    "duralava, other options": {
+        "dynamics.penalty": "epps_pulley",
+        "training.optimizer": "adam",
+        "training.ema": 0.9,
+        "training.recompute": True,
+    },
+    "duralava, float16": {"training.precision": "float16"},
+}
+
+
 def training(name: str, footage: Path, run: Path, *, stored: bool) -> list[object]:
     """The arguments that train a tiny run.
 
     Args:
-        name: One of RUNS.
+        name: One of RUNS, or of those with other options.
         footage: What it learns.
         run: Its folder.
         stored: With plain gradient descent, for figures that are stored; else as the recipe has it, only
             warmed up sooner.
     """
     recipe, parts = name.split(", ")
-    settings = {**_SMALL, **_OWN[recipe], "training.micro_batches": PARTS[parts]}
+    settings = {**_SMALL, **_OWN[recipe]}
     settings |= _DESCENT if stored else {"training.warm_up": 2}
+    settings |= _MORE[name] if name in _MORE else {"training.micro_batches": PARTS[parts]}
     given = [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
     return ["train", footage, "-o", run, "--recipe", recipe, "--steps", STEPS, *given]
 
@@ -345,16 +369,17 @@ def weights_after_training(work: Path, environment: Mapping[str, str] | None = N
     return found
 
 
-def score(work: Path) -> dict[str, Any]:
+def score(work: Path, tree: Path | None = None) -> dict[str, Any]:
     """What `score --json` says of the shipped weights, without times and names."""
     raw, footage = work / "lamp.raw", work / "scored"
-    mlxlava(["lamp", "--size", 64, "--fps", 5, "--frames", 512, "-o", raw], folder=work)
+    mlxlava(["lamp", "--size", 64, "--fps", 5, "--frames", 512, "-o", raw], folder=work, tree=tree)
     write_pictures(work / "lamp", np.fromfile(raw, np.uint8).reshape(-1, 64, 64, 3))
     # One thread for NumPy's products: they are so small that a second one only waits.
     (_, text) = mlxlava(
         ["footage", work / "lamp", "-o", footage, "--size", 64],
         ["score", "lava", "--footage", footage, "--frames", 256, "--json"],
         folder=work,
+        tree=tree,
         environment={"OPENBLAS_NUM_THREADS": "1"},
     )
     said = json.loads(text)
@@ -606,10 +631,12 @@ def checked_out(commit: str) -> Iterator[Path]:
 def _made(tree: Path, work: Path, real_sizes: bool) -> Iterator[tuple[str, Arrays]]:
     """What a tree makes, by name: frames, and the final checkpoints of runs."""
     work.mkdir()
+    write_pictures(work / "start", [picture(7, 64)])
     playing = {
         **{f"lava, seed {seed}": ["--seed", seed, "--fps", 0.37, "--frames", 6] for seed in SEEDS},
         "lava, 30 frames a second": ["--fps", 30, "--frames", 40],
         "lava, seamless": ["--seamless", "--fps", 7, "--seconds", 3],
+        "lava, from a picture": ["--from", "start/0000.bmp", "--frames", 3],
     }
     for name, options in playing.items():
         mlxlava(["loop", "--weights", "lava", *options, "-o", "frames.raw"], folder=work, tree=tree)
@@ -622,10 +649,13 @@ def _made(tree: Path, work: Path, real_sizes: bool) -> Iterator[tuple[str, Array
         footage = work / f"footage{side}"
         mlxlava(["footage", f"pictures{side}", "-o", footage, "--size", side], folder=work, tree=tree)
         yield f"footage: {side}×{side}", {"frames": np.load(footage / "frames.npy")}
-    for name in RUNS:
+    for name in (*RUNS, *_MORE):
         run = work / name
         mlxlava(training(name, work / "footage16", run, stored=False), folder=work, tree=tree)
         yield f"six steps: {name}", checkpoints(run)[-1]
+    mlxlava(["export", work / RUNS[0], "-o", "exported"], folder=work, tree=tree)
+    yield "export", checkpoints(work / "exported")[-1]
+    yield "score", _flat(score(work, tree))
     for name in RUNS if real_sizes else ():
         recipe, parts = name.split(", ")
         run = work / f"real {name}"
@@ -636,6 +666,17 @@ def _made(tree: Path, work: Path, real_sizes: bool) -> Iterator[tuple[str, Array
         options = ["--recipe", recipe, "--steps", 4, *settings]
         mlxlava(["train", work / "footage64", "-o", run, *options], folder=work, tree=tree)
         yield f"four steps of real size: {name}", checkpoints(run)[-1]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Arrays:
+    """Numbers of nested tables by their dotted names."""
+    found: Arrays = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            found[prefix + key] = np.asarray(value)
+    return found
 
 
 def compare(one: Arrays, other: Arrays) -> list[str]:
