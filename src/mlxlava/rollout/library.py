@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxlava.console import progress, say
-from mlxlava.normality import moments
+from mlxlava.normality import pooled_moments
 from mlxlava.playback.session import Reel
-from mlxlava.rollout.invert import find_state, read_picture
+from mlxlava.rollout.invert import find_state, start_picture
 from mlxlava.rollout.rollout import Rollout
 from mlxlava.rollout.seamless import Loop
 from mlxlava.rollout.weights import Weights, load_weights, shipped_weights
@@ -52,12 +52,12 @@ class LearnedLamps:
             loop = _closed_path(weights, self.period, seed, start)
             return Reel(loop.play, loop.size)
         rollout = Rollout(weights, seed, start=start)
-        return Reel(rollout.play, rollout.size, lambda: moments(rollout.states[:1]), rollout.film)
+        return Reel(rollout.play, rollout.size, lambda: pooled_moments(rollout.states[:1]), rollout.film)
 
 
 def _state_of(picture: Path, weights: Weights, seed: int) -> npt.NDArray[np.float32]:
     """The state (Z,) whose frame is nearest to a picture; says what is left between them."""
-    frame = read_picture(picture, weights.recipe.data.size)
+    frame = start_picture(picture, weights.recipe.data.size)
     with progress("from") as update:
         found = find_state(weights, frame, seed, lambda done, total: update(done, total, "nearer"))
     say(f"from: the nearest frame differs from {picture} by {found.error:.1f} of 255 grey levels")

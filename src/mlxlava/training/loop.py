@@ -16,7 +16,7 @@ from mlxlava.backend.ranks import any_rank, rank, ranks
 from mlxlava.config import Recipe
 from mlxlava.console import progress
 from mlxlava.errors import UserError
-from mlxlava.footage.prepared import Footage
+from mlxlava.footage.dataset import Footage
 from mlxlava.models.networks import Tree
 from mlxlava.models.storage import find_non_finite
 from mlxlava.training.callbacks import Callbacks
