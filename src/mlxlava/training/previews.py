@@ -11,7 +11,7 @@ from PIL import Image
 
 from mlxlava.config import Recipe
 from mlxlava.errors import UserError
-from mlxlava.footage.prepared import Footage
+from mlxlava.footage.dataset import Footage
 from mlxlava.models.networks import Tree
 from mlxlava.models.sheet import preview, preview_columns
 from mlxlava.training.callbacks import Callbacks
