@@ -17,7 +17,7 @@ from mlxlava.errors import UserError
 from mlxlava.playback.screens import Screen
 from mlxlava.playback.screens.terminal import Terminal, has_terminal
 from mlxlava.playback.session import Lamps, Live, Reel, WallClock
-from mlxlava.playback.writers import Output, PipeClosed, Sink, check_quality, format_of, open_sink
+from mlxlava.playback.writers import Output, PipeClosed, Writer, check_quality, format_of, open_writer
 
 _FPS = 30.0  # where neither the user nor the screen has a wish
 _HIDDEN_FPS = 2.0
@@ -50,7 +50,7 @@ class Programme:
         screen: one of ``config.SCREENS``; None for auto without a target and none with one.
         format: format of the target; by its ending when None.
         scale: whole factor by which the pictures of the target are enlarged.
-        quality: of the target, 0 to 100; see ``sinks.QUALITIES``.
+        quality: of the target, 0 to 100; see ``writers.QUALITIES``.
         fps: frames a second; None for what suits the screen, 30 in a file.
         speed: seconds of the lamp's time in a second of play time.
         seconds: play time; None where not given.
@@ -145,7 +145,7 @@ def run(lamps: Lamps, programme: Programme, name: str, seed: int = 0) -> None:
     Raises:
         UserError: something cannot be opened or written.
     """
-    sink = None
+    writer = None
     wall = WallClock(
         programme.rate,
         seconds=programme.seconds if programme.frames is None else programme.frames / programme.rate,
@@ -159,8 +159,8 @@ def run(lamps: Lamps, programme: Programme, name: str, seed: int = 0) -> None:
     ):
         reel = next(live.reels())
         if programme.target is not None:
-            sink = stack.enter_context(
-                open_sink(
+            writer = stack.enter_context(
+                open_writer(
                     programme.target,
                     size=reel.size,
                     fps=programme.rate,
@@ -170,17 +170,17 @@ def run(lamps: Lamps, programme: Programme, name: str, seed: int = 0) -> None:
                 )
             )
         screen = None if programme.screen == "none" else stack.enter_context(_open_screen(programme, live))
-        if screen is None and sink is not None:
-            _write(reel, programme, sink)
+        if screen is None and writer is not None:
+            _write(reel, programme, writer)
         elif screen is not None:
             wall.sleep = screen.idle
-            if sink is not None:
-                _show_and_write(live, programme, screen, sink)
+            if writer is not None:
+                _show_and_write(live, programme, screen, writer)
             else:
                 _show(live, screen, programme.fps or screen.fps or _FPS)
-    if sink is not None and sink.frames and programme.target != "-":
-        seconds = sink.frames / programme.rate
-        say(f"play: wrote {programme.target} ({sink.frames} frames, {seconds:.1f} s)")
+    if writer is not None and writer.frames and programme.target != "-":
+        seconds = writer.frames / programme.rate
+        say(f"play: wrote {programme.target} ({writer.frames} frames, {seconds:.1f} s)")
 
 
 def _ticks(programme: Programme, done: int = 0) -> Iterator[float]:
@@ -191,13 +191,13 @@ def _ticks(programme: Programme, done: int = 0) -> Iterator[float]:
         tick += 1
 
 
-def _write(reel: Reel, programme: Programme, sink: Sink) -> None:
+def _write(reel: Reel, programme: Programme, writer: Writer) -> None:
     """As fast as it goes, every frame."""
     length = programme.length
     total = None if length is None else length / programme.rate
     with progress("play") as update:
         for number, (_, frame) in enumerate((reel.film or reel.play)(_ticks(programme)), 1):
-            sink.write(frame)
+            writer.write(frame)
             if programme.target != "-":
                 done = number / programme.rate
                 update(done, total, clock(done) if total is None else f"{clock(done)} of {clock(total)}")
@@ -217,7 +217,7 @@ def _show(live: Live, screen: Screen, fps: float) -> None:
             live.clock.fps = _HIDDEN_FPS if screen.hidden else fps
 
 
-def _show_and_write(live: Live, programme: Programme, screen: Screen, sink: Output) -> None:
+def _show_and_write(live: Live, programme: Programme, screen: Screen, writer: Output) -> None:
     """Every frame into the file, on its own even grid; on the screen those that are not late."""
     size = None
     for reel in live.reels():
@@ -225,8 +225,8 @@ def _show_and_write(live: Live, programme: Programme, screen: Screen, sink: Outp
             return
         size = reel.size
         due = next(live.clock, math.inf)
-        for at, frame in reel.play(_ticks(programme, sink.frames)):
-            sink.write(frame)
+        for at, frame in reel.play(_ticks(programme, writer.frames)):
+            writer.write(frame)
             if at + 0.5 * programme.speed / programme.rate < due:
                 continue
             live.clock.wait(at)
