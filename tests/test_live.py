@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import pytest
 
-from mlxlava.playback.session import Live, Reel, WallClock
+from mlxlava.playback.session import FrameSource, Session, WallClock
 from mlxlava.playback.writers import Frame
 
 
@@ -164,49 +164,49 @@ class Shades:
 
     names: Sequence[str] = ["a", "b"]
 
-    def open(self, name: str, seed: int) -> Reel:
+    def open(self, name: str, seed: int) -> FrameSource:
         def play(times: Iterable[float]) -> Iterator[tuple[float, Frame]]:
             for at in times:
                 yield at, np.full((16, 16, 3), seed, np.uint8)
 
-        return Reel(play, (16, 16), lambda: (0.0, 1.0, 0.0, 3.0))
+        return FrameSource(play, (16, 16), lambda: (0.0, 1.0, 0.0, 3.0))
 
 
 def test_another_lamp_begins_at_its_beginning() -> None:
     wall = Wall()
-    live = Live(Shades(), "a", 1, WallClock(10, now=wall.now, sleep=wall.sleep))
+    session = Session(Shades(), "a", 1, WallClock(10, now=wall.now, sleep=wall.sleep))
     seen = []
-    for reel in live.reels():
-        for at, frame in reel.play(live.clock):
-            live.clock.wait(at)
-            if live.changed:
+    for source in session.sources():
+        for at, frame in source.play(session.clock):
+            session.clock.wait(at)
+            if session.changed:
                 break
-            live.note(at)
-            seen.append((live.name, int(frame[0, 0, 0]), round(at, 3)))
+            session.frame_shown(at)
+            seen.append((session.name, int(frame[0, 0, 0]), round(at, 3)))
             if len(seen) == 3:
-                live.choose(seed=7)
+                session.choose(seed=7)
             elif len(seen) == 5:
-                live.choose("b")
+                session.choose("b")
             elif len(seen) == 7:
-                live.end()
+                session.end()
     assert [one[:2] for one in seen] == [("a", 1)] * 3 + [("a", 7)] * 2 + [("b", 7)] * 2
     assert [one[2] for one in seen] == pytest.approx([0, 0.1, 0.2, 0, 0.1, 0, 0.1])
-    assert live.status()["frame"] == 2
+    assert session.status()["frame"] == 2
     with pytest.raises(KeyError):
-        live.choose("c")
+        session.choose("c")
 
 
 def test_a_lamp_that_is_chosen_in_a_pause_shows_its_first_frame() -> None:
     wall = Wall()
-    live = Live(Shades(), "a", 1, WallClock(10, now=wall.now, sleep=wall.sleep))
+    session = Session(Shades(), "a", 1, WallClock(10, now=wall.now, sleep=wall.sleep))
     wall.time += 0.05
-    live.toggle()
-    live.choose(seed=7)
-    reels = live.reels()
-    next(reels)
-    at, frame = next(iter(next(reels).play(live.clock)))
+    session.toggle_pause()
+    session.choose(seed=7)
+    sources = session.sources()
+    next(sources)
+    at, frame = next(iter(next(sources).play(session.clock)))
     before = wall.time
-    live.clock.wait(at)
+    session.clock.wait(at)
     assert (at, wall.time, int(frame[0, 0, 0])) == (0, before, 7)
 
 
@@ -224,9 +224,9 @@ def test_who_waits_for_a_frame_is_woken_by_another_lamp() -> None:
 
 
 def test_after_the_last_seed_and_name_come_the_first() -> None:
-    live = Live(Shades(), "a", 2**31 - 1, WallClock(10))
-    live.next_seed()
-    assert live.seed == 0
-    assert live.next_name() and live.name == "b"
-    assert live.next_name() and live.name == "a"
-    assert live.seed == 0
+    session = Session(Shades(), "a", 2**31 - 1, WallClock(10))
+    session.next_seed()
+    assert session.seed == 0
+    assert session.next_name() and session.name == "b"
+    assert session.next_name() and session.name == "a"
+    assert session.seed == 0

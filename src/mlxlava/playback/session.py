@@ -1,6 +1,7 @@
-"""A lamp that is playing on a screen: its clock, and what viewers have asked for.
+"""What plays on a screen, and what its viewers have asked for.
 
-Screens change it (from any thread), the player reads it between two frames. Frames are uint8 (H, W, 3).
+Screens change a ``Session`` from any thread. The player reads it between two frames. Frames are uint8
+(H, W, 3).
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any, Protocol
 
 from mlxlava.playback.writers import Frame
 
-# Takes rising times of the lamp (seconds), gives each with its frame: Rollout.play, Lamp.play.
-Source = Callable[[Iterable[float]], Iterator[tuple[float, Frame]]]
+# Takes rising times of the lamp (seconds) and yields each with its frame: Rollout.play, Lamp.play.
+Play = Callable[[Iterable[float]], Iterator[tuple[float, Frame]]]
 
 # A gap longer than this (seconds) between two looks at the clock is a pause: asleep, stopped, compiling.
 _PAUSE = 1.0
@@ -27,35 +28,36 @@ SEEDS = 2**31  # how many there are
 
 
 @dataclasses.dataclass(frozen=True)
-class Reel:
-    """One lamp, ready to be played.
+class FrameSource:
+    """One lamp, ready to be played from its beginning.
 
     Attributes:
-        play: frames at rising times of the lamp.
-        size: their height and width.
-        moments: mean, deviation, skewness and kurtosis of the state's numbers now; None where a lamp has
-            no state.
-        film: the same frames as ``play``, faster where nobody waits for each (a file); ``play`` when None.
+        play: yields frames at rising times of the lamp, each as early as possible.
+        size: height and width of the frames.
+        moments: mean, standard deviation, skewness and kurtosis of the current state's numbers; None for a
+            lamp that has no state.
+        render: yields the same frames as ``play``, in batches: faster for a file, where nobody waits for a
+            single frame. ``play`` is used when None.
     """
 
-    play: Source
+    play: Play
     size: tuple[int, int]
     moments: Callable[[], tuple[float, float, float, float]] | None = None
-    film: Source | None = None
+    render: Play | None = None
 
 
-class Lamps(Protocol):
-    """The lamps that can be played: by name (weights, or a theme), and by seed."""
+class Library(Protocol):
+    """The lamps that can be played, by name (of weights, or of a theme) and seed."""
 
     @property
     def names(self) -> Sequence[str]:
-        """What can be opened; at least one."""
+        """Names that can be opened; at least one."""
 
-    def open(self, name: str, seed: int) -> Reel:
-        """The lamp of a seed, from its beginning.
+    def open(self, name: str, seed: int) -> FrameSource:
+        """Open the lamp of a name and a seed, at its beginning.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: the lamp cannot be read.
         """
 
 
@@ -182,51 +184,58 @@ class WallClock:
             self.sleep(min(left, _NAP))
 
 
-class Live:
-    """What is playing, and what its viewers want.
+class Session:
+    """What is playing, and what its viewers have asked for.
 
     Args:
-        lamps: what can be played.
-        name: the first lamp's name; one of ``lamps.names``.
-        seed: its seed.
-        clock: paces it.
+        library: the lamps that can be played.
+        name: the first lamp's name; one of ``library.names``.
+        seed: the first lamp's seed.
+        clock: sets the pace.
+
+    Attributes:
+        ended: whether a viewer has ended the play.
 
     Raises:
         UserError: the first lamp cannot be opened.
     """
 
-    def __init__(self, lamps: Lamps, name: str, seed: int, clock: WallClock) -> None:
+    def __init__(self, library: Library, name: str, seed: int, clock: WallClock) -> None:
         self.clock = clock
-        self._lamps = lamps
+        self._library = library
         self._playing = (name, seed)
         self._wanted: tuple[str, int] | None = None
-        self._reel = lamps.open(name, seed)
+        self._source = library.open(name, seed)
         self._lock = threading.RLock()
-        self._shown = 0  # frames of this lamp
+        self._shown = 0  # frames of this lamp that were shown
         self._at = 0.0  # the lamp's time of the last one
         self._moments: tuple[float, float, float, float] | None = None
-        self._looked = -math.inf
+        self._measured = -math.inf  # when the moments were last computed
         self.ended = False
 
     # What screens use.
 
     @property
     def names(self) -> Sequence[str]:
-        """Lamps that can be chosen."""
-        return self._lamps.names
+        """Names of the lamps that can be chosen."""
+        return self._library.names
 
     @property
     def name(self) -> str:
-        """The lamp that plays, or comes next."""
+        """Name of the lamp that plays, or that was chosen to come next."""
         return (self._wanted or self._playing)[0]
 
     @property
     def seed(self) -> int:
-        """Its seed."""
+        """Seed of the lamp that plays, or that was chosen to come next."""
         return (self._wanted or self._playing)[1]
 
     def choose(self, name: str | None = None, seed: int | None = None) -> None:
-        """Play another lamp from its beginning; what is None stays. An unknown name raises KeyError."""
+        """Play another lamp from its beginning. None keeps the present name or seed.
+
+        Raises:
+            KeyError: there is no lamp of that name.
+        """
         if name is not None and name not in self.names:
             raise KeyError(name)
         with self._lock:
@@ -242,27 +251,27 @@ class Live:
         self.clock.speed = 1.0
 
     def next_seed(self) -> None:
-        """Play the lamp of the next seed; after the last comes the first."""
+        """Play the lamp of the next seed. After the last seed comes the first."""
         self.choose(seed=(self.seed + 1) % SEEDS)
 
     def next_name(self) -> bool:
-        """Play the next of ``names``; False where there is only one."""
+        """Play the next of ``names``. Returns False if there is only one."""
         if len(self.names) == 1:
             return False
         self.choose(self.names[(self.names.index(self.name) + 1) % len(self.names)])
         return True
 
-    def toggle(self) -> None:
+    def toggle_pause(self) -> None:
         """Pause, or go on."""
         self.clock.paused = not self.clock.paused
 
     def end(self) -> None:
-        """Stop playing: what closing a window does."""
+        """Stop playing, as closing a window does."""
         self.ended = True
         self.clock.interrupt()
 
     def status(self) -> dict[str, Any]:
-        """What plays, for viewers: plain values that JSON can hold."""
+        """What plays, as plain values that JSON can hold."""
         return {
             "name": self.name,
             "seed": self.seed,
@@ -275,27 +284,27 @@ class Live:
 
     # What the player uses.
 
-    def reels(self) -> Iterator[Reel]:
-        """The first lamp, and each that is chosen as soon as the one before is left."""
+    def sources(self) -> Iterator[FrameSource]:
+        """Yield the first lamp, then each lamp that was chosen, as soon as the one before is left."""
         while not self.ended:
-            yield self._reel
+            yield self._source
             with self._lock:
-                if self._wanted is None:  # its frames came to an end
+                if self._wanted is None:  # the frames of this lamp have ended
                     return
                 self._playing, self._wanted = self._wanted, None
-            self._reel = self._lamps.open(*self._playing)
+            self._source = self._library.open(*self._playing)
             self._shown, self._at, self._moments = 0, 0.0, None
             self.clock.restart()
 
     @property
     def changed(self) -> bool:
-        """Whether the lamp that plays is to be left."""
+        """Whether to leave the lamp that plays: another was chosen, or the play was ended."""
         return self.ended or self._wanted is not None
 
-    def note(self, at: float) -> None:
-        """The frame of the lamp's time ``at`` has been shown."""
+    def frame_shown(self, at: float) -> None:
+        """Count a frame that has been shown, of the lamp's time ``at``."""
         self._shown += 1
         self._at = at
         now = time.monotonic()
-        if self._reel.moments is not None and now - self._looked > _NAP:
-            self._looked, self._moments = now, self._reel.moments()
+        if self._source.moments is not None and now - self._measured > _NAP:
+            self._measured, self._moments = now, self._source.moments()

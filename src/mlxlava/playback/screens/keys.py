@@ -4,31 +4,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlxlava.playback.session import FASTER, Live
+from mlxlava.playback.session import FASTER, Session
 
 HELP = "space pause · +− speed · n next · w weights · q quit"
 
 
-def press(live: Live, key: str) -> None:
+def press(session: Session, key: str) -> None:
     """Do what a key stands for: a character, or ``esc``; others do nothing."""
     key = key.lower()
     if key == " ":
-        live.toggle()
+        session.toggle_pause()
     elif key in ("+", "="):  # = is where + is, without shift
-        live.faster(FASTER)
+        session.faster(FASTER)
     elif key in ("-", "_", "−"):
-        live.faster(1 / FASTER)
+        session.faster(1 / FASTER)
     elif key == "0":
-        live.true_speed()
+        session.true_speed()
     elif key == "n":
-        live.next_seed()
+        session.next_seed()
     elif key == "w":
-        live.next_name()
+        session.next_name()
     elif key in ("q", "esc"):
-        live.end()
+        session.end()
 
 
-def describe(live: Live) -> str:
+def describe(session: Session) -> str:
     """What plays, in a few words."""
-    pace = "paused" if live.clock.paused else f"{live.clock.speed:.3g}×"
-    return f"{Path(live.name).name}, seed {live.seed}, {pace}"
+    pace = "paused" if session.clock.paused else f"{session.clock.speed:.3g}×"
+    return f"{Path(session.name).name}, seed {session.seed}, {pace}"

@@ -20,7 +20,7 @@ from mlxlava.errors import UserError
 from mlxlava.playback.screens.keys import HELP, describe, press
 from mlxlava.playback.screens.pictures import Area, Blocks, ITerm2, Kitty, Painter, Sixel, fit
 from mlxlava.playback.screens.tty import Answers, Keyboard, cell_size, settle
-from mlxlava.playback.session import Live
+from mlxlava.playback.session import Session
 from mlxlava.playback.writers import Frame, PipeClosed, unbuffered_stdout, write_all
 
 # Alternate screen, no cursor, no wrapping at the last column; and back, from whatever state: Ctrl-C and
@@ -115,7 +115,7 @@ class Terminal:
         stream: binary stream to draw on; stdout if None.
         size_of: returns (columns, lines), asked before each frame; by default the stream's terminal.
         painter: how frames are drawn; by default the best the terminal can, or what MLXLAVA_TERMINAL names.
-        live: what plays; without it keys are left alone.
+        session: what plays; without it keys are left alone.
 
     Raises:
         UserError: MLXLAVA_TERMINAL names no mode.
@@ -126,18 +126,18 @@ class Terminal:
         stream: Any = None,
         size_of: Callable[[], tuple[int, int]] | None = None,
         painter: Painter | None = None,
-        live: Live | None = None,
+        session: Session | None = None,
     ) -> None:
         self.hidden = False
         self.fps: float | None = None
-        self._live = live
+        self._session = session
         self._stream = unbuffered_stdout() if stream is None else stream
         self._size_of = self._terminal_size if size_of is None else size_of
         self._mode = wanted_mode()
         self._painter = painter
         self._answers = Answers()
         self._keyboard: Keyboard | None = None
-        if live is not None and sys.stdin is not None and sys.stdin.isatty():
+        if session is not None and sys.stdin is not None and sys.stdin.isatty():
             self._keyboard = Keyboard(sys.stdin.fileno())
         self._frame: Frame | None = None
         self._layout: _Layout | None = None
@@ -236,8 +236,8 @@ class Terminal:
     def _press(self, key: str) -> None:
         if key == "h":
             self._help = not self._help
-        elif self._live is not None:
-            press(self._live, key)
+        elif self._session is not None:
+            press(self._session, key)
 
     # Drawing.
 
@@ -265,7 +265,7 @@ class Terminal:
         if self._frame is None or self._painter is None:
             return None
         columns, lines = self._size_of()
-        text = f"{describe(self._live)} · {HELP}"[:columns] if self._help and self._live else ""
+        text = f"{describe(self._session)} · {HELP}"[:columns] if self._help and self._session else ""
         free = max(1, lines - max(bool(text), self._painter.spare))
         cell = self._painter.cell or self._cell_size()
         height, width = self._frame.shape[:2]

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from mlxlava.errors import UserError
-from mlxlava.playback.session import FASTER, Live
+from mlxlava.playback.session import FASTER, Session
 from mlxlava.playback.writers import Frame, enlarge
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
@@ -104,7 +104,7 @@ class Window:
     It opens with its first frame. Everything happens in the thread that shows frames, as macOS wants it.
 
     Args:
-        live: what plays; keys change it.
+        session: what plays; keys change it.
         folder: where saved pictures go; the current folder if None.
         size: width and height at first, in points; what suits the picture if None.
 
@@ -113,10 +113,12 @@ class Window:
         fps: the display's rate.
     """
 
-    def __init__(self, live: Live, folder: Path | None = None, size: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, session: Session, folder: Path | None = None, size: tuple[int, int] | None = None
+    ) -> None:
         self.hidden = False
         self.fps: float | None = _FPS
-        self._live, self._folder, self._size = live, Path() if folder is None else folder, size
+        self._session, self._folder, self._size = session, Path() if folder is None else folder, size
         self._window: pygame.Window | None = None
         self._renderer: Renderer  # there is one where there is a window
         self._texture: Texture | None = None
@@ -125,8 +127,8 @@ class Window:
         self._note: tuple[str, float] | None = None  # a text, and when it goes
         # By what a key types, or its name on the keyboard where that is nothing known.
         self._keys: dict[str, Callable[[], None]] = {
-            "q": live.end,
-            "\x1b": live.end,
+            "q": session.end,
+            "\x1b": session.end,
             " ": self._pause,
             "+": lambda: self._set_speed(FASTER),
             "=": lambda: self._set_speed(FASTER),
@@ -207,7 +209,7 @@ class Window:
 
     @property
     def _title(self) -> str:
-        return f"mlxlava - {Path(self._live.name).name} {self._live.seed}"
+        return f"mlxlava - {Path(self._session.name).name} {self._session.seed}"
 
     def _handle(self, events: Iterable[pygame.Event]) -> bool:
         """Do what events ask for; whether there is reason to draw."""
@@ -215,7 +217,7 @@ class Window:
         for event in events:
             draw |= event.type != pygame.NOEVENT
             if event.type == pygame.QUIT:
-                self._live.end()
+                self._session.end()
             elif event.type in _HIDES:
                 self.hidden = True
             elif event.type in _SHOWS:
@@ -233,35 +235,35 @@ class Window:
         self._note = (text, time.monotonic() + _NOTE)
 
     def _pause(self) -> None:
-        self._live.toggle()
-        self._say("paused" if self._live.clock.paused else "playing")
+        self._session.toggle_pause()
+        self._say("paused" if self._session.clock.paused else "playing")
 
     def _set_speed(self, factor: float | None) -> None:
         """Multiply the speed; None for true speed."""
         if factor is None:
-            self._live.true_speed()
+            self._session.true_speed()
         else:
-            self._live.faster(factor)
-        self._say(f"speed ×{self._live.clock.speed:.3g}")
+            self._session.faster(factor)
+        self._say(f"speed ×{self._session.clock.speed:.3g}")
 
     def _next_seed(self) -> None:
-        self._live.next_seed()
+        self._session.next_seed()
         self._say_what_plays()
 
     def _next_name(self) -> None:
-        if self._live.next_name():
+        if self._session.next_name():
             self._say_what_plays()
         else:
             self._say("there is no other lamp")
 
     def _say_what_plays(self) -> None:
-        self._say(f"{Path(self._live.name).name}, seed {self._live.seed}")
+        self._say(f"{Path(self._session.name).name}, seed {self._session.seed}")
 
     def _save(self) -> None:
         if self._frame is None:
             return
         picture = enlarge(self._frame, max(1, -(-_SAVED // min(self._frame.shape[:2]))))
-        stem = f"lava-{self._live.seed}-{self._live.status()['frame']}"
+        stem = f"lava-{self._session.seed}-{self._session.status()['frame']}"
         try:
             for number in itertools.count(1):
                 path = self._folder / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
