@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from mlxlava.playback.session import FrameSource, Session, WallClock
+from mlxlava.playback.clock import WallClock
+from mlxlava.playback.session import FrameSource, Session
 from mlxlava.playback.writers import Frame
 
 _FPS, _HIDDEN_FPS = 60.0, 2.0

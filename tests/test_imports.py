@@ -41,6 +41,7 @@ WITHOUT_MLX = [
     "footage.prepared",
     "normality",
     "paths",
+    "playback.clock",
     "playback.player",
     "playback.screens.terminal",
     "playback.screens.web",

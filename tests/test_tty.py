@@ -24,7 +24,8 @@ from mlxlava.playback.writers import PipeClosed
 PROGRAM = """
     import itertools, os, select, sys, termios
     import numpy as np
-    from mlxlava.playback.session import Session, FrameSource, WallClock
+    from mlxlava.playback.clock import WallClock
+    from mlxlava.playback.session import Session, FrameSource
     from mlxlava.playback.screens.terminal import Terminal
 
     class Library:

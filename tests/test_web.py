@@ -24,8 +24,9 @@ from PIL import Image
 
 from mlxlava.errors import UserError
 from mlxlava.playback import player
+from mlxlava.playback.clock import WallClock
 from mlxlava.playback.player import PlaybackOptions
-from mlxlava.playback.session import FrameSource, Session, WallClock
+from mlxlava.playback.session import FrameSource, Session
 from mlxlava.playback.writers import Frame
 
 pytest.importorskip("aiohttp", reason="needs the extra `web`")

@@ -20,8 +20,9 @@ from PIL import Image, ImageGrab, features
 
 from mlxlava.errors import UserError
 from mlxlava.playback import player
+from mlxlava.playback.clock import WallClock
 from mlxlava.playback.player import PlaybackOptions, has_display, has_window, run
-from mlxlava.playback.session import SPEEDS, FrameSource, Session, WallClock
+from mlxlava.playback.session import SPEEDS, FrameSource, Session
 from mlxlava.playback.writers import Frame
 
 pytest.importorskip("pygame", reason="needs the extra `window`")

@@ -17,9 +17,10 @@ from typing import Any
 
 from mlxlava.console import clock, progress, say
 from mlxlava.errors import UserError
+from mlxlava.playback.clock import WallClock
 from mlxlava.playback.screens import Screen
 from mlxlava.playback.screens.terminal import Terminal, has_terminal
-from mlxlava.playback.session import FrameSource, Library, Session, WallClock
+from mlxlava.playback.session import FrameSource, Library, Session
 from mlxlava.playback.writers import Output, PipeClosed, Writer, check_quality, format_of, open_writer
 
 _FPS = 30.0  # where neither the user nor the screen asks for another

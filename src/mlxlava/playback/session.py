@@ -13,18 +13,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
+from mlxlava.playback.clock import WallClock
 from mlxlava.playback.writers import Frame
 
 # Takes rising times of the lamp (seconds) and yields each with its frame: Rollout.play, Lamp.play.
 Play = Callable[[Iterable[float]], Iterator[tuple[float, Frame]]]
 
-# A gap longer than this (seconds) between two looks at the clock is a pause: asleep, stopped, compiling.
-_PAUSE = 1.0
-_NAP = 0.5  # shorter than a pause, so that sleeping is none
+SPEEDS = (0.05, 50.0)  # the lowest and the highest speed that a viewer can ask for
+FASTER = 1.25  # a key press multiplies or divides the speed by this
+SEEDS = 2**31  # seeds are 0 … SEEDS − 1
 
-SPEEDS = (0.05, 50.0)  # the slowest and the fastest that a viewer can ask for
-FASTER = 1.25  # what a press of a key multiplies the speed by
-SEEDS = 2**31  # how many there are
+_MOMENTS_INTERVAL = 0.5  # seconds; the status is sent no more often
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +31,7 @@ class FrameSource:
     """One lamp, ready to be played from its beginning.
 
     Attributes:
-        play: yields frames at rising times of the lamp, each as early as possible.
+        play: yields frames at rising times of the lamp, one by one.
         size: height and width of the frames.
         moments: mean, standard deviation, skewness and kurtosis of the current state's numbers; None for a
             lamp that has no state.
@@ -59,129 +58,6 @@ class Library(Protocol):
         Raises:
             UserError: the lamp cannot be read.
         """
-
-
-class WallClock:
-    """Ticks at ``fps`` on the wall clock; iterating it yields the lamp's time (seconds) at each next tick.
-
-    Ticks that are past when the next is asked for are skipped: late frames are dropped and the lamp never
-    slows down. After a gap longer than a second (machine asleep, Ctrl-Z) time goes on from where it was.
-    A roll-out may ask one frame ahead of the one that it waits for. ``fps``, ``speed`` and ``paused`` may
-    change at any time, from any thread; the lamp's time never falls.
-
-    Args:
-        fps: ticks a second.
-        seconds: play time after which there are no more ticks; None for ever.
-        speed: seconds of the lamp's time in a second of play time.
-        now: reads the time in seconds.
-        sleep: sleeps for so many seconds, or less.
-    """
-
-    def __init__(
-        self,
-        fps: float,
-        *,
-        seconds: float | None = None,
-        speed: float = 1.0,
-        now: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self._fps, self._speed, self._now = fps, speed, now
-        self.sleep = sleep
-        self._end = math.inf if seconds is None else seconds - 1e-6 / fps
-        self._lock = threading.RLock()
-        self._paused = False
-        self._interrupted = False
-        self._looked: float | None = None  # when the time was last read
-        self._played = 0.0  # play time at that moment
-        self._grid = (0.0, 0)  # play time of tick 0 since fps last changed, and the next tick
-        self._since = (0.0, 0.0)  # play time and lamp's time when speed last changed
-        self._last = 0.0  # the lamp's time that was last given
-
-    def _play_time(self) -> float:
-        now = self._now()
-        if self._looked is not None and now - self._looked <= _PAUSE and not self._paused:
-            self._played += now - self._looked
-        self._looked = now
-        return self._played
-
-    @property
-    def fps(self) -> float:
-        """Ticks a second."""
-        return self._fps
-
-    @fps.setter
-    def fps(self, fps: float) -> None:
-        with self._lock:
-            if fps != self._fps:
-                start, tick = self._grid
-                self._grid = (start + max(tick - 1, 0) / self._fps, min(tick, 1))
-                self._fps = fps
-
-    @property
-    def speed(self) -> float:
-        """Seconds of the lamp's time in a second of play time."""
-        return self._speed
-
-    @speed.setter
-    def speed(self, speed: float) -> None:
-        with self._lock:
-            played, shown = self._since
-            now = self._play_time()
-            self._since = (now, shown + (now - played) * self._speed)
-            self._speed = speed
-
-    @property
-    def paused(self) -> bool:
-        """Whether time stands still."""
-        return self._paused
-
-    @paused.setter
-    def paused(self, paused: bool) -> None:
-        with self._lock:
-            self._play_time()
-            self._paused = paused
-
-    def restart(self) -> None:
-        """Let the lamp's time begin at 0 now, for another lamp: its first frame is due, even in a pause."""
-        with self._lock:
-            now = self._play_time()
-            self._grid, self._since, self._last = (now, 0), (now, 0.0), 0.0
-            self._interrupted = False
-
-    def interrupt(self) -> None:
-        """Let whoever waits for a frame's time wait no longer, until ``restart``."""
-        self._interrupted = True
-
-    def _next_tick(self) -> int:
-        """The first tick that was not given yet and is not past."""
-        start, tick = self._grid
-        # 1e-6: a tick that is due right now is not past.
-        return max(tick, math.ceil((self._play_time() - start) * self._fps - 1e-6))
-
-    def __iter__(self) -> Iterator[float]:
-        return self
-
-    def __next__(self) -> float:
-        with self._lock:
-            start, tick = self._grid[0], self._next_tick()
-            due = start + tick / self._fps
-            if due >= self._end:
-                raise StopIteration
-            self._grid = (start, tick + 1)
-            played, shown = self._since
-            self._last = max(self._last, shown + (due - played) * self._speed)
-            return self._last
-
-    def wait(self, at: float) -> None:
-        """Sleep until the lamp's time ``at``; return at once if it is past or ``interrupt`` was called."""
-        while not self._interrupted:
-            with self._lock:
-                played, shown = self._since
-                left = played + (at - shown) / self._speed - self._play_time()
-            if left <= 1e-6:
-                return
-            self.sleep(min(left, _NAP))
 
 
 class Session:
@@ -306,5 +182,5 @@ class Session:
         self._shown += 1
         self._at = at
         now = time.monotonic()
-        if self._source.moments is not None and now - self._measured > _NAP:
+        if self._source.moments is not None and now - self._measured > _MOMENTS_INTERVAL:
             self._measured, self._moments = now, self._source.moments()
