@@ -140,7 +140,7 @@ def test_late_answers_are_neither_keys_nor_left_on_the_prompt(delay: float, prog
     programs.append(program := Program(ANSWERS["kitty"], delay))
     program.until(SENT["kitty"] if delay < 1 else SENT["plain"])
     time.sleep(0.2)
-    program.type(b"nw")
+    program.type(b"nW")
     time.sleep(0.2)
     program.type(b"q")
     program.assert_restored(b"True 1 b")
@@ -243,6 +243,7 @@ def test_keys_are_told_from_sequences(keyboard: tuple[Keyboard, int]) -> None:
 
     assert pressed("q") == ["q"]
     assert pressed(" +−n") == [" ", "+", "−", "n"]
+    assert pressed("\x7f\b") == ["backspace", "backspace"]
     assert pressed("a\x1b[A\x1bOP\x1b[15;2~\x1bxb") == ["a", "b"]
     assert pressed("\x1b_Gi=31;O") == []
     assert pressed("K\x1b\\h") == ["h"]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import pytest
 from PIL import Image
 
 from mlxlava.errors import UserError
-from mlxlava.playback import player
+from mlxlava.playback import keys, player
 from mlxlava.playback.clock import WallClock
 from mlxlava.playback.player import PlaybackOptions
 from mlxlava.playback.session import FrameSource, Session
@@ -189,6 +190,14 @@ def test_nothing_from_outside_and_nobody_else_may_show_it() -> None:
     for file in (ROOT / "src/mlxlava/playback/screens/page").iterdir():
         text = file.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert "//" not in text.replace("// ", ""), f"{file} names an address"
+
+
+def test_the_page_is_told_its_keys() -> None:
+    with playing() as (_, page), urllib.request.urlopen(f"{page.url}keys.js") as answered:
+        assert answered.headers["Content-Type"].startswith("text/javascript")
+        lines = answered.read().decode().splitlines()
+    values = [json.loads(line.partition(" = ")[2].rstrip(";")) for line in lines]
+    assert values == [keys.actions_of(keys.WEB), [list(row) for row in keys.help_rows(keys.WEB)]]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
@@ -576,6 +585,10 @@ async def test_the_page_plays_and_its_controls_work(browser: Browser) -> None:
         await tab.run("document.activeElement.blur()")
         await tab.press("0")
         await tab.until(f"{text('speed-word')} === '1×'")
+        await tab.press("_")
+        await tab.until(f"{text('speed-word')} === '0.79×'")
+        await tab.press("Backspace", windowsVirtualKeyCode=8)
+        await tab.until(f"{text('speed-word')} === '1×'")
 
         await tab.press("n")
         await tab.until("document.getElementById('seed').value === '1'")
@@ -596,6 +609,23 @@ async def test_the_page_plays_and_its_controls_work(browser: Browser) -> None:
         await tab.press("w")
         await tab.until(f"{label} === 'Lava lamp {choices[2 % len(choices)]}, seed 7, playing'")
         await moves(tab)
+
+        shortcuts = "document.getElementById('{}').getAttribute('aria-keyshortcuts')"
+        assert await tab.run(shortcuts.format("play")) == "Space"
+        assert await tab.run(shortcuts.format("speed")) == "+ - 0"
+        assert await tab.run("document.querySelector('#play kbd').textContent") == "space"
+        opened = "document.getElementById('help').open"
+        await tab.press("?")
+        await tab.until(opened)
+        assert "pause, go on" in await tab.run("document.getElementById('help').innerText")
+        await tab.press(" ")
+        await tab.until(f"{text('play-word')} === 'Play'")
+        await tab.press(" ")
+        await tab.press("h")
+        await tab.until(f"!{opened}")
+        await tab.press("h")
+        await tab.press("Escape", windowsVirtualKeyCode=27)
+        await tab.until(f"!{opened}")
 
         await tab.click("#full")
         await tab.until("document.fullscreenElement !== null")

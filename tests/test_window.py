@@ -69,7 +69,7 @@ def window(session: Session, tmp_path: Path) -> Iterator[Window]:
 def press(*keys: str) -> None:
     for key in keys:
         code = pygame.key.key_code(
-            {" ": "space", "\x1b": "escape", "\b": "backspace", "+": "="}.get(key, key)
+            {" ": "space", "\x1b": "escape", "\b": "backspace", "+": "=", "_": "-"}.get(key, key)
         )
         pygame.event.post(pygame.Event(pygame.KEYDOWN, key=code, unicode=key, mod=0))
 
@@ -87,6 +87,7 @@ def picture(window: Window) -> Frame:
         ("-", {"speed": 0.8}),
         ("+++0", {"speed": 1.0}),
         ("-\b", {"speed": 1.0}),
+        ("_", {"speed": 0.8}),
         ("+" * 40, {"speed": SPEEDS[1]}),
         (" ", {"paused": True}),
         ("  ", {}),

@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from mlxlava.playback.clock import WallClock
@@ -105,6 +106,11 @@ class Session:
     def seed(self) -> int:
         """Seed of the lamp that plays, or that was chosen to come next."""
         return (self._wanted or self._playing)[1]
+
+    @property
+    def title(self) -> str:
+        """Name and seed, for people."""
+        return f"{Path(self.name).name}, seed {self.seed}"
 
     def choose(self, name: str | None = None, seed: int | None = None) -> None:
         """Play another lamp from its beginning. None keeps the present name or seed.

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from mlxlava.errors import UserError
-from mlxlava.playback.screens.keys import HELP, describe, press
+from mlxlava.playback.keys import TERMINAL, actions_of, help_line, perform
 from mlxlava.playback.screens.pictures import Area, Blocks, ITerm2, Kitty, Painter, Sixel, fit
 from mlxlava.playback.screens.tty import Answers, Keyboard, cell_size, settle
 from mlxlava.playback.session import Session
@@ -31,6 +31,8 @@ _LEAVE = b"\x1b[?2026l\x1b[0m\x1b[H\x1b[2J\x1b[?7h\x1b[?25h\x1b[?1049l"
 _END_OF_STRING = b"\x1b\\"
 
 _CELL = (20, 10)  # pixels of a cell where nobody tells; VT340's
+
+_ACTIONS, _HELP = actions_of(TERMINAL), help_line(TERMINAL)
 
 _NAP = 0.1  # seconds: keys, a new size and Ctrl-Z are noticed so soon, also while the lamp is paused
 
@@ -234,10 +236,11 @@ class Terminal:
                 self._press(key)
 
     def _press(self, key: str) -> None:
-        if key == "h":
+        action = _ACTIONS.get(key.lower())
+        if action == "help":
             self._help = not self._help
-        elif self._session is not None:
-            press(self._session, key)
+        elif action is not None and self._session is not None:
+            perform(self._session, action)
 
     # Drawing.
 
@@ -265,13 +268,21 @@ class Terminal:
         if self._frame is None or self._painter is None:
             return None
         columns, lines = self._size_of()
-        text = f"{describe(self._session)} · {HELP}"[:columns] if self._help and self._session else ""
+        text = self._help_text()[:columns]
         free = max(1, lines - max(bool(text), self._painter.spare))
         cell = self._painter.cell or self._cell_size()
         height, width = self._frame.shape[:2]
         rows, across = fit((height, width), columns, free, cell, self._painter.limit)
         area = Area((free - rows) // 2 + 1, (columns - across) // 2 + 1, rows, across, cell)
         return _Layout(columns, lines, area, text)
+
+    def _help_text(self) -> str:
+        """What plays, and the keys; empty while no help is wanted."""
+        if not self._help or self._session is None:
+            return ""
+        clock = self._session.clock
+        pace = "paused" if clock.paused else f"{clock.speed:.3g}×"
+        return f"{self._session.title}, {pace} · {_HELP}"
 
     def _draw(self) -> None:
         layout, shown = self._lay_out(), self._layout

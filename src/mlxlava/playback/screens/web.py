@@ -30,6 +30,7 @@ from PIL import Image
 
 from mlxlava.console import say
 from mlxlava.errors import UserError
+from mlxlava.playback.keys import WEB, actions_of, help_rows
 from mlxlava.playback.session import SEEDS, SPEEDS, Session
 from mlxlava.playback.writers import Frame
 
@@ -53,6 +54,7 @@ _FILES = {
     "/lamp.js": ("lamp.js", "text/javascript"),
     "/lamp.svg": ("lamp.svg", "image/svg+xml"),
 }
+_KEYS_FILE = "/keys.js"  # made from playback/keys.py
 _HEADERS = {
     "Cache-Control": "no-cache",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -134,7 +136,7 @@ class WebPage:
         self._files = {
             path: ((files("mlxlava.playback.screens") / "page" / name).read_bytes(), kind)
             for path, (name, kind) in _FILES.items()
-        }
+        } | {_KEYS_FILE: (_keys_module().encode(), "text/javascript")}
 
     def __enter__(self) -> WebPage:
         listening = _listen(self._host, self._port)
@@ -198,7 +200,7 @@ class WebPage:
         app.on_response_prepare.append(self._protect)
         app.on_shutdown.append(self._part)
         app.router.add_get("/live", self._watch)
-        for path in _FILES:
+        for path in self._files:
             app.router.add_get(path, self._file)
         runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=_PATIENCE)
         await runner.setup()
@@ -339,6 +341,12 @@ class WebPage:
         self._asked.set()
         self._tell()
         return True
+
+
+def _keys_module() -> str:
+    """The page's keys and their help, as a JavaScript module."""
+    actions, rows = json.dumps(actions_of(WEB)), json.dumps(help_rows(WEB))
+    return f"export const KEYS = {actions};\nexport const HELP = {rows};\n"
 
 
 def _listen(host: str, port: int | None) -> socket.socket:

@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from mlxlava.errors import UserError
-from mlxlava.playback.session import FASTER, Session
+from mlxlava.playback.keys import WINDOW, actions_of, help_rows, perform
+from mlxlava.playback.session import Session
 from mlxlava.playback.writers import Frame, enlarge
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
@@ -37,17 +38,8 @@ _SAVED = 512  # least pixels of a saved picture's shorter side
 # bilinear filter alone makes diamonds of a small picture's highlights. 64 → 256 pixels costs 0.6 ms.
 _SOFT = 256
 
-_HELP = (
-    ("space", "pause, go on"),
-    ("+ −", "faster, slower"),
-    ("0", "true speed"),
-    ("n", "the next seed"),
-    ("w", "another lamp"),
-    ("s", "save a picture"),
-    ("f", "full screen"),
-    ("h", "these keys"),
-    ("q", "quit"),
-)
+_ACTIONS, _HELP = actions_of(WINDOW), help_rows(WINDOW)
+_KEY_NAMES = {"\x1b": "esc", "\b": "backspace", "\x7f": "backspace"}  # by what a key types
 
 _EVENTS = (
     pygame.QUIT,
@@ -125,22 +117,10 @@ class Window:
         self._frame: Frame | None = None
         self._full = self._help = False
         self._note: tuple[str, float] | None = None  # a text, and when it goes
-        # By what a key types, or its name on the keyboard where that is nothing known.
-        self._keys: dict[str, Callable[[], None]] = {
-            "q": session.end,
-            "\x1b": session.end,
-            " ": self._pause,
-            "+": lambda: self._set_speed(FASTER),
-            "=": lambda: self._set_speed(FASTER),
-            "-": lambda: self._set_speed(1 / FASTER),
-            "0": lambda: self._set_speed(None),
-            "\b": lambda: self._set_speed(None),
-            "n": self._next_seed,
-            "w": self._next_name,
-            "s": self._save,
-            "f": self._toggle_full,
-            "h": self._toggle_help,
-            "?": self._toggle_help,
+        self._own_actions: dict[str, Callable[[], None]] = {
+            "save": self._save,
+            "full_screen": self._toggle_full,
+            "help": self._toggle_help,
         }
 
     def __enter__(self) -> Window:
@@ -223,41 +203,20 @@ class Window:
             elif event.type in _SHOWS:
                 self.hidden = False
             elif event.type == pygame.KEYDOWN and not event.mod & (pygame.KMOD_CTRL | pygame.KMOD_META):
-                name = chr(event.key) if event.key < 128 else ""
-                action = self._keys.get(event.unicode) or self._keys.get(name)
-                if action is not None:
-                    action()
+                # What the key types comes first. What stands on the key helps on keyboards of other scripts.
+                label = chr(event.key) if event.key < 128 else ""
+                action = _action_of(event.unicode) or _action_of(label)
+                if action in self._own_actions:
+                    self._own_actions[action]()
+                elif action is not None:
+                    self._say(perform(self._session, action))
         return draw
 
     # What keys do.
 
     def _say(self, text: str) -> None:
-        self._note = (text, time.monotonic() + _NOTE)
-
-    def _pause(self) -> None:
-        self._session.toggle_pause()
-        self._say("paused" if self._session.clock.paused else "playing")
-
-    def _set_speed(self, factor: float | None) -> None:
-        """Multiply the speed; None for true speed."""
-        if factor is None:
-            self._session.true_speed()
-        else:
-            self._session.faster(factor)
-        self._say(f"speed ×{self._session.clock.speed:.3g}")
-
-    def _next_seed(self) -> None:
-        self._session.next_seed()
-        self._say_what_plays()
-
-    def _next_name(self) -> None:
-        if self._session.next_name():
-            self._say_what_plays()
-        else:
-            self._say("there is no other lamp")
-
-    def _say_what_plays(self) -> None:
-        self._say(f"{Path(self._session.name).name}, seed {self._session.seed}")
+        """Show a note for a while."""
+        self._note = (text, time.monotonic() + _NOTE) if text else None
 
     def _save(self) -> None:
         if self._frame is None:
@@ -331,6 +290,11 @@ class Window:
         margin = round(0.02 * min(width, height))
         place = (margin, margin if top else height - margin - panel.height, *panel.size)
         Texture.from_surface(self._renderer, panel).draw(dstrect=place)
+
+
+def _action_of(typed: str) -> str | None:
+    """The action of what a key types."""
+    return _ACTIONS.get(_KEY_NAMES.get(typed, typed.lower()))
 
 
 @functools.lru_cache(maxsize=4)  # drawing the keys costs as much as showing two frames
