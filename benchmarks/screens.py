@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from mlxlava.playback.session import Live, Reel, WallClock
+from mlxlava.playback.clock import WallClock
+from mlxlava.playback.session import FrameSource, Session
 from mlxlava.playback.writers import Frame
 
 _FPS, _HIDDEN_FPS = 60.0, 2.0
@@ -27,7 +28,7 @@ class Noise:
 
     names: Sequence[str] = ["noise"]
 
-    def open(self, name: str, seed: int) -> Reel:
+    def open(self, name: str, seed: int) -> FrameSource:
         """The pictures over and over."""
         frames = np.random.default_rng(seed).integers(0, 256, (16, 64, 64, 3), np.uint8)
 
@@ -35,7 +36,7 @@ class Noise:
             for number, at in enumerate(times):
                 yield at, frames[number % len(frames)]
 
-        return Reel(play, (64, 64))
+        return FrameSource(play, (64, 64))
 
 
 def window(size: tuple[int, int], hidden: bool) -> dict[str, float]:
@@ -43,12 +44,12 @@ def window(size: tuple[int, int], hidden: bool) -> dict[str, float]:
     from mlxlava.playback.screens.window import Window
 
     clock = WallClock(_FPS)
-    live = Live(Noise(), "noise", 0, clock)
+    session = Session(Noise(), "noise", 0, clock)
     shown, start, busy = 0, 0.0, 0.0
-    with Window(live, size=size) as screen:
+    with Window(session, size=size) as screen:
         clock.sleep = screen.idle
-        for reel in live.reels():
-            for at, frame in reel.play(clock):
+        for source in session.sources():
+            for at, frame in source.play(clock):
                 clock.wait(at)
                 screen.show(frame)
                 screen.hidden = hidden
@@ -56,9 +57,9 @@ def window(size: tuple[int, int], hidden: bool) -> dict[str, float]:
                 shown += 1
                 if not start and at >= _WARM_UP:
                     shown, start, busy = 0, time.perf_counter(), time.process_time()
-                if live.changed or (start and time.perf_counter() - start >= _SECONDS):
+                if session.changed or (start and time.perf_counter() - start >= _SECONDS):
                     break
-            live.end()
+            session.end()
         wall = time.perf_counter() - start
         return {"fps": shown / wall, "share": (time.process_time() - busy) / wall}
 

@@ -81,8 +81,8 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=5.0, help="for each figure")
     seconds = parser.parse_args().seconds
-    reel = Themes((64, 64)).open("classic", 0)
-    frames = [frame for _, frame in reel.play(np.arange(0, seconds + 1, 1 / FPS) + 20)]
+    source = Themes((64, 64)).open("classic", 0)
+    frames = [frame for _, frame in source.play(np.arange(0, seconds + 1, 1 / FPS) + 20)]
     print("64×64 frames;", "; ".join("×".join(map(str, size)) for size in SIZES))
     print(f"{'':12} {'a frame':>10} {'frames/s':>9} {'processor':>9}   " * len(SIZES))
     for name, make in MODES.items():

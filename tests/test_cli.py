@@ -23,7 +23,7 @@ from mlxlava.backend import gpu_path, mx, on_gpu_path
 from mlxlava.cli import cli, main
 from mlxlava.config import Recipe, recipe_from_dict
 from mlxlava.footage import lamp
-from mlxlava.playback.writers import open_sink
+from mlxlava.playback.writers import open_writer
 from mlxlava.training.loop import Outcome
 from mlxlava.training.plan import memory_for_more_parts
 from mlxlava.training.step import Trainer
@@ -73,9 +73,9 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four seconds of the built-in lamp as a video."""
     path = tmp_path_factory.mktemp("video") / "lamp.mp4"
     frames = lamp.frames(FOOTAGE_SIZE, fps=10)
-    with open_sink(str(path), size=FOOTAGE_SIZE, fps=10) as sink:
+    with open_writer(str(path), size=FOOTAGE_SIZE, fps=10) as writer:
         for _ in range(40):
-            sink.write(next(frames))
+            writer.write(next(frames))
     return path
 
 
@@ -143,9 +143,9 @@ def test_footage_that_cannot_be_read_is_one_line(run: Run, tmp_path: Path) -> No
 def test_a_truncated_video_is_used_as_far_as_it_goes(run: Run, tmp_path: Path) -> None:
     # Matroska can be read from the front; an mp4 without its end has no index at all.
     frames = lamp.frames(FOOTAGE_SIZE, fps=10)
-    with open_sink("whole.webm", size=FOOTAGE_SIZE, fps=10) as sink:
+    with open_writer("whole.webm", size=FOOTAGE_SIZE, fps=10) as writer:
         for _ in range(40):
-            sink.write(next(frames))
+            writer.write(next(frames))
     whole = (tmp_path / "whole.webm").read_bytes()
     (tmp_path / "cut.webm").write_bytes(whole[: len(whole) * 2 // 3])
     status, said = run("footage", "cut.webm", "-o", "data", "--size", "16")

@@ -48,6 +48,7 @@ WITHOUT_MLX = [
     "footage.video",
     "normality",
     "paths",
+    "playback.clock",
     "playback.player",
     "playback.screens.terminal",
     "playback.screens.web",

@@ -105,8 +105,8 @@ def decode_sixel(sent: bytes) -> Frame:
 
 @pytest.fixture(scope="module")
 def frames() -> list[Frame]:
-    reel = Themes((48, 48)).open("classic", 0)
-    return [frame for _, frame in reel.play([20.0, 20.5, 21.0])]
+    source = Themes((48, 48)).open("classic", 0)
+    return [frame for _, frame in source.play([20.0, 20.5, 21.0])]
 
 
 def wanted(frame: Frame, like: Frame) -> Frame:

@@ -16,8 +16,8 @@ import pytest
 
 from mlxlava.errors import UserError
 from mlxlava.playback import player
-from mlxlava.playback.player import Programme, run
-from mlxlava.playback.session import Reel, Source
+from mlxlava.playback.player import PlaybackOptions, run
+from mlxlava.playback.session import FrameSource, Play
 from mlxlava.playback.writers import Frame
 
 SIZE = (16, 32)
@@ -34,11 +34,11 @@ class One:
 
     names: Sequence[str] = ["one"]
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    def __init__(self, play: Play) -> None:
+        self._play = play
 
-    def open(self, name: str, seed: int) -> Reel:
-        return Reel(self._source, SIZE)
+    def open(self, name: str, seed: int) -> FrameSource:
+        return FrameSource(self._play, SIZE)
 
 
 @pytest.fixture
@@ -67,34 +67,34 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_terminal_is_the_screen_unless_a_file_is_asked_for(
     given: dict[str, object], screen: str, target: str | None, length: int | None
 ) -> None:
-    programme = dataclasses.replace(Programme(), **given).settle()  # type: ignore[arg-type]
-    assert (programme.screen, programme.target, programme.length) == (screen, target, length)
+    options = dataclasses.replace(PlaybackOptions(), **given).resolve()  # type: ignore[arg-type]
+    assert (options.screen, options.target, options.length) == (screen, target, length)
 
 
 @pytest.mark.usefixtures("pipe")
 def test_without_a_terminal_it_writes_a_file_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    programme = Programme().settle()
-    assert (programme.screen, programme.target, programme.length) == ("none", "lava.mp4", 300)
+    options = PlaybackOptions().resolve()
+    assert (options.screen, options.target, options.length) == ("none", "lava.mp4", 300)
     assert "lava.mp4" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("pipe")
 @pytest.mark.parametrize(
-    "programme",
+    "options",
     [
-        Programme(forever=True),
-        Programme(seconds=1, frames=3),
-        Programme(seconds=1, forever=True),
-        Programme(screen="terminal"),
-        Programme(screen="none"),
-        Programme(target="a.doc"),
-        Programme(target="-", format="mp4"),
-        Programme(target="a.apng", quality=50),
+        PlaybackOptions(forever=True),
+        PlaybackOptions(seconds=1, frames=3),
+        PlaybackOptions(seconds=1, forever=True),
+        PlaybackOptions(screen="terminal"),
+        PlaybackOptions(screen="none"),
+        PlaybackOptions(target="a.doc"),
+        PlaybackOptions(target="-", format="mp4"),
+        PlaybackOptions(target="a.apng", quality=50),
     ],
 )
-def test_what_excludes_each_other_is_refused(programme: Programme) -> None:
+def test_what_excludes_each_other_is_refused(options: PlaybackOptions) -> None:
     with pytest.raises(UserError):
-        programme.settle()
+        options.resolve()
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_seconds_are_whole_frames(
     fps: float, seconds: float, count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "lamp.apng"
-    run(One(source), Programme(str(target), fps=fps, seconds=seconds).settle(), "one")
+    run(One(source), PlaybackOptions(str(target), fps=fps, seconds=seconds).resolve(), "one")
     assert len(list(iio.imiter(target, plugin="pillow"))) == count
     assert f"wrote {target}" in capsys.readouterr().err
 
@@ -117,7 +117,7 @@ def test_ctrl_c_finishes_the_file(tmp_path: Path) -> None:
             yield played
 
     target = tmp_path / "lamp.mp4"
-    run(One(interrupted), Programme(str(target), forever=True).settle(), "one")
+    run(One(interrupted), PlaybackOptions(str(target), forever=True).resolve(), "one")
     assert iio.imread(target).shape == (5, *SIZE, 3)
 
 

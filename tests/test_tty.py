@@ -24,27 +24,28 @@ from mlxlava.playback.writers import PipeClosed
 PROGRAM = """
     import itertools, os, select, sys, termios
     import numpy as np
-    from mlxlava.playback.session import Live, Reel, WallClock
+    from mlxlava.playback.clock import WallClock
+    from mlxlava.playback.session import Session, FrameSource
     from mlxlava.playback.screens.terminal import Terminal
 
-    class Lamps:
+    class Library:
         names = ["a", "b"]
         def open(self, name, seed):
-            return Reel(lambda times: iter(()), (32, 32))
+            return FrameSource(lambda times: iter(()), (32, 32))
 
     before = termios.tcgetattr(0)
     noise = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
     frames = itertools.cycle(noise if "NOISE" in os.environ else noise[:1])
-    live = Live(Lamps(), "a", 0, WallClock(20))
+    session = Session(Library(), "a", 0, WallClock(20))
     try:
-        with Terminal(live=live) as terminal:
-            while not live.ended:
+        with Terminal(session=session) as terminal:
+            while not session.ended:
                 terminal.show(next(frames))
                 terminal.idle(0.05)
     except KeyboardInterrupt:
         pass
     left = os.read(0, 99) if select.select([0], [], [], 0.3)[0] else b""
-    print("LEFT", left, termios.tcgetattr(0) == before, live.seed, live.name)
+    print("LEFT", left, termios.tcgetattr(0) == before, session.seed, session.name)
 """
 
 NAME, KITTY, CELL, ATTRIBUTES, COLOURS = b"\x1b[>q", b"\x1b_Gi=31", b"\x1b[16t", b"\x1b[c", b"\x1b[?1;1;0S"
@@ -58,7 +59,7 @@ ANSWERS = {
 SENT = {"kitty": b"\x1b_Ga=T", "iTerm2": b"\x1b]1337;File=", "xterm": b"\x1bP", "plain": "▀".encode()}
 
 
-class Session:
+class Program:
     """A program in a terminal of its own, which answers as told."""
 
     def __init__(
@@ -105,73 +106,73 @@ class Session:
 
 
 @pytest.fixture
-def sessions() -> Iterator[list[Session]]:
-    started: list[Session] = []
+def programs() -> Iterator[list[Program]]:
+    started: list[Program] = []
     yield started
-    for session in started:
-        session.close()
+    for program in started:
+        program.close()
 
 
 @pytest.mark.parametrize("kind", SENT)
-def test_the_best_that_the_terminal_can(kind: str, sessions: list[Session]) -> None:
-    sessions.append(session := Session(ANSWERS[kind]))
+def test_the_best_that_the_terminal_can(kind: str, programs: list[Program]) -> None:
+    programs.append(program := Program(ANSWERS[kind]))
     if kind == "xterm" and find_spec("textual_image") is None:  # Sixel needs the extra `terminal`
         kind = "plain"
-    session.until(SENT[kind])
-    assert [sent for sent in SENT.values() if sent in session.said] == [SENT[kind]]
-    session.type(b"q")
-    session.assert_restored()
-    assert session.said.count(SENT[kind]) == 1 or kind == "plain"  # the frame never changed
+    program.until(SENT[kind])
+    assert [sent for sent in SENT.values() if sent in program.said] == [SENT[kind]]
+    program.type(b"q")
+    program.assert_restored()
+    assert program.said.count(SENT[kind]) == 1 or kind == "plain"  # the frame never changed
 
 
-def test_a_silent_terminal_costs_a_second_and_gets_half_blocks(sessions: list[Session]) -> None:
-    sessions.append(session := Session(ANSWERS["silent"]))
-    session.until(ATTRIBUTES)
+def test_a_silent_terminal_costs_a_second_and_gets_half_blocks(programs: list[Program]) -> None:
+    programs.append(program := Program(ANSWERS["silent"]))
+    program.until(ATTRIBUTES)
     began = time.monotonic()
-    session.until(SENT["plain"])
+    program.until(SENT["plain"])
     assert time.monotonic() - began < 10
-    session.type(b"\x1b")
-    session.assert_restored()
+    program.type(b"\x1b")
+    program.assert_restored()
 
 
 @pytest.mark.parametrize("delay", [0.3, 1.3])
-def test_late_answers_are_neither_keys_nor_left_on_the_prompt(delay: float, sessions: list[Session]) -> None:
-    sessions.append(session := Session(ANSWERS["kitty"], delay))
-    session.until(SENT["kitty"] if delay < 1 else SENT["plain"])
+def test_late_answers_are_neither_keys_nor_left_on_the_prompt(delay: float, programs: list[Program]) -> None:
+    programs.append(program := Program(ANSWERS["kitty"], delay))
+    program.until(SENT["kitty"] if delay < 1 else SENT["plain"])
     time.sleep(0.2)
-    session.type(b"nw")
+    program.type(b"nW")
     time.sleep(0.2)
-    session.type(b"q")
-    session.assert_restored(b"True 1 b")
+    program.type(b"q")
+    program.assert_restored(b"True 1 b")
 
 
-def test_an_answer_to_who_has_left_is_dropped(sessions: list[Session]) -> None:
-    sessions.append(session := Session({}))
-    session.until(ATTRIBUTES)
-    session.type(b"\x03")
+def test_an_answer_to_who_has_left_is_dropped(programs: list[Program]) -> None:
+    programs.append(program := Program({}))
+    program.until(ATTRIBUTES)
+    program.type(b"\x03")
     time.sleep(0.05)
-    session.type(b"".join(ANSWERS["kitty"].values()))
-    session.assert_restored()
+    program.type(b"".join(ANSWERS["kitty"].values()))
+    program.assert_restored()
 
 
-def test_a_terminal_that_reads_no_more_can_be_left(sessions: list[Session]) -> None:
+def test_a_terminal_that_reads_no_more_can_be_left(programs: list[Program]) -> None:
     environment = {"MLXLAVA_TERMINAL": "kitty", "NOISE": "1"}
-    sessions.append(session := Session({}, environment=environment))
-    session.until(SENT["kitty"])
+    programs.append(program := Program({}, environment=environment))
+    program.until(SENT["kitty"])
     time.sleep(1)  # by now it waits in the middle of a picture
-    os.kill(session.process, signal.SIGINT)
-    session.assert_restored()
-    left = session.said.index(b"\x1b[?1049l")
-    restored = session.said[session.said.rindex(b"\x1b\\\x1b_Ga=d", 0, left) : left]
+    os.kill(program.process, signal.SIGINT)
+    program.assert_restored()
+    left = program.said.index(b"\x1b[?1049l")
+    restored = program.said[program.said.rindex(b"\x1b\\\x1b_Ga=d", 0, left) : left]
     assert b"\x1b[?25h" in restored and len(restored) < 200
 
 
-def test_a_multiplexer_is_not_asked(sessions: list[Session]) -> None:
-    sessions.append(session := Session(ANSWERS["kitty"], environment={"TMUX": "/tmp/tmux,1,0"}))
-    session.until(SENT["plain"])
-    assert not any(question in session.said for question in (NAME, KITTY, CELL, ATTRIBUTES))
-    session.type(b"q")
-    session.assert_restored()
+def test_a_multiplexer_is_not_asked(programs: list[Program]) -> None:
+    programs.append(program := Program(ANSWERS["kitty"], environment={"TMUX": "/tmp/tmux,1,0"}))
+    program.until(SENT["plain"])
+    assert not any(question in program.said for question in (NAME, KITTY, CELL, ATTRIBUTES))
+    program.type(b"q")
+    program.assert_restored()
 
 
 @pytest.mark.parametrize(
@@ -194,12 +195,12 @@ def test_who_prints_questions_is_not_asked(
     assert can_ask() == asked
 
 
-def test_a_mode_can_be_forced(sessions: list[Session], monkeypatch: pytest.MonkeyPatch) -> None:
-    sessions.append(session := Session({}, environment={"MLXLAVA_TERMINAL": "kitty"}))
-    session.until(SENT["kitty"])
-    session.type(b"q")
-    session.assert_restored()
-    assert ATTRIBUTES not in session.said
+def test_a_mode_can_be_forced(programs: list[Program], monkeypatch: pytest.MonkeyPatch) -> None:
+    programs.append(program := Program({}, environment={"MLXLAVA_TERMINAL": "kitty"}))
+    program.until(SENT["kitty"])
+    program.type(b"q")
+    program.assert_restored()
+    assert ATTRIBUTES not in program.said
     monkeypatch.setenv("MLXLAVA_TERMINAL", "kity")
     with pytest.raises(UserError, match="none of auto, kitty"):
         Terminal(io.BytesIO())
@@ -242,6 +243,7 @@ def test_keys_are_told_from_sequences(keyboard: tuple[Keyboard, int]) -> None:
 
     assert pressed("q") == ["q"]
     assert pressed(" +−n") == [" ", "+", "−", "n"]
+    assert pressed("\x7f\b") == ["backspace", "backspace"]
     assert pressed("a\x1b[A\x1bOP\x1b[15;2~\x1bxb") == ["a", "b"]
     assert pressed("\x1b_Gi=31;O") == []
     assert pressed("K\x1b\\h") == ["h"]

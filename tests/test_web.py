@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ import pytest
 from PIL import Image
 
 from mlxlava.errors import UserError
-from mlxlava.playback import player
-from mlxlava.playback.player import Programme
-from mlxlava.playback.session import Live, Reel, WallClock
+from mlxlava.playback import keys, player
+from mlxlava.playback.clock import WallClock
+from mlxlava.playback.player import PlaybackOptions
+from mlxlava.playback.session import FrameSource, Session
 from mlxlava.playback.writers import Frame
 
 pytest.importorskip("aiohttp", reason="needs the extra `web`")
@@ -44,27 +46,27 @@ class Shades:
 
     names: Sequence[str] = ["a", "b"]
 
-    def open(self, name: str, seed: int) -> Reel:
+    def open(self, name: str, seed: int) -> FrameSource:
         def play(times: Iterable[float]) -> Iterator[tuple[float, Frame]]:
             for number, at in enumerate(times):
                 colour = (100 * self.names.index(name), seed % 256, number % 256)
                 yield at, np.full((16, 16, 3), colour, np.uint8)
 
-        return Reel(play, (16, 16), lambda: (0.0, 1.0, float("nan"), 3.0))
+        return FrameSource(play, (16, 16), lambda: (0.0, 1.0, float("nan"), 3.0))
 
 
 @contextlib.contextmanager
-def playing(host: str = web.HOST) -> Iterator[tuple[Live, WebPage]]:
+def playing(host: str = web.HOST) -> Iterator[tuple[Session, WebPage]]:
     """A lamp that plays on a page of its own, at any free port."""
-    live = Live(Shades(), "a", 1, WallClock(30))
-    with WebPage(live, host, 0) as page:
-        live.clock.sleep = page.idle
-        thread = threading.Thread(target=player._show, args=(live, page, 30))
+    session = Session(Shades(), "a", 1, WallClock(30))
+    with WebPage(session, host, 0) as page:
+        session.clock.sleep = page.idle
+        thread = threading.Thread(target=player._show, args=(session, page, 30))
         thread.start()
         try:
-            yield live, page
+            yield session, page
         finally:
-            live.end()
+            session.end()
             page._asked.set()  # sooner than it would wake up
             thread.join()
 
@@ -190,6 +192,14 @@ def test_nothing_from_outside_and_nobody_else_may_show_it() -> None:
         assert "//" not in text.replace("// ", ""), f"{file} names an address"
 
 
+def test_the_page_is_told_its_keys() -> None:
+    with playing() as (_, page), urllib.request.urlopen(f"{page.url}keys.js") as answered:
+        assert answered.headers["Content-Type"].startswith("text/javascript")
+        lines = answered.read().decode().splitlines()
+    values = [json.loads(line.partition(" = ")[2].rstrip(";")) for line in lines]
+    assert values == [keys.actions_of(keys.WEB), [list(row) for row in keys.help_rows(keys.WEB)]]
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_opened_up_it_says_what_that_means(host: str, capsys: pytest.CaptureFixture[str]) -> None:
     if host == "::" and not socket.has_dualstack_ipv6():
@@ -215,20 +225,20 @@ def test_on_this_machine_alone_it_says_where_it_is(capsys: pytest.CaptureFixture
 
 
 def viewed(
-    test: Callable[[Live, WebPage], Awaitable[None]],
+    test: Callable[[Session, WebPage], Awaitable[None]],
 ) -> Callable[[], None]:
     """A test that runs beside a lamp that plays."""
 
     def run() -> None:
-        with playing() as (live, page):
-            asyncio.run(asyncio.wait_for(test(live, page), 60))
+        with playing() as (session, page):
+            asyncio.run(asyncio.wait_for(test(session, page), 60))
 
     run.__name__ = test.__name__
     return run
 
 
 @viewed
-async def test_viewers_see_the_same_lamp_move(live: Live, page: WebPage) -> None:
+async def test_viewers_see_the_same_lamp_move(session: Session, page: WebPage) -> None:
     async with watching(page) as one, watching(page) as two:
         await status(two, viewers=2)
         first, second = await asyncio.gather(pictures(one, 12), pictures(two, 12))
@@ -242,7 +252,7 @@ async def test_viewers_see_the_same_lamp_move(live: Live, page: WebPage) -> None
 
 
 @viewed
-async def test_a_slow_viewer_drops_pictures_and_slows_nobody(live: Live, page: WebPage) -> None:
+async def test_a_slow_viewer_drops_pictures_and_slows_nobody(session: Session, page: WebPage) -> None:
     async with watching(page) as slow, watching(page) as quick:
         before = await pictures(slow, web._AHEAD, drawn=False)  # as many as it gets without drawing any
         seen = await pictures(quick, 40)
@@ -278,7 +288,7 @@ def test_a_viewer_that_is_stuck_slows_nobody_and_no_ending() -> None:
                 claim()
                 assert len(await pictures(quick, 1)) == 1
 
-    with WebPage(Live(Shades(), "a", 1, WallClock(30)), port=0) as page, stuck(page) as claim:
+    with WebPage(Session(Shades(), "a", 1, WallClock(30)), port=0) as page, stuck(page) as claim:
         page.show(noise[-1])
         asyncio.run(asyncio.wait_for(watch(page, claim), 60))
         assert min(viewer.sent for viewer in page._viewers) < 120  # its line was full
@@ -286,7 +296,7 @@ def test_a_viewer_that_is_stuck_slows_nobody_and_no_ending() -> None:
 
 
 @viewed
-async def test_nobody_who_looks_lets_the_lamp_idle(live: Live, page: WebPage) -> None:
+async def test_nobody_who_looks_lets_the_lamp_idle(session: Session, page: WebPage) -> None:
     assert page.hidden
     async with watching(page) as one, watching(page) as two:
         await status(one, viewers=2)
@@ -303,7 +313,7 @@ async def test_nobody_who_looks_lets_the_lamp_idle(live: Live, page: WebPage) ->
 
 
 @viewed
-async def test_viewers_control_it_together(live: Live, page: WebPage) -> None:
+async def test_viewers_control_it_together(session: Session, page: WebPage) -> None:
     async with watching(page) as one, watching(page) as two:
         await one.send_json({"paused": True})
         assert (await status(two, paused=True))["paused"]
@@ -313,7 +323,7 @@ async def test_viewers_control_it_together(live: Live, page: WebPage) -> None:
         await status(one, paused=False)
         await one.send_json({"speed": 4})
         await status(two, speed=4)
-        assert live.clock.speed == 4
+        assert session.clock.speed == 4
         await one.send_json({"seed": 77})
         await status(two, seed=77)
         while colour_of((await pictures(two, 1))[0])[:2] != [0, 77]:
@@ -325,18 +335,18 @@ async def test_viewers_control_it_together(live: Live, page: WebPage) -> None:
 
 
 @viewed
-async def test_another_lamp_shows_itself_even_in_a_pause(live: Live, page: WebPage) -> None:
+async def test_another_lamp_shows_itself_even_in_a_pause(session: Session, page: WebPage) -> None:
     async with watching(page) as viewer:
         await viewer.send_json({"paused": True})
         await status(viewer, paused=True)
         await viewer.send_json({"seed": 5})
         while colour_of((await pictures(viewer, 1))[0])[1] != 5:
             pass
-        assert live.clock.paused
+        assert session.clock.paused
 
 
 @viewed
-async def test_who_comes_to_a_paused_lamp_sees_it(live: Live, page: WebPage) -> None:
+async def test_who_comes_to_a_paused_lamp_sees_it(session: Session, page: WebPage) -> None:
     async with watching(page) as one:
         await pictures(one, 3)
         await one.send_json({"paused": True})
@@ -346,8 +356,8 @@ async def test_who_comes_to_a_paused_lamp_sees_it(live: Live, page: WebPage) -> 
 
 
 @viewed
-async def test_what_cannot_be_asked_for_is_ignored(live: Live, page: WebPage) -> None:
-    before = (live.name, live.seed, live.clock.speed, live.clock.paused)
+async def test_what_cannot_be_asked_for_is_ignored(session: Session, page: WebPage) -> None:
+    before = (session.name, session.seed, session.clock.speed, session.clock.paused)
     async with watching(page) as viewer:
         for asked in (
             {"name": "../weights"},
@@ -372,7 +382,7 @@ async def test_what_cannot_be_asked_for_is_ignored(live: Live, page: WebPage) ->
             await viewer.send_str(json.dumps(asked))
         await viewer.send_json({"paused": False})
         await pictures(viewer, 3)
-        assert (live.name, live.seed, live.clock.speed, live.clock.paused) == before
+        assert (session.name, session.seed, session.clock.speed, session.clock.paused) == before
 
 
 @pytest.mark.parametrize(
@@ -417,7 +427,7 @@ def test_the_end_is_told_to_viewers() -> None:
             assert viewer.close_code == aiohttp.WSCloseCode.GOING_AWAY
             await closing
 
-    with WebPage(Live(Shades(), "a", 1, WallClock(30)), port=0) as page:
+    with WebPage(Session(Shades(), "a", 1, WallClock(30)), port=0) as page:
         page.show(np.zeros((16, 16, 3), np.uint8))
         asyncio.run(stay(page))
 
@@ -426,16 +436,16 @@ def test_the_end_is_told_to_viewers() -> None:
 
 
 def test_a_port_in_use_is_one_line_or_the_next_one() -> None:
-    live = Live(Shades(), "a", 1, WallClock(30))
-    with WebPage(live, port=0) as page:
+    session = Session(Shades(), "a", 1, WallClock(30))
+    with WebPage(session, port=0) as page:
         port = urlsplit(page.url).port
-        with pytest.raises(UserError, match=f"127.0.0.1:{port}.*--port"), WebPage(live, port=port):
+        with pytest.raises(UserError, match=f"127.0.0.1:{port}.*--port"), WebPage(session, port=port):
             pass
-        with WebPage(live) as one, WebPage(live) as two:
+        with WebPage(session) as one, WebPage(session) as two:
             ports = urlsplit(one.url).port, urlsplit(two.url).port
             assert ports[0] != ports[1]
             assert all(number in web.PORTS for number in ports)
-    with pytest.raises(UserError, match="--host"), WebPage(live, "no.such.host.invalid"):
+    with pytest.raises(UserError, match="--host"), WebPage(session, "no.such.host.invalid"):
         pass
 
 
@@ -443,18 +453,20 @@ def test_without_its_extra_one_line_names_it(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     monkeypatch.delitem(sys.modules, "mlxlava.playback.screens.web")
     with pytest.raises(UserError, match=r"aiohttp is missing.*mlxlava\[web\]"):
-        player._open_screen(Programme(screen="web"), Live(Shades(), "a", 1, WallClock(30)))
+        player._open_screen(PlaybackOptions(screen="web"), Session(Shades(), "a", 1, WallClock(30)))
 
 
-@pytest.mark.parametrize("programme", [Programme(host="0.0.0.0"), Programme(port=80, screen="terminal")])
-def test_host_and_port_belong_to_the_page(programme: Programme) -> None:
+@pytest.mark.parametrize(
+    "options", [PlaybackOptions(host="0.0.0.0"), PlaybackOptions(port=80, screen="terminal")]
+)
+def test_host_and_port_belong_to_the_page(options: PlaybackOptions) -> None:
     with pytest.raises(UserError, match="--screen web"):
-        programme.settle()
+        options.resolve()
 
 
 def test_the_page_needs_no_terminal_and_plays_until_it_is_ended() -> None:
-    programme = Programme(screen="web").settle()
-    assert (programme.screen, programme.target, programme.endless) == ("web", None, True)
+    options = PlaybackOptions(screen="web").resolve()
+    assert (options.screen, options.target, options.endless) == ("web", None, True)
 
 
 @contextlib.contextmanager
@@ -573,6 +585,10 @@ async def test_the_page_plays_and_its_controls_work(browser: Browser) -> None:
         await tab.run("document.activeElement.blur()")
         await tab.press("0")
         await tab.until(f"{text('speed-word')} === '1×'")
+        await tab.press("_")
+        await tab.until(f"{text('speed-word')} === '0.79×'")
+        await tab.press("Backspace", windowsVirtualKeyCode=8)
+        await tab.until(f"{text('speed-word')} === '1×'")
 
         await tab.press("n")
         await tab.until("document.getElementById('seed').value === '1'")
@@ -593,6 +609,23 @@ async def test_the_page_plays_and_its_controls_work(browser: Browser) -> None:
         await tab.press("w")
         await tab.until(f"{label} === 'Lava lamp {choices[2 % len(choices)]}, seed 7, playing'")
         await moves(tab)
+
+        shortcuts = "document.getElementById('{}').getAttribute('aria-keyshortcuts')"
+        assert await tab.run(shortcuts.format("play")) == "Space"
+        assert await tab.run(shortcuts.format("speed")) == "+ - 0"
+        assert await tab.run("document.querySelector('#play kbd').textContent") == "space"
+        opened = "document.getElementById('help').open"
+        await tab.press("?")
+        await tab.until(opened)
+        assert "pause, go on" in await tab.run("document.getElementById('help').innerText")
+        await tab.press(" ")
+        await tab.until(f"{text('play-word')} === 'Play'")
+        await tab.press(" ")
+        await tab.press("h")
+        await tab.until(f"!{opened}")
+        await tab.press("h")
+        await tab.press("Escape", windowsVirtualKeyCode=27)
+        await tab.until(f"!{opened}")
 
         await tab.click("#full")
         await tab.until("document.fullscreenElement !== null")

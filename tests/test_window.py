@@ -20,8 +20,9 @@ from PIL import Image, ImageGrab, features
 
 from mlxlava.errors import UserError
 from mlxlava.playback import player
-from mlxlava.playback.player import Programme, has_display, has_window, run
-from mlxlava.playback.session import SPEEDS, Live, Reel, WallClock
+from mlxlava.playback.clock import WallClock
+from mlxlava.playback.player import PlaybackOptions, has_display, has_window, run
+from mlxlava.playback.session import SPEEDS, FrameSource, Session
 from mlxlava.playback.writers import Frame
 
 pytest.importorskip("pygame", reason="needs the extra `window`")
@@ -36,12 +37,12 @@ class Plain:
 
     names: Sequence[str] = ["a", "b"]
 
-    def open(self, name: str, seed: int) -> Reel:
+    def open(self, name: str, seed: int) -> FrameSource:
         def play(times: Iterable[float]) -> Iterator[tuple[float, Frame]]:
             for at in times:
                 yield at, plain()
 
-        return Reel(play, (16, 32))
+        return FrameSource(play, (16, 32))
 
 
 def plain(colour: tuple[int, int, int] = RED) -> Frame:
@@ -54,13 +55,13 @@ def dummy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def live() -> Live:
-    return Live(Plain(), "a", 3, WallClock(30))
+def session() -> Session:
+    return Session(Plain(), "a", 3, WallClock(30))
 
 
 @pytest.fixture
-def window(live: Live, tmp_path: Path) -> Iterator[Window]:
-    with Window(live, tmp_path, size=(300, 200)) as window:
+def window(session: Session, tmp_path: Path) -> Iterator[Window]:
+    with Window(session, tmp_path, size=(300, 200)) as window:
         window.show(plain())
         yield window
 
@@ -68,7 +69,7 @@ def window(live: Live, tmp_path: Path) -> Iterator[Window]:
 def press(*keys: str) -> None:
     for key in keys:
         code = pygame.key.key_code(
-            {" ": "space", "\x1b": "escape", "\b": "backspace", "+": "="}.get(key, key)
+            {" ": "space", "\x1b": "escape", "\b": "backspace", "+": "=", "_": "-"}.get(key, key)
         )
         pygame.event.post(pygame.Event(pygame.KEYDOWN, key=code, unicode=key, mod=0))
 
@@ -86,6 +87,7 @@ def picture(window: Window) -> Frame:
         ("-", {"speed": 0.8}),
         ("+++0", {"speed": 1.0}),
         ("-\b", {"speed": 1.0}),
+        ("_", {"speed": 0.8}),
         ("+" * 40, {"speed": SPEEDS[1]}),
         (" ", {"paused": True}),
         ("  ", {}),
@@ -96,31 +98,31 @@ def picture(window: Window) -> Frame:
         ("hfx?f", {}),
     ],
 )
-def test_keys(window: Window, live: Live, keys: str, changed: dict[str, Any]) -> None:
-    before = live.status()
+def test_keys(window: Window, session: Session, keys: str, changed: dict[str, Any]) -> None:
+    before = session.status()
     press(*keys)
     window.idle(0.01)
-    assert live.status() == pytest.approx(before | changed)
-    assert not live.ended
+    assert session.status() == pytest.approx(before | changed)
+    assert not session.ended
 
 
 @pytest.mark.parametrize("key", ["q", "\x1b"])
-def test_keys_that_end_it(window: Window, live: Live, key: str) -> None:
+def test_keys_that_end_it(window: Window, session: Session, key: str) -> None:
     press(key)
     window.show(plain())  # also where the machine is too slow to wait
-    assert live.ended
+    assert session.ended
 
 
-def test_closing_it_ends_it(window: Window, live: Live) -> None:
+def test_closing_it_ends_it(window: Window, session: Session) -> None:
     pygame.event.post(pygame.Event(pygame.QUIT))
     window.idle(0.01)
-    assert live.ended
+    assert session.ended
 
 
-def test_shortcuts_of_the_system_are_none_of_ours(window: Window, live: Live) -> None:
+def test_shortcuts_of_the_system_are_none_of_ours(window: Window, session: Session) -> None:
     pygame.event.post(pygame.Event(pygame.KEYDOWN, key=pygame.K_q, unicode="q", mod=pygame.KMOD_LCTRL))
     window.idle(0.01)
-    assert not live.ended
+    assert not session.ended
 
 
 def test_the_aspect_is_kept_and_the_rest_is_black(window: Window) -> None:
@@ -174,8 +176,8 @@ def test_hidden_nothing_is_drawn(window: Window) -> None:
     assert (picture(window)[100, 150] == (10, 200, 10)).all()
 
 
-def test_saved_pictures_never_overwrite(window: Window, live: Live, tmp_path: Path) -> None:
-    live.note(0.5)
+def test_saved_pictures_never_overwrite(window: Window, session: Session, tmp_path: Path) -> None:
+    session.frame_shown(0.5)
     press("s", "s")
     window.idle(0.01)
     saved = sorted(path.name for path in tmp_path.iterdir())
@@ -185,8 +187,8 @@ def test_saved_pictures_never_overwrite(window: Window, live: Live, tmp_path: Pa
         assert image.getpixel((500, 200)) == RED
 
 
-def test_a_picture_that_cannot_be_saved_is_said(live: Live, tmp_path: Path) -> None:
-    with Window(live, tmp_path / "gone", size=(300, 200)) as window:
+def test_a_picture_that_cannot_be_saved_is_said(session: Session, tmp_path: Path) -> None:
+    with Window(session, tmp_path / "gone", size=(300, 200)) as window:
         window.show(plain())
         before = picture(window)
         press("s")
@@ -214,22 +216,22 @@ def desk(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_window_is_the_screen_where_there_is_a_display(given: dict[str, Any], screen: str) -> None:
-    assert dataclasses.replace(Programme(), **given).settle().screen == screen
+    assert dataclasses.replace(PlaybackOptions(), **given).resolve().screen == screen
 
 
 def test_no_window_opens_where_stdout_is_no_terminal() -> None:
-    assert Programme().settle().screen == "none"
+    assert PlaybackOptions().resolve().screen == "none"
 
 
 @pytest.mark.usefixtures("desk")
-def test_a_display_that_is_gone(monkeypatch: pytest.MonkeyPatch, live: Live) -> None:
+def test_a_display_that_is_gone(monkeypatch: pytest.MonkeyPatch, session: Session) -> None:
     monkeypatch.delenv("SDL_VIDEODRIVER")
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.setenv("DISPLAY", ":4711")
     monkeypatch.setattr(sys, "platform", "linux")
     assert has_display() and not has_window()
-    assert Programme().settle().screen == "terminal"
-    with pytest.raises(UserError, match="display"), Window(live):
+    assert PlaybackOptions().resolve().screen == "terminal"
+    with pytest.raises(UserError, match="display"), Window(session):
         pass
     assert "SDL_VIDEODRIVER" not in os.environ
 
@@ -256,19 +258,19 @@ def test_where_a_display_is(
     assert has_display() == there
     if not there:
         with pytest.raises(UserError, match="no display"):
-            Programme(screen="window").settle()
+            PlaybackOptions(screen="window").resolve()
 
 
 def test_without_the_extra_one_line_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlxlava.playback.screens.window", None)
     assert not has_window()
     with pytest.raises(UserError, match=r'install "mlxlava\[window\]"'):
-        run(Plain(), Programme(screen="window").settle(), "a")
+        run(Plain(), PlaybackOptions(screen="window").resolve(), "a")
 
 
 def test_a_file_beside_it_is_whole(tmp_path: Path) -> None:
     target = tmp_path / "lamp.apng"
-    run(Plain(), Programme(str(target), screen="window", fps=20, seconds=0.5).settle(), "a")
+    run(Plain(), PlaybackOptions(str(target), screen="window", fps=20, seconds=0.5).resolve(), "a")
     assert len(list(iio.imiter(target, plugin="pillow"))) == 10
 
 

@@ -27,7 +27,7 @@ from mlxlava.check.base import Check, compiling, device
 from mlxlava.config import load_recipe
 from mlxlava.footage.lamp import frames as lamp_frames
 from mlxlava.footage.prepare import prepare
-from mlxlava.playback.writers import FORMATS, open_sink
+from mlxlava.playback.writers import FORMATS, open_writer
 from mlxlava.training.plan import predict
 
 _SIZE = (16, 16)
@@ -126,9 +126,9 @@ def _file(name: str) -> Check:
         frames = np.stack(list(itertools.islice(lamp_frames(_SIZE, fps=10), _FRAMES)))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"lamp.{name}"
-            with open_sink(str(path), size=_SIZE, fps=10) as sink:
+            with open_writer(str(path), size=_SIZE, fps=10) as writer:
                 for frame in frames:
-                    sink.write(frame)
+                    writer.write(frame)
             read = _read(path)
         if read.shape != frames.shape:
             return f"{len(read)} of {_FRAMES} frames", False

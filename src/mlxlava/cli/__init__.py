@@ -381,14 +381,14 @@ _playing = _options(
 @_debug
 def loop(name: str | None, seed: int, picture: Path | None, seamless: bool, **options: Any) -> None:
     """Play a learned lamp: in a window, in the terminal, on a web page, or into a file or a pipe."""
-    from mlxlava.playback.player import Programme, run
-    from mlxlava.rollout.library import LearnedLamps
+    from mlxlava.playback.player import PlaybackOptions, run
+    from mlxlava.rollout.library import WeightsLibrary
 
-    lamps = LearnedLamps(name, picture)
-    programme = Programme(**options).settle()
+    library = WeightsLibrary(name, picture)
+    playback = PlaybackOptions(**options).resolve()
     if seamless:
-        lamps.period = programme.period
-    run(lamps, programme, lamps.names[0], seed)
+        library.period = playback.period
+    run(library, playback, library.names[0], seed)
 
 
 @cli.command()
@@ -399,9 +399,9 @@ def loop(name: str | None, seed: int, picture: Path | None, seamless: bool, **op
 def lamp(size: tuple[int, int], theme: str, seed: int, **options: Any) -> None:
     """Play the built-in lamp, which is drawn by rule: what train learns when no footage is given."""
     from mlxlava.footage.lamp import Themes
-    from mlxlava.playback.player import Programme, run
+    from mlxlava.playback.player import PlaybackOptions, run
 
-    run(Themes(size), Programme(name="lamp.mp4", **options).settle(), theme, seed)
+    run(Themes(size), PlaybackOptions(name="lamp.mp4", **options).resolve(), theme, seed)
 
 
 # --- files and figures ---

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mlxlava.config import check_size, nearest
 from mlxlava.errors import UserError
-from mlxlava.playback.session import Reel
+from mlxlava.playback.session import FrameSource
 from mlxlava.products import matmul
 
 # Raise it when the pictures change: prepared footage of another version is not used again.
@@ -364,13 +364,13 @@ class Themes:
         self._size = size
         self.names: Sequence[str] = list(THEMES)
 
-    def open(self, name: str, seed: int) -> Reel:
+    def open(self, name: str, seed: int) -> FrameSource:
         """The lamp of a seed.
 
         Raises:
             UserError: there is no theme of that name.
         """
-        return Reel(Lamp(self._size, seed=seed, theme=name).play, self._size)
+        return FrameSource(Lamp(self._size, seed=seed, theme=name).play, self._size)
 
 
 def _rgb(color: Color) -> Floats:

@@ -1,4 +1,7 @@
-"""Where frames go and for how long: a screen at the true speed, a file on an even grid, or both."""
+"""The player: it takes frames from a session and gives them to a screen, a file, or both.
+
+A screen shows the lamp at its true speed and drops late frames. A file gets every frame of an even grid.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,14 @@ from typing import Any
 
 from mlxlava.console import clock, progress, say
 from mlxlava.errors import UserError
+from mlxlava.playback.clock import WallClock
 from mlxlava.playback.screens import Screen
 from mlxlava.playback.screens.terminal import Terminal, has_terminal
-from mlxlava.playback.session import Lamps, Live, Reel, WallClock
-from mlxlava.playback.writers import Output, PipeClosed, Sink, check_quality, format_of, open_sink
+from mlxlava.playback.session import FrameSource, Library, Session
+from mlxlava.playback.writers import Output, PipeClosed, Writer, check_quality, format_of, open_writer
 
-_FPS = 30.0  # where neither the user nor the screen has a wish
-_HIDDEN_FPS = 2.0
+_FPS = 30.0  # where neither the user nor the screen asks for another
+_HIDDEN_FPS = 2.0  # while nobody can see the screen
 
 
 def has_display() -> bool:
@@ -31,7 +35,7 @@ def has_display() -> bool:
 
 
 def has_window() -> bool:
-    """Whether a window would open: there is a display, and the extra ``window``."""
+    """Whether a window can be opened: there is a display, and the extra ``window`` is installed."""
     if not has_display():
         return False
     try:
@@ -42,22 +46,23 @@ def has_window() -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Programme:
-    """What to play on, and how long.
+class PlaybackOptions:
+    """Where to play, and for how long.
 
     Attributes:
         target: file to write, ``-`` for stdout, or None.
-        screen: one of ``config.SCREENS``; None for auto without a target and none with one.
+        screen: one of ``config.SCREENS``. None means ``auto`` without a target, and ``none`` with one.
         format: format of the target; by its ending when None.
-        scale: whole factor by which the pictures of the target are enlarged.
-        quality: of the target, 0 to 100; see ``sinks.QUALITIES``.
-        fps: frames a second; None for what suits the screen, 30 in a file.
-        speed: seconds of the lamp's time in a second of play time.
-        seconds: play time; None where not given.
-        frames: the same in frames; None where not given.
-        forever: until it is ended.
+        scale: whole factor by which the frames of the target are enlarged.
+        quality: quality of the target, 0 to 100; see ``QUALITIES`` in writers/base.py.
+        fps: frames per second; None for what suits the screen, and 30 in a file.
+        speed: seconds of the lamp's time per second of play time.
+        seconds: play time in seconds; None where not given.
+        frames: play time in frames; None where not given.
+        forever: play until it is ended.
         name: file to write when there is neither a screen nor a target.
-        host, port: where a web page listens; None for this machine only, and the first free port.
+        host: address on which a web page listens; None for this machine only.
+        port: port on which a web page listens; None for the first free one.
     """
 
     target: str | None = None
@@ -74,11 +79,11 @@ class Programme:
     host: str | None = None
     port: int | None = None
 
-    def settle(self) -> Programme:
-        """The same with ``target`` and ``screen`` decided.
+    def resolve(self) -> PlaybackOptions:
+        """The same options, with ``target`` and ``screen`` decided.
 
         Raises:
-            UserError: two of them exclude each other, or there is nowhere to play.
+            UserError: two options exclude each other, or there is nowhere to play.
         """
         if sum((self.seconds is not None, self.frames is not None, self.forever)) > 1:
             raise UserError("play: give one of --forever, --seconds and --frames")
@@ -89,7 +94,7 @@ class Programme:
             screen = "auto" if target is None else "none"
         if screen == "auto":
             screen = "terminal" if target != "-" and has_terminal() else "none"
-            # Into a pipe or a file goes no window: nobody may be there to close it.
+            # No window if stdout is a pipe or a file: perhaps nobody is there to close it.
             if target is None and sys.stdout.isatty() and has_window():
                 screen = "window"
         elif screen == "window" and not has_display():
@@ -109,17 +114,17 @@ class Programme:
 
     @property
     def rate(self) -> float:
-        """Frames a second of a file."""
+        """Frames per second of a file."""
         return self.fps or _FPS
 
     @property
     def endless(self) -> bool:
-        """Whether it plays until it is ended: what has no length given does on a screen."""
+        """Whether it plays until it is ended. On a screen it does so where no length is given."""
         return self.forever or (self.seconds is None and self.frames is None and self.screen != "none")
 
     @property
     def length(self) -> int | None:
-        """Frames of a file; None to go on until it is ended. 10 s where no length is given."""
+        """Number of frames of a file: 10 s where no length is given, None to go on until it is ended."""
         if self.frames is not None:
             return self.frames
         if self.endless:
@@ -129,134 +134,136 @@ class Programme:
 
     @property
     def period(self) -> float:
-        """Seconds of the lamp's time in a seamless clip; it is 10 s of play time if it has no end."""
+        """Seconds of the lamp's time in a seamless clip; 10 s of play time if the play has no end."""
         return (10.0 if self.length is None else self.length / self.rate) * self.speed
 
 
-def run(lamps: Lamps, programme: Programme, name: str, seed: int = 0) -> None:
-    """Play as a settled programme says; Ctrl-C, SIGTERM, a closed window or pipe are good endings.
+def run(library: Library, options: PlaybackOptions, name: str, seed: int = 0) -> None:
+    """Play until the length is reached or somebody ends it.
+
+    Ctrl-C, SIGTERM, a closed window and a closed pipe end the play without an error.
 
     Args:
-        lamps: what can be played.
-        programme: where it goes.
-        name: the lamp to play (first), one of ``lamps.names``.
+        library: the lamps that can be played.
+        options: where to play and for how long; from ``PlaybackOptions.resolve``.
+        name: the lamp to play first, one of ``library.names``.
         seed: its seed.
 
     Raises:
-        UserError: something cannot be opened or written.
+        UserError: a screen or a file cannot be opened or written.
     """
-    sink = None
+    writer = None
     wall = WallClock(
-        programme.rate,
-        seconds=programme.seconds if programme.frames is None else programme.frames / programme.rate,
-        speed=programme.speed,
+        options.rate,
+        seconds=options.seconds if options.frames is None else options.frames / options.rate,
+        speed=options.speed,
     )
-    live = Live(lamps, name, seed, wall)
+    session = Session(library, name, seed, wall)
     with (
         contextlib.suppress(KeyboardInterrupt, PipeClosed),
         _end_on_signals(),
         contextlib.ExitStack() as stack,
     ):
-        reel = next(live.reels())
-        if programme.target is not None:
-            sink = stack.enter_context(
-                open_sink(
-                    programme.target,
-                    size=reel.size,
-                    fps=programme.rate,
-                    format=programme.format,
-                    scale=programme.scale,
-                    quality=programme.quality,
+        source = next(session.sources())
+        if options.target is not None:
+            writer = stack.enter_context(
+                open_writer(
+                    options.target,
+                    size=source.size,
+                    fps=options.rate,
+                    format=options.format,
+                    scale=options.scale,
+                    quality=options.quality,
                 )
             )
-        screen = None if programme.screen == "none" else stack.enter_context(_open_screen(programme, live))
-        if screen is None and sink is not None:
-            _write(reel, programme, sink)
+        screen = None if options.screen == "none" else stack.enter_context(_open_screen(options, session))
+        if screen is None and writer is not None:
+            _write(source, options, writer)
         elif screen is not None:
             wall.sleep = screen.idle
-            if sink is not None:
-                _show_and_write(live, programme, screen, sink)
+            if writer is not None:
+                _show_and_write(session, options, screen, writer)
             else:
-                _show(live, screen, programme.fps or screen.fps or _FPS)
-    if sink is not None and sink.frames and programme.target != "-":
-        seconds = sink.frames / programme.rate
-        say(f"play: wrote {programme.target} ({sink.frames} frames, {seconds:.1f} s)")
+                _show(session, screen, options.fps or screen.fps or _FPS)
+    if writer is not None and writer.frames and options.target != "-":
+        seconds = writer.frames / options.rate
+        say(f"play: wrote {options.target} ({writer.frames} frames, {seconds:.1f} s)")
 
 
-def _ticks(programme: Programme, done: int = 0) -> Iterator[float]:
-    """The lamp's times on the even grid of a file that has ``done`` frames already."""
-    tick, length = 0, programme.length
+def _ticks(options: PlaybackOptions, done: int = 0) -> Iterator[float]:
+    """The lamp's times for the frames of a file that has ``done`` frames already."""
+    tick, length = 0, options.length
     while length is None or tick < length - done:
-        yield tick / programme.rate * programme.speed
+        yield tick / options.rate * options.speed
         tick += 1
 
 
-def _write(reel: Reel, programme: Programme, sink: Sink) -> None:
-    """As fast as it goes, every frame."""
-    length = programme.length
-    total = None if length is None else length / programme.rate
+def _write(source: FrameSource, options: PlaybackOptions, writer: Writer) -> None:
+    """Write every frame, as fast as possible."""
+    length = options.length
+    total = None if length is None else length / options.rate
     with progress("play") as update:
-        for number, (_, frame) in enumerate((reel.film or reel.play)(_ticks(programme)), 1):
-            sink.write(frame)
-            if programme.target != "-":
-                done = number / programme.rate
+        for number, (_, frame) in enumerate((source.render or source.play)(_ticks(options)), 1):
+            writer.write(frame)
+            if options.target != "-":
+                done = number / options.rate
                 update(done, total, clock(done) if total is None else f"{clock(done)} of {clock(total)}")
 
 
-def _show(live: Live, screen: Screen, fps: float) -> None:
-    """On a screen, at true speed; late frames are dropped."""
-    live.clock.fps = fps
-    for reel in live.reels():
-        for at, frame in reel.play(live.clock):
-            live.clock.wait(at)
-            if live.changed:
+def _show(session: Session, screen: Screen, fps: float) -> None:
+    """Show frames at true speed. Late frames are dropped."""
+    session.clock.fps = fps
+    for source in session.sources():
+        for at, frame in source.play(session.clock):
+            session.clock.wait(at)
+            if session.changed:
                 break
             screen.show(frame)
-            live.note(at)
-            # Where nobody looks the lamp only has to go on: few frames are drawn.
-            live.clock.fps = _HIDDEN_FPS if screen.hidden else fps
+            session.frame_shown(at)
+            # Where nobody looks, time only has to go on, so few frames are drawn.
+            session.clock.fps = _HIDDEN_FPS if screen.hidden else fps
 
 
-def _show_and_write(live: Live, programme: Programme, screen: Screen, sink: Output) -> None:
-    """Every frame into the file, on its own even grid; on the screen those that are not late."""
+def _show_and_write(session: Session, options: PlaybackOptions, screen: Screen, writer: Output) -> None:
+    """Write every frame to the file, and show those that are not late."""
     size = None
-    for reel in live.reels():
-        if size not in (None, reel.size):  # a lamp that was chosen meanwhile, and does not fit into the file
+    for source in session.sources():
+        if size not in (None, source.size):  # a lamp of another size was chosen; the file cannot hold it
             return
-        size = reel.size
-        due = next(live.clock, math.inf)
-        for at, frame in reel.play(_ticks(programme, sink.frames)):
-            sink.write(frame)
-            if at + 0.5 * programme.speed / programme.rate < due:
+        size = source.size
+        due = next(session.clock, math.inf)
+        for at, frame in source.play(_ticks(options, writer.frames)):
+            writer.write(frame)
+            if at + 0.5 * options.speed / options.rate < due:
                 continue
-            live.clock.wait(at)
-            if live.changed:
+            session.clock.wait(at)
+            if session.changed:
                 break
             screen.show(frame)
-            live.note(at)
-            due = next(live.clock, math.inf)
+            session.frame_shown(at)
+            due = next(session.clock, math.inf)
 
 
-def _open_screen(programme: Programme, live: Live) -> Screen:
-    """The screen that a settled programme names."""
-    if programme.screen == "window":
+def _open_screen(options: PlaybackOptions, session: Session) -> Screen:
+    """Open the screen that the options name."""
+    if options.screen == "window":
         try:
             from mlxlava.playback.screens.window import Window
         except ImportError as error:
             raise UserError(f'play: {error.name} is missing; install "mlxlava[window]"') from error
-        return Window(live)
-    if programme.screen == "web":
+        return Window(session)
+    if options.screen == "web":
         try:
             from mlxlava.playback.screens.web import HOST, WebPage
         except ImportError as error:
             raise UserError(f'play: {error.name} is missing; install "mlxlava[web]"') from error
-        return WebPage(live, programme.host or HOST, programme.port)
-    return Terminal(live=live)
+        return WebPage(session, options.host or HOST, options.port)
+    return Terminal(session=session)
 
 
 @contextlib.contextmanager
 def _end_on_signals() -> Iterator[None]:
-    """Let other signals end the play as Ctrl-C does: files finished, the terminal restored."""
+    """Let other signals end the play as Ctrl-C does: files are finished and the terminal is restored."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -1,6 +1,7 @@
-"""A lamp that is playing on a screen: its clock, and what viewers have asked for.
+"""What plays on a screen, and what its viewers have asked for.
 
-Screens change it (from any thread), the player reads it between two frames. Frames are uint8 (H, W, 3).
+Screens change a ``Session`` from any thread. The player reads it between two frames. Frames are uint8
+(H, W, 3).
 """
 
 from __future__ import annotations
@@ -10,223 +11,113 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
+from mlxlava.playback.clock import WallClock
 from mlxlava.playback.writers import Frame
 
-# Takes rising times of the lamp (seconds), gives each with its frame: Rollout.play, Lamp.play.
-Source = Callable[[Iterable[float]], Iterator[tuple[float, Frame]]]
+# Takes rising times of the lamp (seconds) and yields each with its frame: Rollout.play, Lamp.play.
+Play = Callable[[Iterable[float]], Iterator[tuple[float, Frame]]]
 
-# A gap longer than this (seconds) between two looks at the clock is a pause: asleep, stopped, compiling.
-_PAUSE = 1.0
-_NAP = 0.5  # shorter than a pause, so that sleeping is none
+SPEEDS = (0.05, 50.0)  # the lowest and the highest speed that a viewer can ask for
+FASTER = 1.25  # a key press multiplies or divides the speed by this
+SEEDS = 2**31  # seeds are 0 … SEEDS − 1
 
-SPEEDS = (0.05, 50.0)  # the slowest and the fastest that a viewer can ask for
-FASTER = 1.25  # what a press of a key multiplies the speed by
-SEEDS = 2**31  # how many there are
+_MOMENTS_INTERVAL = 0.5  # seconds; the status is sent no more often
 
 
 @dataclasses.dataclass(frozen=True)
-class Reel:
-    """One lamp, ready to be played.
+class FrameSource:
+    """One lamp, ready to be played from its beginning.
 
     Attributes:
-        play: frames at rising times of the lamp.
-        size: their height and width.
-        moments: mean, deviation, skewness and kurtosis of the state's numbers now; None where a lamp has
-            no state.
-        film: the same frames as ``play``, faster where nobody waits for each (a file); ``play`` when None.
+        play: yields frames at rising times of the lamp, one by one.
+        size: height and width of the frames.
+        moments: mean, standard deviation, skewness and kurtosis of the current state's numbers; None for a
+            lamp that has no state.
+        render: yields the same frames as ``play``, in batches: faster for a file, where nobody waits for a
+            single frame. ``play`` is used when None.
     """
 
-    play: Source
+    play: Play
     size: tuple[int, int]
     moments: Callable[[], tuple[float, float, float, float]] | None = None
-    film: Source | None = None
+    render: Play | None = None
 
 
-class Lamps(Protocol):
-    """The lamps that can be played: by name (weights, or a theme), and by seed."""
+class Library(Protocol):
+    """The lamps that can be played, by name (of weights, or of a theme) and seed."""
 
     @property
     def names(self) -> Sequence[str]:
-        """What can be opened; at least one."""
+        """Names that can be opened; at least one."""
 
-    def open(self, name: str, seed: int) -> Reel:
-        """The lamp of a seed, from its beginning.
+    def open(self, name: str, seed: int) -> FrameSource:
+        """Open the lamp of a name and a seed, at its beginning.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: the lamp cannot be read.
         """
 
 
-class WallClock:
-    """Ticks at ``fps`` on the wall clock; iterating it yields the lamp's time (seconds) at each next tick.
-
-    Ticks that are past when the next is asked for are skipped: late frames are dropped and the lamp never
-    slows down. After a gap longer than a second (machine asleep, Ctrl-Z) time goes on from where it was.
-    A roll-out may ask one frame ahead of the one that it waits for. ``fps``, ``speed`` and ``paused`` may
-    change at any time, from any thread; the lamp's time never falls.
+class Session:
+    """What is playing, and what its viewers have asked for.
 
     Args:
-        fps: ticks a second.
-        seconds: play time after which there are no more ticks; None for ever.
-        speed: seconds of the lamp's time in a second of play time.
-        now: reads the time in seconds.
-        sleep: sleeps for so many seconds, or less.
-    """
+        library: the lamps that can be played.
+        name: the first lamp's name; one of ``library.names``.
+        seed: the first lamp's seed.
+        clock: sets the pace.
 
-    def __init__(
-        self,
-        fps: float,
-        *,
-        seconds: float | None = None,
-        speed: float = 1.0,
-        now: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self._fps, self._speed, self._now = fps, speed, now
-        self.sleep = sleep
-        self._end = math.inf if seconds is None else seconds - 1e-6 / fps
-        self._lock = threading.RLock()
-        self._paused = False
-        self._interrupted = False
-        self._looked: float | None = None  # when the time was last read
-        self._played = 0.0  # play time at that moment
-        self._grid = (0.0, 0)  # play time of tick 0 since fps last changed, and the next tick
-        self._since = (0.0, 0.0)  # play time and lamp's time when speed last changed
-        self._last = 0.0  # the lamp's time that was last given
-
-    def _play_time(self) -> float:
-        now = self._now()
-        if self._looked is not None and now - self._looked <= _PAUSE and not self._paused:
-            self._played += now - self._looked
-        self._looked = now
-        return self._played
-
-    @property
-    def fps(self) -> float:
-        """Ticks a second."""
-        return self._fps
-
-    @fps.setter
-    def fps(self, fps: float) -> None:
-        with self._lock:
-            if fps != self._fps:
-                start, tick = self._grid
-                self._grid = (start + max(tick - 1, 0) / self._fps, min(tick, 1))
-                self._fps = fps
-
-    @property
-    def speed(self) -> float:
-        """Seconds of the lamp's time in a second of play time."""
-        return self._speed
-
-    @speed.setter
-    def speed(self, speed: float) -> None:
-        with self._lock:
-            played, shown = self._since
-            now = self._play_time()
-            self._since = (now, shown + (now - played) * self._speed)
-            self._speed = speed
-
-    @property
-    def paused(self) -> bool:
-        """Whether time stands still."""
-        return self._paused
-
-    @paused.setter
-    def paused(self, paused: bool) -> None:
-        with self._lock:
-            self._play_time()
-            self._paused = paused
-
-    def restart(self) -> None:
-        """Let the lamp's time begin at 0 now, for another lamp: its first frame is due, even in a pause."""
-        with self._lock:
-            now = self._play_time()
-            self._grid, self._since, self._last = (now, 0), (now, 0.0), 0.0
-            self._interrupted = False
-
-    def interrupt(self) -> None:
-        """Let whoever waits for a frame's time wait no longer, until ``restart``."""
-        self._interrupted = True
-
-    def _next_tick(self) -> int:
-        """The first tick that was not given yet and is not past."""
-        start, tick = self._grid
-        # 1e-6: a tick that is due right now is not past.
-        return max(tick, math.ceil((self._play_time() - start) * self._fps - 1e-6))
-
-    def __iter__(self) -> Iterator[float]:
-        return self
-
-    def __next__(self) -> float:
-        with self._lock:
-            start, tick = self._grid[0], self._next_tick()
-            due = start + tick / self._fps
-            if due >= self._end:
-                raise StopIteration
-            self._grid = (start, tick + 1)
-            played, shown = self._since
-            self._last = max(self._last, shown + (due - played) * self._speed)
-            return self._last
-
-    def wait(self, at: float) -> None:
-        """Sleep until the lamp's time ``at``; return at once if it is past or ``interrupt`` was called."""
-        while not self._interrupted:
-            with self._lock:
-                played, shown = self._since
-                left = played + (at - shown) / self._speed - self._play_time()
-            if left <= 1e-6:
-                return
-            self.sleep(min(left, _NAP))
-
-
-class Live:
-    """What is playing, and what its viewers want.
-
-    Args:
-        lamps: what can be played.
-        name: the first lamp's name; one of ``lamps.names``.
-        seed: its seed.
-        clock: paces it.
+    Attributes:
+        ended: whether a viewer has ended the play.
 
     Raises:
         UserError: the first lamp cannot be opened.
     """
 
-    def __init__(self, lamps: Lamps, name: str, seed: int, clock: WallClock) -> None:
+    def __init__(self, library: Library, name: str, seed: int, clock: WallClock) -> None:
         self.clock = clock
-        self._lamps = lamps
+        self._library = library
         self._playing = (name, seed)
         self._wanted: tuple[str, int] | None = None
-        self._reel = lamps.open(name, seed)
+        self._source = library.open(name, seed)
         self._lock = threading.RLock()
-        self._shown = 0  # frames of this lamp
+        self._shown = 0  # frames of this lamp that were shown
         self._at = 0.0  # the lamp's time of the last one
         self._moments: tuple[float, float, float, float] | None = None
-        self._looked = -math.inf
+        self._measured = -math.inf  # when the moments were last computed
         self.ended = False
 
     # What screens use.
 
     @property
     def names(self) -> Sequence[str]:
-        """Lamps that can be chosen."""
-        return self._lamps.names
+        """Names of the lamps that can be chosen."""
+        return self._library.names
 
     @property
     def name(self) -> str:
-        """The lamp that plays, or comes next."""
+        """Name of the lamp that plays, or that was chosen to come next."""
         return (self._wanted or self._playing)[0]
 
     @property
     def seed(self) -> int:
-        """Its seed."""
+        """Seed of the lamp that plays, or that was chosen to come next."""
         return (self._wanted or self._playing)[1]
 
+    @property
+    def title(self) -> str:
+        """Name and seed, for people."""
+        return f"{Path(self.name).name}, seed {self.seed}"
+
     def choose(self, name: str | None = None, seed: int | None = None) -> None:
-        """Play another lamp from its beginning; what is None stays. An unknown name raises KeyError."""
+        """Play another lamp from its beginning. None keeps the present name or seed.
+
+        Raises:
+            KeyError: there is no lamp of that name.
+        """
         if name is not None and name not in self.names:
             raise KeyError(name)
         with self._lock:
@@ -242,27 +133,27 @@ class Live:
         self.clock.speed = 1.0
 
     def next_seed(self) -> None:
-        """Play the lamp of the next seed; after the last comes the first."""
+        """Play the lamp of the next seed. After the last seed comes the first."""
         self.choose(seed=(self.seed + 1) % SEEDS)
 
     def next_name(self) -> bool:
-        """Play the next of ``names``; False where there is only one."""
+        """Play the next of ``names``. Returns False if there is only one."""
         if len(self.names) == 1:
             return False
         self.choose(self.names[(self.names.index(self.name) + 1) % len(self.names)])
         return True
 
-    def toggle(self) -> None:
+    def toggle_pause(self) -> None:
         """Pause, or go on."""
         self.clock.paused = not self.clock.paused
 
     def end(self) -> None:
-        """Stop playing: what closing a window does."""
+        """Stop playing, as closing a window does."""
         self.ended = True
         self.clock.interrupt()
 
     def status(self) -> dict[str, Any]:
-        """What plays, for viewers: plain values that JSON can hold."""
+        """What plays, as plain values that JSON can hold."""
         return {
             "name": self.name,
             "seed": self.seed,
@@ -275,27 +166,27 @@ class Live:
 
     # What the player uses.
 
-    def reels(self) -> Iterator[Reel]:
-        """The first lamp, and each that is chosen as soon as the one before is left."""
+    def sources(self) -> Iterator[FrameSource]:
+        """Yield the first lamp, then each lamp that was chosen, as soon as the one before is left."""
         while not self.ended:
-            yield self._reel
+            yield self._source
             with self._lock:
-                if self._wanted is None:  # its frames came to an end
+                if self._wanted is None:  # the frames of this lamp have ended
                     return
                 self._playing, self._wanted = self._wanted, None
-            self._reel = self._lamps.open(*self._playing)
+            self._source = self._library.open(*self._playing)
             self._shown, self._at, self._moments = 0, 0.0, None
             self.clock.restart()
 
     @property
     def changed(self) -> bool:
-        """Whether the lamp that plays is to be left."""
+        """Whether to leave the lamp that plays: another was chosen, or the play was ended."""
         return self.ended or self._wanted is not None
 
-    def note(self, at: float) -> None:
-        """The frame of the lamp's time ``at`` has been shown."""
+    def frame_shown(self, at: float) -> None:
+        """Count a frame that has been shown, of the lamp's time ``at``."""
         self._shown += 1
         self._at = at
         now = time.monotonic()
-        if self._reel.moments is not None and now - self._looked > _NAP:
-            self._looked, self._moments = now, self._reel.moments()
+        if self._source.moments is not None and now - self._measured > _MOMENTS_INTERVAL:
+            self._measured, self._moments = now, self._source.moments()

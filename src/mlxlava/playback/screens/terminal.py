@@ -17,10 +17,10 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from mlxlava.errors import UserError
-from mlxlava.playback.screens.keys import HELP, describe, press
+from mlxlava.playback.keys import TERMINAL, actions_of, help_line, perform
 from mlxlava.playback.screens.pictures import Area, Blocks, ITerm2, Kitty, Painter, Sixel, fit
 from mlxlava.playback.screens.tty import Answers, Keyboard, cell_size, settle
-from mlxlava.playback.session import Live
+from mlxlava.playback.session import Session
 from mlxlava.playback.writers import Frame, PipeClosed, unbuffered_stdout, write_all
 
 # Alternate screen, no cursor, no wrapping at the last column; and back, from whatever state: Ctrl-C and
@@ -31,6 +31,8 @@ _LEAVE = b"\x1b[?2026l\x1b[0m\x1b[H\x1b[2J\x1b[?7h\x1b[?25h\x1b[?1049l"
 _END_OF_STRING = b"\x1b\\"
 
 _CELL = (20, 10)  # pixels of a cell where nobody tells; VT340's
+
+_ACTIONS, _HELP = actions_of(TERMINAL), help_line(TERMINAL)
 
 _NAP = 0.1  # seconds: keys, a new size and Ctrl-Z are noticed so soon, also while the lamp is paused
 
@@ -115,7 +117,7 @@ class Terminal:
         stream: binary stream to draw on; stdout if None.
         size_of: returns (columns, lines), asked before each frame; by default the stream's terminal.
         painter: how frames are drawn; by default the best the terminal can, or what MLXLAVA_TERMINAL names.
-        live: what plays; without it keys are left alone.
+        session: what plays; without it keys are left alone.
 
     Raises:
         UserError: MLXLAVA_TERMINAL names no mode.
@@ -126,18 +128,18 @@ class Terminal:
         stream: Any = None,
         size_of: Callable[[], tuple[int, int]] | None = None,
         painter: Painter | None = None,
-        live: Live | None = None,
+        session: Session | None = None,
     ) -> None:
         self.hidden = False
         self.fps: float | None = None
-        self._live = live
+        self._session = session
         self._stream = unbuffered_stdout() if stream is None else stream
         self._size_of = self._terminal_size if size_of is None else size_of
         self._mode = wanted_mode()
         self._painter = painter
         self._answers = Answers()
         self._keyboard: Keyboard | None = None
-        if live is not None and sys.stdin is not None and sys.stdin.isatty():
+        if session is not None and sys.stdin is not None and sys.stdin.isatty():
             self._keyboard = Keyboard(sys.stdin.fileno())
         self._frame: Frame | None = None
         self._layout: _Layout | None = None
@@ -234,10 +236,11 @@ class Terminal:
                 self._press(key)
 
     def _press(self, key: str) -> None:
-        if key == "h":
+        action = _ACTIONS.get(key.lower())
+        if action == "help":
             self._help = not self._help
-        elif self._live is not None:
-            press(self._live, key)
+        elif action is not None and self._session is not None:
+            perform(self._session, action)
 
     # Drawing.
 
@@ -265,13 +268,21 @@ class Terminal:
         if self._frame is None or self._painter is None:
             return None
         columns, lines = self._size_of()
-        text = f"{describe(self._live)} · {HELP}"[:columns] if self._help and self._live else ""
+        text = self._help_text()[:columns]
         free = max(1, lines - max(bool(text), self._painter.spare))
         cell = self._painter.cell or self._cell_size()
         height, width = self._frame.shape[:2]
         rows, across = fit((height, width), columns, free, cell, self._painter.limit)
         area = Area((free - rows) // 2 + 1, (columns - across) // 2 + 1, rows, across, cell)
         return _Layout(columns, lines, area, text)
+
+    def _help_text(self) -> str:
+        """What plays, and the keys; empty while no help is wanted."""
+        if not self._help or self._session is None:
+            return ""
+        clock = self._session.clock
+        pace = "paused" if clock.paused else f"{clock.speed:.3g}×"
+        return f"{self._session.title}, {pace} · {_HELP}"
 
     def _draw(self) -> None:
         layout, shown = self._lay_out(), self._layout

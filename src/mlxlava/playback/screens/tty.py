@@ -143,11 +143,14 @@ class Keyboard:
             self._read_at = time.monotonic()
 
     def pressed(self) -> list[str]:
-        """Keys pressed since the last call: characters, and ``esc``; sequences and answers are left out."""
+        """Keys pressed since the last call: characters, ``esc`` and ``backspace``.
+
+        Control sequences (other keys) and the terminal's answers are left out.
+        """
         if self._asked and _ATTRIBUTES.search(self._text):
             self._asked = False
         plain, escape, rest = _SEQUENCE.sub("", self._text).partition("\x1b")
-        found = list(plain)
+        found = ["backspace" if key in "\b\x7f" else key for key in plain]
         self._text = escape + rest
         waited = time.monotonic() - self._read_at
         if escape and waited > (_ANSWER_TIME if rest else _ESCAPE_TIME):

@@ -2,7 +2,7 @@
 
 The server has a thread and an event loop to itself; the player's thread only leaves it the latest frame.
 A viewer is sent the latest picture when it is ready for one, so a slow viewer drops pictures and slows
-nobody. Pictures are binary messages. Texts are JSON: to the page, ``Live.status`` twice a second; from
+nobody. Pictures are binary messages. Texts are JSON: to the page, ``Session.status`` twice a second; from
 the page, one request each (``WebPage._hear``).
 """
 
@@ -30,7 +30,8 @@ from PIL import Image
 
 from mlxlava.console import say
 from mlxlava.errors import UserError
-from mlxlava.playback.session import SEEDS, SPEEDS, Live
+from mlxlava.playback.keys import WEB, actions_of, help_rows
+from mlxlava.playback.session import SEEDS, SPEEDS, Session
 from mlxlava.playback.writers import Frame
 
 HOST = "127.0.0.1"
@@ -53,6 +54,7 @@ _FILES = {
     "/lamp.js": ("lamp.js", "text/javascript"),
     "/lamp.svg": ("lamp.svg", "image/svg+xml"),
 }
+_KEYS_FILE = "/keys.js"  # made from playback/keys.py
 _HEADERS = {
     "Cache-Control": "no-cache",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -108,7 +110,7 @@ class WebPage:
     A context manager: the server listens from the beginning to the end of the block.
 
     Args:
-        live: what plays; viewers control it.
+        session: what plays; viewers control it.
         host: address or name to listen on; 0.0.0.0 and :: for every network that this machine is in.
         port: port to listen on, 0 for any free one; None for the first free one of ``PORTS``.
 
@@ -119,11 +121,11 @@ class WebPage:
         UserError: on entering: it cannot listen there.
     """
 
-    def __init__(self, live: Live, host: str = HOST, port: int | None = None) -> None:
+    def __init__(self, session: Session, host: str = HOST, port: int | None = None) -> None:
         self.hidden = True
         self.fps: float | None = None
         self.url = ""
-        self._live, self._host, self._port = live, host, port
+        self._session, self._host, self._port = session, host, port
         self._hosts: frozenset[str] = frozenset()
         self._viewers: set[_Viewer] = set()
         self._frame: tuple[int, Frame | None] = (0, None)  # its number, from 1 on
@@ -134,7 +136,7 @@ class WebPage:
         self._files = {
             path: ((files("mlxlava.playback.screens") / "page" / name).read_bytes(), kind)
             for path, (name, kind) in _FILES.items()
-        }
+        } | {_KEYS_FILE: (_keys_module().encode(), "text/javascript")}
 
     def __enter__(self) -> WebPage:
         listening = _listen(self._host, self._port)
@@ -198,7 +200,7 @@ class WebPage:
         app.on_response_prepare.append(self._protect)
         app.on_shutdown.append(self._part)
         app.router.add_get("/live", self._watch)
-        for path in _FILES:
+        for path in self._files:
             app.router.add_get(path, self._file)
         runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=_PATIENCE)
         await runner.setup()
@@ -304,10 +306,10 @@ class WebPage:
 
     def _tell(self) -> None:
         """Send the status to all viewers."""
-        status = self._live.status()
+        status = self._session.status()
         if status["moments"] is not None:  # JSON has no NaN, which a lamp that died may have
             status["moments"] = [value if math.isfinite(value) else None for value in status["moments"]]
-        status |= {"names": list(self._live.names), "speeds": SPEEDS, "viewers": len(self._viewers)}
+        status |= {"names": list(self._session.names), "speeds": SPEEDS, "viewers": len(self._viewers)}
         self._news = (self._news[0] + 1, json.dumps(status))
         self._wake()
 
@@ -329,16 +331,22 @@ class WebPage:
                 self._changed()
                 return True
             case {"paused": bool(paused)}:
-                self._live.clock.paused = paused
+                self._session.clock.paused = paused
             case {"speed": int(speed) | float(speed)} if SPEEDS[0] <= speed <= SPEEDS[1]:
-                self._live.faster(speed / self._live.clock.speed)
+                self._session.faster(speed / self._session.clock.speed)
             case {"seed": int(seed)} if 0 <= seed < SEEDS:
-                self._live.choose(seed=seed)
-            case {"name": str(name)} if name in self._live.names:
-                self._live.choose(name)
+                self._session.choose(seed=seed)
+            case {"name": str(name)} if name in self._session.names:
+                self._session.choose(name)
         self._asked.set()
         self._tell()
         return True
+
+
+def _keys_module() -> str:
+    """The page's keys and their help, as a JavaScript module."""
+    actions, rows = json.dumps(actions_of(WEB)), json.dumps(help_rows(WEB))
+    return f"export const KEYS = {actions};\nexport const HELP = {rows};\n"
 
 
 def _listen(host: str, port: int | None) -> socket.socket:

@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from mlxlava.errors import UserError
-from mlxlava.playback.session import FASTER, Live
+from mlxlava.playback.keys import WINDOW, actions_of, help_rows, perform
+from mlxlava.playback.session import Session
 from mlxlava.playback.writers import Frame, enlarge
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
@@ -37,17 +38,8 @@ _SAVED = 512  # least pixels of a saved picture's shorter side
 # bilinear filter alone makes diamonds of a small picture's highlights. 64 → 256 pixels costs 0.6 ms.
 _SOFT = 256
 
-_HELP = (
-    ("space", "pause, go on"),
-    ("+ −", "faster, slower"),
-    ("0", "true speed"),
-    ("n", "the next seed"),
-    ("w", "another lamp"),
-    ("s", "save a picture"),
-    ("f", "full screen"),
-    ("h", "these keys"),
-    ("q", "quit"),
-)
+_ACTIONS, _HELP = actions_of(WINDOW), help_rows(WINDOW)
+_KEY_NAMES = {"\x1b": "esc", "\b": "backspace", "\x7f": "backspace"}  # by what a key types
 
 _EVENTS = (
     pygame.QUIT,
@@ -104,7 +96,7 @@ class Window:
     It opens with its first frame. Everything happens in the thread that shows frames, as macOS wants it.
 
     Args:
-        live: what plays; keys change it.
+        session: what plays; keys change it.
         folder: where saved pictures go; the current folder if None.
         size: width and height at first, in points; what suits the picture if None.
 
@@ -113,32 +105,22 @@ class Window:
         fps: the display's rate.
     """
 
-    def __init__(self, live: Live, folder: Path | None = None, size: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, session: Session, folder: Path | None = None, size: tuple[int, int] | None = None
+    ) -> None:
         self.hidden = False
         self.fps: float | None = _FPS
-        self._live, self._folder, self._size = live, Path() if folder is None else folder, size
+        self._session, self._folder, self._size = session, Path() if folder is None else folder, size
         self._window: pygame.Window | None = None
         self._renderer: Renderer  # there is one where there is a window
         self._texture: Texture | None = None
         self._frame: Frame | None = None
         self._full = self._help = False
         self._note: tuple[str, float] | None = None  # a text, and when it goes
-        # By what a key types, or its name on the keyboard where that is nothing known.
-        self._keys: dict[str, Callable[[], None]] = {
-            "q": live.end,
-            "\x1b": live.end,
-            " ": self._pause,
-            "+": lambda: self._set_speed(FASTER),
-            "=": lambda: self._set_speed(FASTER),
-            "-": lambda: self._set_speed(1 / FASTER),
-            "0": lambda: self._set_speed(None),
-            "\b": lambda: self._set_speed(None),
-            "n": self._next_seed,
-            "w": self._next_name,
-            "s": self._save,
-            "f": self._toggle_full,
-            "h": self._toggle_help,
-            "?": self._toggle_help,
+        self._own_actions: dict[str, Callable[[], None]] = {
+            "save": self._save,
+            "full_screen": self._toggle_full,
+            "help": self._toggle_help,
         }
 
     def __enter__(self) -> Window:
@@ -207,7 +189,7 @@ class Window:
 
     @property
     def _title(self) -> str:
-        return f"mlxlava - {Path(self._live.name).name} {self._live.seed}"
+        return f"mlxlava - {Path(self._session.name).name} {self._session.seed}"
 
     def _handle(self, events: Iterable[pygame.Event]) -> bool:
         """Do what events ask for; whether there is reason to draw."""
@@ -215,53 +197,32 @@ class Window:
         for event in events:
             draw |= event.type != pygame.NOEVENT
             if event.type == pygame.QUIT:
-                self._live.end()
+                self._session.end()
             elif event.type in _HIDES:
                 self.hidden = True
             elif event.type in _SHOWS:
                 self.hidden = False
             elif event.type == pygame.KEYDOWN and not event.mod & (pygame.KMOD_CTRL | pygame.KMOD_META):
-                name = chr(event.key) if event.key < 128 else ""
-                action = self._keys.get(event.unicode) or self._keys.get(name)
-                if action is not None:
-                    action()
+                # What the key types comes first. What stands on the key helps on keyboards of other scripts.
+                label = chr(event.key) if event.key < 128 else ""
+                action = _action_of(event.unicode) or _action_of(label)
+                if action in self._own_actions:
+                    self._own_actions[action]()
+                elif action is not None:
+                    self._say(perform(self._session, action))
         return draw
 
     # What keys do.
 
     def _say(self, text: str) -> None:
-        self._note = (text, time.monotonic() + _NOTE)
-
-    def _pause(self) -> None:
-        self._live.toggle()
-        self._say("paused" if self._live.clock.paused else "playing")
-
-    def _set_speed(self, factor: float | None) -> None:
-        """Multiply the speed; None for true speed."""
-        if factor is None:
-            self._live.true_speed()
-        else:
-            self._live.faster(factor)
-        self._say(f"speed ×{self._live.clock.speed:.3g}")
-
-    def _next_seed(self) -> None:
-        self._live.next_seed()
-        self._say_what_plays()
-
-    def _next_name(self) -> None:
-        if self._live.next_name():
-            self._say_what_plays()
-        else:
-            self._say("there is no other lamp")
-
-    def _say_what_plays(self) -> None:
-        self._say(f"{Path(self._live.name).name}, seed {self._live.seed}")
+        """Show a note for a while."""
+        self._note = (text, time.monotonic() + _NOTE) if text else None
 
     def _save(self) -> None:
         if self._frame is None:
             return
         picture = enlarge(self._frame, max(1, -(-_SAVED // min(self._frame.shape[:2]))))
-        stem = f"lava-{self._live.seed}-{self._live.status()['frame']}"
+        stem = f"lava-{self._session.seed}-{self._session.status()['frame']}"
         try:
             for number in itertools.count(1):
                 path = self._folder / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
@@ -329,6 +290,11 @@ class Window:
         margin = round(0.02 * min(width, height))
         place = (margin, margin if top else height - margin - panel.height, *panel.size)
         Texture.from_surface(self._renderer, panel).draw(dstrect=place)
+
+
+def _action_of(typed: str) -> str | None:
+    """The action of what a key types."""
+    return _ACTIONS.get(_KEY_NAMES.get(typed, typed.lower()))
 
 
 @functools.lru_cache(maxsize=4)  # drawing the keys costs as much as showing two frames

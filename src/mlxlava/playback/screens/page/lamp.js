@@ -1,5 +1,7 @@
 // Draws the pictures that the server sends, and tells it what the viewer asks for (screens/web.py).
 
+import { HELP, KEYS } from "./keys.js";
+
 const find = (id) => document.getElementById(id);
 
 const SMOOTH = 768; // pixels up to which a picture is doubled before the browser stretches it
@@ -294,27 +296,49 @@ find("controls").onclick = (event) => {
   if (event.detail > 0) event.target.closest("button")?.blur();
 };
 
-const keys = {
-  " ": play,
-  n: next,
-  w: nextName,
-  f: full,
-  z: fill,
-  "+": () => faster(1),
-  "=": () => faster(1), // where + is, without shift
-  "-": () => faster(-1),
-  0: () => ask({ speed: 1 }),
+// --- the keys: which there are and what they are called is defined in playback/keys.py ---
+
+const actions = {
+  pause: play,
+  faster: () => faster(1),
+  slower: () => faster(-1),
+  true_speed: () => ask({ speed: 1 }),
+  next_seed: next,
+  next_name: nextName,
+  full_screen: full,
+  fill,
+  help: () => (find("help").open ? find("help").close() : find("help").showModal()),
+  leave: () => document.activeElement.blur(), // and let the controls fade
 };
+
+/** The first key of an action. */
+const keyOf = (action) => Object.keys(KEYS).find((key) => KEYS[key] === action).replace(" ", "Space");
+
+for (const control of document.querySelectorAll("[data-actions]")) {
+  const keys = control.dataset.actions.split(" ").map(keyOf);
+  control.setAttribute("aria-keyshortcuts", keys.join(" "));
+  const label = control.querySelector("kbd");
+  if (label !== null) label.textContent = keys[0].toLowerCase();
+}
+
+find("help").firstElementChild.replaceChildren(
+  ...HELP.flatMap((row) => row.map((text, index) => {
+    const cell = document.createElement(index === 0 ? "dt" : "dd");
+    cell.textContent = text;
+    return cell;
+  })),
+);
 
 addEventListener("keydown", (event) => {
   wake();
-  if (event.key === "Escape") document.activeElement.blur(); // and let the controls fade
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select")) return;
-  if (event.key === " " && event.target.matches("button")) return; // presses that button
-  const action = keys[event.key.toLowerCase()];
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const action = KEYS[event.key === "Escape" ? "esc" : event.key.toLowerCase()];
   if (action === undefined) return;
+  if (action === "leave") return actions.leave(); // the browser does more: it closes a dialog
+  if (event.target.matches("input, select")) return;
+  if (event.key === " " && event.target.matches("button")) return; // presses that button
   event.preventDefault();
-  action();
+  actions[action]();
 });
 
 let fading = 0;

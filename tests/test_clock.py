@@ -1,13 +1,13 @@
-"""The clock runs on a fake wall clock; what viewers ask for is done between two frames."""
+"""The clock of playback, on a wall clock that only moves when the test says so."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from mlxlava.playback.session import Live, Reel, WallClock
+from mlxlava.playback.clock import WallClock
 from mlxlava.playback.writers import Frame
 
 
@@ -136,14 +136,18 @@ def test_time_stands_still_while_it_is_paused() -> None:
     clock = WallClock(10, now=wall.now, sleep=wall.sleep)
     clock.wait(0.5)
     clock.paused = True
-    for _ in range(8):
-        wall.sleep(0.4)
-        assert next(clock) == pytest.approx(0.6, abs=0.11)
-        clock._grid = (0.0, 5)
-    clock.paused = False
-    began = wall.time
+    resumes = wall.time + 3
+
+    def sleep(seconds: float) -> None:
+        wall.sleep(seconds)
+        if clock.paused and wall.time >= resumes:
+            clock.paused = False
+
+    clock.sleep = sleep
+    assert next(clock) == pytest.approx(0.5)
     clock.wait(1.0)
-    assert wall.time - began == pytest.approx(0.5)
+    assert wall.time == pytest.approx(1000 + 0.5 + 3 + 0.5)
+    assert next(clock) == pytest.approx(1.0)
 
 
 def test_fewer_frames_are_as_fast() -> None:
@@ -159,57 +163,6 @@ def test_fewer_frames_are_as_fast() -> None:
     assert [next(clock), next(clock)] == pytest.approx([2.05, 2.1])
 
 
-class Shades:
-    """Lamps of one brightness each, which is their seed."""
-
-    names: Sequence[str] = ["a", "b"]
-
-    def open(self, name: str, seed: int) -> Reel:
-        def play(times: Iterable[float]) -> Iterator[tuple[float, Frame]]:
-            for at in times:
-                yield at, np.full((16, 16, 3), seed, np.uint8)
-
-        return Reel(play, (16, 16), lambda: (0.0, 1.0, 0.0, 3.0))
-
-
-def test_another_lamp_begins_at_its_beginning() -> None:
-    wall = Wall()
-    live = Live(Shades(), "a", 1, WallClock(10, now=wall.now, sleep=wall.sleep))
-    seen = []
-    for reel in live.reels():
-        for at, frame in reel.play(live.clock):
-            live.clock.wait(at)
-            if live.changed:
-                break
-            live.note(at)
-            seen.append((live.name, int(frame[0, 0, 0]), round(at, 3)))
-            if len(seen) == 3:
-                live.choose(seed=7)
-            elif len(seen) == 5:
-                live.choose("b")
-            elif len(seen) == 7:
-                live.end()
-    assert [one[:2] for one in seen] == [("a", 1)] * 3 + [("a", 7)] * 2 + [("b", 7)] * 2
-    assert [one[2] for one in seen] == pytest.approx([0, 0.1, 0.2, 0, 0.1, 0, 0.1])
-    assert live.status()["frame"] == 2
-    with pytest.raises(KeyError):
-        live.choose("c")
-
-
-def test_a_lamp_that_is_chosen_in_a_pause_shows_its_first_frame() -> None:
-    wall = Wall()
-    live = Live(Shades(), "a", 1, WallClock(10, now=wall.now, sleep=wall.sleep))
-    wall.time += 0.05
-    live.toggle()
-    live.choose(seed=7)
-    reels = live.reels()
-    next(reels)
-    at, frame = next(iter(next(reels).play(live.clock)))
-    before = wall.time
-    live.clock.wait(at)
-    assert (at, wall.time, int(frame[0, 0, 0])) == (0, before, 7)
-
-
 def test_who_waits_for_a_frame_is_woken_by_another_lamp() -> None:
     wall = Wall()
     clock = WallClock(10, now=wall.now, sleep=wall.sleep)
@@ -221,12 +174,3 @@ def test_who_waits_for_a_frame_is_woken_by_another_lamp() -> None:
     clock.sleep = sleep
     clock.wait(60)
     assert wall.time < 1002
-
-
-def test_after_the_last_seed_and_name_come_the_first() -> None:
-    live = Live(Shades(), "a", 2**31 - 1, WallClock(10))
-    live.next_seed()
-    assert live.seed == 0
-    assert live.next_name() and live.name == "b"
-    assert live.next_name() and live.name == "a"
-    assert live.seed == 0

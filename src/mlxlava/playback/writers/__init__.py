@@ -1,0 +1,138 @@
+"""Writers: frames go in, and a finished, playable file (or a stream on stdout) comes out.
+
+``open_writer`` opens one. A format is one class in ``FORMATS``; what all formats share is in base.py. To add
+a format, write its class in raw.py or ffmpeg.py and list it here. Frames are uint8 (H, W, 3).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+from mlxlava.config import nearest
+from mlxlava.errors import UserError
+from mlxlava.playback.writers.base import (
+    QUALITY,
+    Format,
+    Frame,
+    Output,
+    PipeClosed,
+    Writer,
+    enlarge,
+    unbuffered_stdout,
+    write_all,
+)
+from mlxlava.playback.writers.ffmpeg import Apng, Gif, Mp4, Webm, Webp
+from mlxlava.playback.writers.raw import Raw, Y4m
+
+__all__ = [
+    "FORMATS",
+    "Frame",
+    "Output",
+    "PipeClosed",
+    "Writer",
+    "check_quality",
+    "enlarge",
+    "format_of",
+    "open_writer",
+    "unbuffered_stdout",
+    "write_all",
+]
+
+FORMATS: dict[str, type[Format]] = {
+    "mp4": Mp4,
+    "webm": Webm,
+    "gif": Gif,
+    "apng": Apng,
+    "webp": Webp,
+    "y4m": Y4m,
+    "raw": Raw,
+}
+
+
+def format_of(target: str, name: str | None = None) -> str:
+    """The format to write: ``name`` (``--format``) where given, else by the ending of ``target``.
+
+    Raises:
+        UserError: the format is unknown, or ``target`` is ``-`` (stdout) and the format cannot be piped.
+    """
+    pipes = " or ".join(key for key, kind in FORMATS.items() if kind.pipes)
+    endings = {ending: key for key, kind in FORMATS.items() for ending in kind.endings}
+    if name is None and target == "-":
+        raise UserError(f"output: - (stdout) needs a format that can be piped; give --format {pipes}")
+    word = name if name is not None else Path(target).suffix
+    found = endings.get(word.lower().lstrip("."))
+    if found is None:
+        hint, known = nearest(word.lower().lstrip("."), list(endings)), f"known: {', '.join(FORMATS)}"
+        advice = f"{hint} ({known})" if hint.startswith("did you") else known
+        if name is not None:
+            raise UserError(f"--format: unknown format {name!r}; {advice}")
+        raise UserError(f"output: the ending of {target} names no format; {advice}; or give --format")
+    if target == "-" and not FORMATS[found].pipes:
+        raise UserError(f"output: {found} cannot go to stdout; give --format {pipes}, or a file with -o")
+    return found
+
+
+def check_quality(name: str, quality: int | None) -> None:
+    """Refuse a quality that is out of range, or any quality for a lossless format (UserError)."""
+    if quality is None:
+        return
+    if FORMATS[name].settings is None:
+        raise UserError(f"--quality: {name} loses nothing; leave it out, or write another format")
+    if not 0 <= quality <= 100:
+        raise UserError(f"--quality: must be from 0 to 100, not {quality}")
+
+
+@contextlib.contextmanager
+def open_writer(
+    target: str,
+    *,
+    size: tuple[int, int],
+    fps: float,
+    format: str | None = None,
+    scale: int = 1,
+    quality: int | None = None,
+) -> Iterator[Output]:
+    """Open a file, or stdout for ``-``, to write frames to. Leaving the block finishes it.
+
+    The file has a temporary name (``lava.mp4.1a2b3c.part``) until it is finished. To end a lamp is no
+    failure: ``PipeClosed``, Ctrl-C and ``SystemExit`` finish the file too. Any other exception removes it.
+    If no frame was written, no file is left.
+
+    Args:
+        target: a file's name, or ``-`` for stdout.
+        size: height and width of the frames that will be written.
+        fps: frames per second.
+        format: a key of ``FORMATS``; by the ending of ``target`` if None.
+        scale: whole factor by which the frames are enlarged.
+        quality: 0 to 100, for lossy formats; ``QUALITY`` if None.
+
+    Raises:
+        UserError: the format is unknown or has no quality to choose, the place cannot be written, the disk
+            is full, or the encoder failed.
+        PipeClosed: the reader of stdout has closed the pipe.
+    """
+    name = format_of(target, format)
+    if scale < 1 or not fps > 0:
+        raise UserError(f"output: fps and scale must be positive, not {fps:g} and {scale}")
+    check_quality(name, quality)
+    if target == "-" and sys.stdout.isatty():
+        raise UserError("output: - is the terminal; pipe it into a player, for example … | ffplay -")
+    # 29.97002997 → 30000/1001; 29.97 → 2997/100.
+    rate = Fraction(fps).limit_denominator(1001)
+    writer = Output(target, FORMATS[name], size, rate, scale, QUALITY if quality is None else quality)
+    try:
+        yield writer
+    except PipeClosed:
+        writer.close()
+        raise
+    except Exception:
+        writer.abort()
+        raise
+    except BaseException:
+        writer.close()
+        raise
+    writer.close()

@@ -1,0 +1,202 @@
+"""What all formats share: the protocol, writing to a pipe, and a file that appears only when it is finished.
+
+Frames are uint8 (H, W, 3).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import secrets
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from mlxlava.errors import UserError
+
+Frame = npt.NDArray[np.uint8]
+
+# The qualities (0 to 100) at which a lossy format names the settings of its encoder. A quality stands for the
+# same peak signal-to-noise ratio in every format, measured on a lamp at 256×256 (docs/playing.md, "Quality").
+QUALITIES = (0, 25, 50, 75, 100)
+QUALITY = 75  # where none is given
+
+Settings = tuple[int, ...] | None  # an encoder's settings at QUALITIES; None for a lossless format
+
+
+class PipeClosed(Exception):
+    """Nobody reads (or watches) any more. This ends the playing and is not a failure."""
+
+
+class Writer(Protocol):
+    """Takes frames, one after the other."""
+
+    def write(self, frame: Frame) -> None:
+        """Add a frame, uint8 (H, W, 3)."""
+
+    def close(self) -> None:
+        """Finish, so that what was written can be played. A second call does nothing."""
+
+    def abort(self) -> None:
+        """Give up and leave no partial file. After ``close`` this does nothing."""
+
+
+class Format(Writer, Protocol):
+    """A writer of one file format, as ``FORMATS`` lists it.
+
+    Args:
+        path: file to write, or ``-`` for stdout.
+        size: height and width of the frames.
+        rate: frames per second.
+        quality: 0 to 100; a lossless format ignores it.
+
+    Attributes:
+        endings: file endings that name this format, without the dot.
+        pipes: whether it can be written to stdout.
+        settings: the encoder's settings at ``QUALITIES``; None for a lossless format.
+    """
+
+    endings: ClassVar[tuple[str, ...]]
+    pipes: ClassVar[bool]
+    settings: ClassVar[Settings]
+
+    def __init__(self, path: str, size: tuple[int, int], rate: Fraction, quality: int) -> None: ...
+
+
+def enlarge(frame: Frame, scale: int) -> Frame:
+    """Enlarge a frame smoothly by a whole factor: (H, W, 3) → (scale·H, scale·W, 3)."""
+    if scale == 1:
+        return frame
+    height, width = frame.shape[:2]
+    image = Image.fromarray(frame).resize((width * scale, height * scale), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def write_all(stream: Any, data: bytes | memoryview) -> None:
+    """Write all of ``data`` to a binary stream, which may be unbuffered and take only a piece at a time.
+
+    Raises:
+        PipeClosed: the other end is closed.
+    """
+    rest = memoryview(data).cast("B")
+    try:
+        while rest:
+            written = stream.write(rest)
+            if written is None:  # another process has made our stdout non-blocking
+                time.sleep(0.001)
+            else:
+                rest = rest[written:]
+    except BrokenPipeError:
+        raise PipeClosed from None
+
+
+def unbuffered_stdout() -> Any:
+    """Stdout without its buffer: frames leave at once, and a closed pipe leaves nothing to flush at exit."""
+    sys.stdout.flush()
+    stream = sys.stdout.buffer
+    return getattr(stream, "raw", stream)
+
+
+class Output:
+    """A writer that adds what all formats share.
+
+    It enlarges the frames, gives the file its name only when it is finished, and turns errors of the system
+    into one plain line.
+
+    Args:
+        target: file to write, or ``-`` for stdout.
+        format: the class of the format.
+        size: height and width of the frames that will be written.
+        rate: frames per second.
+        scale: whole factor by which the frames are enlarged.
+        quality: 0 to 100.
+
+    Attributes:
+        frames: how many frames were written.
+
+    Raises:
+        UserError: the file cannot be made, or the encoder cannot be started.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        format: type[Format],
+        size: tuple[int, int],
+        rate: Fraction,
+        scale: int,
+        quality: int,
+    ) -> None:
+        self._target, self._size, self._scale = target, size, scale
+        self._final = self._path = None if target == "-" else Path(target).resolve()
+        self.frames, self._open = 0, True
+        try:
+            # A device or a named pipe is written to directly.
+            if self._final is not None and (self._final.is_file() or not self._final.exists()):
+                self._path = self._final.with_name(f"{self._final.name}.{secrets.token_hex(3)}.part")
+                # Made here, so that a place that cannot be written fails now and not once the encoder runs.
+                self._path.touch(exist_ok=False)
+            elif self._final is not None and self._final.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "is a folder; name a file in it")
+            enlarged = (size[0] * scale, size[1] * scale)
+            self._writer = format("-" if self._path is None else str(self._path), enlarged, rate, quality)
+        except BaseException as error:
+            self._remove()
+            raise self._plain(error) from None
+
+    def _remove(self) -> None:
+        if self._path is not None and self._path != self._final:
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
+
+    def _plain(self, error: BaseException) -> BaseException:
+        """An error of the system as a ``UserError``; any other error as it is."""
+        if not isinstance(error, OSError):
+            return error
+        if self._final is not None and not self._final.parent.exists():
+            return UserError(
+                f"output: the folder {self._final.parent} does not exist; make it, or name another"
+            )
+        return UserError(f"output: cannot write {self._target}: {error.strerror or error}")
+
+    def write(self, frame: Frame) -> None:
+        """Add a frame, uint8 (H, W, 3) of the announced size."""
+        if frame.shape != (*self._size, 3) or frame.dtype != np.uint8:
+            raise ValueError(f"a frame must be uint8 {(*self._size, 3)}, not {frame.dtype} {frame.shape}")
+        if not self._open:
+            raise ValueError("the writer is closed")
+        try:
+            self._writer.write(enlarge(frame, self._scale))
+        except Exception as error:
+            self.abort()
+            raise self._plain(error) from None
+        self.frames += 1
+
+    def close(self) -> None:
+        """Finish the file under its own name. A second call does nothing."""
+        if not self._open:
+            return
+        if self.frames == 0:  # no format has a file without frames
+            self.abort()
+            return
+        try:
+            self._writer.close()
+            if self._path is not None and self._final is not None and self._path != self._final:
+                self._path.replace(self._final)
+        except Exception as error:
+            self.abort()
+            raise self._plain(error) from None
+        self._open = False
+
+    def abort(self) -> None:
+        """Give up and leave no file. After ``close`` this does nothing."""
+        if self._open:
+            self._open = False
+            self._writer.abort()
+            self._remove()
