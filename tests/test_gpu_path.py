@@ -15,7 +15,8 @@ from mlxlava.backend import gpu_path, kernels, mx, resident_memory, tree_map
 from mlxlava.backend.kernels import MOST_BUFFERS
 from mlxlava.backend.ops import Convolution, conv3, conv_down, conv_up
 from mlxlava.config import Recipe, load_recipe, override
-from mlxlava.models.networks import batch_norm, make_generator
+from mlxlava.models.duralava import batch_norm
+from mlxlava.models.registry import make_generator
 from mlxlava.models.state_step import make_dynamics
 from mlxlava.rollout.rollout import Rollout
 from mlxlava.rollout.weights import Weights, load_weights
