@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from mlxlava.backend import describe, mx, named_arrays, tree_map
+from mlxlava.backend import Tree, describe, mx, named_arrays, tree_map
 from mlxlava.backend.ranks import from_first, rank
 from mlxlava.config import Recipe, recipe_to_dict
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage
-from mlxlava.models.networks import Tree
 from mlxlava.models.storage import FORMAT
 from mlxlava.paths import checkpoints, latest_checkpoint, names_in, read_json
 from mlxlava.training.checkpoint import load_checkpoint, save_checkpoint

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mlxlava.backend import limit_memory, mx, queue
+from mlxlava.backend import Tree, limit_memory, mx, queue
 from mlxlava.backend.ranks import any_rank, rank, ranks
 from mlxlava.config import Recipe
 from mlxlava.console import progress
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage
-from mlxlava.models.networks import Tree
 from mlxlava.models.storage import find_non_finite
 from mlxlava.training.callbacks import Callbacks
 from mlxlava.training.checkpoint import save_checkpoint

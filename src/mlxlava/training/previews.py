@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from mlxlava.backend import Tree
 from mlxlava.config import Recipe
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage
-from mlxlava.models.networks import Tree
 from mlxlava.models.sheet import preview, preview_columns
 from mlxlava.training.callbacks import Callbacks
 from mlxlava.training.checkpoint import playable

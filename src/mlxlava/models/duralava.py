@@ -1,0 +1,219 @@
+"""duralava's generator and discriminator, with BatchNorm (the reference system, 2022; recipe `duralava`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+from mlxlava.backend import Tree, mx, tree_map
+from mlxlava.backend.cpu.chunks import Chunks, share_forward
+from mlxlava.backend.ops import biased_leaky_relu, conv_down, conv_up, leaky_relu, scaled_leaky_relu
+from mlxlava.config import Recipe
+from mlxlava.models.discriminator import Frames
+from mlxlava.models.layers import dense, glorot, init_conv, init_dense
+
+Layer = Callable[..., Chunks]  # (batch, weights …) → results
+
+
+def init_batch_norm(channels: int) -> Tree:
+    """Scale 1, bias 0."""
+    return {"scale": mx.ones((channels,)), "bias": mx.zeros((channels,))}
+
+
+def batch_norm(
+    weights: Tree, batch: Chunks, bias: mx.array | float = 0.0, stats: Tree | None = None
+) -> tuple[Chunks, Tree]:
+    """BatchNorm over all axes but the last (Ioffe and Szegedy 2015), then leaky ReLU; in one pass.
+
+    Args:
+        weights: ``scale`` and ``bias`` (C,).
+        batch: (…, C).
+        bias: (C,) of the convolution before, not yet added. The batch's own mean takes it away again, so
+            training needs no pass for it and none for its gradient.
+        stats: ``mean`` and ``var`` to use instead of the batch's own.
+
+    Returns:
+        The activated batch, and the statistics that were used.
+    """
+    if stats is None:
+        count = sum(x.size for x in batch) // batch[0].shape[-1]
+        mean, square = (total / count for total in batch.sum(_sums))
+        # E[x²] − E[x]² is exact enough: |mean| stays small against the deviation here.
+        stats = {"mean": mean + bias, "var": mx.maximum(square - mean * mean, 0)}
+    scale = weights["scale"] * mx.rsqrt(stats["var"] + 1e-3)
+    shift = weights["bias"] + (bias - stats["mean"]) * scale
+    return batch.map(lambda x: scaled_leaky_relu(x, scale, shift)), stats
+
+
+def _sums(x: mx.array) -> tuple[mx.array, mx.array]:
+    """Σ x and Σ x² over all axes but the last, float32: in float16 Σ x² overflows at a recipe's own batch."""
+    axes = tuple(range(x.ndim - 1))
+    x = x.astype(mx.float32)
+    return x.sum(axes), (x * x).sum(axes)
+
+
+def _transpose_convolve(weights: Tree, x: mx.array) -> mx.array:
+    """(N, H, W, I) → (N, 2H, 2W, O), without the bias, which :func:`batch_norm` takes."""
+    return conv_up(x, weights["weight"])
+
+
+class TransposedGenerator:
+    """duralava's: 4×4 transposed convolutions with BatchNorm and leaky ReLU, sigmoid at the end."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        widths = recipe.generator.widths
+        self.size = recipe.data.size
+        self.state_size = recipe.generator.state_size
+        self.base = tuple(side // 2 ** len(widths) for side in recipe.data.size)
+        self.widths = widths
+
+    def init(self, key: mx.array) -> Tree:
+        """Weights; the first transposed convolution meets one pixel, so it is a matrix."""
+        keys = mx.random.split(key, len(self.widths) + 1)
+        outputs = math.prod(self.base) * self.widths[0]
+        gain = glorot(self.state_size, self.widths[0]) / math.sqrt(math.prod(self.base))
+        weights = {"dense": init_dense(keys[0], self.state_size, outputs, gain)}
+        for i, (inputs, outputs) in enumerate(pairwise((*self.widths, 3))):
+            weights[f"up{i}"] = init_conv(keys[i + 1], 4, inputs, outputs, glorot(inputs, outputs))
+        for i, channels in enumerate(self.widths):
+            weights[f"norm{i}"] = init_batch_norm(channels)
+        return weights
+
+    def init_stats(self) -> Tree:
+        """Running mean and variance of every BatchNorm, for playing."""
+        return {
+            f"norm{i}": {"mean": mx.zeros((channels,)), "var": mx.ones((channels,))}
+            for i, channels in enumerate(self.widths)
+        }
+
+    def __call__(self, weights: Tree, states: mx.array, stats: Tree | None = None) -> tuple[mx.array, Tree]:
+        """(N, Z) → frames (N, H, W, 3) in [0, 1], and the BatchNorm statistics that were used.
+
+        ``stats`` None takes the batch's own, as training does.
+        """
+        used = {}
+        batch = Chunks.of(states, math.prod(self.size)).map(
+            lambda z: dense(weights["dense"], z).reshape(-1, *self.base, self.widths[0])
+        )
+        bias: mx.array | float = 0.0  # that of the matrix differs from pixel to pixel
+        for i in range(len(self.widths)):
+            norm, up = f"norm{i}", weights[f"up{i}"]
+            batch, used[norm] = batch_norm(weights[norm], batch, bias, stats and stats[norm])
+            batch = batch.map(partial(_transpose_convolve, up))
+            bias = up["bias"]
+        return batch.map(lambda x: mx.sigmoid(x + bias)).join(), used
+
+
+class RecurrentDiscriminator:
+    """duralava's: a convolutional encoder of frames, an MLP that remembers, a logit at every step."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.widths = recipe.discriminator.widths
+        self.features = recipe.discriminator.features
+        self.state = recipe.discriminator.state
+        self.hidden = recipe.discriminator.hidden
+        self.end = tuple(side // 2 ** len(self.widths) for side in recipe.data.size)
+
+    def init(self, key: mx.array) -> Tree:
+        """Weights."""
+        keys = iter(mx.random.split(key, len(self.widths) + len(self.hidden) + 5))
+
+        def layer(inputs: int, outputs: int) -> Tree:
+            return init_dense(next(keys), inputs, outputs, glorot(inputs, outputs))
+
+        weights: Tree = {}
+        for i, (inputs, outputs) in enumerate(pairwise((3, *self.widths))):
+            weights[f"down{i}"] = init_conv(next(keys), 4, inputs, outputs, glorot(inputs, outputs))
+            if i:
+                weights[f"norm{i}"] = init_batch_norm(outputs)
+        # The last convolution covers all that is left of the picture, so it is a matrix.
+        weights["features"] = layer(math.prod(self.end) * self.widths[-1], self.features)
+        widths = (self.features + self.state, *self.hidden)
+        for i, (inputs, outputs) in enumerate(pairwise(widths)):
+            weights[f"cell{i}"] = layer(inputs, outputs)
+        weights["cell_out"] = layer(widths[-1], self.state)
+        head = self.hidden[-1] if self.hidden else self.state
+        weights["head"] = layer(self.state, head)
+        weights["head_out"] = layer(head, 1)
+        return weights
+
+    def encode(self, weights: Tree, frames: mx.array) -> mx.array:
+        """Frames (N, H, W, 3) → features (N, F); BatchNorm uses the statistics of this call."""
+        batch = Chunks.of(frames, math.prod(frames.shape[1:3]))
+        for layer, own in self._layers(weights):
+            batch = layer(batch, *own)
+        return batch.join()
+
+    def encode_twice(self, weights: Tree, first: mx.array, second: mx.array) -> tuple[mx.array, mx.array]:
+        """Features of the same frames given twice, for two losses; the weights learn from the first only."""
+        pixels = math.prod(first.shape[1:3])
+        batches = Chunks.of(first, pixels), Chunks.of(second, pixels)
+        for layer, own in self._layers(weights):
+            batches = share_forward(layer, *batches, *own)
+        return batches[0].join(), batches[1].join()
+
+    def _layers(self, weights: Tree) -> list[tuple[Layer, tuple[mx.array, ...]]]:
+        """The layers from frames to features, each with its weights.
+
+        A layer normalises and activates what the one before has made, and ends with its convolution or
+        product. That is how :func:`share_forward` wants it.
+        """
+
+        def first(frames: Chunks, kernel: mx.array) -> Chunks:
+            return frames.map(lambda x: conv_down(x, kernel))
+
+        def second(maps: Chunks, bias: mx.array, kernel: mx.array) -> Chunks:
+            return maps.map(lambda x: conv_down(biased_leaky_relu(x, bias), kernel))
+
+        def normed(
+            maps: Chunks, scale: mx.array, shift: mx.array, bias: mx.array, kernel: mx.array
+        ) -> Chunks:
+            maps, _ = batch_norm({"scale": scale, "bias": shift}, maps, bias)
+            return maps.map(lambda x: conv_down(x, kernel))
+
+        def last(
+            maps: Chunks, scale: mx.array, shift: mx.array, bias: mx.array, matrix: mx.array, offset: mx.array
+        ) -> Chunks:
+            maps, _ = batch_norm({"scale": scale, "bias": shift}, maps, bias)
+            out = {"weight": matrix, "bias": offset}
+            return maps.map(lambda x: leaky_relu(dense(out, x.flatten(1))))
+
+        downs = [weights[f"down{i}"] for i in range(len(self.widths))]
+        layers: list[tuple[Layer, tuple[mx.array, ...]]] = [(first, (downs[0]["weight"],))]
+        before: tuple[mx.array, ...] = (downs[0]["bias"],)  # weights to activate what the layer before made
+        for i in range(1, len(self.widths)):
+            layers.append((normed if i > 1 else second, (*before, downs[i]["weight"])))
+            before = (weights[f"norm{i}"]["scale"], weights[f"norm{i}"]["bias"], downs[i]["bias"])
+        return [*layers, (last, (*before, weights["features"]["weight"], weights["features"]["bias"]))]
+
+    def cell(self, weights: Tree, features: mx.array, state: mx.array) -> mx.array:
+        """Features (B, F) and what is remembered (B, S) → what is remembered next (B, S)."""
+        x = mx.concatenate([features, state], axis=-1)
+        for i in range(len(self.hidden)):
+            x = leaky_relu(dense(weights[f"cell{i}"], x))
+        return dense(weights["cell_out"], x)
+
+    def __call__(self, weights: Tree, frames: Frames, times: mx.array) -> Any:
+        """Frames (B, T, H, W, 3) → logits (B, T); ``times`` are all steps and not looked at.
+
+        The same frames twice give logits twice, for two losses, and the weights only learn of the first.
+        """
+        if isinstance(frames, mx.array):
+            return self._remember(weights, self.encode(weights, frames.flatten(0, 1)), times)
+        first, second = self.encode_twice(weights, *(each.flatten(0, 1) for each in frames))
+        kept = tree_map(mx.stop_gradient, weights)
+        return self._remember(weights, first, times), self._remember(kept, second, times)
+
+    def _remember(self, weights: Tree, features: mx.array, times: mx.array) -> mx.array:
+        batch, count = times.shape
+        features = features.reshape(batch, count, -1)
+        state = mx.zeros((batch, self.state), features.dtype)
+        states = []
+        for t in range(count):
+            state = self.cell(weights, features[:, t], state)
+            states.append(state)
+        x = leaky_relu(dense(weights["head"], mx.stack(states, axis=1)))
+        return dense(weights["head_out"], x)[..., 0]
