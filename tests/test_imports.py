@@ -49,6 +49,7 @@ WITHOUT_MLX = [
     "normality",
     "paths",
     "playback.clock",
+    "playback.keys",
     "playback.player",
     "playback.screens.terminal",
     "playback.screens.web",

@@ -60,14 +60,13 @@ def playing(host: str = web.HOST) -> Iterator[tuple[Session, WebPage]]:
     """A lamp that plays on a page of its own, at any free port."""
     session = Session(Shades(), "a", 1, WallClock(30))
     with WebPage(session, host, 0) as page:
-        session.clock.sleep = page.idle
-        thread = threading.Thread(target=player._show, args=(session, page, 30))
+        session.clock.sleep = lambda seconds: page.idle(min(seconds, 0.02))  # to end soon
+        thread = threading.Thread(target=player.show, args=(session, page, 30))
         thread.start()
         try:
             yield session, page
         finally:
             session.end()
-            page._asked.set()  # sooner than it would wake up
             thread.join()
 
 
@@ -181,9 +180,10 @@ def test_a_page_of_another_site_gets_nothing() -> None:
 
 def test_nothing_from_outside_and_nobody_else_may_show_it() -> None:
     with playing() as (_, page):
-        for path in ("/", "/lamp.css", "/lamp.js", "/lamp.svg", "/nothing", "/../web.py", "/page/lamp.js"):
+        there = ("/", "/lamp.css", "/lamp.js", "/keys.js", "/lamp.svg")
+        for path in (*there, "/nothing", "/../web.py", "/page/lamp.js"):
             code, head = answer(page, path)
-            assert code == (200 if path in web._FILES else 404)
+            assert code == (200 if path in there else 404)
             assert "default-src 'self'" in head and "frame-ancestors 'none'" in head
             assert "X-Content-Type-Options: nosniff" in head
             assert "access-control" not in head.lower()
@@ -254,7 +254,7 @@ async def test_viewers_see_the_same_lamp_move(session: Session, page: WebPage) -
 @viewed
 async def test_a_slow_viewer_drops_pictures_and_slows_nobody(session: Session, page: WebPage) -> None:
     async with watching(page) as slow, watching(page) as quick:
-        before = await pictures(slow, web._AHEAD, drawn=False)  # as many as it gets without drawing any
+        before = await pictures(slow, web.AHEAD, drawn=False)  # as many as it gets without drawing any
         seen = await pictures(quick, 40)
         assert len(set(seen)) == 40
         await slow.send_json({"drawn": len(before)})
@@ -453,7 +453,7 @@ def test_without_its_extra_one_line_names_it(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     monkeypatch.delitem(sys.modules, "mlxlava.playback.screens.web")
     with pytest.raises(UserError, match=r"aiohttp is missing.*mlxlava\[web\]"):
-        player._open_screen(PlaybackOptions(screen="web"), Session(Shades(), "a", 1, WallClock(30)))
+        player.open_screen(PlaybackOptions(screen="web"), Session(Shades(), "a", 1, WallClock(30)))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Frames shown or written as time goes by: clock, session, player, screens and writers. NumPy only, no MLX.
+"""Frames shown or written as time goes by: clock, session, player, keys, screens and writers. No MLX.
 
-May import config, console and paths. Start with player.py, ``run``.
+May import config, console and paths. Start with player.py, ``run``: it takes frames from a session and gives
+them to a screen (screens/), a file (writers/) or both.
 """

@@ -176,7 +176,7 @@ def run(library: Library, options: PlaybackOptions, name: str, seed: int = 0) ->
                     quality=options.quality,
                 )
             )
-        screen = None if options.screen == "none" else stack.enter_context(_open_screen(options, session))
+        screen = None if options.screen == "none" else stack.enter_context(open_screen(options, session))
         if screen is None and writer is not None:
             _write(source, options, writer)
         elif screen is not None:
@@ -184,7 +184,7 @@ def run(library: Library, options: PlaybackOptions, name: str, seed: int = 0) ->
             if writer is not None:
                 _show_and_write(session, options, screen, writer)
             else:
-                _show(session, screen, options.fps or screen.fps or _FPS)
+                show(session, screen, options.fps or screen.fps or _FPS)
     if writer is not None and writer.frames and options.target != "-":
         seconds = writer.frames / options.rate
         say(f"play: wrote {options.target} ({writer.frames} frames, {seconds:.1f} s)")
@@ -210,8 +210,14 @@ def _write(source: FrameSource, options: PlaybackOptions, writer: Writer) -> Non
                 update(done, total, clock(done) if total is None else f"{clock(done)} of {clock(total)}")
 
 
-def _show(session: Session, screen: Screen, fps: float) -> None:
-    """Show frames at true speed. Late frames are dropped."""
+def show(session: Session, screen: Screen, fps: float) -> None:
+    """Show what plays, at its true speed, until the session ends. Late frames are dropped.
+
+    Args:
+        session: what plays.
+        screen: where it is shown; it must be open.
+        fps: frames per second while somebody can see the screen.
+    """
     session.clock.fps = fps
     for source in session.sources():
         for at, frame in source.play(session.clock):
@@ -244,8 +250,12 @@ def _show_and_write(session: Session, options: PlaybackOptions, screen: Screen, 
             due = next(session.clock, math.inf)
 
 
-def _open_screen(options: PlaybackOptions, session: Session) -> Screen:
-    """Open the screen that the options name."""
+def open_screen(options: PlaybackOptions, session: Session) -> Screen:
+    """The screen that resolved options name; it opens when it is entered.
+
+    Raises:
+        UserError: an extra that the screen needs is not installed.
+    """
     if options.screen == "window":
         try:
             from mlxlava.playback.screens.window import Window

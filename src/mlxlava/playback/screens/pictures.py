@@ -1,7 +1,7 @@
-"""How a frame becomes what a terminal shows: half blocks, or pictures by the Kitty, iTerm2 or Sixel protocol.
+"""Painters turn a frame into what a terminal shows: half blocks, or a picture by a graphics protocol.
 
-A painter gives the bytes that make a frame fill an area of cells, and none where that is already so.
-Frames are uint8 (H, W, 3).
+The protocols are Kitty's, iTerm2's and Sixel. A painter returns the bytes that draw a frame into an area of
+cells, and no bytes where the frame is already there. Frames are uint8 (H, W, 3).
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from PIL import Image
 
 from mlxlava.playback.writers import Frame
 
-# kitty makes squares of the pixels it enlarges, so small frames are enlarged smoothly first, but no further
-# than this many pixels a side: what is sent grows with the square.
+# Sides in pixels up to which small frames are enlarged smoothly before they are sent. kitty shows the pixels
+# that it enlarges as squares. The bytes to send grow with the square of the side.
 _KITTY_SIDE = 384
 _ITERM2_SIDE = 512
-_SIXEL_SIDE = 600  # nothing scales Sixel, so this is the largest picture; it takes 42 ms to encode
+_SIXEL_SIDE = 600  # the largest picture, as no terminal scales Sixel; it takes 42 ms to encode
 
-# The six levels of xterm's 6×6×6 colours, which are numbers 16 to 231 of its 256.
+# The six levels of xterm's 6×6×6 colour cube, which is numbers 16 to 231 of its 256 colours.
 _CUBE = (0, 95, 135, 175, 215, 255)
 
-_GREY = 24  # between the largest and the smallest of R, G, B: less is nearly grey
+_GREY = 24  # a pixel whose R, G and B differ by less is nearly grey
 
 # 4×4 ordered dither, in (-0.5, 0.5), for terminals of 256 colours.
 _BAYER = (
@@ -36,11 +36,11 @@ _BAYER = (
 ) / 16 - 0.5
 
 
-_DEFINITION = re.compile(r"(#\d+)(;[\d;]+)")  # of a Sixel colour register
+_DEFINITION = re.compile(r"(#\d+)(;[\d;]+)")  # defines a Sixel colour register
 
 
 class Area(NamedTuple):
-    """Cells that a picture fills: the first one, counted from 1, and how many; a cell's size in pixels."""
+    """Cells that a picture fills: the first cell, counted from 1, how many, and a cell's size in pixels."""
 
     top: int
     left: int
@@ -55,12 +55,12 @@ class Area(NamedTuple):
 
 
 class Painter(Protocol):
-    """Draws frames; it knows what it has drawn.
+    """Draws frames, and remembers what it has drawn.
 
     Attributes:
-        cell: height and width of a cell in its pixels; None for what the terminal says.
-        spare: lines at the bottom that it must leave free.
-        limit: pixels a side above which a picture is not made larger; None for no limit.
+        cell: height and width of a cell in the painter's pixels; None for what the terminal says.
+        spare: lines at the bottom that the picture must leave free.
+        limit: largest side of a picture in pixels; None for no limit.
     """
 
     cell: tuple[int, int] | None
@@ -68,23 +68,23 @@ class Painter(Protocol):
     limit: int | None
 
     def paint(self, frame: Frame, area: Area) -> bytes:
-        """What to send so that ``frame`` fills ``area``; nothing where it does already."""
+        """The bytes that make ``frame`` fill ``area``; none where it does already."""
 
     def erase(self) -> bytes:
-        """What to send so that the terminal keeps nothing of it, besides the text in its cells."""
+        """The bytes that remove everything the painter has drawn, except text in cells."""
 
 
 def fit(
     size: tuple[int, int], columns: int, lines: int, cell: tuple[int, int] = (2, 1), limit: int | None = None
 ) -> tuple[int, int]:
-    """The largest (rows, columns) of cells that keep the aspect of ``size`` = (H, W).
+    """The largest area of cells, (rows, columns), that keeps the aspect ratio of a frame.
 
     Args:
         size: height and width of the frame.
-        columns: cells there are.
-        lines: lines of them.
+        columns: columns that are free.
+        lines: lines that are free.
         cell: height and width of a cell, in any unit.
-        limit: the most that either side may be, in that unit.
+        limit: largest allowed side, in the same unit; None for no limit.
     """
     height, width = size
     factor = min(columns * cell[1] / width, lines * cell[0] / height)
@@ -104,10 +104,10 @@ def _go(area: Area) -> bytes:
 
 
 def _to_256(pixels: Frame) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) → (H, W): numbers among xterm's 256 colours, by ordered dither.
+    """Numbers of xterm's 256 colours, by ordered dither: (H, W, 3) → (H, W).
 
-    What is nearly grey (a dark room) takes the 24 greys, which lie close together; the cube has none between
-    black and 95, so that it would be strewn with dots.
+    Pixels that are nearly grey (a dark room) take the 24 greys, which are close to each other. The cube has
+    no level between black and 95, so dithering with it would cover a dark room with dots.
     """
     height, width = pixels.shape[:2]
     threshold = np.tile(_BAYER, (height // 4 + 1, width // 4 + 1))[:height, :width]
@@ -121,10 +121,10 @@ def _to_256(pixels: Frame) -> npt.NDArray[np.uint8]:
 
 
 class Blocks:
-    """Half blocks, two pixels a cell; only cells that changed are sent.
+    """Half blocks: two pixels in each cell. Only cells that have changed are sent.
 
     Args:
-        true_colour: 24-bit colours, or the 256 of older terminals.
+        true_colour: whether to send 24-bit colours; else the 256 colours of older terminals.
     """
 
     cell: tuple[int, int] | None = (2, 1)
@@ -136,7 +136,7 @@ class Blocks:
         self._shown: npt.NDArray[np.uint8] | None = None  # (rows, columns, upper and lower, 3)
 
     def paint(self, frame: Frame, area: Area) -> bytes:
-        """The escape sequences that draw the cells that differ from those shown."""
+        """Escape sequences for the cells that differ from those on the screen."""
         cells = self._cells(frame, area.rows, area.columns)
         text = self._draw(cells, area.top, area.left)
         self._shown = cells
@@ -148,7 +148,10 @@ class Blocks:
         return b""
 
     def _cells(self, frame: Frame, rows: int, columns: int) -> npt.NDArray[np.uint8]:
-        """(H, W, 3) → (rows, columns, upper and lower, 3): RGB, or a number among 256 colours, thrice."""
+        """The cells' colours: (H, W, 3) → (rows, columns, upper and lower, 3).
+
+        A colour is RGB, or three times its number among 256 colours.
+        """
         pixels = np.asarray(_resize(frame, 2 * rows, columns))
         if not self._true_colour:
             pixels = np.repeat(_to_256(pixels)[..., None], 3, axis=-1)
@@ -175,10 +178,14 @@ class Blocks:
 
 
 class _Pictures:
-    """What the picture protocols share: frames of one size at most, and none twice."""
+    """What the graphics protocols share: a largest size, and no frame is sent twice.
+
+    Attributes:
+        side: largest side in pixels of what is sent, unless the frame itself is larger.
+    """
 
     cell: tuple[int, int] | None = None
-    spare = 1  # where the cursor goes after a picture that ends in the last line differs: some scroll
+    spare = 1  # after a picture that ends in the last line, some terminals scroll
     limit: int | None = None
     side: int
 
@@ -186,7 +193,7 @@ class _Pictures:
         self._shown: tuple[Frame, Area] | None = None
 
     def paint(self, frame: Frame, area: Area) -> bytes:
-        """The whole picture, unless it is the one shown."""
+        """The whole picture, unless it is on the screen already."""
         if self._shown is not None and area == self._shown[1] and np.array_equal(frame, self._shown[0]):
             return b""
         self._shown = (frame, area)
@@ -196,7 +203,7 @@ class _Pictures:
         return _go(area) + self._send(image, area)
 
     def erase(self) -> bytes:
-        """Forget what is shown: clearing the screen takes such pictures with it."""
+        """Forget what was drawn. Clearing the screen removes such pictures."""
         self._shown = None
         return b""
 
@@ -205,20 +212,21 @@ class _Pictures:
 
 
 class Kitty(_Pictures):
-    """Kitty's graphics protocol (kitty, Ghostty, WezTerm, Konsole): pixels, packed by zlib.
+    """Kitty's graphics protocol (kitty, Ghostty, WezTerm, Konsole): pixels, compressed by zlib.
 
-    Two image ids take turns and the older picture is deleted once the newer is there. One id sent anew
-    may take the picture away until it is whole; without ids terminals keep every frame (kitty: 6 MB/s).
+    Two image ids take turns, and the older picture is deleted once the newer one is complete. With a single
+    id, the picture may vanish until its successor is complete. Without ids, terminals keep every frame
+    (kitty: 6 MB/s).
     """
 
     spare = 0  # C=1: the cursor stays
     side = _KITTY_SIDE
 
-    _PART = 4096  # of base64, the most a command may carry
+    _CHUNK = 4096  # bytes of base64, the most that a command may carry
 
     def __init__(self) -> None:
         super().__init__()
-        # Other programs' pictures in the same window have other ids.
+        # By process, so that programs in the same window have different ids.
         self._ids = [2 * os.getpid() + 2**24, 2 * os.getpid() + 2**24 + 1]
 
     def _send(self, image: Image.Image, area: Area) -> bytes:
@@ -227,12 +235,12 @@ class Kitty(_Pictures):
             f"a=T,i={new},p=1,q=2,C=1,f=24,o=z,s={image.width},v={image.height},"
             f"c={area.columns},r={area.rows},"
         ).encode()
-        # Level 1: a quarter of the bytes; the default takes twice as long and saves another tenth.
+        # Level 1 leaves a quarter of the bytes. The default takes twice as long and saves another tenth.
         data = base64.standard_b64encode(zlib.compress(image.tobytes(), 1))
         out = []
-        for start in range(0, len(data), self._PART):
-            more = start + self._PART < len(data)
-            out.append(b"\x1b_G%sm=%d;%s\x1b\\" % (keys, more, data[start : start + self._PART]))
+        for start in range(0, len(data), self._CHUNK):
+            more = start + self._CHUNK < len(data)
+            out.append(b"\x1b_G%sm=%d;%s\x1b\\" % (keys, more, data[start : start + self._CHUNK]))
             keys = b"q=2,"
         return b"".join(out) + self._delete(old)
 
@@ -247,7 +255,7 @@ class Kitty(_Pictures):
 
 
 class ITerm2(_Pictures):
-    """iTerm2's inline images (iTerm2, WezTerm): JPEG, scaled by the terminal."""
+    """iTerm2's inline images (iTerm2, WezTerm): JPEG, which the terminal scales."""
 
     side = _ITERM2_SIDE
 
@@ -263,10 +271,10 @@ class ITerm2(_Pictures):
 
 
 class Sixel(_Pictures):
-    """Sixel (xterm, mlterm, foot, …): colours chosen for each frame, encoded by textual-image.
+    """Sixel (xterm, mlterm, foot, …): each frame has a palette of its own. Encoded by textual-image.
 
     Args:
-        colours: registers the terminal has.
+        colours: number of the terminal's colour registers.
 
     Raises:
         ImportError: textual-image, the extra ``terminal``, is not installed.
@@ -277,7 +285,7 @@ class Sixel(_Pictures):
 
     def __init__(self, colours: int = 256) -> None:
         super().__init__()
-        # Its encoder alone: its public classes ask the terminal when they are imported.
+        # Only the encoder: the public classes of textual-image ask the terminal when they are imported.
         from textual_image import _sixel
 
         self._encode = _sixel.image_to_sixels
@@ -285,5 +293,6 @@ class Sixel(_Pictures):
 
     def _send(self, image: Image.Image, area: Area) -> bytes:
         sent: str = self._encode(image, self._options)
-        # textual-image before 0.14 takes a register that it defines as chosen; xterm and WezTerm do not.
+        # textual-image before 0.14 assumes that defining a register also selects it. In xterm and WezTerm it
+        # does not, so the selection is added.
         return _DEFINITION.sub(r"\1\2\1", sent).encode()

@@ -1,4 +1,4 @@
-"""A terminal as a screen: pictures where it can show them, half blocks elsewhere."""
+"""A terminal as a screen. It shows pictures where the terminal can, and half blocks elsewhere."""
 
 from __future__ import annotations
 
@@ -23,20 +23,22 @@ from mlxlava.playback.screens.tty import Answers, Keyboard, cell_size, settle
 from mlxlava.playback.session import Session
 from mlxlava.playback.writers import Frame, PipeClosed, unbuffered_stdout, write_all
 
-# Alternate screen, no cursor, no wrapping at the last column; and back, from whatever state: Ctrl-C and
-# Ctrl-Z cut what was on its way at any byte, so first the end of a string (a picture, say). Cleared, as
-# tmux 3.3 puts what stood there into the main screen if it was resized meanwhile.
+# On entering: the alternate screen, no cursor, no wrapping at the last column.
+# On leaving, the terminal may be in any state: Ctrl-C and Ctrl-Z cut the output at any byte, perhaps within
+# a picture. So the end of a string is sent first. The screen is cleared, because tmux 3.3 copies its content
+# into the main screen if the terminal was resized meanwhile.
 _ENTER = b"\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J"
 _LEAVE = b"\x1b[?2026l\x1b[0m\x1b[H\x1b[2J\x1b[?7h\x1b[?25h\x1b[?1049l"
 _END_OF_STRING = b"\x1b\\"
 
-_CELL = (20, 10)  # pixels of a cell where nobody tells; VT340's
+_CELL = (20, 10)  # height and width of a cell in pixels where they are unknown; those of the VT340
 
 _ACTIONS, _HELP = actions_of(TERMINAL), help_line(TERMINAL)
 
-_NAP = 0.1  # seconds: keys, a new size and Ctrl-Z are noticed so soon, also while the lamp is paused
+_LONGEST_WAIT = 0.1  # seconds after which keys, a new size and Ctrl-Z are noticed, also in a pause
 
-# Where asking is of no use or prints what was asked: multiplexers pass no pictures on by default.
+# Terminals (by TERM) that are not asked what they can do. Some print the question. Multiplexers do not pass
+# pictures on by default, so that the answer would be of no use.
 _NEVER_ASK = ("screen", "tmux", "linux", "dumb")
 
 MODES = ("auto", "kitty", "iterm2", "sixel", "blocks", "256")
@@ -49,16 +51,19 @@ def has_terminal(stream: Any = None) -> bool:
 
 
 def has_true_colour() -> bool:
-    """Whether 24-bit colour can be expected; Apple's Terminal before macOS 26 turns it into blinking text."""
+    """Whether the terminal is expected to show 24-bit colour.
+
+    Apple's Terminal before macOS 26 does not: it shows blinking text instead.
+    """
     said = os.environ.get("COLORTERM", "") in ("truecolor", "24bit")
     return said or os.environ.get("TERM_PROGRAM") != "Apple_Terminal"
 
 
 def wanted_mode() -> str:
-    """What MLXLAVA_TERMINAL asks for, one of ``MODES``.
+    """The mode that MLXLAVA_TERMINAL names, one of ``MODES``.
 
     Raises:
-        UserError: it asks for something else.
+        UserError: it names something else.
     """
     mode = os.environ.get("MLXLAVA_TERMINAL", "") or "auto"
     if mode not in MODES:
@@ -67,7 +72,7 @@ def wanted_mode() -> str:
 
 
 def can_ask() -> bool:
-    """Whether the terminal may be asked what it can do, by what the environment says of it."""
+    """Whether the terminal may be asked what it can do. The environment decides."""
     return (
         not os.environ.get("TMUX")
         and not os.environ.get("TERM", "dumb").startswith(_NEVER_ASK)
@@ -76,7 +81,7 @@ def can_ask() -> bool:
 
 
 def best_mode(answers: Answers) -> str:
-    """The best that a terminal can do which gave these answers."""
+    """The best mode for a terminal that gave these answers."""
     if answers.kitty:
         return "kitty"
     name = answers.name or os.environ.get("LC_TERMINAL") or os.environ.get("TERM_PROGRAM") or ""
@@ -86,7 +91,7 @@ def best_mode(answers: Answers) -> str:
 
 
 def open_painter(mode: str, answers: Answers) -> Painter:
-    """The painter of a mode; half blocks where the extra ``terminal`` is needed and not installed."""
+    """The painter of a mode. Half blocks replace Sixel where the extra ``terminal`` is not installed."""
     if mode == "kitty":
         return Kitty()
     if mode == "iterm2":
@@ -98,7 +103,7 @@ def open_painter(mode: str, answers: Answers) -> Painter:
 
 
 class _Layout(NamedTuple):
-    """What is where: the terminal's size, the picture's cells, the text in the last line."""
+    """The terminal's size, the picture's cells, and the text in the last line."""
 
     columns: int
     lines: int
@@ -107,17 +112,19 @@ class _Layout(NamedTuple):
 
 
 class Terminal:
-    """Frames in a terminal, centred and as large as fits; and keys that change what plays.
+    """Shows frames in a terminal, centred and as large as possible, and reads keys that change what plays.
 
-    A context manager: the alternate screen is entered and, whatever happens, left. Each frame is one write
-    of what changed. Writing waits for the terminal, so a slow one gets fewer frames and nothing piles up.
-    Ctrl-Z gives the shell its screen back until ``fg``.
+    A context manager: the alternate screen is entered, and it is left also after an error. Each frame is one
+    write of what has changed. Writing waits for the terminal, so a slow terminal gets fewer frames and no
+    queue builds up. Ctrl-Z gives the shell its screen back until ``fg``.
 
     Args:
         stream: binary stream to draw on; stdout if None.
-        size_of: returns (columns, lines), asked before each frame; by default the stream's terminal.
-        painter: how frames are drawn; by default the best the terminal can, or what MLXLAVA_TERMINAL names.
-        session: what plays; without it keys are left alone.
+        size_of: returns (columns, lines) and is called before each frame; by default it asks the stream's
+            terminal.
+        painter: draws the frames; by default the best one for the terminal, or the one that MLXLAVA_TERMINAL
+            names.
+        session: what plays; if None, no keys are read.
 
     Raises:
         UserError: MLXLAVA_TERMINAL names no mode.
@@ -148,7 +155,7 @@ class Terminal:
         self._stop = self._continued = False
         self._handlers: dict[signal.Signals, Any] = {}
 
-    # Coming and going.
+    # Entering and leaving.
 
     def __enter__(self) -> Terminal:
         try:
@@ -186,14 +193,14 @@ class Terminal:
         if self._keyboard is not None:
             try:
                 self._keyboard.open()
-            except termios.error:  # an orphan in the background may not
+            except termios.error:  # an orphaned process in the background is not allowed to
                 self._keyboard = None
         self._entered = True
         self._layout = None
         self._write(_ENTER)
 
     def _give_back(self, cut: bool) -> None:
-        """Leave the terminal as it was found; ``cut`` drops what it has not read yet, as it may never."""
+        """Restore the terminal. ``cut`` drops output that it has not read yet, as it may never read it."""
         with _undisturbed():
             try:
                 if self._entered:
@@ -206,7 +213,7 @@ class Terminal:
                     self._keyboard.close()
 
     def _make_room(self, cut: bool) -> None:
-        """See that writing will not wait: nothing could end it."""
+        """Make sure that the next write does not block, because no signal could end it."""
         with contextlib.suppress(termios.error, OSError, ValueError):
             descriptor = self._stream.fileno()
             if cut or not select.select([], [descriptor], [], 0.5)[1]:
@@ -214,20 +221,20 @@ class Terminal:
                 termios.tcflow(descriptor, termios.TCOON)
 
     def _on_stop(self, signum: int, stack: Any) -> None:
-        self._stop = True  # seen to between two frames, when nothing is half written
+        self._stop = True  # handled between two frames, when nothing is half written
 
     def _on_continue(self, signum: int, stack: Any) -> None:
         self._continued = True
 
     def _attend(self) -> None:
-        """See to Ctrl-Z, to being continued, and to keys."""
+        """Handle Ctrl-Z, being continued after it, and keys."""
         if self._stop:
             self._stop = False
             self._give_back(cut=True)
             os.kill(os.getpid(), signal.SIGSTOP)
             settle()
             self._take()
-        elif self._continued:  # stopped by somebody else: a shell has had the terminal meanwhile
+        elif self._continued:  # another process had stopped this one, and a shell used the terminal
             self._take()
         self._continued = False
         if self._keyboard is not None:
@@ -255,11 +262,11 @@ class Terminal:
         self._draw()
 
     def idle(self, seconds: float) -> None:
-        """Wait for so many seconds at most; keys and a new size are seen to meanwhile."""
+        """Wait for at most this many seconds. React to keys and to a new size meanwhile."""
         if self._keyboard is not None:
-            self._keyboard.wait(min(seconds, _NAP))
+            self._keyboard.wait(min(seconds, _LONGEST_WAIT))
         else:
-            time.sleep(min(seconds, _NAP))
+            time.sleep(min(seconds, _LONGEST_WAIT))
         self._attend()
         if self._layout != self._lay_out():
             self._draw()
@@ -296,7 +303,7 @@ class Terminal:
         picture = self._painter.paint(self._frame, layout.area)
         self._layout = layout
         if body or picture:
-            # Synchronised output: the terminal shows the whole frame at once, or ignores it.
+            # Synchronised output: the terminal shows the whole frame at once, or ignores the request.
             self._write(b"\x1b[?2026h" + body + picture + b"\x1b[?2026l")
 
     def _write(self, data: bytes) -> None:
@@ -324,7 +331,7 @@ class Terminal:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Let no signal end the program in the middle of it."""
+    """Ignore signals that would end or stop the program inside the block."""
     before: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):

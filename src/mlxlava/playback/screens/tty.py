@@ -1,4 +1,4 @@
-"""A terminal as a device: keys as they are pressed, what it answers when asked, the size of a cell."""
+"""A terminal as a device: reading keys as they are pressed, asking what it can do, the size of a cell."""
 
 from __future__ import annotations
 
@@ -17,32 +17,34 @@ from typing import Any
 
 from mlxlava.playback.writers import PipeClosed
 
-# A whole control sequence: a function key, or an answer: CSI; DCS, SOS, OSC, PM, APC; SS3; Alt and a key.
+# A whole control sequence, which is a function key or an answer. In order of the alternatives: CSI; DCS, SOS,
+# OSC, PM or APC; SS3; Alt with a key.
 _SEQUENCE = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[PX\]^_].*?(?:\x1b\\|\x07)|O[^\x1b]|[^\x1b\[PX\]^_O])", re.DOTALL
 )
 
-# All terminals answer the last, device attributes, in order, so nothing is waited for that will not come.
+# Every terminal answers this question (device attributes), and answers come in order. It is asked last, so
+# its answer says that no other will come.
 _ATTRIBUTES_QUESTION = b"\x1b[c"
-# May a pixel of RGB be sent by Kitty's protocol? Name and version; a cell's size in pixels.
+# Does it accept an RGB pixel by Kitty's protocol? Its name and version? The size of a cell in pixels?
 _QUESTIONS = b"\x1b_Gi=31,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\" + b"\x1b[>q" + b"\x1b[16t"
-_COLOURS_QUESTION = b"\x1b[?1;1;0S"  # of those that have Sixel: kitty logs it as an error
+_COLOURS_QUESTION = b"\x1b[?1;1;0S"  # only to terminals that have Sixel: kitty logs an error
 _ATTRIBUTES = re.compile(r"\x1b\[\?([\d;]*)c")
 
-_ANSWER_TIME = 1.0  # seconds: slow lines, and terminals that answer nothing at all
-_ESCAPE_TIME = 0.1  # after which an Esc is the key and no longer the beginning of something
+_ANSWER_TIME = 1.0  # seconds to wait for an answer: lines may be slow, and some terminals never answer
+_ESCAPE_TIME = 0.1  # seconds after which an Esc is the key, and not the beginning of a sequence
 
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """What a terminal says of itself.
+    """What a terminal says about itself.
 
     Attributes:
-        name: name and version, where it tells.
+        name: name and version; empty where it does not tell.
         kitty: whether it has Kitty's graphics protocol.
         sixel: whether it has Sixel.
-        colours: colour registers of Sixel.
-        cell: height and width of a cell in pixels, where it tells.
+        colours: number of Sixel's colour registers.
+        cell: height and width of a cell in pixels; None where it does not tell.
     """
 
     name: str = ""
@@ -53,7 +55,7 @@ class Answers:
 
 
 def cell_size(descriptor: int) -> tuple[int, int] | None:
-    """Height and width of a cell in pixels, as the kernel knows them; None where it does not."""
+    """Height and width of a cell in pixels, from the kernel; None where it does not know them."""
     try:
         size = fcntl.ioctl(descriptor, termios.TIOCGWINSZ, bytes(8))
     except OSError:
@@ -65,18 +67,21 @@ def cell_size(descriptor: int) -> tuple[int, int] | None:
 
 
 def settle() -> None:
-    """After being continued: let a signal that came with it be seen to, whichever thread it went to.
+    """Wait a moment after being continued, so that a signal that came with it is handled first.
 
-    ``kill %1`` is such a case: it must end the program before that touches the terminal and stops again.
+    The signal may have gone to any thread. An example is ``kill %1`` of a stopped job: it must end the
+    program before the program touches the terminal, which would stop it again.
     """
     time.sleep(0.02)
 
 
 class Keyboard:
-    """Keys of a terminal as they are pressed: no Enter, no echo. Ctrl-C, Ctrl-Z and Ctrl-S mean what they do.
+    """Reads a terminal's keys as they are pressed, without Enter and without echo.
+
+    Ctrl-C, Ctrl-Z and Ctrl-S keep their meaning.
 
     Args:
-        descriptor: the terminal, to read from.
+        descriptor: file descriptor of the terminal, to read from.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -84,10 +89,10 @@ class Keyboard:
         self._text = ""  # what was read and is not used yet
         self._read_at = 0.0
         self._before: list[Any] | None = None
-        self._asked = False  # and not answered yet
+        self._asked = False  # whether an answer is still to come
 
     def open(self) -> None:
-        """Take the keys. In the background the kernel stops the process here until ``fg``."""
+        """Begin to read keys. In the background the kernel stops the process here until ``fg``."""
         found = termios.tcgetattr(self._descriptor)
         if self._before is None:
             self._before = found
@@ -98,13 +103,13 @@ class Keyboard:
         self._set(mode)
 
     def close(self) -> None:
-        """Give them back; what was typed meanwhile, and late answers, are dropped."""
+        """Restore the terminal's mode. Keys that were not read, and late answers, are dropped."""
         if self._before is None:
             return
         with contextlib.suppress(termios.error, OSError, PipeClosed):  # it may be gone
             if self._asked:
                 self._await_attributes(0.2)
-            if not self._in_background():  # from there it would take the terminal from under the shell
+            if not self._in_background():  # there, the shell is using the terminal
                 termios.tcflush(self._descriptor, termios.TCIFLUSH)
                 self._set(self._before)
         self._before, self._text = None, ""
@@ -125,10 +130,10 @@ class Keyboard:
                 settle()
 
     def wait(self, seconds: float) -> None:
-        """Wait until something was typed, or for so many seconds.
+        """Wait until something is typed, or for this many seconds.
 
         Raises:
-            PipeClosed: the terminal is gone.
+            PipeClosed: the terminal was closed.
         """
         if select.select([self._descriptor], [], [], max(0.0, seconds))[0]:
             try:
@@ -159,7 +164,7 @@ class Keyboard:
         return found
 
     def ask(self, write: Callable[[bytes], None]) -> Answers:
-        """Ask the terminal what it can do; at most a second.
+        """Ask the terminal what it can do. This takes at most two seconds.
 
         Args:
             write: writes to the terminal.
@@ -181,7 +186,7 @@ class Keyboard:
         )
 
     def _question(self, write: Callable[[bytes], None], question: bytes) -> list[str]:
-        """Ask; returns the device attributes, which come last."""
+        """Ask a question, then for the device attributes. Returns these, which come last."""
         self._text = _ATTRIBUTES.sub("", self._text)
         self._asked = True
         write(question + _ATTRIBUTES_QUESTION)

@@ -1,9 +1,10 @@
-"""A web page as a screen: any number of viewers share one lamp, each over a WebSocket of its own.
+"""A web page as a screen. Any number of viewers share one lamp, each over a WebSocket of its own.
 
-The server has a thread and an event loop to itself; the player's thread only leaves it the latest frame.
-A viewer is sent the latest picture when it is ready for one, so a slow viewer drops pictures and slows
-nobody. Pictures are binary messages. Texts are JSON: to the page, ``Session.status`` twice a second; from
-the page, one request each (``WebPage._hear``).
+The server has its own thread and event loop. The player's thread only hands over the latest frame. A viewer
+is sent the latest picture whenever it is ready for one, so a slow viewer misses pictures and delays nobody.
+
+Pictures are binary messages. Text messages are JSON. To the page goes ``Session.status``, twice a second.
+From the page comes one request per message (``WebPage._hear``).
 """
 
 from __future__ import annotations
@@ -35,15 +36,17 @@ from mlxlava.playback.session import SEEDS, SPEEDS, Session
 from mlxlava.playback.writers import Frame
 
 HOST = "127.0.0.1"
-PORTS = range(8765, 8785)  # tried in turn where no port is asked for
+PORTS = range(8765, 8785)  # tried one after the other where no port is given
 MOST_VIEWERS = 100
 
-_AHEAD = 8  # pictures under way to a viewer: at 30 a second, round trips up to 0.25 s cost no rate
-_NEWS = 0.5  # seconds from status to status
-_LONGEST = 1024  # bytes of a message from a viewer
-_HEARTBEAT = 20.0  # seconds after which a viewer that does not answer is gone
-_PATIENCE = 1.0  # seconds that viewers get to say goodbye
-_LOSSLESS = 128 * 128  # pixels
+# Pictures that may be on their way to a viewer. At 30 per second, a round trip of up to 0.25 s costs no rate.
+AHEAD = 8
+
+_STATUS_INTERVAL = 0.5  # seconds
+_LONGEST = 1024  # bytes of a viewer's longest allowed message
+_HEARTBEAT = 20.0  # seconds after which a viewer that does not answer is dropped
+_PATIENCE = 1.0  # seconds that viewers have to close their connection
+_LOSSLESS = 128 * 128  # largest number of pixels that is encoded lossless
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _ANYWHERE = ("0.0.0.0", "::")
@@ -62,15 +65,15 @@ _HEADERS = {
     "Server": "mlxlava",
     "X-Content-Type-Options": "nosniff",
 }
-# Safari before 15.4 takes 'self' for http only, so the WebSocket is named.
+# The WebSocket is named because Safari before 15.4 takes 'self' for http only.
 _POLICY = "default-src 'self'; connect-src 'self' ws://{host}; base-uri 'none'; frame-ancestors 'none'"
 
 
 def encode(frame: Frame) -> bytes:
-    """A frame as a picture: lossless WebP where it is small, else JPEG without chroma subsampling.
+    """Encode a frame: a small one as lossless WebP, else as JPEG without chroma subsampling.
 
-    64×64: 0.2 ms, 5 kB. 256×256: 0.3 ms, 14 kB, where lossless WebP takes 3 ms and 43 kB; the blocks of a
-    JPEG show in a small picture that fills a screen.
+    64×64 takes 0.2 ms and 5 kB. 256×256 takes 0.3 ms and 14 kB; as lossless WebP it would take 3 ms and
+    43 kB. Small frames are not JPEG, because its blocks are visible when they fill a screen.
     """
     file = io.BytesIO()
     image = Image.fromarray(frame)
@@ -88,8 +91,10 @@ class _Viewer:
     Attributes:
         wake: set when there may be something to send.
         watching: whether it wants pictures; False for a page in the background.
-        sent, drawn: pictures sent to it, and those of them that it has drawn or dropped.
-        picture, news: numbers of the last picture and status that it was sent.
+        sent: how many pictures were sent to it.
+        drawn: how many of these it has drawn or dropped.
+        picture: number of the last picture that it was sent.
+        news: number of the last status that it was sent.
     """
 
     wake: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
@@ -100,25 +105,24 @@ class _Viewer:
     news: int = 0
 
     def wants(self, picture: int) -> bool:
-        """Whether it should be sent the picture of this number."""
-        return self.watching and picture != self.picture and self.sent - self.drawn < _AHEAD
+        """Whether to send it the picture with this number."""
+        return self.watching and picture != self.picture and self.sent - self.drawn < AHEAD
 
 
 class WebPage:
-    """Frames on a web page.
-
-    A context manager: the server listens from the beginning to the end of the block.
+    """Shows frames on a web page. A context manager: the server listens within the block.
 
     Args:
         session: what plays; viewers control it.
-        host: address or name to listen on; 0.0.0.0 and :: for every network that this machine is in.
-        port: port to listen on, 0 for any free one; None for the first free one of ``PORTS``.
+        host: address or name to listen on; 0.0.0.0 and :: stand for all networks of this machine.
+        port: port to listen on; 0 for any free one, None for the first free one of ``PORTS``.
 
     Attributes:
-        url: the page's address, once it is open.
+        hidden: whether nobody looks.
+        url: the page's address, once the server listens.
 
     Raises:
-        UserError: on entering: it cannot listen there.
+        UserError: on entering, if it cannot listen there.
     """
 
     def __init__(self, session: Session, host: str = HOST, port: int | None = None) -> None:
@@ -177,7 +181,7 @@ class WebPage:
             self._loop.close()
 
     def show(self, frame: Frame) -> None:
-        """Leave a frame, uint8 (H, W, 3), for the viewers; it must not change any more."""
+        """Hand over a frame, uint8 (H, W, 3), for the viewers. The caller must not change it afterwards."""
         if self._served.done():
             self._served.result()  # raises what ended the server
         self._frame = (self._frame[0] + 1, frame)
@@ -185,20 +189,20 @@ class WebPage:
             self._call(self._wake)
 
     def idle(self, seconds: float) -> None:
-        """Wait for so many seconds, or until a viewer asks for something."""
+        """Wait for this many seconds, or until a viewer asks for something."""
         if self._asked.wait(seconds):
             self._asked.clear()
 
     def _call(self, function: Callable[[], None]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended by itself, of an error
+        with contextlib.suppress(RuntimeError):  # the loop has ended already, by an error
             self._loop.call_soon_threadsafe(function)
 
-    # In the server's thread from here on.
+    # The methods below run in the server's thread.
 
     async def _serve(self, listening: socket.socket) -> None:
         app = web.Application(middlewares=[self._guard])
         app.on_response_prepare.append(self._protect)
-        app.on_shutdown.append(self._part)
+        app.on_shutdown.append(self._on_shutdown)
         app.router.add_get("/live", self._watch)
         for path in self._files:
             app.router.add_get(path, self._file)
@@ -209,21 +213,21 @@ class WebPage:
             while not self._ending.is_set():
                 self._tell()
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._ending.wait(), _NEWS)
+                    await asyncio.wait_for(self._ending.wait(), _STATUS_INTERVAL)
         finally:
             await runner.cleanup()
 
     def _is_own(self, host: str) -> bool:
-        """Whether a Host header names this server, and is no name that a stranger's DNS has pointed at it."""
+        """Whether a Host header is a name of this server, and not one that a stranger's DNS points to it."""
         found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(?::(\d{1,5}))?", host)
         if found is None or int(found[2] or 80) != self._port:
             return False
-        # DNS cannot point an address elsewhere, and which of them lead here may change while we play.
+        # Any address is accepted: DNS cannot redirect addresses, and this machine's may change meanwhile.
         return found[1] in self._hosts or (self._host in _ANYWHERE and _is_address(found[1]))
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Refuse what another site's page asks for in a viewer's browser."""
+        """Refuse requests that another site's page makes in a viewer's browser."""
         hosts = [host.lower() for host in request.headers.getall("Host", [])]
         if len(hosts) != 1 or not self._is_own(hosts[0]):
             raise web.HTTPForbidden(text="This server does not have that name.\n")
@@ -243,7 +247,7 @@ class WebPage:
         return web.Response(body=body, content_type=kind, charset="utf-8")
 
     async def _watch(self, request: web.Request) -> web.WebSocketResponse:
-        # Pictures are packed already. close() waits for an answer for `timeout` seconds.
+        # No compression, because pictures are compressed already. `timeout` is how long close() waits.
         socket = web.WebSocketResponse(
             heartbeat=_HEARTBEAT, max_msg_size=_LONGEST, compress=False, timeout=_PATIENCE
         )
@@ -266,8 +270,8 @@ class WebPage:
         return socket
 
     async def _send(self, viewer: _Viewer, socket: web.WebSocketResponse) -> None:
-        """Send a viewer the latest status and picture, when there are new ones and it is ready for them."""
-        with contextlib.suppress(ConnectionError):  # _watch sees to what follows
+        """Send a viewer each new status, and the latest picture when it is ready for one."""
+        with contextlib.suppress(ConnectionError):  # _watch notices it too, and cleans up
             while not self._ending.is_set():
                 if viewer.news != self._news[0]:
                     viewer.news, text = self._news
@@ -281,15 +285,15 @@ class WebPage:
                     viewer.wake.clear()
             await socket.close(code=WSCloseCode.GOING_AWAY)
 
-    async def _part(self, app: web.Application) -> None:
-        """Let every viewer say goodbye, but wait for none that is stuck."""
+    async def _on_shutdown(self, app: web.Application) -> None:
+        """Close every viewer's connection, but do not wait for one that is stuck."""
         self._wake()
         deadline = self._loop.time() + _PATIENCE
         while self._viewers and self._loop.time() < deadline:
             await asyncio.sleep(0.01)
 
     def _latest(self) -> tuple[int, bytes]:
-        """The latest picture and its number; encoded once for all viewers."""
+        """The number of the latest picture, and the picture, which is encoded once for all viewers."""
         number, frame = self._frame
         if frame is not None and number != self._picture[0]:
             self._picture = (number, encode(frame))
@@ -300,21 +304,25 @@ class WebPage:
             viewer.wake.set()
 
     def _changed(self) -> None:
-        """Viewers came, went or looked away."""
+        """A viewer came, left, or began or stopped to look."""
         self.hidden = not any(viewer.watching for viewer in self._viewers)
         self._tell()
 
     def _tell(self) -> None:
         """Send the status to all viewers."""
         status = self._session.status()
-        if status["moments"] is not None:  # JSON has no NaN, which a lamp that died may have
+        if status["moments"] is not None:  # JSON has no NaN, which a diverged lamp may have
             status["moments"] = [value if math.isfinite(value) else None for value in status["moments"]]
         status |= {"names": list(self._session.names), "speeds": SPEEDS, "viewers": len(self._viewers)}
         self._news = (self._news[0] + 1, json.dumps(status))
         self._wake()
 
     def _hear(self, viewer: _Viewer, text: str) -> bool:
-        """Do what a viewer asks for; False where that is no request at all. Unknown requests are ignored."""
+        """Do what a viewer asks for. Unknown requests are ignored.
+
+        Returns:
+            Whether the message is a request at all: a JSON object.
+        """
         try:
             asked = json.loads(text)
         except (ValueError, RecursionError):
@@ -350,7 +358,7 @@ def _keys_module() -> str:
 
 
 def _listen(host: str, port: int | None) -> socket.socket:
-    """A socket that listens on a port, or on the first free one of ``PORTS``."""
+    """Open a socket that listens on ``port``, or on the first free one of ``PORTS`` if that is None."""
     wanted = PORTS if port is None else (port,)
     for number in wanted:
         try:
@@ -368,12 +376,12 @@ def _listen(host: str, port: int | None) -> socket.socket:
 
 
 def _bracketed(host: str) -> str:
-    """A host as it stands in a URL."""
+    """A host as it is written in a URL: IPv6 addresses in brackets, names in lower case."""
     return f"[{host}]" if ":" in host else host.lower()
 
 
 def _is_address(host: str) -> bool:
-    """Whether a host of a URL is an IP address, not a name."""
+    """Whether the host of a URL is an IP address and not a name."""
     try:
         ipaddress.ip_address(host.strip("[]"))
     except ValueError:
@@ -386,8 +394,8 @@ def _is_loopback(address: str) -> bool:
 
 
 def _outward_address() -> str | None:
-    """The address of this machine in its network; nothing is sent to find it."""
+    """This machine's address in its network. Nothing is sent to find it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
-        probe.connect(("192.0.2.1", 9))  # an address kept for documentation
+        probe.connect(("192.0.2.1", 9))  # an address reserved for documentation
         return str(probe.getsockname()[0])
     return None

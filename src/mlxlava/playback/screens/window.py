@@ -1,7 +1,7 @@
-"""A window as a screen: SDL through pygame-ce (extra ``window``). Importing this imports pygame.
+"""A window as a screen, by SDL through pygame-ce (extra ``window``). Importing this module imports pygame.
 
-Pictures are scaled by the renderer (Metal, OpenGL), not by the processor: scaled by pygame's own
-``smoothscale``, 60 frames a second of 1920×1080 would keep four fifths of a core busy.
+The renderer (Metal, OpenGL) scales the frames. On the CPU, pygame's ``smoothscale`` of 60 frames per second
+to 1920×1080 would keep four fifths of a core busy.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ os.environ.setdefault("SDL_APP_NAME", "mlxlava")
 import pygame
 from pygame._sdl2.video import Renderer, Texture
 
-_FPS = 60.0  # where the display does not say its own rate
-_SIDE = 640  # points of the window's longer side at first, for small pictures
-_SHARE = 0.8  # of the desktop at most
-_NOTE = 2.0  # seconds for which a note stands
-_SAVED = 512  # least pixels of a saved picture's shorter side
+_FPS = 60.0  # where the display does not tell its rate
+_SIDE = 640  # longer side of the window at first, in points, for small frames
+_DESKTOP_SHARE = 0.8  # largest share of the desktop's width and height at first
+_NOTE = 2.0  # seconds for which a note is shown
+_SAVED = 512  # smallest shorter side of a saved picture, in pixels
 
-# Shorter sides below this are enlarged by whole factors (bicubic) before the renderer does the rest: its
-# bilinear filter alone makes diamonds of a small picture's highlights. 64 → 256 pixels costs 0.6 ms.
+# Frames with a shorter side below this are first enlarged by a whole factor (bicubic). The renderer's own
+# bilinear filter turns the highlights of a small frame into diamonds. 64 → 256 pixels costs 0.6 ms.
 _SOFT = 256
 
 _ACTIONS, _HELP = actions_of(WINDOW), help_rows(WINDOW)
@@ -57,10 +57,10 @@ _SHOWS = (pygame.WINDOWMAXIMIZED, pygame.WINDOWRESTORED, pygame.WINDOWSHOWN, pyg
 
 
 def _start() -> None:
-    """Start SDL's video; raises UserError where there is no display."""
+    """Start SDL's video. Raises UserError if there is no display."""
     given = os.environ.get("SDL_VIDEODRIVER")
     if given is None and sys.platform != "darwin":
-        # Left to itself, SDL falls back to a driver that shows nothing, and calls that a success.
+        # Without a driver's name, SDL falls back to one that shows nothing, and reports success.
         sides = {"DISPLAY": "x11", "WAYLAND_DISPLAY": "wayland"}
         found = [driver for name, driver in sides.items() if os.environ.get(name)]
         os.environ["SDL_VIDEODRIVER"] = ",".join(found) or "x11"
@@ -74,7 +74,7 @@ def _start() -> None:
 
 
 def can_open() -> bool:
-    """Whether there is a display; the environment may name one that is gone."""
+    """Whether a display can be opened. The environment may name one that no longer exists."""
     try:
         _start()
     except UserError:
@@ -84,25 +84,26 @@ def can_open() -> bool:
 
 
 def fit(size: tuple[int, int], width: int, height: int) -> tuple[int, int, int, int]:
-    """Left, top, width, height of the largest centred picture that keeps the aspect of ``size`` = (H, W)."""
+    """Left, top, width and height of the largest centred picture with the aspect of ``size`` = (H, W)."""
     factor = min(width / size[1], height / size[0])
     wide, high = max(1, round(size[1] * factor)), max(1, round(size[0] * factor))
     return (width - wide) // 2, (height - high) // 2, wide, high
 
 
 class Window:
-    """A resizable window, as large as the picture's aspect allows, black around it.
+    """A resizable window. The frame is as large as its aspect ratio allows, and black around it.
 
-    It opens with its first frame. Everything happens in the thread that shows frames, as macOS wants it.
+    The window opens with its first frame. Everything happens in the thread that shows frames, as macOS
+    demands.
 
     Args:
         session: what plays; keys change it.
-        folder: where saved pictures go; the current folder if None.
-        size: width and height at first, in points; what suits the picture if None.
+        folder: folder for saved pictures; the current folder if None.
+        size: width and height at first, in points; if None, they are chosen for the frame.
 
     Attributes:
-        hidden: whether it is minimised. SDL 2 does not say whether other windows cover it.
-        fps: the display's rate.
+        hidden: whether the window is minimised. SDL 2 does not tell whether other windows cover it.
+        fps: the display's rate, in frames per second.
     """
 
     def __init__(
@@ -112,11 +113,11 @@ class Window:
         self.fps: float | None = _FPS
         self._session, self._folder, self._size = session, Path() if folder is None else folder, size
         self._window: pygame.Window | None = None
-        self._renderer: Renderer  # there is one where there is a window
+        self._renderer: Renderer  # exists while there is a window
         self._texture: Texture | None = None
         self._frame: Frame | None = None
         self._full = self._help = False
-        self._note: tuple[str, float] | None = None  # a text, and when it goes
+        self._note: tuple[str, float] | None = None  # a text, and the time at which it disappears
         self._own_actions: dict[str, Callable[[], None]] = {
             "save": self._save,
             "full_screen": self._toggle_full,
@@ -135,7 +136,8 @@ class Window:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._window is not None:
-            # In this order: SDL frees a window's renderer and textures with it, pygame would free them again.
+            # This order matters: SDL frees a window's renderer and textures with the window, and pygame would
+            # free them again.
             self._texture = None
             del self._renderer
             self._window.destroy()
@@ -147,11 +149,12 @@ class Window:
         self._frame = frame
         if self._window is None:
             self._open(frame)
-        self._handle(pygame.event.get())  # a slow machine never waits for the next frame
+        # Events are handled here too, because a slow machine never idles.
+        self._handle(pygame.event.get())
         self._draw()
 
     def idle(self, seconds: float) -> None:
-        """Wait for so many seconds at most; less when a key is pressed."""
+        """Wait for at most this many seconds, or until a key is pressed."""
         left = seconds
         if self._note is not None:
             left = min(seconds, max(self._note[1] - time.monotonic(), 0.0))
@@ -172,12 +175,12 @@ class Window:
         if size is None:
             desktop = pygame.display.get_desktop_sizes()[0]
             factor = max(_SIDE / max(height, width), 1.0)
-            factor = min(factor, _SHARE * desktop[0] / width, _SHARE * desktop[1] / height)
+            factor = min(factor, _DESKTOP_SHARE * desktop[0] / width, _DESKTOP_SHARE * desktop[1] / height)
             size = (round(width * factor), round(height * factor))
         try:
-            # Shown when it has its renderer: SDL makes the window anew for one that needs OpenGL.
+            # Hidden until it has its renderer: for one that needs OpenGL, SDL makes the window again.
             window = pygame.Window(self._title, size, resizable=True, allow_high_dpi=True, hidden=True)
-            # With vsync a picture waits for the display, at most for the time of one; the clock goes on.
+            # With vsync a frame waits for the display, for one refresh at most. The clock does not stop.
             self._renderer = Renderer(window, vsync=True)
         except RuntimeError as error:  # pygame.error, and the renderer's own kind
             raise UserError(f"play: no window can be opened ({error}); try --screen terminal") from None
@@ -192,7 +195,7 @@ class Window:
         return f"mlxlava - {Path(self._session.name).name} {self._session.seed}"
 
     def _handle(self, events: Iterable[pygame.Event]) -> bool:
-        """Do what events ask for; whether there is reason to draw."""
+        """Handle events. Returns whether to draw again."""
         draw = False
         for event in events:
             draw |= event.type != pygame.NOEVENT
@@ -203,9 +206,9 @@ class Window:
             elif event.type in _SHOWS:
                 self.hidden = False
             elif event.type == pygame.KEYDOWN and not event.mod & (pygame.KMOD_CTRL | pygame.KMOD_META):
-                # What the key types comes first. What stands on the key helps on keyboards of other scripts.
-                label = chr(event.key) if event.key < 128 else ""
-                action = _action_of(event.unicode) or _action_of(label)
+                # First what the key types, then its name: with Shift it may type something else.
+                name = chr(event.key) if event.key < 128 else ""
+                action = _action_of(event.unicode) or _action_of(name)
                 if action in self._own_actions:
                     self._own_actions[action]()
                 elif action is not None:
@@ -252,12 +255,12 @@ class Window:
     # The picture.
 
     def _draw(self) -> None:
-        """The last frame, and texts on it."""
+        """Draw the last frame, and texts on it."""
         if self._window is None or self._frame is None or self.hidden:
             return
         if self._window.title != self._title:
             self._window.title = self._title
-        _, _, width, height = self._renderer.get_viewport()  # in pixels, of which a point may have several
+        _, _, width, height = self._renderer.get_viewport()  # in pixels; a point may have several
         self._renderer.draw_color = "black"
         self._renderer.clear()
         self._upload(self._frame).draw(dstrect=fit(self._frame.shape[:2], width, height))
@@ -270,7 +273,7 @@ class Window:
         self._renderer.present()
 
     def _upload(self, frame: Frame) -> Texture:
-        """The frame as a texture that is scaled smoothly."""
+        """Copy the frame into a texture that the renderer scales smoothly."""
         frame = np.ascontiguousarray(enlarge(frame, -(-_SOFT // min(frame.shape[:2]))))
         size = (frame.shape[1], frame.shape[0])
         if self._texture is None or (self._texture.width, self._texture.height) != size:
@@ -279,7 +282,7 @@ class Window:
         return self._texture
 
     def _write(self, rows: tuple[tuple[str, ...], ...], width: int, height: int, top: bool) -> None:
-        """Rows of cells on a dark panel at the top or the bottom left."""
+        """Draw rows of texts on a dark panel, at the top left or the bottom left."""
         assert self._window is not None
         least = 18 * width / max(self._window.size[0], 1)
         size = round(max(least, min(width, height) / 26))
@@ -297,10 +300,10 @@ def _action_of(typed: str) -> str | None:
     return _ACTIONS.get(_KEY_NAMES.get(typed, typed.lower()))
 
 
-@functools.lru_cache(maxsize=4)  # drawing the keys costs as much as showing two frames
+@functools.lru_cache(maxsize=4)  # drawing the help anew would cost as much as two frames
 def _panel(rows: tuple[tuple[str, ...], ...], size: int) -> pygame.Surface:
-    """Rows of cells as white text of ``size`` pixels on a translucent dark ground."""
-    font = pygame.font.Font(None, max(size, 6))  # the one that comes with pygame
+    """Rows of texts in columns: white letters of ``size`` pixels on a translucent dark ground."""
+    font = pygame.font.Font(None, max(size, 6))  # pygame's own font
     cells = [[font.render(cell, True, "white") for cell in row] for row in rows]
     widths = [max(cell.width for cell in column) for column in zip(*cells, strict=True)]
     pad, line = size // 2, font.get_linesize()

@@ -1,12 +1,12 @@
-// Draws the pictures that the server sends, and tells it what the viewer asks for (screens/web.py).
+// Draws the pictures that the server sends, and sends it what the viewer asks for (screens/web.py).
 
 import { HELP, KEYS } from "./keys.js";
 
 const find = (id) => document.getElementById(id);
 
-const SMOOTH = 768; // pixels up to which a picture is doubled before the browser stretches it
-const OCTAVE = 3; // steps of the speed slider that double the speed
-const SILENCE = 5000; // ms without a word after which a connection is dead
+const SMOOTH = 768; // pixels up to which a picture is doubled before the browser scales it
+const OCTAVE = 3; // this many steps of the speed slider double the speed
+const SILENCE = 5000; // ms without a message after which a connection counts as lost
 const STILL = 5000; // ms between pictures for those who want no motion
 const FADE = 3500; // ms after which the controls fade
 
@@ -14,10 +14,10 @@ let socket = null;
 let delay = 500; // ms until the next attempt to connect
 let retry = 0; // its timer
 let away = false; // whether the last attempt failed
-let heard = 0; // when the server last said something
+let heard = 0; // when the last message came
 let status = null;
-let received = 0; // pictures over this connection
-let waiting = null; // the latest that is not drawn yet
+let received = 0; // pictures that came over this connection
+let waiting = null; // the latest picture, if it is not drawn yet
 let drawing = false;
 let endRest = () => {};
 let still = matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -51,7 +51,7 @@ function lost(why) {
   socket = null;
   away = true;
   note(`${why} Trying again …`);
-  retry = setTimeout(connect, delay * (0.75 + Math.random() / 2)); // not all viewers in the same moment
+  retry = setTimeout(connect, delay * (0.75 + Math.random() / 2)); // so that not all viewers try at the same moment
   delay = Math.min(2 * delay, 8000);
 }
 
@@ -63,12 +63,12 @@ function ask(request) {
   if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(request));
 }
 
-/** Say whether this page wants pictures. */
+/** Tell the server whether this page wants pictures. */
 function watch() {
   ask({ watching: !document.hidden });
 }
 
-// A line that was cut, or a phone that slept, closes nothing.
+// A broken line, or a phone that sleeps, does not close the connection.
 setInterval(() => {
   if (socket !== null && performance.now() - heard > SILENCE) lost("The lamp is out of reach.");
 }, 1000);
@@ -81,7 +81,7 @@ document.addEventListener("visibilitychange", () => {
 
 // --- the picture ---
 
-/** Enlarge by doubling: the browser's own linear stretch shows the pixels of a small picture as diamonds. */
+/** Enlarge by doubling. The browser's linear filter alone turns the pixels of a small picture into diamonds. */
 function enlarger(canvas) {
   const steps = [];
   return (picture, width, height, until) => {
@@ -110,7 +110,7 @@ async function draw() {
     const type = new Uint8Array(data, 0, 1)[0] === 0xff ? "image/jpeg" : "image/webp";
     try {
       const picture = await createImageBitmap(new Blob([data], { type }));
-      // No frames are asked for in the background, so the server is not told and sends no more.
+      // In the background there are no animation frames, so the server is told nothing and sends no more.
       await new Promise(requestAnimationFrame);
       paint(picture);
       picture.close();
@@ -123,14 +123,14 @@ async function draw() {
   drawing = false;
 }
 
-/** For those who want no motion: a picture now and then, until they press play. */
+/** For viewers who want no motion: one picture every few seconds, until they press play. */
 async function rest() {
   ask({ watching: false });
   await new Promise((resolve) => {
     endRest = resolve;
     setTimeout(resolve, STILL);
   });
-  waiting = null; // it was under way when we looked away
+  waiting = null; // an old picture, which was on its way already
   watch();
 }
 
@@ -141,7 +141,7 @@ function paint(picture) {
   if (!document.body.classList.contains("fill")) paintRoom(picture, width, height);
 }
 
-/** What is beside the whole picture: its outermost pixels, drawn out to the edges of the screen. */
+/** Fill the space beside the picture: its outermost pixels, stretched to the edges of the screen. */
 function paintRoom(picture, width, height) {
   const room = find("room");
   const scale = Math.min(innerWidth / width, innerHeight / height);
@@ -158,11 +158,11 @@ function paintRoom(picture, width, height) {
 }
 
 let shape = 1; // width over height of the picture
-let chosen = null; // whether it fills the screen, where the viewer has chosen
+let chosen = null; // whether it fills the screen, once the viewer has chosen
 
 function fit(width, height) {
   shape = width / height;
-  // A tall screen is filled: that cuts the room beside a lamp. A wide one is not: that would cut the lamp.
+  // A tall screen is filled, which cuts off the room beside the lamp. A wide one would cut off the lamp.
   const screen = innerWidth / innerHeight;
   const fills = chosen ?? (screen < shape && screen > shape / 2);
   document.body.classList.toggle("fill", fills);
@@ -171,13 +171,13 @@ function fit(width, height) {
 
 addEventListener("resize", () => fit(shape, 1));
 
-// --- what is said ---
+// --- texts ---
 
 function note(text) {
   if (find("note").textContent !== text) find("note").textContent = text;
 }
 
-/** Set what stands somewhere, but only if it changes: screen readers may read out what does. */
+/** Set the text of an element only if it changes, because screen readers may read out each change. */
 function write(id, text) {
   if (find(id).textContent !== text) find(id).textContent = text;
 }
@@ -291,12 +291,12 @@ find("seed").onchange = () => {
   else if (status !== null) find("seed").value = status.seed;
 };
 
-// Once clicked a button would take the space bar for itself. A keyboard's click has no detail.
+// A button that was clicked would take the space bar for itself. A click by keyboard has detail 0.
 find("controls").onclick = (event) => {
   if (event.detail > 0) event.target.closest("button")?.blur();
 };
 
-// --- the keys: which there are and what they are called is defined in playback/keys.py ---
+// --- keys: the server makes keys.js from playback/keys.py ---
 
 const actions = {
   pause: play,
