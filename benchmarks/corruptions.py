@@ -22,7 +22,7 @@ import harness
 from mlxlava.console import progress
 from mlxlava.evaluation.metrics import MEASURES, Array, describe
 from mlxlava.evaluation.score import Real, Scene, compare, look, part
-from mlxlava.footage.prepared import prepare_lamp
+from mlxlava.footage.prepare import prepare_lamp
 
 Clips = list[Array]  # of twice the length, so that speed can be doubled
 

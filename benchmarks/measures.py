@@ -154,7 +154,7 @@ def _played(frames: Iterator[Any]) -> Answering:
 
 def prepare(video: str, size: int) -> Answering:
     """A video made into footage for training, each time anew."""
-    from mlxlava.footage.prepared import prepare as prepare_footage
+    from mlxlava.footage.prepare import prepare as prepare_footage
 
     def answer(request: str) -> Answer:
         with tempfile.TemporaryDirectory() as folder:
@@ -170,7 +170,7 @@ def score(frames: int) -> Answering:
     """The shipped weights scored on the built-in lamp, which is drawn before the clock starts."""
     from mlxlava.evaluation.score import part
     from mlxlava.evaluation.score import score as judge
-    from mlxlava.footage.prepared import prepare_lamp
+    from mlxlava.footage.prepare import prepare_lamp
     from mlxlava.rollout.weights import load_weights
 
     weights = load_weights(None)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
+from PIL import Image
 
 from mlxlava.config import Recipe, load_recipe, override
-from mlxlava.footage.prepared import Footage, prepare_lamp
+from mlxlava.footage.dataset import Footage
+from mlxlava.footage.prepare import prepare_lamp
 
 _TINY = {
     "data.size": [16, 16],
@@ -54,3 +59,22 @@ def footage(tmp_path_factory: pytest.TempPathFactory) -> Footage:
         seed=0,
         theme="classic",
     )
+
+
+@pytest.fixture(params=["a chunk's name", "cut short", "too large"])
+def damaged_picture(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A PNG, alone in its folder, that cannot be read."""
+    path = tmp_path / "damaged" / "picture.png"
+    path.parent.mkdir()
+    if request.param == "too large":
+        Image.new("1", (16320, 12240), 1).save(path)  # 25 KB, 200 megapixels
+        return path
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    data = path.read_bytes()
+    if request.param == "cut short":
+        path.write_bytes(data[: len(data) // 2])
+    else:
+        second = data.index(b"IDAT", data.index(b"IDAT") + 4)
+        path.write_bytes(data[:second] + b"\0\0\0\0" + data[second + 4 :])
+    return path

@@ -11,7 +11,8 @@ import pytest
 from mlxlava.config import Recipe, override
 from mlxlava.errors import UserError
 from mlxlava.evaluation.drift import Returns, drift, lyapunov, parts, slope, window_ends
-from mlxlava.footage.prepared import Footage, prepare_lamp
+from mlxlava.footage.dataset import Footage
+from mlxlava.footage.prepare import prepare_lamp
 from mlxlava.rollout.weights import Weights
 from mlxlava.training.checkpoint import playable
 from mlxlava.training.step import Trainer

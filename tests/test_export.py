@@ -11,7 +11,7 @@ from PIL import Image
 from mlxlava.backend import mx, named_arrays
 from mlxlava.config import Recipe
 from mlxlava.errors import UserError
-from mlxlava.footage.prepared import Footage
+from mlxlava.footage.dataset import Footage
 from mlxlava.rollout.export import describe_weights, export
 from mlxlava.rollout.rollout import Rollout
 from mlxlava.rollout.weights import load_weights

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import json
+import resource
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
@@ -17,7 +17,9 @@ from PIL import Image
 
 from mlxlava.errors import UserError
 from mlxlava.footage import lamp
-from mlxlava.footage import prepared as footage
+from mlxlava.footage import prepare as footage
+from mlxlava.footage.cuts import CutFinder
+from mlxlava.footage.dataset import Footage, draw_times, open_footage
 
 SIZE = (48, 64)
 
@@ -62,7 +64,7 @@ def video(path: Path, frames: Sequence[np.ndarray] | Iterator[np.ndarray], **opt
     return path
 
 
-def prepare(*sources: Path, out: Path | None = None, **options: Any) -> footage.Footage:
+def prepare(*sources: Path, out: Path | None = None, **options: Any) -> Footage:
     return footage.prepare(sources, out, **{"size": SIZE, **options})
 
 
@@ -171,10 +173,10 @@ def test_what_is_no_cut() -> None:
     rng = np.random.default_rng(2)
 
     def cuts(frames: Sequence[np.ndarray]) -> list[int]:
-        changes = footage._Changes()
+        finder = CutFinder()
         for frame in frames:
-            changes.add(np.clip(frame, 0, 255).astype(np.uint8))
-        return changes.cuts()
+            finder.add(np.clip(frame, 0, 255).astype(np.uint8))
+        return finder.cuts()
 
     smooth = np.cumsum(rng.normal(0, 1, (60, 16, 16, 3)), axis=0) + 100
     assert cuts(list(smooth)) == []
@@ -210,7 +212,7 @@ def test_clips_cross_no_cut_and_no_file(tmp_path: Path) -> None:
 def test_a_batch_is_a_pure_function_of_seed_and_step(tmp_path: Path) -> None:
     found = prepare(flat_images(tmp_path / "a", range(200)))
     first = [found.batch(1, step, 4, 50, 3) for step in range(5)]
-    again = [footage.open_footage(found.path).batch(1, step, 4, 50, 3) for step in (4, 3, 2, 1, 0)][::-1]
+    again = [open_footage(found.path).batch(1, step, 4, 50, 3) for step in (4, 3, 2, 1, 0)][::-1]
     for (frames, times), (frames2, times2) in zip(first, again, strict=True):
         np.testing.assert_array_equal(frames, frames2)
         np.testing.assert_array_equal(times, times2)
@@ -218,8 +220,8 @@ def test_a_batch_is_a_pure_function_of_seed_and_step(tmp_path: Path) -> None:
         np.testing.assert_array_equal(values - values[:, :1], times - times[:, :1])
     assert len({times.tobytes() for _, times in first}) == 5
     assert (found.batch(2, 0, 4, 50, 3)[1] != first[0][1]).any()
-    # Evenly spaced views of the same clips come before.
-    frames, times = found.batch(1, 0, 4, 50, 3, views=4)
+    # Evenly spaced frames of the same clips come before.
+    frames, times = found.batch(1, 0, 4, 50, 3, context_frames=4)
     assert times[:, :4].tolist() == [[0, 16, 33, 49]] * 4
     np.testing.assert_array_equal(frames[:, 4:], first[0][0])
     np.testing.assert_array_equal(frames[..., 0, 0, 0].astype(int) - frames[:, :1, 0, 0, 0], times)
@@ -227,7 +229,7 @@ def test_a_batch_is_a_pure_function_of_seed_and_step(tmp_path: Path) -> None:
 
 def test_drawn_times() -> None:
     rng = np.random.default_rng(0)
-    times = footage.draw_times(rng, 40000, 32, 3)
+    times = draw_times(rng, 40000, 32, 3)
     assert times.shape == (40000, 3) and times.dtype == np.int32
     assert times.min() == 0 and times.max() == 31 and (np.diff(times, axis=1) > 0).all()
     spans = times[:, -1] - times[:, 0]
@@ -239,11 +241,11 @@ def test_drawn_times() -> None:
     first = times[spans == 28, 0]
     np.testing.assert_allclose(np.bincount(first) / len(first), 0.25, atol=0.06)
     for seq_len, drawn in ((1, 0), (1, 1), (5, 1), (5, 2), (5, 4), (5, 5), (5, 0)):
-        some = footage.draw_times(rng, 50, seq_len, drawn)
+        some = draw_times(rng, 50, seq_len, drawn)
         assert some.shape == (50, drawn or seq_len) and some.min() >= 0 and some.max() < seq_len
         assert (np.diff(some, axis=1) > 0).all()
     with pytest.raises(ValueError, match="drawn_frames"):
-        footage.draw_times(rng, 1, 4, 5)
+        draw_times(rng, 1, 4, 5)
 
 
 def test_prepared_once_and_changes_noticed(tmp_path: Path, cache: Path) -> None:
@@ -297,20 +299,15 @@ def test_prepared_footage_is_a_source(tmp_path: Path) -> None:
         prepare(tmp_path / "data", tmp_path / "a")
 
 
-def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
     source = flat_images(tmp_path / "a", range(4))
-    write, written = footage._write, 0
-
-    def full(file: IO[bytes], data: bytes) -> None:
-        nonlocal written
-        written += 1
-        if written > 3:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write(file, data)
-
-    monkeypatch.setattr(footage, "_write", full)
-    with pytest.raises(UserError, match=r"^footage: cannot write .*No space left on device; free some space"):
-        prepare(source, out=tmp_path / "out" / "data")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # bytes of a file: two frames
+    try:
+        with pytest.raises(UserError, match=r"^footage: cannot write .*File too large; free some space"):
+            prepare(source, out=tmp_path / "out" / "data")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -324,7 +321,7 @@ def test_interrupted_preparing_leaves_nothing_and_keeps_the_old(tmp_path: Path) 
     with pytest.raises(KeyboardInterrupt):
         prepare(video(tmp_path / "b.mp4", moving(9)), out=out, on_progress=stop)
     assert [path.name for path in out.parent.iterdir()] == ["data"]
-    assert len(footage.open_footage(out).frames) == 4
+    assert len(open_footage(out).frames) == 4
 
 
 def test_truncated_videos(tmp_path: Path) -> None:
@@ -379,6 +376,31 @@ def test_bad_sources(tmp_path: Path) -> None:
         prepare(mixed, size=(50, 64))
 
 
+def test_sixteen_bits_of_grey_are_scaled_to_eight(tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, SIZE, dtype=np.uint8)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "images/g16.png")
+    assert np.array_equal(prepare(tmp_path / "images").frames[0], np.stack([grey] * 3, axis=-1))
+
+
+def test_pictures_are_upright(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    grey = pixels[..., 0]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    for name, stored in (("colour", pixels), ("grey16", grey.astype(np.uint16) * 257)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.ascontiguousarray(np.rot90(stored))).save(tmp_path / name / "a.png", exif=exif)
+    assert np.array_equal(prepare(tmp_path / "colour").frames[0], pixels)
+    assert np.array_equal(prepare(tmp_path / "grey16").frames[0], np.stack([grey] * 3, axis=-1))
+
+
+def test_damaged_and_huge_pictures_are_told_in_one_line(damaged_picture: Path) -> None:
+    with pytest.raises(UserError, match=r"^footage: cannot read the image .*\.png \(.*\); repair") as caught:
+        prepare(damaged_picture.parent)
+    assert "\n" not in str(caught.value)
+
+
 def test_too_short(tmp_path: Path) -> None:
     found = prepare(flat_images(tmp_path / "a", range(6)), every_nth=2)
     found.require(3)
@@ -405,13 +427,13 @@ def test_damaged_footage_is_refused_by_open_and_made_anew_by_prepare(tmp_path: P
     frames = found.path / "frames.npy"
     frames.write_bytes(frames.read_bytes()[:-1000])
     with pytest.raises(UserError, match=r"is damaged .*prepare it again"):
-        footage.open_footage(found.path)
+        open_footage(found.path)
     assert len(prepare(source).frames) == 4
     (found.path / "footage.json").write_text("{")
     with pytest.raises(UserError, match="is damaged"):
-        footage.open_footage(found.path)
+        open_footage(found.path)
     with pytest.raises(UserError, match="no prepared footage"):
-        footage.open_footage(tmp_path)
+        open_footage(tmp_path)
 
 
 def test_built_in_lamp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,7 +447,7 @@ def test_built_in_lamp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lamp, "frames", frames)
     seen: list[tuple[int, int | None]] = []
 
-    def make() -> footage.Footage:
+    def make() -> Footage:
         return footage.prepare_lamp(
             None,
             size=SIZE,

@@ -11,7 +11,7 @@ import pytest
 
 from mlxlava.backend import mx
 from mlxlava.config import Recipe, override
-from mlxlava.footage.prepared import Footage
+from mlxlava.footage.dataset import Footage
 from mlxlava.models.state_step import StationaryStep, make_dynamics
 from mlxlava.rollout import rollout
 from mlxlava.rollout.rollout import Rollout, true_pace

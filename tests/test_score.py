@@ -14,8 +14,8 @@ from mlxlava.config import Recipe
 from mlxlava.errors import UserError
 from mlxlava.evaluation.metrics import MEASURES
 from mlxlava.evaluation.score import draw_clips, part, score
-from mlxlava.footage import prepared as footage_module
-from mlxlava.footage.prepared import Footage, open_footage, prepare_lamp
+from mlxlava.footage.dataset import Footage
+from mlxlava.footage.prepare import prepare_lamp
 from mlxlava.rollout.weights import Weights
 from mlxlava.training.checkpoint import playable
 from mlxlava.training.step import Trainer
@@ -92,7 +92,3 @@ def test_short_footage_is_told_what_is_needed(lamp: Footage) -> None:
 def test_still_footage_is_told_so(tmp_path: Path, weights: Weights) -> None:
     with pytest.raises(UserError, match="nothing changes"):
         score(weights, part(still(tmp_path, 300), None, frames=128))
-
-
-def test_prepared_footage_opens_for_scoring(lamp: Footage) -> None:
-    assert footage_module.open_footage(lamp.path).size == open_footage(lamp.path).size

@@ -9,7 +9,7 @@ import pytest
 
 from mlxlava.backend import mx, named_arrays
 from mlxlava.config import Recipe, override
-from mlxlava.footage.prepared import Footage
+from mlxlava.footage.dataset import Footage
 from mlxlava.models.networks import Tree
 from mlxlava.training.step import Terms, Trainer
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxlava.errors import UserError
-from mlxlava.rollout.invert import find_state, fit_picture
+from mlxlava.rollout.invert import find_state, start_picture
 from mlxlava.rollout.rollout import Rollout
 from mlxlava.rollout.seamless import Loop
 from mlxlava.rollout.weights import Weights, load_weights
@@ -76,14 +76,17 @@ class LavaLamp:
         loop = Loop(self.weights, count / fps * speed, seed, start)
         return (frame for _, frame in loop.play(times))
 
-    def from_picture(self, picture: Frame, seed: int = 0) -> State:
+    def from_picture(self, picture: Frame | str | Path, seed: int = 0) -> State:
         """The state whose frame is nearest to a picture: ``frames(start=…)`` goes on from there.
 
         Args:
-            picture: uint8 (H, W, 3) of any size; its middle is taken.
+            picture: a file, or uint8 (H, W, 3) of any size; its middle is taken.
             seed: of the random states that are tried first.
+
+        Raises:
+            UserError: the picture cannot be read.
         """
-        return find_state(self.weights, fit_picture(picture, self.size), seed).state
+        return find_state(self.weights, start_picture(picture, self.size), seed).state
 
 
 def load(name_or_path: str | Path | None = None) -> LavaLamp:

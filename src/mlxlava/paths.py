@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -91,7 +92,12 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def whole_folder(
-    folder: Path, what: str, is_ours: Callable[[Exception], bool] = lambda error: True
+    folder: Path,
+    what: str,
+    is_ours: Callable[[Exception], bool] = lambda error: True,
+    *,
+    advice: str = "what was there before is kept",
+    private: bool = False,
 ) -> Iterator[Path]:
     """Give a folder under a temporary name; it takes its real name on the way out, when all is on disk.
 
@@ -99,13 +105,18 @@ def whole_folder(
         folder: its real name.
         what: stands before an error.
         is_ours: whether an error is one of writing; others go on as they are.
+        advice: stands after an error.
+        private: make missing folders above it for this user alone.
 
     Raises:
         UserError: it cannot be written; what was there before is kept.
     """
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    # Random, since containers give every process the same number.
+    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     old = draft.with_suffix(".old")
     try:
+        if private:
+            make_private(folder.parent)
         draft.mkdir(parents=True)
         yield draft
         for file in draft.iterdir():
@@ -127,14 +138,15 @@ def whole_folder(
         if not is_ours(error):
             raise
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{what}: cannot write {folder}: {reason}; what was there before is kept") from error
+        raise UserError(f"{what}: cannot write {folder}: {reason}; {advice}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with contextlib.suppress(OSError):  # not every system syncs a folder
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

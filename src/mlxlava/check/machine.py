@@ -26,7 +26,7 @@ from mlxlava.backend.cpu import convolution
 from mlxlava.check.base import Check, compiling, device
 from mlxlava.config import load_recipe
 from mlxlava.footage.lamp import frames as lamp_frames
-from mlxlava.footage.prepared import prepare
+from mlxlava.footage.prepare import prepare
 from mlxlava.playback.writers import FORMATS, open_sink
 from mlxlava.training.plan import predict
 

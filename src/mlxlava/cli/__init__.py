@@ -37,7 +37,7 @@ from mlxlava.errors import UserError
 from mlxlava.failures import DeviceFailed, explain
 
 if TYPE_CHECKING:
-    from mlxlava.footage.prepared import Footage
+    from mlxlava.footage.dataset import Footage
     from mlxlava.rollout.weights import Weights
     from mlxlava.training.plan import Row
 
@@ -230,7 +230,7 @@ def _footage(sources: list[str], data: Data, *, seed: int = 0, folder: Path | No
     It goes into the cache when there is no ``folder``.
     """
     from mlxlava.console import progress, say
-    from mlxlava.footage.prepared import prepare, prepare_lamp
+    from mlxlava.footage.prepare import prepare, prepare_lamp
 
     with progress("footage") as update:
 
@@ -695,7 +695,7 @@ def _sources(source: str | None, real: tuple[Footage, Footage | None]) -> dict[s
 def _at_true_speed(weights: Weights, source: str) -> Footage:
     """Footage whose frames are one learned step apart, at the size of the weights where it can be."""
     from mlxlava.console import say
-    from mlxlava.footage.prepared import open_footage
+    from mlxlava.footage.dataset import open_footage
 
     data = weights.recipe.data
     if (Path(source) / "footage.json").is_file():

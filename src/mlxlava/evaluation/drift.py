@@ -16,7 +16,7 @@ from mlxlava.backend import mx, resident_memory
 from mlxlava.errors import UserError
 from mlxlava.evaluation.metrics import MEASURES, Array, describe, motion_loops
 from mlxlava.evaluation.score import LAMPS, LENGTHS, Notice, Real, Scene, look, part
-from mlxlava.footage.prepared import Footage
+from mlxlava.footage.dataset import Footage
 from mlxlava.models.state_step import make_dynamics
 from mlxlava.normality import normality, null
 from mlxlava.products import matmul

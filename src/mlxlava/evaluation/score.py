@@ -16,7 +16,8 @@ import numpy as np
 
 from mlxlava.errors import UserError
 from mlxlava.evaluation.metrics import MEASURES, Array, Described, Space, describe, measure, standard_errors
-from mlxlava.footage.prepared import Footage
+from mlxlava.footage.dataset import Footage
+from mlxlava.footage.resize import resize
 from mlxlava.rollout.rollout import Rollout
 from mlxlava.rollout.weights import Weights
 
@@ -65,10 +66,7 @@ class Real:
 def _resized(clip: Array, size: tuple[int, int] | None) -> Array:
     if size is None or clip.shape[1:3] == tuple(size):
         return clip
-    from PIL import Image
-
-    box = Image.Resampling.BOX if clip.shape[1] >= size[0] else Image.Resampling.BICUBIC
-    return np.stack([np.asarray(Image.fromarray(frame).resize(size[::-1], box)) for frame in clip])
+    return np.stack([resize(frame, size) for frame in clip])
 
 
 def part(

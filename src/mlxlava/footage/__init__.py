@@ -1,4 +1,6 @@
-"""Real frames: decoding, cropping, cuts, prepared footage and its batches; and the built-in lamp.
+"""Real frames: pictures and videos are read, cropped and resized; clips are drawn from them in batches.
 
-May import config, console, paths and playback. Start with prepared.py, ``prepare`` and ``Footage.batch``.
+May import config, console, paths and playback; nothing here imports MLX. Start with prepare.py (videos and
+pictures → prepared footage) and dataset.py (prepared footage → batches of clips). lamp.py draws the built-in
+lamp.
 """

@@ -12,7 +12,7 @@ from PIL import Image
 from mlxlava.backend import mx, named_arrays, tree_map
 from mlxlava.console import clock
 from mlxlava.errors import UserError
-from mlxlava.footage.prepared import open_footage
+from mlxlava.footage.dataset import open_footage
 from mlxlava.models.sheet import preview
 from mlxlava.paths import latest_checkpoint, read_json
 from mlxlava.rollout.rollout import true_pace

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from mlxlava.backend import mx
 from mlxlava.errors import UserError
+from mlxlava.footage.crop import centre_box
+from mlxlava.footage.pictures import read_picture
+from mlxlava.footage.resize import resize
 from mlxlava.models.networks import make_generator, to_bytes
 from mlxlava.rollout.descent import OnProgress, descend
 from mlxlava.rollout.weights import Weights
@@ -43,27 +46,26 @@ class Found:
     error: float
 
 
-def read_picture(path: str | Path, size: tuple[int, int]) -> Frame:
-    """A picture's middle, in the aspect of ``size`` (H, W) and resized to it; uint8 (H, W, 3).
+def start_picture(picture: str | Path | Frame, size: tuple[int, int]) -> Frame:
+    """A picture's middle, in the aspect of ``size`` (H, W) and resized to it: uint8 (H, W, 3).
+
+    Args:
+        picture: a file, or uint8 (H′, W′, 3).
+        size: height and width of the lamp's frames.
 
     Raises:
-        UserError: it is not there, or no picture.
+        UserError: the file cannot be read as a picture, or the array is none.
     """
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-    except UnidentifiedImageError:
-        raise UserError(f"picture: {path} is no picture that Pillow reads; give a PNG or a JPEG") from None
-    except OSError as error:
-        raise UserError(f"picture: cannot read {path}: {error.strerror or error}") from None
-    return fit_picture(np.asarray(upright), size)
-
-
-def fit_picture(picture: Frame, size: tuple[int, int]) -> Frame:
-    """The middle of a picture (H′, W′, 3) in the aspect of ``size`` (H, W), resized to it."""
-    height, width = size
-    fitted = ImageOps.fit(Image.fromarray(picture), (width, height), Image.Resampling.BOX)
-    return np.asarray(fitted)
+    if isinstance(picture, (str, Path)):
+        image = read_picture(picture, what="picture", advice="give another PNG or JPEG")
+    else:
+        array = np.asarray(picture)
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+            raise UserError(
+                f"picture: give a file, or uint8 of shape (H, W, 3), not {array.dtype} of shape {array.shape}"
+            )
+        image = Image.fromarray(array)
+    return resize(image, size, centre_box(image.size, size))
 
 
 def find_state(

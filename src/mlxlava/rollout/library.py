@@ -11,7 +11,7 @@ import numpy.typing as npt
 from mlxlava.console import progress, say
 from mlxlava.normality import moments
 from mlxlava.playback.session import Reel
-from mlxlava.rollout.invert import find_state, read_picture
+from mlxlava.rollout.invert import find_state, start_picture
 from mlxlava.rollout.rollout import Rollout
 from mlxlava.rollout.seamless import Loop
 from mlxlava.rollout.weights import Weights, load_weights, shipped_weights
@@ -57,7 +57,7 @@ class LearnedLamps:
 
 def _state_of(picture: Path, weights: Weights, seed: int) -> npt.NDArray[np.float32]:
     """The state (Z,) whose frame is nearest to a picture; says what is left between them."""
-    frame = read_picture(picture, weights.recipe.data.size)
+    frame = start_picture(picture, weights.recipe.data.size)
     with progress("from") as update:
         found = find_state(weights, frame, seed, lambda done, total: update(done, total, "nearer"))
     say(f"from: the nearest frame differs from {picture} by {found.error:.1f} of 255 grey levels")

@@ -38,7 +38,7 @@ from mlxlava.config import Recipe, recipe_to_dict
 from mlxlava.console import clock, progress, say
 from mlxlava.errors import UserError
 from mlxlava.failures import DeviceFailed, explain
-from mlxlava.footage.prepared import Footage
+from mlxlava.footage.dataset import Footage
 from mlxlava.models.networks import Tree
 from mlxlava.models.sheet import preview, preview_columns
 from mlxlava.models.storage import FORMAT, find_non_finite

@@ -1,0 +1,181 @@
+"""Prepared footage, and the batches of clips that are drawn from it (``Footage.batch``).
+
+Prepared footage is a folder: ``frames.npy`` (uint8, N×H×W×3) and ``footage.json`` (where the frames
+come from, how they were cut out, and where no clip may cross). prepare.py writes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlxlava.errors import UserError
+
+FORMAT = 1  # of the folder; it is part of every key
+
+
+@dataclasses.dataclass(frozen=True)
+class Footage:
+    """Prepared footage: frames on disk and where clips may lie.
+
+    Attributes:
+        path: the folder.
+        frames: uint8 (N, H, W, 3), memory-mapped.
+        fps: frames a second before ``every_nth``.
+        every_nth: every how many frames one was kept.
+        size: height and width in pixels.
+        cuts: rising indices of the frames that begin a new segment; no clip crosses one.
+        key: hash of the sources and the settings.
+    """
+
+    path: Path
+    frames: np.ndarray
+    fps: float
+    every_nth: int
+    size: tuple[int, int]
+    cuts: tuple[int, ...]
+    key: str = ""
+
+    @property
+    def step_fps(self) -> float:
+        """Learned steps a second."""
+        return self.fps / self.every_nth
+
+    def _segments(self, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+        """First frame of each segment, and the clips in it."""
+        bounds = np.array([0, *self.cuts, len(self.frames)], dtype=np.int64)
+        return bounds[:-1], np.maximum(np.diff(bounds) - seq_len + 1, 0)
+
+    def clip_count(self, seq_len: int) -> int:
+        """How many different clips of ``seq_len`` frames there are."""
+        return int(self._segments(seq_len)[1].sum())
+
+    def clip_starts(self, seq_len: int) -> np.ndarray:
+        """First frames of all clips of ``seq_len`` frames, int64, rising."""
+        firsts, counts = self._segments(seq_len)
+        return np.repeat(firsts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+
+    def require(self, seq_len: int) -> None:
+        """Raise UserError unless there is at least one clip of ``seq_len`` frames."""
+        if self.clip_count(seq_len) == 0:
+            longest = int(self._segments(1)[1].max())
+            where = "the longest piece without a cut has" if self.cuts else "there are"
+            raise UserError(
+                f"footage: a clip needs {seq_len} frames, but {where} {longest} "
+                f"(every-nth {self.every_nth}); give a smaller --seq-len or --every-nth, or longer footage"
+            )
+
+    def batch(
+        self,
+        seed: int,
+        step: int,
+        batch_size: int,
+        seq_len: int,
+        drawn_frames: int = 0,
+        context_frames: int = 0,
+        rows: slice = slice(None),
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw a batch of clips: a pure function of its arguments, whatever was drawn before.
+
+        Args:
+            seed: seed of the run.
+            step: training step.
+            batch_size: clips, B; their starts are uniform among all valid ones.
+            seq_len: learned steps that a clip spans.
+            drawn_frames: frames of each clip to return, K (see ``draw_times``); 0 for all.
+            context_frames: evenly spaced frames of each clip, first to last, that come before those, V.
+            rows: clips of the batch to read; all by default.
+
+        Returns:
+            Frames of those clips, uint8 (rows, V + K, H, W, 3), and the times in the clip of the whole
+            batch's frames, int32 (B, V + K).
+
+        Raises:
+            UserError: the footage is shorter than one clip.
+        """
+        self.require(seq_len)
+        firsts, counts = self._segments(seq_len)
+        ends = np.cumsum(counts)
+        key = np.array([seed & 0xFFFFFFFFFFFFFFFF, step], dtype=np.uint64)
+        rng = np.random.Generator(np.random.Philox(key=key))
+        number = rng.integers(0, ends[-1], batch_size)
+        segment = np.searchsorted(ends, number, side="right")
+        starts = firsts[segment] + number - (ends - counts)[segment]
+        times = draw_times(rng, batch_size, seq_len, drawn_frames)
+        if context_frames:
+            spaced = np.linspace(0, seq_len - 1, context_frames).round().astype(np.int32)
+            times = np.concatenate([np.tile(spaced, (batch_size, 1)), times], axis=1)
+        return self.frames[(starts[:, None] + times)[rows]], times
+
+
+def open_footage(path: str | Path) -> Footage:
+    """Open a folder of prepared footage; its frames stay on disk.
+
+    Raises:
+        UserError: the folder is no prepared footage, or is damaged.
+    """
+    return read_footage(Path(path))[0]
+
+
+def read_footage(path: Path) -> tuple[Footage, dict[str, Any]]:
+    """``open_footage``, and what ``footage.json`` says of it."""
+    again = "prepare it again"
+    try:
+        about = json.loads((path / "footage.json").read_text(encoding="utf-8"))
+        if about["format"] != FORMAT:
+            raise UserError(f"footage: {path} has format {about['format']}, not {FORMAT}; {again}")
+        frames = np.load(path / "frames.npy", mmap_mode="r")
+        size = (int(about["size"][0]), int(about["size"][1]))
+        cuts = tuple(int(cut) for cut in about["cuts"])
+        fps, every_nth = float(about["fps"]), int(about["every_nth"])
+    except FileNotFoundError as error:
+        raise UserError(f"footage: {path} is no prepared footage: no {Path(error.filename).name}") from error
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(f"footage: {path} is damaged ({error}); {again}") from error
+    if frames.dtype != np.uint8 or frames.shape != (about.get("frames"), *size, 3) or not len(frames):
+        raise UserError(f"footage: {path} is damaged (frames.npy is not as footage.json says); {again}")
+    if list(cuts) != sorted({cut for cut in cuts if 0 < cut < len(frames)}) or not (fps > 0 < every_nth):
+        raise UserError(f"footage: {path} is damaged (footage.json makes no sense); {again}")
+    return Footage(path, frames, fps, every_nth, size, cuts, str(about.get("key", ""))), about
+
+
+def draw_times(rng: np.random.Generator, batch_size: int, seq_len: int, drawn_frames: int) -> np.ndarray:
+    """Draw which learned steps of each clip are looked at.
+
+    The span (last − first) is log-uniform over K − 1 … seq_len − 1, so that short gaps, which show
+    motion, are as common as long ones; the first time is uniform where the span fits, and the times
+    between are distinct and uniform.
+
+    Args:
+        rng: source of randomness.
+        batch_size: clips, B.
+        seq_len: learned steps of a clip.
+        drawn_frames: frames of each clip, K; 0 for all.
+
+    Returns:
+        int32 (B, K), rising along each row, within 0 … seq_len − 1.
+
+    Raises:
+        ValueError: more frames are drawn than a clip has.
+    """
+    if not 0 <= drawn_frames <= seq_len:
+        raise ValueError(f"drawn_frames must lie in 0 … {seq_len}, not {drawn_frames}")
+    if drawn_frames in (0, seq_len):
+        return np.tile(np.arange(seq_len, dtype=np.int32), (batch_size, 1))
+    if drawn_frames == 1:
+        return rng.integers(0, seq_len, (batch_size, 1), dtype=np.int32)
+    shortest = drawn_frames - 1
+    span = np.floor(shortest * (seq_len / shortest) ** rng.random(batch_size)).astype(np.int64)
+    span = np.minimum(span, seq_len - 1)
+    first = rng.integers(0, seq_len - span)
+    # The K − 2 smallest of span − 1 random keys pick that many distinct inner times.
+    keys = rng.random((batch_size, seq_len - 1))
+    keys[np.arange(seq_len - 1) >= (span - 1)[:, None]] = np.inf
+    inner = np.sort(np.argsort(keys, axis=1)[:, : drawn_frames - 2], axis=1) + 1
+    offsets = np.concatenate([np.zeros((batch_size, 1), np.int64), inner, span[:, None]], axis=1)
+    times: np.ndarray = (first[:, None] + offsets).astype(np.int32)
+    return times
