@@ -35,6 +35,7 @@ WITHOUT_MLX = [
     "config",
     "console",
     "errors",
+    "evaluation.correlation",
     "evaluation.metrics",
     "failures",
     "footage.crop",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from corruptions import CORRUPTIONS, Clips, lamp_clips
+from mlxlava.evaluation.correlation import correlation_time
 from mlxlava.evaluation.metrics import (
     MEASURES,
     Space,
@@ -121,3 +122,15 @@ def test_large_frames_are_shrunk_before_features() -> None:
     described = describe(space, clips)
     assert described.features.shape[:2] == (4, 16)
     assert np.isfinite(described.patches).all()
+
+
+def test_correlation_times_are_those_of_known_series() -> None:
+    rng = np.random.default_rng(0)
+    x = np.zeros((64, 512, 2))
+    x[:, 0] = rng.standard_normal((64, 2))
+    for step in range(1, 512):  # an autoregression whose memory halves every 10 steps
+        keep = 0.5**0.1
+        x[:, step] = keep * x[:, step - 1] + np.sqrt(1 - keep**2) * rng.standard_normal((64, 2))
+    assert correlation_time(x) == pytest.approx(10, rel=0.1)
+    assert correlation_time(rng.standard_normal((64, 512, 2))) < 1
+    assert correlation_time(np.zeros((3, 20, 2))) == 20

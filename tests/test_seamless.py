@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from mlxlava.backend import mx
 from mlxlava.config import Recipe
 from mlxlava.errors import UserError
+from mlxlava.models.interpolation import slerp
 from mlxlava.rollout.rollout import Rollout
 from mlxlava.rollout.seamless import Loop
 from mlxlava.rollout.weights import Weights, load_weights
@@ -94,3 +98,12 @@ def test_a_step_that_cannot_be_undone_is_refused(tiny_duralava: Recipe) -> None:
     lamp = Weights(tiny_duralava, 5.0, playable(Trainer(tiny_duralava, 6).init()), {})
     with pytest.raises(UserError, match="cannot be undone"):
         Loop(lamp, 4.0)
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-5, 0.3, 2.0])
+def test_states_between_two_lie_on_the_circle_through_both(angle: float) -> None:
+    first = mx.array([[2.0, 0.0, 0.0]])
+    second = 2 * mx.array([[math.cos(angle), math.sin(angle), 0.0]])
+    for share in (0.0, 0.25, 1.0):
+        expected = [[2 * math.cos(share * angle), 2 * math.sin(share * angle), 0.0]]
+        assert np.allclose(np.array(slerp(first, second, share)), expected, atol=1e-4)

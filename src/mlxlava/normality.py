@@ -1,7 +1,12 @@
-"""Is a set of states N(0, I)? Statistics that together see what four pooled moments do not. NumPy only."""
+"""Is a set of states N(0, I)? Statistics that together see what four pooled moments do not.
+
+Each statistic is written once, for NumPy arrays (to measure) and for MLX arrays (as a penalty that has a
+gradient): ``xp`` is the module of the arrays, ``numpy`` by default or ``mlx.core``. Nothing here imports MLX.
+"""
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,36 +16,43 @@ from mlxlava.products import matmul
 
 Array = npt.NDArray[Any]
 
-_KNOTS = np.linspace(0, 3, 17)  # Epps–Pulley's integral, by the trapezium rule
+_KNOTS = 17  # of Epps–Pulley's integral over 0 … 3, by the trapezium rule
 _DIRECTIONS = 64
 
 
-def epps_pulley(x: Array) -> Array:
+def moments(x: Any, xp: ModuleType = np) -> tuple[Any, Any, Any, Any]:
+    """Mean, standard deviation, skewness and kurtosis (3 for a normal law) of all numbers of ``x`` pooled."""
+    mean = x.mean()
+    centred = x - mean
+    square = centred * centred
+    std = xp.sqrt(square.mean() + 1e-8)
+    return mean, std, (square * centred).mean() / std**3, (square * square).mean() / std**4
+
+
+def epps_pulley(x: Any, xp: ModuleType = np) -> Any:
     """N · ∫ |φ̂(t) − e^(−t²/2)|² e^(−t²/2) dt over 0 … 3, for each column (Epps and Pulley 1983).
 
     Against N(0, 1) itself: mean and deviation are not fitted first, so it sees those as well.
 
     Args:
         x: (N, K).
+        xp: module of the arrays.
 
     Returns:
-        (K,); its law under N(0, 1) hardly depends on N.
+        (K,); about 0.53 for N(0, 1), whatever N. It grows with N for other laws.
     """
-    normal = np.exp(-(_KNOTS**2) / 2)
-    angles = x[..., None] * _KNOTS  # (N, K, knots)
-    square = (np.cos(angles).mean(0) - normal) ** 2 + np.sin(angles).mean(0) ** 2
-    weights = np.full(len(_KNOTS), _KNOTS[1])
-    weights[[0, -1]] /= 2
-    values: Array = len(x) * matmul(square, normal * weights)
-    return values
+    knots = xp.linspace(0, 3, _KNOTS)
+    normal = xp.exp(-knots * knots / 2)
+    angles = x[..., None] * knots  # (N, K, knots)
+    square = (xp.cos(angles).mean(0) - normal) ** 2 + xp.sin(angles).mean(0) ** 2
+    inner = (square * normal).sum(-1) - (square[:, 0] * normal[0] + square[:, -1] * normal[-1]) / 2
+    return len(x) * (inner * knots[1])
 
 
-def moments(states: Array) -> tuple[float, float, float, float]:
-    """Mean, deviation, skewness and kurtosis (3 for a normal law) of all numbers of ``states`` pooled."""
-    x = states.astype(np.float64)
-    mean, deviation = x.mean(), x.std()
-    normal = (x - mean) / max(float(deviation), 1e-12)
-    return float(mean), float(deviation), float((normal**3).mean()), float((normal**4).mean())
+def covariance_distance(products: Any, xp: ModuleType = np) -> Any:
+    """‖S − I‖² / Z of second moments S about zero (Z, Z): xᵀx / N of states x (N, Z)."""
+    size = products.shape[0]
+    return ((products - xp.eye(size)) ** 2).sum() / size
 
 
 def normality(states: Array) -> dict[str, float]:
@@ -51,16 +63,21 @@ def normality(states: Array) -> dict[str, float]:
     64 fixed random directions (either alone is blind to some collapses); ``covariance``, ‖cov − I‖² / Z.
     """
     x = states.astype(np.float64)
-    size = x.shape[1]
-    directions = np.random.default_rng(0).standard_normal((size, _DIRECTIONS))
+    directions = np.random.default_rng(0).standard_normal((x.shape[1], _DIRECTIONS))
     directions /= np.linalg.norm(directions, axis=0)
     return {
-        **dict(zip(("mean", "deviation", "skewness", "kurtosis"), moments(x), strict=True)),
+        **dict(zip(("mean", "deviation", "skewness", "kurtosis"), pooled_moments(x), strict=True)),
         "norm": float(np.linalg.norm(x, axis=1).mean()),
         "epps_pulley_axes": float(epps_pulley(x).mean()),
         "epps_pulley_directions": float(epps_pulley(matmul(x, directions)).mean()),
-        "covariance": float(((matmul(x.T, x) / len(x) - np.eye(size)) ** 2).sum() / size),
+        "covariance": float(covariance_distance(matmul(x.T, x) / len(x))),
     }
+
+
+def pooled_moments(states: Array) -> tuple[float, float, float, float]:
+    """``moments`` of NumPy states, as numbers."""
+    mean, std, skewness, kurtosis = moments(states.astype(np.float64))
+    return float(mean), float(std), float(skewness), float(kurtosis)
 
 
 def null(count: int, size: int, repeats: int = 400, seed: int = 0) -> dict[str, tuple[float, float]]:

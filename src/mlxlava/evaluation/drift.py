@@ -6,6 +6,7 @@ frames in between change nothing. What is kept does not grow with the length.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from mlxlava.backend import mx, resident_memory
 from mlxlava.errors import UserError
+from mlxlava.evaluation.correlation import correlation_time
 from mlxlava.evaluation.metrics import MEASURES, Array, describe, motion_loops
 from mlxlava.evaluation.score import LAMPS, LENGTHS, Notice, Real, Scene, look, part
 from mlxlava.footage.dataset import Footage
@@ -122,15 +124,6 @@ class Returns:
         }
 
 
-def state_correlation_time(path: Array) -> int:
-    """Learned steps until states (lamps, steps, Z) have half forgotten where they were; all steps if not."""
-    length = path.shape[1]
-    spectra = np.abs(np.fft.rfft(path, 2 * length, axis=1)) ** 2
-    products = np.fft.irfft(spectra.sum((0, 2)))[:length] / np.arange(length, 0, -1)
-    below = np.nonzero(products < 0.5 * products[0])[0]
-    return int(below[0]) if len(below) else length
-
-
 def lyapunov(weights: Weights, states: Array, seed: int) -> dict[str, Any]:
     """The largest Lyapunov exponent: how fast lamps that differ by a thousandth part, under the same noise.
 
@@ -226,7 +219,8 @@ def drift(
     window = real.length
     rollout = Rollout(weights, seed, lamps=LAMPS)
     first = rollout.roll(min(512, LEAST - window))
-    returns = Returns(min(5 * state_correlation_time(first), _LONGEST_LAG))
+    # States are centred already: their mean is zero by the law that they have.
+    returns = Returns(min(5 * math.ceil(correlation_time(first)), _LONGEST_LAG))
     rows: list[dict[str, Any]] = []
     pictures: list[tuple[int, Array]] = []
     states = first[:, -1]

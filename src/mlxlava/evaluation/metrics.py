@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlxlava.evaluation.correlation import correlation_time
 from mlxlava.products import covariance, matmul
 
 Array = npt.NDArray[Any]
@@ -37,6 +38,11 @@ _LIMIT = 3.0  # deviations beyond which a jump counts little more
 
 
 # --- describing ---
+
+
+def evenly_spaced(length: int, count: int) -> Array:
+    """``count`` indices into ``length`` things, evenly spaced from the first to the last."""
+    return np.linspace(0, length - 1, count).round().astype(int)
 
 
 def shrink(frames: Array) -> Array:
@@ -115,7 +121,7 @@ def describe(space: Space, clips: Iterable[Array]) -> Described:
     for clip in clips:
         small = shrink(clip)
         energy = np.array([np.abs(late - early).mean() for early, late in pairwise(small)], np.float32)
-        some = clip[np.linspace(0, len(clip) - 1, min(_FRAMES, len(clip))).round().astype(int)]
+        some = clip[evenly_spaced(len(clip), min(_FRAMES, len(clip)))]
         counts = [np.bincount(some[..., channel].ravel(), minlength=256) for channel in range(3)]
         colours = np.cumsum(counts, axis=1) / some[..., 0].size
         rows.append((space(small), energy, _patches(some[:: max(1, len(some) // 4)]), colours))
@@ -204,7 +210,7 @@ def _nearest(x: Array, y: Array) -> Array:
 def _points(of: Described) -> tuple[Array, Array]:
     """A few frames of each clip (C · 16, d), and the clip of each."""
     length = of.features.shape[1]
-    at = np.linspace(0, length - 1, min(_FRAMES, length)).round().astype(int)
+    at = evenly_spaced(length, min(_FRAMES, length))
     return of.features[:, at].reshape(-1, of.features.shape[-1]), np.repeat(of.names, len(at))
 
 
@@ -316,23 +322,14 @@ def _octaves(power: Array) -> Array:
     return np.stack([power[low:high].mean(0) for low, high in pairwise([*edges, len(power)])])
 
 
-def correlation_time(of: Described) -> float:
+def _correlation_time(of: Described) -> float:
     """Learned steps until the autocorrelation of all modes together has fallen to 1/2; L if it does not."""
-    x = _modes(of) - _modes(of).mean((0, 1))
-    length = x.shape[1]
-    spectra = np.abs(np.fft.rfft(x, 2 * length, axis=1)) ** 2  # padded: no wrapping round
-    products = np.fft.irfft(spectra.sum((0, 2)))[:length] / np.arange(length, 0, -1)
-    curve = products / max(products[0], 1e-12)
-    below = np.nonzero(curve < 0.5)[0]
-    if len(below) == 0:
-        return float(length)
-    lag = int(below[0])
-    return lag - 1 + float((curve[lag - 1] - 0.5) / (curve[lag - 1] - curve[lag]))
+    return correlation_time(_modes(of) - _modes(of).mean((0, 1)))
 
 
 def motion_time(reference: Described, other: Described) -> float:
     """Ratio of correlation times: 2 is twice as slow."""
-    return correlation_time(other) / correlation_time(reference)
+    return _correlation_time(other) / _correlation_time(reference)
 
 
 def motion_energy(reference: Described, other: Described) -> float:
@@ -385,7 +382,7 @@ def motion_loops(reference: Described, other: Described) -> float:
     Well before: by two correlation times of the reference or more (at most half a clip).
     """
     length = other.features.shape[1]
-    lag = int(min(max(2 * correlation_time(reference), 2), length // 2))
+    lag = int(min(max(2 * _correlation_time(reference), 2), length // 2))
     stride = 1 if length < 64 else 2
     nearest = []
     for clip in other.features:

@@ -12,7 +12,7 @@ import numpy as np
 from mlxlava.console import print_table
 from mlxlava.errors import UserError
 from mlxlava.evaluation.drift import FOLLOWED
-from mlxlava.evaluation.metrics import MEASURES, Array, Described, spectrum
+from mlxlava.evaluation.metrics import MEASURES, Array, Described, evenly_spaced, spectrum
 
 Result = dict[str, Any]
 Pictures = list[tuple[int, Array]]
@@ -198,7 +198,7 @@ def picture(
 
 
 def _some(clip: Array) -> Array:
-    shown: Array = clip[np.linspace(0, len(clip) - 1, _SHOWN).round().astype(int)]
+    shown: Array = clip[evenly_spaced(len(clip), _SHOWN)]
     return shown
 
 

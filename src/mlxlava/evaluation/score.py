@@ -15,7 +15,16 @@ from typing import Any
 import numpy as np
 
 from mlxlava.errors import UserError
-from mlxlava.evaluation.metrics import MEASURES, Array, Described, Space, describe, measure, standard_errors
+from mlxlava.evaluation.metrics import (
+    MEASURES,
+    Array,
+    Described,
+    Space,
+    describe,
+    evenly_spaced,
+    measure,
+    standard_errors,
+)
 from mlxlava.footage.dataset import Footage
 from mlxlava.footage.resize import resize
 from mlxlava.rollout.rollout import Rollout
@@ -127,8 +136,7 @@ def _blocks(footage: Footage, length: int) -> tuple[list[int], list[int]]:
 
 
 def _spread(starts: list[int], count: int) -> list[int]:
-    at = np.linspace(0, len(starts) - 1, count).round().astype(int)
-    return [starts[index] for index in at]
+    return [starts[index] for index in evenly_spaced(len(starts), count)]
 
 
 def draw_clips(

@@ -15,6 +15,7 @@ import numpy as np
 
 from mlxlava.backend import mx, on_gpu_path, tree_map
 from mlxlava.config import Recipe
+from mlxlava.models.interpolation import slerp
 from mlxlava.models.networks import Tree, dense, glorot, init_dense, leaky_relu
 from mlxlava.models.normality import (
     covariance_distance,
@@ -253,7 +254,6 @@ class PenalisedStep:
     ) -> mx.array:
         """States (B, Z) a share ``dt`` of a learned step later, on the great circle to the next states.
 
-        Spherical interpolation (Shoemake 1985) keeps the length of a state between its ends';
         ``noise`` is not used.
         """
         raw = self._propose(weights, states)
@@ -261,10 +261,7 @@ class PenalisedStep:
         after = (raw - mean) / std
         if isinstance(dt, float) and dt == 1.0:
             return after
-        norms = mx.linalg.norm(states, axis=-1, keepdims=True) * mx.linalg.norm(after, axis=-1, keepdims=True)
-        cosine = (states * after).sum(-1, keepdims=True) / norms
-        angle = mx.arccos(mx.clip(cosine, -0.9999, 0.9999))
-        return (mx.sin((1 - dt) * angle) * states + mx.sin(dt * angle) * after) / mx.sin(angle)
+        return slerp(states, after, dt)
 
     def roll(
         self, weights: Tree, bases: Tree, states: mx.array, key: mx.array, steps: int, before: int = 0

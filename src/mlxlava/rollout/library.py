@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxlava.console import progress, say
-from mlxlava.normality import moments
+from mlxlava.normality import pooled_moments
 from mlxlava.playback.session import Reel
 from mlxlava.rollout.invert import find_state, start_picture
 from mlxlava.rollout.rollout import Rollout
@@ -52,7 +52,7 @@ class LearnedLamps:
             loop = _closed_path(weights, self.period, seed, start)
             return Reel(loop.play, loop.size)
         rollout = Rollout(weights, seed, start=start)
-        return Reel(rollout.play, rollout.size, lambda: moments(rollout.states[:1]), rollout.film)
+        return Reel(rollout.play, rollout.size, lambda: pooled_moments(rollout.states[:1]), rollout.film)
 
 
 def _state_of(picture: Path, weights: Weights, seed: int) -> npt.NDArray[np.float32]:

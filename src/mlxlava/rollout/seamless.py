@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from mlxlava.backend import mx
 from mlxlava.errors import UserError
+from mlxlava.models.interpolation import slerp
 from mlxlava.models.state_step import StationaryStep, make_dynamics
 from mlxlava.rollout.descent import OnProgress, descend
 from mlxlava.rollout.rollout import Rollout
@@ -103,7 +104,7 @@ class Loop:
             return first
         on = self._dynamics.transport(self._weights, self._bases, first, share)
         back = self._dynamics.inverse(self._weights, self._bases, second, 1 - share)
-        return _between(on, back, share)
+        return slerp(on, back, share)
 
     def _bridge(self, starts: mx.array, count: int) -> mx.array:
         """Closed paths from states (B, Z), turned evenly towards where the start lies ahead; (K, B, Z)."""
@@ -115,7 +116,7 @@ class Loop:
         path = [starts]
         for n in range(1, count):
             moved = self._dynamics.transport(self._weights, self._bases, path[-1])
-            path.append(_between(moved, ahead[count - n], 1 / (count - n + 1)))
+            path.append(slerp(moved, ahead[count - n], 1 / (count - n + 1)))
             if n % _QUEUED == 0:
                 mx.eval(path[-1])
         return mx.stack(path)
@@ -170,14 +171,3 @@ def _next(path: mx.array) -> mx.array:
 def _moved(path: mx.array) -> mx.array:
     """Mean squared way from a closed path's states (K, …, Z) to the next; (…)."""
     return ((_next(path) - path) ** 2).sum(-1).mean(0)
-
-
-def _between(here: mx.array, there: mx.array, share: float) -> mx.array:
-    """On the great circle from states (B, Z) to others of the same norms (Shoemake 1985)."""
-    norms = mx.linalg.norm(here, axis=-1, keepdims=True) * mx.linalg.norm(there, axis=-1, keepdims=True)
-    angle = mx.arccos(mx.clip((here * there).sum(-1, keepdims=True) / norms, -0.9999, 0.9999999))
-    # The limit of both weights as the angle goes to 0, where the quotient would be 0 / 0.
-    small = angle < 1e-3
-    whole = mx.where(small, 1.0, mx.sin(angle))
-    first = mx.where(small, 1 - share, mx.sin((1 - share) * angle) / whole)
-    return first * here + mx.where(small, share, mx.sin(share * angle) / whole) * there

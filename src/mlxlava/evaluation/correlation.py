@@ -1,0 +1,38 @@
+"""How long a series remembers where it was. NumPy only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+def autocorrelation(series: Array) -> Array:
+    """Products of centred series (C, L, d) with themselves a lag later, summed over C and d: (L,).
+
+    Each lag is divided by the pairs that it has. Computed with Fourier transforms, padded so that the end
+    does not meet the start.
+    """
+    length = series.shape[1]
+    spectra = np.abs(np.fft.rfft(series, 2 * length, axis=1)) ** 2
+    products: Array = np.fft.irfft(spectra.sum((0, 2)))[:length] / np.arange(length, 0, -1)
+    return products
+
+
+def correlation_time(series: Array) -> float:
+    """Steps until the autocorrelation of centred series (C, L, d) has fallen to 1/2, between two if need be.
+
+    L if it does not fall so far, or if nothing varies.
+    """
+    products = autocorrelation(series)
+    if products[0] <= 1e-12:
+        return float(len(products))
+    curve = products / products[0]
+    below = np.nonzero(curve < 0.5)[0]
+    if len(below) == 0:
+        return float(len(curve))
+    lag = int(below[0])
+    return lag - 1 + float((curve[lag - 1] - 0.5) / (curve[lag - 1] - curve[lag]))
