@@ -15,11 +15,11 @@ from mlxlava.backend import gpu_path, kernels, mx, resident_memory, tree_map
 from mlxlava.backend.kernels import MOST_BUFFERS
 from mlxlava.backend.ops import Convolution, conv3, conv_down, conv_up
 from mlxlava.config import Recipe, load_recipe, override
-from mlxlava.footage.prepared import prepare_lamp
+from mlxlava.footage.prepare import prepare_lamp
 from mlxlava.models.networks import batch_norm, make_generator
 from mlxlava.models.state_step import make_dynamics
 from mlxlava.paths import latest_checkpoint
-from mlxlava.rollout.rollout import Rollout
+from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights, load_weights
 from mlxlava.training.checkpoint import load_checkpoint
 from mlxlava.training.loop import start_run

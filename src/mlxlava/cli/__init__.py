@@ -597,19 +597,21 @@ def score(
     from mlxlava.console import progress
     from mlxlava.evaluation import report
     from mlxlava.evaluation.drift import drift as follow
-    from mlxlava.evaluation.drift import parts
-    from mlxlava.evaluation.score import draw_clips, part
+    from mlxlava.evaluation.drift import split_for_drift
+    from mlxlava.evaluation.score import draw_clips, split_footage
     from mlxlava.evaluation.score import score as judge
     from mlxlava.rollout.weights import load_weights
 
     report.require(target)
     weights = load_weights(name)
     real = _real_footage(weights, source, held_out)
-    clips = part(*real, frames=frames)
+    clips = split_footage(*real, frames=frames)
     with progress("score") as update:
         result, scene, drawn = judge(weights, clips, seed=seed, update=update)
         if target is not None:
-            drift_result, ages = follow(weights, *parts(*real), _SHORT_DRIFT, seed=seed, update=update)
+            drift_result, ages = follow(
+                weights, *split_for_drift(*real), _SHORT_DRIFT, seed=seed, update=update
+            )
     result = {"weights": name, **_sources(source, real), **result}
     if target is not None:
         result["drift"] = drift_result
@@ -620,7 +622,7 @@ def score(
             drift=drift_result,
             ages=ages,
             clips=(shown, list(draw_clips(weights, 2, clips.length, seed))),
-            described=(scene.reference, scene.held_out, drawn),
+            features=(scene.reference, scene.held_out, drawn),
             step_fps=weights.step_fps,
         )
     print(json.dumps(result)) if as_json else report.score_table(result)
@@ -649,13 +651,13 @@ def drift(
     from mlxlava.console import progress
     from mlxlava.evaluation import report
     from mlxlava.evaluation.drift import drift as follow
-    from mlxlava.evaluation.drift import parts
+    from mlxlava.evaluation.drift import split_for_drift
     from mlxlava.rollout.weights import load_weights
 
     report.require(target)
     weights = load_weights(name)
     footages = _real_footage(weights, source, held_out)
-    real = parts(*footages)
+    real = split_for_drift(*footages)
     with progress("drift") as update:
         result, ages = follow(weights, *real, frames, seed=seed, update=update)
     result = {"weights": name, **_sources(source, footages), **result}

@@ -25,7 +25,7 @@ from mlxlava.errors import UserError
 from mlxlava.models.interpolation import slerp
 from mlxlava.models.state_step import StationaryStep, make_dynamics
 from mlxlava.rollout.descent import OnProgress, descend
-from mlxlava.rollout.rollout import Rollout
+from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights
 
 _STARTS = 16  # lamps of a seed that are tried; the one that its bridge steers least is taken
