@@ -1,7 +1,7 @@
 """Does a lamp stay what it is? One long roll-out of many lamps, looked at again and again.
 
-States are rolled for every learned step; frames are drawn in the windows that are looked at, because
-frames in between change nothing. What is kept does not grow with the length.
+States are rolled for every learned step, but frames are drawn only in the windows that are measured: a
+frame does not change what follows. Memory does not grow with the length.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ def slope(at: Iterable[float], values: Iterable[float], together: int = 1) -> di
 
 
 class Returns:
-    """How near lamps come to where they once were, beside how near they come to where others were.
+    """How near lamps come to their own earlier states, and how near to those of others.
 
-    A lamp cannot loop to where another one was, so the second is what chance gives in as many steps. An
-    anchor is the state of every lamp at one time.
+    A lamp cannot loop to a state of another lamp. So the second distance is what chance gives in as many
+    steps. An anchor is the states of all lamps at one time.
 
     Args:
-        lag: learned steps after which a lamp counts as away.
+        lag: learned steps before a lamp is compared with its anchor: it has to leave first.
     """
 
     def __init__(self, lag: int) -> None:
