@@ -3,7 +3,7 @@
     python benchmarks/corruptions.py [--minutes 60] [--save]
 
 Three built-in lamps that share no frame: one is the reference, one is held out (the floor), one is
-corrupted. Prints Markdown: ratios to the floor at every grade, and the claims of ``metrics.MEASURES``,
+corrupted. Prints Markdown: ratios to the floor at every grade, and the claims of ``measures.MEASURES``,
 each checked: at its floor without the corruption, moving away from it monotonically with the grade, and
 well away at the end. The exit status is 1 if a claim does not hold.
 """
@@ -20,8 +20,9 @@ from PIL import Image, ImageFilter
 
 import harness
 from mlxlava.console import progress
-from mlxlava.evaluation.metrics import MEASURES, Array, describe
-from mlxlava.evaluation.score import Real, Scene, compare, look, part
+from mlxlava.evaluation.features import Array, extract_features
+from mlxlava.evaluation.measures import MEASURES
+from mlxlava.evaluation.score import RealClips, ReferenceSet, compare, fit_reference, split_footage
 from mlxlava.footage.prepare import prepare_lamp
 
 Clips = list[Array]  # of twice the length, so that speed can be doubled
@@ -111,24 +112,26 @@ CORRUPTIONS: dict[str, tuple[str, tuple[float, ...], Callable[[Clips, float, int
 }
 
 
-def lamp_clips(minutes: float, size: tuple[int, int] = (64, 64)) -> tuple[Real, Clips]:
+def lamp_clips(minutes: float, size: tuple[int, int] = (64, 64)) -> tuple[RealClips, Clips]:
     """Reference and held-out clips of two lamps, and clips twice as long of a third."""
     lamps = [
         prepare_lamp(None, size=size, minutes=minutes, fps=5.0, every_nth=1, seed=seed, theme="classic")
         for seed in range(3)
     ]
-    real = part(lamps[0], lamps[1])
+    real = split_footage(lamps[0], lamps[1])
     third = lamps[2].frames
     firsts = [start for start in lamps[2].clip_starts(2 * real.length).tolist() if start % real.length == 0]
     at = np.linspace(0, len(firsts) - 1, len(real)).round().astype(int)
     return real, [np.asarray(third[firsts[i] : firsts[i] + 2 * real.length]) for i in at]
 
 
-def grades(scene: Scene, clips: Clips, names: list[str] | None = None) -> Iterator[tuple[str, float, Clips]]:
+def grades(
+    reference_set: ReferenceSet, clips: Clips, names: list[str] | None = None
+) -> Iterator[tuple[str, float, Clips]]:
     """Every corruption at every grade, and none at all."""
-    length = scene.real.length
+    length = reference_set.real.length
     yield "none", 0.0, [clip[:length] for clip in clips]
-    reference = list(scene.real.clips(0))
+    reference = list(reference_set.real.clips(0))
     for name, (_, steps, corrupt) in CORRUPTIONS.items():
         for grade in steps if names is None or name in names else ():
             yield name, grade, corrupt(clips, grade, length, reference)
@@ -165,16 +168,16 @@ def main() -> None:
     args = parser.parse_args()
     real, clips = lamp_clips(args.minutes)
     with progress("corruptions") as update:
-        scene = look(real, (64, 64), update)
-        floors = compare(scene, scene.held_out, 0, update)
+        reference_set = fit_reference(real, (64, 64), update)
+        floors = compare(reference_set, reference_set.held_out, 0, update)
         values: dict[str, list[float]] = {}
         ratios: dict[str, list[str]] = {}
         clean: dict[str, float] = {}
-        for corruption, grade, bad in grades(scene, clips):
+        for corruption, grade, bad in grades(reference_set, clips):
             update(0, None, f"{corruption} {grade:g}")
-            other = describe(scene.space, bad)
+            other = extract_features(reference_set.pca, bad)
             for name, one in MEASURES.items():
-                value = one.function(scene.reference, other)
+                value = one.function(reference_set.reference, other)
                 row = floors[name]
                 under = row["value"] / row["ratio"]
                 clean.setdefault(name, value)

@@ -115,7 +115,7 @@ def peer(
 
 def _rollout(recipe: str, size: int) -> Any:
     """A roll-out of fresh weights; they take as long as learned ones."""
-    from mlxlava.rollout.rollout import Rollout
+    from mlxlava.rollout.roll import Rollout
     from mlxlava.rollout.weights import Weights
     from mlxlava.training.checkpoint import playable
     from mlxlava.training.step import Trainer
@@ -168,8 +168,8 @@ def prepare(video: str, size: int) -> Answering:
 
 def score(frames: int) -> Answering:
     """The shipped weights scored on the built-in lamp, which is drawn before the clock starts."""
-    from mlxlava.evaluation.score import part
     from mlxlava.evaluation.score import score as judge
+    from mlxlava.evaluation.score import split_footage
     from mlxlava.footage.prepare import prepare_lamp
     from mlxlava.rollout.weights import load_weights
 
@@ -185,7 +185,7 @@ def score(frames: int) -> Answering:
         seed=0,
         theme=weights.recipe.data.lamp_theme,
     )
-    real = part(footage, None, frames)
+    real = split_footage(footage, None, frames)
 
     def answer(request: str) -> Answer:
         began = time.perf_counter()

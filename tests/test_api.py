@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 import mlxlava
-from mlxlava.rollout.rollout import Rollout
+from mlxlava.rollout.roll import Rollout
 
 pytestmark = pytest.mark.device
 

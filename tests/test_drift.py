@@ -10,7 +10,7 @@ import pytest
 
 from mlxlava.config import Recipe, override
 from mlxlava.errors import UserError
-from mlxlava.evaluation.drift import Returns, drift, lyapunov, parts, slope, window_ends
+from mlxlava.evaluation.drift import Returns, drift, lyapunov, slope, split_for_drift, window_ends
 from mlxlava.footage.dataset import Footage
 from mlxlava.footage.prepare import prepare_lamp
 from mlxlava.rollout.weights import Weights
@@ -67,7 +67,7 @@ def test_intervals_that_hold_together_are_as_wide_as_they_must_be() -> None:
 @pytest.mark.parametrize("recipe", ["tiny", "tiny_duralava"])
 def test_drift_of_both_state_steps(recipe: str, lamp: Footage, request: pytest.FixtureRequest) -> None:
     weights = fresh(request.getfixturevalue(recipe))
-    result, pictures = drift(weights, *parts(lamp, None), 2_500)
+    result, pictures = drift(weights, *split_for_drift(lamp, None), 2_500)
     assert [row["frames"] for row in result["windows"]] == [1_000, 2_000, 2_500]
     assert [end for end, _ in pictures] == [1_000, 2_000, 2_500]
     assert pictures[0][1].shape == (16, 16, 3)
@@ -78,7 +78,7 @@ def test_drift_of_both_state_steps(recipe: str, lamp: Footage, request: pytest.F
 
 
 def test_a_stationary_state_keeps_its_law_without_training(lamp: Footage, tiny: Recipe) -> None:
-    result, _ = drift(fresh(tiny), *parts(lamp, None), 2_000)
+    result, _ = drift(fresh(tiny), *split_for_drift(lamp, None), 2_000)
     for row in result["windows"]:
         for name in ("deviation", "kurtosis", "norm", "epps_pulley_axes", "covariance"):
             low, high = result["null"][name]
@@ -89,7 +89,7 @@ def test_a_stationary_state_keeps_its_law_without_training(lamp: Footage, tiny: 
 def test_a_lamp_that_dies_is_reported_not_crashed_on(lamp: Footage, tiny_duralava: Recipe) -> None:
     weights = fresh(tiny_duralava)
     weights.arrays["dynamics"]["out"]["bias"] = weights.arrays["dynamics"]["out"]["bias"] + float("nan")
-    result, pictures = drift(weights, *parts(lamp, None), 2_000)
+    result, pictures = drift(weights, *split_for_drift(lamp, None), 2_000)
     assert result["died_at"] is not None
     assert not pictures
 
@@ -99,7 +99,7 @@ def test_ctrl_c_keeps_what_was_found(lamp: Footage, tiny: Recipe) -> None:
         if done > 1_500:
             raise KeyboardInterrupt
 
-    result, pictures = drift(fresh(tiny), *parts(lamp, None), 5_000, update=update)
+    result, pictures = drift(fresh(tiny), *split_for_drift(lamp, None), 5_000, update=update)
     assert [row["frames"] for row in result["windows"]] == [1_000]
     assert result["interrupted_at"] > 1_500
     assert len(pictures) == 1
@@ -107,7 +107,7 @@ def test_ctrl_c_keeps_what_was_found(lamp: Footage, tiny: Recipe) -> None:
 
 def test_too_few_frames_are_refused(lamp: Footage, tiny: Recipe) -> None:
     with pytest.raises(UserError, match="at least 1000"):
-        drift(fresh(tiny), *parts(lamp, None), 999)
+        drift(fresh(tiny), *split_for_drift(lamp, None), 999)
 
 
 def walk(period: int | None) -> np.ndarray:

@@ -12,7 +12,7 @@ from mlxlava.backend import Tree, mx, named_arrays, tree_map
 from mlxlava.config import Recipe, override
 from mlxlava.models.state_step import PENALTIES, PenalisedStep, StationaryStep, make_dynamics
 from mlxlava.normality import normality, null
-from mlxlava.rollout.rollout import Rollout
+from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights, load_weights
 
 pytestmark = pytest.mark.device

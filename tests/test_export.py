@@ -13,7 +13,7 @@ from mlxlava.config import Recipe
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage
 from mlxlava.rollout.export import describe_weights, export
-from mlxlava.rollout.rollout import Rollout
+from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import load_weights
 from mlxlava.training.folder import start_run
 from mlxlava.training.loop import train

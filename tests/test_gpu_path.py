@@ -21,7 +21,7 @@ from mlxlava.models.duralava import batch_norm
 from mlxlava.models.registry import make_generator
 from mlxlava.models.state_step import make_dynamics
 from mlxlava.paths import latest_checkpoint
-from mlxlava.rollout.rollout import Rollout
+from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights, load_weights
 from mlxlava.training.checkpoint import load_checkpoint
 from mlxlava.training.folder import start_run

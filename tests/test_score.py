@@ -12,8 +12,8 @@ import pytest
 
 from mlxlava.config import Recipe
 from mlxlava.errors import UserError
-from mlxlava.evaluation.metrics import MEASURES
-from mlxlava.evaluation.score import draw_clips, part, score
+from mlxlava.evaluation.measures import MEASURES
+from mlxlava.evaluation.score import draw_clips, score, split_footage
 from mlxlava.footage.dataset import Footage
 from mlxlava.footage.prepare import prepare_lamp
 from mlxlava.rollout.weights import Weights
@@ -42,7 +42,7 @@ def still(tmp_path: Path, count: int) -> Footage:
 
 
 def test_reference_and_held_out_share_no_frame(lamp: Footage) -> None:
-    real = part(lamp, None)
+    real = split_footage(lamp, None)
     frames = [{start + at for start in starts for at in range(real.length)} for starts in real.starts]
     assert not frames[0] & frames[1]
     assert len(real.starts[0]) == len(real.starts[1]) >= 16
@@ -51,7 +51,7 @@ def test_reference_and_held_out_share_no_frame(lamp: Footage) -> None:
 
 
 def test_every_figure_has_a_floor_an_interval_and_a_ratio(lamp: Footage, weights: Weights) -> None:
-    result, _, drawn = score(weights, part(lamp, None, frames=256), seed=3)
+    result, _, drawn = score(weights, split_footage(lamp, None, frames=256), seed=3)
     assert set(result["measures"]) == set(MEASURES)
     assert len(drawn) == result["clips"]
     for name, row in result["measures"].items():
@@ -64,7 +64,7 @@ def test_every_figure_has_a_floor_an_interval_and_a_ratio(lamp: Footage, weights
 
 
 def test_a_score_repeats_exactly(lamp: Footage, weights: Weights) -> None:
-    once, again = (score(weights, part(lamp, None, frames=128), seed=1)[0] for _ in range(2))
+    once, again = (score(weights, split_footage(lamp, None, frames=128), seed=1)[0] for _ in range(2))
     assert {**once, "seconds": 0} == {**again, "seconds": 0}
 
 
@@ -76,7 +76,7 @@ def test_lamps_are_drawn_one_by_one_whatever_their_number(weights: Weights) -> N
 
 
 def test_footage_of_another_size_is_resized(lamp: Footage, tiny_duralava: Recipe) -> None:
-    real = part(lamp, None, frames=128)
+    real = split_footage(lamp, None, frames=128)
     assert next(real.clips(0, (32, 32))).shape[1:3] == (32, 32)
     assert next(real.clips(0, (16, 16))).shape[1:3] == (16, 16)
 
@@ -84,11 +84,11 @@ def test_footage_of_another_size_is_resized(lamp: Footage, tiny_duralava: Recipe
 def test_short_footage_is_told_what_is_needed(lamp: Footage) -> None:
     short = dataclasses.replace(lamp, frames=lamp.frames[:100], cuts=())
     with pytest.raises(UserError, match=r"100 learned steps.* 128 steps, 26 s"):
-        part(short, None)
+        split_footage(short, None)
     with pytest.raises(UserError, match="--frames must be at least 64"):
-        part(lamp, None, frames=10)
+        split_footage(lamp, None, frames=10)
 
 
 def test_still_footage_is_told_so(tmp_path: Path, weights: Weights) -> None:
     with pytest.raises(UserError, match="nothing changes"):
-        score(weights, part(still(tmp_path, 300), None, frames=128))
+        score(weights, split_footage(still(tmp_path, 300), None, frames=128))

@@ -12,7 +12,7 @@ from mlxlava.backend import mx
 from mlxlava.config import Recipe
 from mlxlava.errors import UserError
 from mlxlava.models.interpolation import slerp
-from mlxlava.rollout.rollout import Rollout
+from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.seamless import Loop
 from mlxlava.rollout.weights import Weights, load_weights
 from mlxlava.training.checkpoint import playable

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxlava.errors import UserError
-from mlxlava.rollout.invert import find_state, start_picture
-from mlxlava.rollout.rollout import Rollout
+from mlxlava.rollout.from_picture import find_state, start_picture
+from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.seamless import Loop
 from mlxlava.rollout.weights import Weights, load_weights
 

@@ -15,8 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-import tomli_w
-
 from mlxlava.errors import UserError
 
 if sys.version_info >= (3, 11):
@@ -370,11 +368,6 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
         return list(value) if isinstance(value, tuple) else value
 
     return typing.cast(dict[str, Any], plain(dataclasses.asdict(recipe)))
-
-
-def recipe_to_toml(recipe: Recipe) -> str:
-    """The recipe as the text of a TOML file."""
-    return tomli_w.dumps(recipe_to_dict(recipe))
 
 
 def recipe_names() -> list[str]:

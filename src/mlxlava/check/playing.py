@@ -19,7 +19,7 @@ from mlxlava.check.base import RECIPES, Check, device, reference
 from mlxlava.config import load_recipe, override
 from mlxlava.models.registry import make_generator
 from mlxlava.models.state_step import make_dynamics
-from mlxlava.rollout.rollout import Rollout, Timed
+from mlxlava.rollout.roll import Rollout, Timed
 from mlxlava.rollout.weights import Weights, load_weights
 
 _FPS = 30  # frames between learned steps, which are fewer a second

@@ -1,4 +1,6 @@
-"""Is it a lamp, and does it stay one? Features, measures, score, drift, their tables and pictures.
+"""Is it a lamp, and does it stay one? Measures against real footage, and how they change over a long time.
 
-May import rollout and footage. Start with score.py.
+May import rollout and footage. Start with score.py; a new measure goes into measures.py. Beside them:
+features.py and distances.py (what measures are made of), drift.py (long roll-outs), report.py (tables and
+one picture).
 """

@@ -1,7 +1,7 @@
 """Does a lamp stay what it is? One long roll-out of many lamps, looked at again and again.
 
-States are rolled for every learned step; frames are drawn in the windows that are looked at, because
-frames in between change nothing. What is kept does not grow with the length.
+States are rolled for every learned step, but frames are drawn only in the windows that are measured: a
+frame does not change what follows. Memory does not grow with the length.
 """
 
 from __future__ import annotations
@@ -16,13 +16,22 @@ import numpy as np
 from mlxlava.backend import mx, resident_memory
 from mlxlava.errors import UserError
 from mlxlava.evaluation.correlation import correlation_time
-from mlxlava.evaluation.metrics import MEASURES, Array, describe, motion_loops
-from mlxlava.evaluation.score import LAMPS, LENGTHS, Notice, Real, Scene, look, part
+from mlxlava.evaluation.features import Array, extract_features
+from mlxlava.evaluation.measures import MEASURES, motion_loops
+from mlxlava.evaluation.score import (
+    LAMPS,
+    LENGTHS,
+    Notice,
+    RealClips,
+    ReferenceSet,
+    fit_reference,
+    split_footage,
+)
 from mlxlava.footage.dataset import Footage
 from mlxlava.models.state_step import make_dynamics
 from mlxlava.normality import normality, null
 from mlxlava.products import matmul
-from mlxlava.rollout.rollout import Rollout
+from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights
 
 WINDOW = 64  # learned steps of a window; so many of each lamp are drawn
@@ -70,13 +79,13 @@ def slope(at: Iterable[float], values: Iterable[float], together: int = 1) -> di
 
 
 class Returns:
-    """How near lamps come to where they once were, beside how near they come to where others were.
+    """How near lamps come to their own earlier states, and how near to those of others.
 
-    A lamp cannot loop to where another one was, so the second is what chance gives in as many steps. An
-    anchor is the state of every lamp at one time.
+    A lamp cannot loop to a state of another lamp. So the second distance is what chance gives in as many
+    steps. An anchor is the states of all lamps at one time.
 
     Args:
-        lag: learned steps after which a lamp counts as away.
+        lag: learned steps before a lamp is compared with its anchor: it has to leave first.
     """
 
     def __init__(self, lag: int) -> None:
@@ -163,33 +172,33 @@ def lyapunov(weights: Weights, states: Array, seed: int) -> dict[str, Any]:
     }
 
 
-def _floors(scene: Scene, count: int) -> dict[str, list[float]]:
+def _floors(reference_set: ReferenceSet, count: int) -> dict[str, list[float]]:
     """Measures of windows of held-out footage: lowest, mean, highest."""
     windows = [
-        scene.held_out.take(np.arange(at, at + count))
-        for at in range(0, len(scene.held_out) - count + 1, count)
+        reference_set.held_out.take(np.arange(at, at + count))
+        for at in range(0, len(reference_set.held_out) - count + 1, count)
     ]
     floors = {}
     for name in FOLLOWED:
-        values = [MEASURES[name].function(scene.reference, window) for window in windows]
+        values = [MEASURES[name].function(reference_set.reference, window) for window in windows]
         floors[name] = [min(values), float(np.mean(values)), max(values)]
     return floors
 
 
-def parts(footage: Footage, held_out: Footage | None) -> tuple[Real, Real]:
+def split_for_drift(footage: Footage, held_out: Footage | None) -> tuple[RealClips, RealClips]:
     """Real clips for ``drift``: as long as a window and enough for several, and long ones for loops.
 
     Raises:
         UserError: the footage is too short.
     """
-    windows = part(footage, held_out, lengths=(WINDOW, WINDOW // 2, WINDOW // 4))
-    return windows, part(footage, held_out, frames=LAMPS * LENGTHS[0])
+    windows = split_footage(footage, held_out, lengths=(WINDOW, WINDOW // 2, WINDOW // 4))
+    return windows, split_footage(footage, held_out, frames=LAMPS * LENGTHS[0])
 
 
 def drift(
     weights: Weights,
-    real: Real,
-    long: Real,
+    real: RealClips,
+    long: RealClips,
     frames: int,
     *,
     seed: int = 0,
@@ -200,7 +209,7 @@ def drift(
     Args:
         weights: a learned lamp.
         real: clips of real footage, one window long each.
-        long: longer ones, for loops (both: ``parts``).
+        long: longer ones, for loops (both: ``split_for_drift``).
         frames: learned steps, one frame each; 1,000 at least.
         seed: of the lamps.
         update: called with what is done, all there is to do and a text.
@@ -214,7 +223,7 @@ def drift(
     if frames < LEAST:
         raise UserError(f"drift: --frames must be at least {LEAST}, not {frames}")
     began = time.monotonic()
-    scene = look(real, weights.recipe.data.size, update)
+    reference_set = fit_reference(real, weights.recipe.data.size, update)
     count = min(LAMPS, len(real))
     window = real.length
     rollout = Rollout(weights, seed, lamps=LAMPS)
@@ -233,8 +242,8 @@ def drift(
                 break
             states = path[:, -1]
             clips = [rollout.draw(lamp) for lamp in path[:count]]
-            other = describe(scene.space, clips)
-            values = {name: MEASURES[name].function(scene.reference, other) for name in FOLLOWED}
+            other = extract_features(reference_set.pca, clips)
+            values = {name: MEASURES[name].function(reference_set.reference, other) for name in FOLLOWED}
             row = {"frames": end, "measures": values, "state": normality(states)}
             rows.append({**row, "resident_gb": resident_memory(), "seconds": time.monotonic() - began})
             pictures.append((end, clips[0][-1]))
@@ -256,7 +265,7 @@ def drift(
         "died_at": died,
         "interrupted_at": rollout.step if interrupted else None,
         "windows": rows,
-        "real": _floors(scene, count),
+        "real": _floors(reference_set, count),
         "null": {name: list(range_) for name, range_ in nulls.items()},
         "returns": returns.summary(size),
     }
@@ -268,7 +277,7 @@ def drift(
     if died is None and not interrupted:
         update(frames, frames, "looking for loops and chaos at the end")
         result["lyapunov"] = lyapunov(weights, states, seed)
-        result["loops"] = _loops(scene, long, rollout)
+        result["loops"] = _loops(reference_set, long, rollout)
     result["seconds"] = time.monotonic() - began
     return result, pictures
 
@@ -289,12 +298,12 @@ def _go_on(
             return path
 
 
-def _loops(scene: Scene, long: Real, rollout: Rollout) -> dict[str, float]:
+def _loops(reference_set: ReferenceSet, long: RealClips, rollout: Rollout) -> dict[str, float]:
     """Nearest earlier frame in a long clip of each lamp, beside held-out clips of that length."""
     path = rollout.roll(long.length)[: len(long)]
-    drawn = describe(scene.space, (rollout.draw(lamp) for lamp in path))
-    held_out = describe(scene.space, long.clips(1, rollout.size))
-    values = [motion_loops(scene.reference, one) for one in (drawn, held_out)]
+    drawn = extract_features(reference_set.pca, (rollout.draw(lamp) for lamp in path))
+    held_out = extract_features(reference_set.pca, long.clips(1, rollout.size))
+    values = [motion_loops(reference_set.reference, one) for one in (drawn, held_out)]
     return {
         "length": long.length,
         "drawn": values[0],

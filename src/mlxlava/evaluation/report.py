@@ -12,7 +12,8 @@ import numpy as np
 from mlxlava.console import print_table
 from mlxlava.errors import UserError
 from mlxlava.evaluation.drift import FOLLOWED
-from mlxlava.evaluation.metrics import MEASURES, Array, Described, evenly_spaced, spectrum
+from mlxlava.evaluation.features import Array, ClipFeatures, evenly_spaced
+from mlxlava.evaluation.measures import MEASURES, spectrum
 
 Result = dict[str, Any]
 Pictures = list[tuple[int, Array]]
@@ -151,7 +152,7 @@ def picture(
     drift: Result,
     ages: Pictures,
     clips: tuple[Sequence[Array], Sequence[Array]] | None = None,
-    described: tuple[Described, Described, Described] | None = None,
+    features: tuple[ClipFeatures, ClipFeatures, ClipFeatures] | None = None,
     step_fps: float,
 ) -> None:
     """Write the picture of a score: real and drawn frames, the spectra, the drift curve.
@@ -161,7 +162,7 @@ def picture(
         drift: what ``drift`` found.
         ages: what it returned beside that: a frame of every window.
         clips: real and drawn clips, uint8 (L, H, W, 3) each; a row of frames is shown of each.
-        described: reference, held-out and drawn clips, for spectra.
+        features: of reference, held-out and drawn clips, for spectra.
         step_fps: learned steps a second.
 
     Raises:
@@ -185,10 +186,10 @@ def picture(
     width = ages[0][1].shape[1]
     axes.set_xticks([width * (at + 0.5) for at in range(len(ends))], ends)
     axes.set_xlabel("one lamp after so many learned steps")
-    panels = lower.subplots(1, 2 if described is None else 3)
+    panels = lower.subplots(1, 2 if features is None else 3)
     _draw_drift(panels[0], panels[1], drift)
-    if described is not None:
-        _draw_spectra(panels[2], described, step_fps)
+    if features is not None:
+        _draw_spectra(panels[2], features, step_fps)
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=80)
     try:
@@ -219,12 +220,14 @@ def _draw_drift(left: Any, right: Any, drift: Result) -> None:
     right.legend(fontsize="small")
 
 
-def _draw_spectra(axes: Any, described: tuple[Described, Described, Described], step_fps: float) -> None:
-    for name, one in zip(("reference", "held out", "drawn"), described, strict=True):
+def _draw_spectra(
+    axes: Any, features: tuple[ClipFeatures, ClipFeatures, ClipFeatures], step_fps: float
+) -> None:
+    for name, one in zip(("reference", "held out", "drawn"), features, strict=True):
         power = spectrum(one).sum(1)
         frequencies = (np.arange(len(power)) + 1) * step_fps / one.features.shape[1]
         axes.loglog(frequencies, power, label=name)
     # A still lamp has next to none, which would squeeze the others.
-    real = spectrum(described[0]).sum(1)
+    real = spectrum(features[0]).sum(1)
     axes.set(title="power of all modes", xlabel="frequency, Hz", ylim=(1e-2 * real.min(), 1e2 * real.max()))
     axes.legend(fontsize="small")

@@ -1,6 +1,6 @@
 """Score weights against real footage: every measure beside what real footage scores against itself.
 
-Real footage is parted in two, *reference* (what the features are fitted on) and *held out*; the weights
+Real footage is split in two, *reference* (what the features are fitted on) and *held out*; the weights
 draw as many clips. The floor of a measure is held-out footage against the reference.
 """
 
@@ -15,19 +15,11 @@ from typing import Any
 import numpy as np
 
 from mlxlava.errors import UserError
-from mlxlava.evaluation.metrics import (
-    MEASURES,
-    Array,
-    Described,
-    Space,
-    describe,
-    evenly_spaced,
-    measure,
-    standard_errors,
-)
+from mlxlava.evaluation.features import Array, ClipFeatures, PCAFeatures, evenly_spaced, extract_features
+from mlxlava.evaluation.measures import MEASURES, measure, standard_errors
 from mlxlava.footage.dataset import Footage
 from mlxlava.footage.resize import resize
-from mlxlava.rollout.rollout import Rollout
+from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights
 
 LENGTHS = (256, 128, 64, 32, 16)  # learned steps of a clip; the longest that leaves enough clips is taken
@@ -35,7 +27,7 @@ CLIPS = 256  # of either half, at most
 FRAMES = 16_384  # of either half, at most, unless asked for otherwise
 _ENOUGH = (16, 8)  # clips of a half: with fewer, shorter clips are taken
 _LEAST = 4  # clips of a half that measures need
-_BLOCKS = 8  # pieces that one footage is parted in, reference and held out in turns
+_BLOCKS = 8  # pieces that one footage is split in, reference and held out in turns
 _WARM_UP = 256  # learned steps before the first drawn frame
 LAMPS = 32  # rolled together
 REPEATS = 40  # of the bootstrap
@@ -48,7 +40,7 @@ Notice = Callable[[float, "float | None", str], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Real:
+class RealClips:
     """Real clips in two halves.
 
     Attributes:
@@ -78,10 +70,10 @@ def _resized(clip: Array, size: tuple[int, int] | None) -> Array:
     return np.stack([resize(frame, size) for frame in clip])
 
 
-def part(
+def split_footage(
     footage: Footage, held_out: Footage | None, frames: int = FRAMES, lengths: Sequence[int] = LENGTHS
-) -> Real:
-    """Part real footage in reference and held out.
+) -> RealClips:
+    """Split real footage in reference and held out.
 
     Args:
         footage: the training footage; without ``held_out`` every second of eight blocks is held out.
@@ -101,12 +93,12 @@ def part(
             if held_out is None:
                 starts = _blocks(footage, length)
             else:
-                starts = (_apart(footage, length), _apart(held_out, length))
+                starts = (_clips_apart(footage, length), _clips_apart(held_out, length))
             count = min(len(starts[0]), len(starts[1]), frames // length, CLIPS)
             if count >= enough:
                 halves = (footage.frames, footage.frames if held_out is None else held_out.frames)
                 chosen = (_spread(starts[0], count), _spread(starts[1], count))
-                return Real(halves, chosen, length, footage.step_fps)
+                return RealClips(halves, chosen, length, footage.step_fps)
     both = held_out is None
     need = 2 * least if both else least
     shorter = footage if held_out is None or len(footage.frames) < len(held_out.frames) else held_out
@@ -117,7 +109,7 @@ def part(
     )
 
 
-def _apart(footage: Footage, length: int, low: int = 0, high: int | None = None) -> list[int]:
+def _clips_apart(footage: Footage, length: int, low: int = 0, high: int | None = None) -> list[int]:
     """First frames of clips that do not overlap, within frames ``low`` … ``high``."""
     starts: list[int] = []
     for start in footage.clip_starts(length).tolist():
@@ -131,7 +123,7 @@ def _blocks(footage: Footage, length: int) -> tuple[list[int], list[int]]:
     halves: tuple[list[int], list[int]] = ([], [])
     bounds = np.linspace(0, len(footage.frames), _BLOCKS + 1).astype(int).tolist()
     for block in range(_BLOCKS):
-        halves[block % 2].extend(_apart(footage, length, bounds[block], bounds[block + 1]))
+        halves[block % 2].extend(_clips_apart(footage, length, bounds[block], bounds[block + 1]))
     return halves
 
 
@@ -158,24 +150,24 @@ def draw_clips(
 
 
 @dataclasses.dataclass(frozen=True)
-class Scene:
-    """Real footage as measures see it.
+class ReferenceSet:
+    """Real footage that others are compared with.
 
     Attributes:
         real: the clips.
-        space: features, fitted on the reference.
-        reference: the reference described.
-        held_out: held-out footage described.
+        pca: how frames become features; fitted on the reference.
+        reference: features of the reference.
+        held_out: features of held-out footage.
     """
 
-    real: Real
-    space: Space
-    reference: Described
-    held_out: Described
+    real: RealClips
+    pca: PCAFeatures
+    reference: ClipFeatures
+    held_out: ClipFeatures
 
 
-def look(real: Real, size: tuple[int, int], update: Notice) -> Scene:
-    """Describe both halves at a size.
+def fit_reference(real: RealClips, size: tuple[int, int], update: Notice) -> ReferenceSet:
+    """The features of both halves of real footage, at a size (H, W).
 
     Raises:
         UserError: nothing moves in the reference.
@@ -183,15 +175,15 @@ def look(real: Real, size: tuple[int, int], update: Notice) -> Scene:
     update(0, None, "fitting features to real footage")
     clips = list(real.clips(0, size))
     try:
-        space = Space(clips)
+        pca = PCAFeatures(clips)
     except ValueError:
         raise UserError("score: nothing changes in this footage, so there is no motion to score") from None
-    update(0, None, "describing real footage")
-    return Scene(real, space, describe(space, clips), describe(space, real.clips(1, size)))
+    update(0, None, "extracting features of real footage")
+    return ReferenceSet(real, pca, extract_features(pca, clips), extract_features(pca, real.clips(1, size)))
 
 
 def compare(
-    scene: Scene, other: Described, seed: int, update: Notice, repeats: int = REPEATS
+    reference_set: ReferenceSet, other: ClipFeatures, seed: int, update: Notice, repeats: int = REPEATS
 ) -> dict[str, Any]:
     """Every measure of ``other`` beside its floor.
 
@@ -202,9 +194,14 @@ def compare(
     """
     rows: dict[str, Any] = {}
     sides = []
-    for name, one in (("drawn", other), ("real", scene.held_out)):
+    for name, one in (("drawn", other), ("real", reference_set.held_out)):
         update(0, None, f"bootstrap of {name} clips")
-        sides.append((measure(scene.reference, one), standard_errors(scene.reference, one, repeats, seed)))
+        sides.append(
+            (
+                measure(reference_set.reference, one),
+                standard_errors(reference_set.reference, one, repeats, seed),
+            )
+        )
     (values, errors), (floors, floor_errors) = sides
     for name, how in MEASURES.items():
         half, floor_half = 1.96 * errors[name], 1.96 * floor_errors[name]
@@ -223,30 +220,30 @@ def compare(
 def headline(rows: dict[str, Any]) -> dict[str, float]:
     """The geometric mean of the ratios of three distances of pictures, and of motion."""
     return {
-        name: math.exp(sum(math.log(max(rows[one]["ratio"], 1e-9)) for one in parts) / len(parts))
-        for name, parts in HEADLINES.items()
+        name: math.exp(sum(math.log(max(rows[one]["ratio"], 1e-9)) for one in measures) / len(measures))
+        for name, measures in HEADLINES.items()
     }
 
 
 def score(
-    weights: Weights, real: Real, *, seed: int = 0, update: Notice = lambda done, total, text: None
-) -> tuple[dict[str, Any], Scene, Described]:
+    weights: Weights, real: RealClips, *, seed: int = 0, update: Notice = lambda done, total, text: None
+) -> tuple[dict[str, Any], ReferenceSet, ClipFeatures]:
     """Score weights: as many drawn clips as real ones.
 
     Args:
         weights: a learned lamp.
-        real: clips of real footage (``part``).
+        real: clips of real footage (``split_footage``).
         seed: seed of the drawn lamps and of the bootstrap.
         update: called with what is done, all there is to do and a text.
 
     Returns:
-        What ``mlxlava score --json`` prints, real footage described, and the drawn clips described.
+        What ``mlxlava score --json`` prints, the reference set, and the features of the drawn clips.
 
     Raises:
         UserError: nothing moves in the footage, or a drawn state is not finite.
     """
     began = time.monotonic()
-    scene = look(real, weights.recipe.data.size, update)
+    reference_set = fit_reference(real, weights.recipe.data.size, update)
     count = len(real)
 
     def drawn() -> Iterator[Array]:
@@ -254,8 +251,8 @@ def score(
             update(index, count, f"drawing: {index} of {count} clips")
             yield clip
 
-    other = describe(scene.space, drawn())
-    rows = compare(scene, other, seed, update)
+    other = extract_features(reference_set.pca, drawn())
+    rows = compare(reference_set, other, seed, update)
     result = {
         "recipe": weights.recipe.name,
         "clips": count,
@@ -271,4 +268,4 @@ def score(
         "headline": headline(rows),
         "seconds": time.monotonic() - began,
     }
-    return result, scene, other
+    return result, reference_set, other

@@ -1,4 +1,6 @@
-"""Learned lamps that play on: weights on disk, roll-out, drawing, loops, starts from a picture, export.
+"""Learned lamps that play on: roll.py rolls states and draws frames, for ever and at any frame rate.
 
-May import models, footage and playback. Start with rollout.py.
+May import models, footage and playback. Start with roll.py. Beside it: weights.py (weights on disk),
+drawing.py (state → frame), seamless.py (clips that end where they begin), from_picture.py (picture → state),
+pace.py (the speed of real footage), export.py (run → weights), library.py (lamps by name).
 """

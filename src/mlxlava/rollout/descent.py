@@ -1,4 +1,4 @@
-"""Downhill on one array: what a search for states needs."""
+"""Gradient descent on one array, to search for states."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def descend(
     rate: float,
     on_progress: OnProgress | None = None,
 ) -> mx.array:
-    """Adam (Kingma 2015) with a rate that falls to 0 as a cosine.
+    """Minimise a function with Adam (Kingma 2015); its learning rate falls to 0 as a cosine.
 
     Args:
         loss: array → scalar.
         x: where to start.
-        rounds: gradients to take.
-        rate: the first one.
+        rounds: steps of Adam.
+        rate: the first learning rate.
         on_progress: called with the rounds done and all there are.
     """
     gradient = mx.grad(loss)

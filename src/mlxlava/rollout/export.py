@@ -15,7 +15,7 @@ from mlxlava.errors import UserError
 from mlxlava.footage.dataset import open_footage
 from mlxlava.models.sheet import preview
 from mlxlava.paths import latest_checkpoint, read_json
-from mlxlava.rollout.rollout import true_pace
+from mlxlava.rollout.pace import match_pace
 from mlxlava.rollout.weights import Weights, load_weights, save_weights
 
 _CARD = """# {name}
@@ -59,7 +59,7 @@ _SCORED = ("headline", "clips", "clip_length", "seed", "measures")  # of a score
 def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any] | None = None) -> Weights:
     """Write the averaged weights of a run with ``config.json``, ``README.md`` and ``sample.png``.
 
-    Where the run's footage is still at hand, they are slowed to its pace (rollout.true_pace).
+    Where the run's footage is still at hand, they are slowed to its pace (pace.match_pace).
 
     Args:
         run: folder of the run.
@@ -98,7 +98,7 @@ def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any]
         about["score"] = {key: score[key] for key in _SCORED}
     if (prepared := footage.get("prepared")) and (Path(prepared) / "footage.json").is_file():
         found = open_footage(prepared)
-        weights, about["pace"] = true_pace(weights, found.frames, found.cuts)
+        weights, about["pace"] = match_pace(weights, found.frames, found.cuts)
     arrays = weights.arrays
     if half:
         # Not the statistics: bases that are rounded are not orthogonal, and a state shrinks a little each

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from mlxlava.console import progress, say
 from mlxlava.normality import pooled_moments
 from mlxlava.playback.session import FrameSource
-from mlxlava.rollout.invert import find_state, start_picture
-from mlxlava.rollout.rollout import Rollout
+from mlxlava.rollout.from_picture import find_state, start_picture
+from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.seamless import Loop
 from mlxlava.rollout.weights import Weights, load_weights, shipped_weights
 

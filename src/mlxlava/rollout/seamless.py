@@ -1,13 +1,13 @@
 """A clip that ends where it begins: a closed path of states that the lamp could have gone by itself.
 
-No state of a lamp comes back, so something has to bring it back. Here it is a small steering in every
-learned step, found in two stages:
+A lamp never comes back to a state by itself. So every learned step is steered a little, such that the path
+closes. The steering is found in two stages:
 
-1. A bridge. The state step can be undone, so the states from which the start is reached by itself are known
-   at every time. A lamp rolls on from the start and is turned a little towards them in each step.
-2. Of all closed paths near the bridge, the one that is steered least, at the lamp's own pace. Steering is
-   what the Ornstein–Uhlenbeck noise of the step would have to explain, so this is the likeliest closed path
-   of the process (the least action of Onsager and Machlup 1953).
+1. A bridge. The state step can be inverted. So for every time we know the state that would reach the start
+   by itself. A lamp rolls on from the start, and each step turns it a little towards that state.
+2. The path of least steering near the bridge, at the lamp's own pace, found by gradient descent. If the
+   steering were the Ornstein–Uhlenbeck noise of the step, this would be the likeliest closed path (least
+   action, Onsager and Machlup 1953).
 
 Pictures are never blended: every frame is one state's, and states on the way keep the norm of the start.
 """
@@ -25,14 +25,14 @@ from mlxlava.errors import UserError
 from mlxlava.models.interpolation import slerp
 from mlxlava.models.state_step import StationaryStep, make_dynamics
 from mlxlava.rollout.descent import OnProgress, descend
-from mlxlava.rollout.rollout import Rollout
+from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights
 
-_STARTS = 16  # lamps of a seed that are tried; the one that its bridge steers least is taken
-_LONG = 400  # learned steps from which the first lamp needs so little steering that none has to be chosen
+_STARTS = 16  # starts that are tried; the one whose bridge needs least steering is taken
+_LONG = 400  # learned steps; a loop that is longer needs so little steering that one start is enough
 _FEWEST = 8  # states of a loop
 _QUEUED = 64  # steps that are computed together: a long path stays flat in memory
-_ENOUGH = 0.05  # steering, as a share of the motion, that is left as it is
+_ENOUGH = 0.05  # steering, as a fraction of the motion, that needs no descent
 _ROUNDS = 400
 _RATE = 0.02  # of Adam, falling to 0 as a cosine
 _PACE = 3.0  # weight of the pace against the steering
@@ -51,7 +51,7 @@ class Loop:
     Attributes:
         size: height and width of a frame.
         states: the path, float32 (K, Z), evenly spaced over the period.
-        steering: what a learned step was turned by, as a share of its own motion (root mean square).
+        steering: how much a learned step is steered, as a fraction of its own motion (root mean square).
 
     Raises:
         UserError: the weights' step cannot be undone.
@@ -107,8 +107,8 @@ class Loop:
         return slerp(on, back, share)
 
     def _bridge(self, starts: mx.array, count: int) -> mx.array:
-        """Closed paths from states (B, Z), turned evenly towards where the start lies ahead; (K, B, Z)."""
-        ahead = [starts]  # the states from which the start is 0, 1, 2 … steps ahead
+        """Closed paths (K, B, Z) from states (B, Z): the first of the two stages."""
+        ahead = [starts]  # the states that reach the start by themselves in 0, 1, 2 … steps
         for n in range(1, count):
             ahead.append(self._dynamics.inverse(self._weights, self._bases, ahead[-1]))
             if n % _QUEUED == 0:
@@ -124,7 +124,7 @@ class Loop:
     def _relax(self, path: mx.array, fixed: int, on_progress: OnProgress | None) -> tuple[mx.array, float]:
         """The path (K, Z) of least steering near the best of bridges (K, B, Z), and its steering.
 
-        The first ``fixed`` states stay what they are. A start that need not stay has no corner in the end.
+        The first ``fixed`` states stay what they are. Where the start is free, the path has no corner there.
         """
         pace = self._pace()
         steering = self._steering(path)
@@ -145,12 +145,12 @@ class Loop:
         return path, math.sqrt(float(np.array(self._steering(path))) / pace)
 
     def _steering(self, path: mx.array) -> mx.array:
-        """Mean squared way from where a path's (K, …, Z) states would go to where they are next; (…)."""
+        """Mean squared distance of next states to where the step alone would go, of (K, …, Z): (…)."""
         moved = self._dynamics.transport(self._weights, self._bases, path.reshape(-1, path.shape[-1]))
         return ((moved.reshape(path.shape) - _next(path)) ** 2).sum(-1).mean(0)
 
     def _pace(self) -> float:
-        """Mean squared way of one step, over random states."""
+        """Mean squared distance that one step moves a random state."""
         states = mx.random.normal((256, self._dynamics.size), key=mx.random.key(0))
         moved = self._dynamics.transport(self._weights, self._bases, states)
         return float(np.array(((moved - states) ** 2).sum(-1).mean()))
@@ -169,5 +169,5 @@ def _next(path: mx.array) -> mx.array:
 
 
 def _moved(path: mx.array) -> mx.array:
-    """Mean squared way from a closed path's states (K, …, Z) to the next; (…)."""
+    """Mean squared distance of a state to the next, of closed paths (K, …, Z): (…)."""
     return ((_next(path) - path) ** 2).sum(-1).mean(0)

@@ -13,8 +13,9 @@ from mlxlava.backend import mx
 from mlxlava.config import Recipe, override
 from mlxlava.footage.dataset import Footage
 from mlxlava.models.state_step import StationaryStep, make_dynamics
-from mlxlava.rollout import rollout
-from mlxlava.rollout.rollout import Rollout, true_pace
+from mlxlava.rollout import roll
+from mlxlava.rollout.pace import match_pace
+from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights, load_weights
 from mlxlava.training.checkpoint import playable
 from mlxlava.training.step import Trainer
@@ -51,7 +52,7 @@ def test_a_frame_is_a_function_of_weights_seed_and_time(weights: Weights) -> Non
 def test_a_film_is_the_same_lamp(
     weights: Weights, fps: float, frames: int, lamps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollout, "_DRAWN", 4 * 16 * 16)  # groups of four frames
+    monkeypatch.setattr(roll, "PIXELS_TOGETHER", 4 * 16 * 16)  # groups of four frames
     times = [n / fps for n in range(frames)]
     played = list(Rollout(weights, lamps=lamps).play(times))
     filmed = list(Rollout(weights, lamps=lamps).film(times))
@@ -130,14 +131,14 @@ def test_a_hasty_lamp_is_slowed_to_the_pace_of_its_footage(tiny: Recipe, footage
     real = np.abs(np.diff(footage.frames.astype(float), axis=0))
     real = np.delete(real, [cut - 1 for cut in footage.cuts], axis=0).mean()
     assert change(hasty_lamp) > 2 * real
-    slow, share = true_pace(hasty_lamp, footage.frames, footage.cuts)
-    assert 0 < share < 1
+    slow, scale = match_pace(hasty_lamp, footage.frames, footage.cuts)
+    assert 0 < scale < 1
     assert abs(change(slow) / real - 1) < 0.15
     # A slow one is left as it is.
     still = dataclasses.replace(
         lamp, arrays={**lamp.arrays, "dynamics": dynamics.slowed(hasty["dynamics"], 0)}
     )
-    assert true_pace(still, footage.frames, footage.cuts)[1] == 1.0
+    assert match_pace(still, footage.frames, footage.cuts)[1] == 1.0
 
 
 def test_motion_between_frames_scales_with_the_time_between_them() -> None:

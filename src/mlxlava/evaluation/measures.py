@@ -1,271 +1,99 @@
-"""How far one set of clips is from another: pictures, motion, memory. NumPy only.
+"""Every measure of how far one set of clips is from another: pictures, motion, memory. NumPy only.
 
-A clip is uint8 (L, H, W, 3), one frame a learned step. Features are principal components of reference
-frames alone, so there is no network to download, and nothing was learned from what is judged. Every
-measure is a function (reference, other) of two :class:`Described` sets; ``MEASURES`` says how each is
-read, which corruptions it sees and what it is blind to.
+A measure is a function (reference, other) of the :class:`ClipFeatures` of two sets. To add one, write the
+function and name it in ``MEASURES``, which says how each is read, which corruptions it sees and what it is
+blind to.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mlxlava.evaluation.correlation import correlation_time
-from mlxlava.products import covariance, matmul
+from mlxlava.evaluation.distances import (
+    frechet,
+    nearest_distances,
+    polynomial_mmd,
+    sliced_wasserstein,
+    squared_distances,
+)
+from mlxlava.evaluation.features import DIRECTIONS, FRAMES, LEVELS, Array, ClipFeatures, evenly_spaced
+from mlxlava.products import matmul
 
-Array = npt.NDArray[Any]
-
-RANK = 64  # numbers a frame is described by
-MODES = 16  # of them, the strongest, for what is looked at over time
-_SIDE = 64  # longest side of the pictures that they are of; patches see what is finer
-_FIT_FRAMES = 1024
-_FRAMES = 16  # frames of a clip for measures that compare all with all, and for colours
+MODES = 16  # the strongest principal components, for what is looked at over time
 _NEIGHBOURS = 5  # k of density and coverage (Naeem 2020)
-_LEVELS = 2  # finest levels of the Laplacian pyramid
-_PATCH = 7  # side of its patches (Karras 2018)
-_PATCHES = 64  # a clip and level
-_DIRECTIONS = 48
 _PIECE = 8  # learned steps of a clip that is looked for in the reference
 _PAIRED = 8  # modes whose pairs the arrow of time looks at
 _RIDGE = 10.0
 _LIMIT = 3.0  # deviations beyond which a jump counts little more
 
 
-# --- describing ---
-
-
-def evenly_spaced(length: int, count: int) -> Array:
-    """``count`` indices into ``length`` things, evenly spaced from the first to the last."""
-    return np.linspace(0, length - 1, count).round().astype(int)
-
-
-def shrink(frames: Array) -> Array:
-    """Frames (L, H, W, 3), area-averaged to 64 pixels on the longer side, float32 (L, h · w · 3)."""
-    _, height, width, channels = frames.shape
-    factor = max(1, max(height, width) // _SIDE)
-    small = frames[:, : height // factor * factor, : width // factor * factor].astype(np.float32)
-    if factor > 1:
-        shape = (len(frames), height // factor, factor, width // factor, factor, channels)
-        small = small.reshape(shape).mean((2, 4))
-    return small.reshape(len(frames), -1)
-
-
-class Space:
-    """Principal components of reference frames, scaled so that their total variance is one.
-
-    Args:
-        clips: the reference, each uint8 (L, H, W, 3).
-
-    Raises:
-        ValueError: nothing changes in the reference.
-    """
-
-    def __init__(self, clips: Iterable[Array]) -> None:
-        clips = list(clips)
-        every = -(-sum(map(len, clips)) // _FIT_FRAMES)
-        x = np.concatenate([shrink(clip[::every]) for clip in clips])
-        self._mean = x.mean(0)
-        x -= self._mean
-        if float(np.abs(x).max()) < 1:
-            raise ValueError("nothing changes")
-        rank = max(2, min(RANK, len(x) // 8))
-        # Of the Gram matrix: there are fewer frames than numbers in one.
-        values, vectors = np.linalg.eigh(matmul(x, x.T))
-        values, vectors = values[::-1][:rank], vectors[:, ::-1][:, :rank]
-        values = np.maximum(values, 1e-6 * values[0])
-        self._basis = matmul(x.T, vectors) / np.sqrt(values)  # (D, d), orthonormal
-        self._scale = np.sqrt(values.sum() / len(x))
-
-    def __call__(self, small: Array) -> Array:
-        """Shrunk frames (L, D) → features, float32 (L, d)."""
-        features: Array = matmul(small - self._mean, self._basis) / self._scale
-        return features
-
-
-@dataclasses.dataclass(frozen=True)
-class Described:
-    """What measures look at of C clips.
-
-    Attributes:
-        features: (C, L, d).
-        energy: mean change of a frame to the next, grey levels (C, L − 1).
-        patches: Laplacian patches along random directions (C, levels, patches, directions).
-        colours: share of pixels at or below each grey level (C, 3, 256).
-        names: which clip each is (C,); repeated by the bootstrap, so that a clip never meets itself.
-    """
-
-    features: Array
-    energy: Array
-    patches: Array
-    colours: Array
-    names: Array
-
-    def take(self, clips: Array) -> Described:
-        """The same of some clips, by index; one may come more than once."""
-        fields = (getattr(self, field.name)[clips] for field in dataclasses.fields(self))
-        return Described(*fields)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-
-def describe(space: Space, clips: Iterable[Array]) -> Described:
-    """Describe clips in the reference's space; needs memory for one clip beside the result."""
-    rows = []
-    for clip in clips:
-        small = shrink(clip)
-        energy = np.array([np.abs(late - early).mean() for early, late in pairwise(small)], np.float32)
-        some = clip[evenly_spaced(len(clip), min(_FRAMES, len(clip)))]
-        counts = [np.bincount(some[..., channel].ravel(), minlength=256) for channel in range(3)]
-        colours = np.cumsum(counts, axis=1) / some[..., 0].size
-        rows.append((space(small), energy, _patches(some[:: max(1, len(some) // 4)]), colours))
-    features, energies, patches, all_colours = (np.stack(column) for column in zip(*rows, strict=True))
-    return Described(features, energies, patches, all_colours, np.arange(len(rows)))
-
-
-def _patches(frames: Array) -> Array:
-    """Patches at places that are the same for every clip, along directions (levels, P, directions)."""
-    rng = np.random.default_rng(0)
-    frames = frames.astype(np.float32)
-    found = []
-    for _ in range(_LEVELS):
-        count, height, width, channels = frames.shape
-        smaller = frames.reshape(count, height // 2, 2, width // 2, 2, channels).mean((2, 4))
-        band = frames - smaller.repeat(2, axis=1).repeat(2, axis=2)
-        side = min(_PATCH, height, width)
-        directions = rng.standard_normal((side * side * channels, _DIRECTIONS)).astype(np.float32)
-        directions /= np.linalg.norm(directions, axis=0)
-        at = rng.integers(0, (count, height - side + 1, width - side + 1), (_PATCHES, 3))
-        patches = np.stack([band[n, y : y + side, x : x + side].ravel() for n, y, x in at])
-        found.append(matmul(patches, directions))
-        frames = smaller
-    return np.stack(found)
-
-
-# --- distances between sets of points ---
-
-
-def frechet(x: Array, y: Array) -> float:
-    """Fréchet distance of the normal laws fitted to points (N, d) and (M, d) (Heusel 2017, eq. 6)."""
-    first, second = covariance(x), covariance(y)
-    values, vectors = np.linalg.eigh(first)
-    root = matmul(vectors * np.sqrt(np.maximum(values, 0)), vectors.T)
-    between = matmul(matmul(root, second), root)
-    overlap = np.sqrt(np.maximum(np.linalg.eigvalsh(between), 0)).sum()
-    shift = ((x.mean(0) - y.mean(0)) ** 2).sum()
-    return float(shift + np.trace(first) + np.trace(second) - 2 * overlap)
-
-
-def polynomial_mmd(x: Array, y: Array, x_names: Array, y_names: Array) -> float:
-    """Squared MMD with the kernel (⟨x, y⟩ + 1)³ (KID, Bińkowski 2018), unbiased.
-
-    Args:
-        x: points (N, d).
-        y: points (M, d).
-        x_names: which clip each is of; pairs of one clip are left out, not only a point with itself.
-        y_names: the same of ``y``.
-    """
-
-    def within(points: Array, names: Array) -> float:
-        apart = names[:, None] != names[None]
-        return float(((matmul(points, points.T) + 1) ** 3).mean(where=apart, dtype=np.float64))
-
-    across = ((matmul(x, y.T) + 1) ** 3).mean(dtype=np.float64)
-    return within(x, x_names) + within(y, y_names) - 2 * float(across)
-
-
-def sliced_wasserstein(x: Array, y: Array) -> float:
-    """Wasserstein-1 distance along one axis, mean over columns: (N, K), (M, K)."""
-    at = (np.arange(128) + 0.5) / 128
-    return float(np.abs(_quantiles(x, at) - _quantiles(y, at)).mean())
-
-
-def _quantiles(x: Array, at: Array) -> Array:
-    ordered: Array = np.sort(x, axis=0)[(at * len(x)).astype(int)]
-    return ordered
-
-
-def _squared_distances(x: Array, y: Array) -> Array:
-    squares: Array = np.maximum((x**2).sum(1)[:, None] + (y**2).sum(1)[None] - matmul(2 * x, y.T), 0)
-    return squares
-
-
-def _nearest(x: Array, y: Array) -> Array:
-    """Distance of each of (N, d) to the nearest of (M, d); in blocks, which stay in the cache."""
-    lengths = (y**2).sum(1)
-    parts = [(lengths - matmul(2 * x[at : at + 64], y.T)).min(1) for at in range(0, len(x), 64)]
-    nearest: Array = np.sqrt(np.maximum(np.concatenate(parts) + (x**2).sum(1), 0))
-    return nearest
-
-
 # --- pictures ---
 
 
-def _points(of: Described) -> tuple[Array, Array]:
+def _points(of: ClipFeatures) -> tuple[Array, Array]:
     """A few frames of each clip (C · 16, d), and the clip of each."""
     length = of.features.shape[1]
-    at = evenly_spaced(length, min(_FRAMES, length))
+    at = evenly_spaced(length, min(FRAMES, length))
     return of.features[:, at].reshape(-1, of.features.shape[-1]), np.repeat(of.names, len(at))
 
 
-def image_frechet(reference: Described, other: Described) -> float:
+def image_frechet(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Fréchet distance of frames."""
     # Neighbouring frames are nearly alike, so every second one is enough.
     x, y = (of.features[:, ::2].reshape(-1, of.features.shape[-1]) for of in (reference, other))
     return frechet(x, y)
 
 
-def image_kid(reference: Described, other: Described) -> float:
+def image_kid(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Polynomial MMD of frames."""
     (x, x_names), (y, y_names) = _points(reference), _points(other)
     return polynomial_mmd(x, y, x_names, y_names)
 
 
-def image_sharpness(reference: Described, other: Described) -> float:
+def image_sharpness(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Sliced Wasserstein distance of patches of the fine levels of the Laplacian pyramid (Karras 2018).
 
     Patches are scaled by the reference's deviation, not each set by its own, so that contrast counts.
     """
     total = []
-    for level in range(_LEVELS):
-        x, y = (of.patches[:, level].reshape(-1, _DIRECTIONS) for of in (reference, other))
+    for level in range(LEVELS):
+        x, y = (of.patches[:, level].reshape(-1, DIRECTIONS) for of in (reference, other))
         total.append(sliced_wasserstein(x, y) / (float(x.std()) + 1e-3))
     return float(np.mean(total))
 
 
-def image_colour(reference: Described, other: Described) -> float:
+def image_colour(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Wasserstein-1 distance of the histograms of red, green and blue, grey levels, mean of the three."""
     return float(np.abs(reference.colours.mean(0) - other.colours.mean(0)).sum(1).mean())
 
 
-def _neighbourhoods(reference: Described, other: Described) -> tuple[Array, Array]:
+def _neighbourhoods(reference: ClipFeatures, other: ClipFeatures) -> tuple[Array, Array]:
     """Squared distances of reference to other frames, and of each to its k-th of another clip."""
     (x, names), (y, _) = _points(reference), _points(other)
-    within = _squared_distances(x, x)
+    within = squared_distances(x, x)
     within[names[:, None] == names[None]] = np.inf
     k = min(_NEIGHBOURS, len(x) - 1)
-    return _squared_distances(x, y), np.partition(within, k - 1, axis=1)[:, k - 1]
+    return squared_distances(x, y), np.partition(within, k - 1, axis=1)[:, k - 1]
 
 
-def image_density(reference: Described, other: Described) -> float:
+def image_density(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Density: in how many reference neighbourhoods a frame lies, over k (Naeem 2020, eq. 4)."""
     distances, radii = _neighbourhoods(reference, other)
     return float((distances <= radii[:, None]).sum(0).mean() / _NEIGHBOURS)
 
 
-def image_coverage(reference: Described, other: Described) -> float:
+def image_coverage(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Coverage: share of reference neighbourhoods that a frame lies in (Naeem 2020, eq. 5)."""
     distances, radii = _neighbourhoods(reference, other)
     return float((distances.min(1) <= radii).mean())
 
 
-def image_recall(reference: Described, other: Described) -> float:
+def image_recall(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Recall: share of reference frames that lie in a neighbourhood of a frame (Kynkäänniemi 2019, eq. 2)."""
     distances, radii = _neighbourhoods(other, reference)
     return float((distances <= radii[:, None]).any(0).mean())
@@ -274,11 +102,11 @@ def image_recall(reference: Described, other: Described) -> float:
 # --- motion ---
 
 
-def _modes(of: Described) -> Array:
+def _modes(of: ClipFeatures) -> Array:
     return of.features[..., :MODES]
 
 
-def _stacked(reference: Described, of: Described) -> Described:
+def _stacked(reference: ClipFeatures, of: ClipFeatures) -> ClipFeatures:
     """(x, Δx, Δ²x) of the modes as features (C, L − 2, 3 modes), each of variance one in the reference.
 
     Lengths above three deviations are squashed: one jump must not outvote everything else.
@@ -291,17 +119,17 @@ def _stacked(reference: Described, of: Described) -> Described:
     return dataclasses.replace(of, features=np.concatenate(parts, axis=-1))
 
 
-def motion_frechet(reference: Described, other: Described) -> float:
+def motion_frechet(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Fréchet distance of (x, Δx, Δ²x)."""
     return image_frechet(_stacked(reference, reference), _stacked(reference, other))
 
 
-def motion_kid(reference: Described, other: Described) -> float:
+def motion_kid(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Polynomial MMD of (x, Δx, Δ²x)."""
     return image_kid(_stacked(reference, reference), _stacked(reference, other))
 
 
-def spectrum(of: Described) -> Array:
+def spectrum(of: ClipFeatures) -> Array:
     """Power of each mode over frequency, mean over clips (L / 2, modes); zero frequency left out."""
     x = _modes(of) - _modes(of).mean(1, keepdims=True)
     x = x * np.hanning(x.shape[1] + 2)[1:-1, None]
@@ -309,7 +137,7 @@ def spectrum(of: Described) -> Array:
     return power
 
 
-def motion_spectrum(reference: Described, other: Described) -> float:
+def motion_spectrum(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Root mean square of the log ratio of power spectra, over modes and octaves of frequency."""
     x, y = (_octaves(spectrum(of)) for of in (reference, other))
     least = 1e-5 * x.max()
@@ -322,23 +150,23 @@ def _octaves(power: Array) -> Array:
     return np.stack([power[low:high].mean(0) for low, high in pairwise([*edges, len(power)])])
 
 
-def _correlation_time(of: Described) -> float:
+def _correlation_time(of: ClipFeatures) -> float:
     """Learned steps until the autocorrelation of all modes together has fallen to 1/2; L if it does not."""
     return correlation_time(_modes(of) - _modes(of).mean((0, 1)))
 
 
-def motion_time(reference: Described, other: Described) -> float:
+def motion_time(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Ratio of correlation times: 2 is twice as slow."""
     return _correlation_time(other) / _correlation_time(reference)
 
 
-def motion_energy(reference: Described, other: Described) -> float:
+def motion_energy(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Wasserstein-1 distance of the change from frame to frame, over the reference's mean change."""
     x, y = (of.energy.reshape(-1, 1) for of in (reference, other))
     return sliced_wasserstein(x, y) / (float(reference.energy.mean()) + 1e-6)
 
 
-def _arrows(of: Described, mean: Array, deviation: Array) -> Array:
+def _arrows(of: ClipFeatures, mean: Array, deviation: Array) -> Array:
     """What changes sign when a clip is played backwards, for each clip (C, features).
 
     For lags of 1, 2, 4 … steps up to a quarter of a clip: ⟨x_i² (t) x_j (t+τ) − x_j (t) x_i² (t+τ)⟩ of
@@ -359,7 +187,7 @@ def _arrows(of: Described, mean: Array, deviation: Array) -> Array:
     return np.concatenate(rows, axis=1)
 
 
-def motion_arrow(reference: Described, other: Described) -> float:
+def motion_arrow(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Arrow of time: how clearly clips run the way that the reference does.
 
     The direction that best tells reference clips from the same clips backwards (ridge-regularised
@@ -376,7 +204,7 @@ def motion_arrow(reference: Described, other: Described) -> float:
     return float(matmul(y, weights).mean() / (matmul(x, weights).std() + 1e-9))
 
 
-def motion_loops(reference: Described, other: Described) -> float:
+def motion_loops(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Mean distance of a frame to the nearest of those well before it in the same clip: small in a loop.
 
     Well before: by two correlation times of the reference or more (at most half a clip).
@@ -386,7 +214,7 @@ def motion_loops(reference: Described, other: Described) -> float:
     stride = 1 if length < 64 else 2
     nearest = []
     for clip in other.features:
-        distances = _squared_distances(clip[lag::stride], clip[:-lag:stride])
+        distances = squared_distances(clip[lag::stride], clip[:-lag:stride])
         distances[np.triu_indices(len(distances), 1)] = np.inf  # frame t + lag looks at 0 … t
         nearest.append(np.sqrt(distances.min(1)).mean())
     return float(np.mean(nearest))
@@ -395,21 +223,21 @@ def motion_loops(reference: Described, other: Described) -> float:
 # --- memory ---
 
 
-def memory_frames(reference: Described, other: Described) -> float:
+def memory_frames(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Mean distance of a frame to the nearest reference frame: small where frames are replayed."""
     x, (y, _) = reference.features[:, ::2].reshape(-1, reference.features.shape[-1]), _points(other)
-    return float(_nearest(y, x).mean())
+    return float(nearest_distances(y, x).mean())
 
 
-def memory_clips(reference: Described, other: Described) -> float:
+def memory_clips(reference: ClipFeatures, other: ClipFeatures) -> float:
     """The same of pieces of eight steps, all modes of each."""
     length = min(_PIECE, reference.features.shape[1])
 
-    def pieces(of: Described, every: int) -> Array:
+    def pieces(of: ClipFeatures, every: int) -> Array:
         starts = range(0, of.features.shape[1] - length + 1, every)
         return np.concatenate([_modes(of)[:, at : at + length].reshape(len(of), -1) for at in starts])
 
-    return float(_nearest(pieces(other, 32), pieces(reference, 2)).mean() / np.sqrt(length))
+    return float(nearest_distances(pieces(other, 32), pieces(reference, 2)).mean() / np.sqrt(length))
 
 
 # --- all of them ---
@@ -427,7 +255,7 @@ class Measure:
         blind: what it cannot see.
     """
 
-    function: Callable[[Described, Described], float]
+    function: Callable[[ClipFeatures, ClipFeatures], float]
     kind: str
     sees: tuple[str, ...]
     blind: str
@@ -467,7 +295,7 @@ MEASURES: dict[str, Measure] = {
 }
 
 
-def measure(reference: Described, other: Described) -> dict[str, float]:
+def measure(reference: ClipFeatures, other: ClipFeatures) -> dict[str, float]:
     """All measures of ``other`` against the reference."""
     return {name: one.function(reference, other) for name, one in MEASURES.items()}
 
@@ -480,7 +308,9 @@ def _resample(rng: np.random.Generator, count: int) -> Array:
             return chosen
 
 
-def standard_errors(reference: Described, other: Described, repeats: int, seed: int) -> dict[str, float]:
+def standard_errors(
+    reference: ClipFeatures, other: ClipFeatures, repeats: int, seed: int
+) -> dict[str, float]:
     """Bootstrap standard error of each measure: clips of both sets drawn anew with replacement."""
     rng = np.random.default_rng(seed)
     rows = []

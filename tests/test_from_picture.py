@@ -10,8 +10,8 @@ from PIL import Image
 
 from mlxlava.config import Recipe
 from mlxlava.errors import UserError
-from mlxlava.rollout.invert import find_state, start_picture
-from mlxlava.rollout.rollout import Rollout
+from mlxlava.rollout.from_picture import find_state, start_picture
+from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights, load_weights
 from mlxlava.training.checkpoint import playable
 from mlxlava.training.step import Trainer

@@ -1,4 +1,4 @@
-"""From a picture to a state: the one whose frame is nearest, among those that a lamp is likely in."""
+"""From a picture to a state: the likely state whose frame is most like the picture."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from mlxlava.rollout.weights import Weights
 
 Frame = npt.NDArray[np.uint8]
 
-_TRIED = 128  # random states that are drawn; the descent starts from the nearest
-_KEPT = 2
+_TRIED = 128  # random states that are drawn
+_KEPT = 2  # of them, the nearest, which gradient descent starts from
 _AT_ONCE = 8  # frames that are drawn together; more fall out of the processor's cache
 _ROUNDS = 150
 _RATE = 0.1  # of Adam, falling to 0 as a cosine
@@ -32,12 +32,12 @@ _RATE = 0.1  # of Adam, falling to 0 as a cosine
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A state and how near its frame is.
+    """A state, and how much its frame is like the picture.
 
     Attributes:
         state: float32 (Z,).
         frame: what it draws, uint8 (H, W, 3).
-        picture: what was looked for, at the same size.
+        picture: the picture at the same size.
         error: root mean square difference of the two, in grey levels of 255.
     """
 
@@ -74,9 +74,9 @@ def find_state(
 ) -> Found:
     """The likeliest state that drew a picture: descent through G from the nearest of many random states.
 
-    What falls is the negative log posterior of the evidence bound that lamps are learned by (Kingma 2014),
-    squared error / (2 sigma²) + ‖z‖² / 2 with ``loss.sigma`` of the recipe. A state is put back on the shell
-    where states of N(0, I) are if it left it, since G has only ever seen those.
+    Minimised is the negative log posterior: squared error / (2 sigma²) + ‖z‖² / 2, with ``loss.sigma`` of the
+    recipe. It is that of the evidence bound in training (Kingma 2014). Last, the norm is clipped to what is
+    likely under N(0, I), since G was trained on no others.
 
     Args:
         weights: a learned lamp.
@@ -107,7 +107,7 @@ def find_state(
 
 
 def _nearest(cost: Callable[[mx.array], mx.array], states: mx.array) -> mx.array:
-    """The few of the states (N, Z) that cost least."""
+    """The states of least cost (2, Z), of (N, Z)."""
     costs = []
     for at in range(0, len(states), _AT_ONCE):
         costs.append(cost(states[at : at + _AT_ONCE]))
@@ -116,7 +116,7 @@ def _nearest(cost: Callable[[mx.array], mx.array], states: mx.array) -> mx.array
 
 
 def _on_shell(states: mx.array) -> mx.array:
-    """States (B, Z) whose norms are within three deviations of those of N(0, I), scaled if need be."""
+    """States (B, Z), scaled where their norm is more than three deviations from what N(0, I) has."""
     # The norm of N(0, I) has mean √Z and deviation √½ nearly, whatever Z.
     norms, typical = mx.linalg.norm(states, axis=-1, keepdims=True), math.sqrt(states.shape[-1])
     wide = 3 * math.sqrt(0.5)

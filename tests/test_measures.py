@@ -7,88 +7,89 @@ import pytest
 
 from corruptions import CORRUPTIONS, Clips, lamp_clips
 from mlxlava.evaluation.correlation import correlation_time
-from mlxlava.evaluation.metrics import (
-    MEASURES,
-    Space,
-    describe,
-    frechet,
-    measure,
-    polynomial_mmd,
-    standard_errors,
-)
-from mlxlava.evaluation.score import Real, Scene, look
+from mlxlava.evaluation.distances import frechet, polynomial_mmd
+from mlxlava.evaluation.features import PCAFeatures, extract_features
+from mlxlava.evaluation.measures import MEASURES, measure, standard_errors
+from mlxlava.evaluation.score import RealClips, ReferenceSet, fit_reference
 
 SIZE = (32, 32)
 
 
 @pytest.fixture(scope="module")
-def lamps() -> tuple[Real, Clips]:
+def lamps() -> tuple[RealClips, Clips]:
     """Three built-in lamps of sixteen minutes, which render in seconds."""
     return lamp_clips(16, SIZE)
 
 
 @pytest.fixture(scope="module")
-def scene(lamps: tuple[Real, Clips]) -> Scene:
-    return look(lamps[0], SIZE, lambda done, total, text: None)
+def reference_set(lamps: tuple[RealClips, Clips]) -> ReferenceSet:
+    return fit_reference(lamps[0], SIZE, lambda done, total, text: None)
 
 
 @pytest.fixture(scope="module")
-def floors(scene: Scene) -> dict[str, float]:
-    return measure(scene.reference, scene.held_out)
+def floors(reference_set: ReferenceSet) -> dict[str, float]:
+    return measure(reference_set.reference, reference_set.held_out)
 
 
 @pytest.fixture(scope="module")
-def errors(scene: Scene) -> dict[str, float]:
-    return standard_errors(scene.reference, scene.held_out, 8, 0)
+def errors(reference_set: ReferenceSet) -> dict[str, float]:
+    return standard_errors(reference_set.reference, reference_set.held_out, 8, 0)
 
 
 def test_another_lamp_scores_as_the_held_out_one_does(
-    lamps: tuple[Real, Clips], scene: Scene, floors: dict[str, float], errors: dict[str, float]
+    lamps: tuple[RealClips, Clips],
+    reference_set: ReferenceSet,
+    floors: dict[str, float],
+    errors: dict[str, float],
 ) -> None:
-    other = describe(scene.space, [clip[: scene.real.length] for clip in lamps[1]])
-    for name, value in measure(scene.reference, other).items():
+    other = extract_features(reference_set.pca, [clip[: reference_set.real.length] for clip in lamps[1]])
+    for name, value in measure(reference_set.reference, other).items():
         assert abs(value - floors[name]) < 4 * errors[name], name
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_a_corruption_is_seen_by_all_that_claim_it(
     corruption: str,
-    lamps: tuple[Real, Clips],
-    scene: Scene,
+    lamps: tuple[RealClips, Clips],
+    reference_set: ReferenceSet,
     floors: dict[str, float],
     errors: dict[str, float],
 ) -> None:
     _, grades, corrupt = CORRUPTIONS[corruption]
-    length = scene.real.length
-    bad = corrupt(lamps[1], grades[-1], length, list(scene.real.clips(0)))
-    other = describe(scene.space, bad)
+    length = reference_set.real.length
+    bad = corrupt(lamps[1], grades[-1], length, list(reference_set.real.clips(0)))
+    other = extract_features(reference_set.pca, bad)
     claimed = [name for name, one in MEASURES.items() if corruption in one.sees]
     assert claimed
     # Sixteen minutes are too few to be sure of the arrow of time, which has its own test below.
     claimed = [name for name in claimed if name != "motion.arrow"]
     for name in claimed:
-        value = MEASURES[name].function(scene.reference, other)
+        value = MEASURES[name].function(reference_set.reference, other)
         assert abs(value - floors[name]) > 1.96 * errors[name], name
 
 
-def test_the_arrow_of_time_turns_with_the_footage(scene: Scene, floors: dict[str, float]) -> None:
-    backwards = describe(scene.space, [clip[::-1] for clip in scene.real.clips(1)])
-    arrow = MEASURES["motion.arrow"].function(scene.reference, backwards)
+def test_the_arrow_of_time_turns_with_the_footage(
+    reference_set: ReferenceSet, floors: dict[str, float]
+) -> None:
+    backwards = extract_features(reference_set.pca, [clip[::-1] for clip in reference_set.real.clips(1)])
+    arrow = MEASURES["motion.arrow"].function(reference_set.reference, backwards)
     assert floors["motion.arrow"] > 0
     assert np.isclose(arrow, -floors["motion.arrow"], rtol=1e-3)
-    half = scene.real.length // 2
-    springs = [np.concatenate([clip[:half], clip[:half][::-1]]) for clip in scene.real.clips(1)]
-    back_and_forth = MEASURES["motion.arrow"].function(scene.reference, describe(scene.space, springs))
+    half = reference_set.real.length // 2
+    springs = [np.concatenate([clip[:half], clip[:half][::-1]]) for clip in reference_set.real.clips(1)]
+    back_and_forth = MEASURES["motion.arrow"].function(
+        reference_set.reference, extract_features(reference_set.pca, springs)
+    )
     assert abs(back_and_forth) < 1e-3
 
 
-def test_the_same_seed_gives_the_same_figures(scene: Scene) -> None:
-    once, again = (standard_errors(scene.reference, scene.held_out, 2, 5) for _ in range(2))
+def test_the_same_seed_gives_the_same_figures(reference_set: ReferenceSet) -> None:
+    once, again = (standard_errors(reference_set.reference, reference_set.held_out, 2, 5) for _ in range(2))
     assert once == again
 
 
-def test_footage_against_itself_is_at_no_distance(scene: Scene) -> None:
-    values = measure(scene.reference, scene.reference)
+def test_footage_against_itself_is_at_no_distance(reference_set: ReferenceSet) -> None:
+    values = measure(reference_set.reference, reference_set.reference)
     for name in ("image.frechet", "image.sharpness", "image.colour", "motion.frechet", "motion.spectrum"):
         assert abs(values[name]) < 1e-3, name
     assert values["memory.frames"] < 0.1
@@ -112,16 +113,15 @@ def test_the_kernel_distance_is_unbiased() -> None:
 
 def test_a_still_reference_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing changes"):
-        Space([np.full((16, 16, 16, 3), 100, np.uint8)] * 4)
+        PCAFeatures([np.full((16, 16, 16, 3), 100, np.uint8)] * 4)
 
 
 def test_large_frames_are_shrunk_before_features() -> None:
     rng = np.random.default_rng(0)
     clips = [rng.integers(0, 255, (16, 128, 192, 3), dtype=np.uint8) for _ in range(4)]
-    space = Space(clips)
-    described = describe(space, clips)
-    assert described.features.shape[:2] == (4, 16)
-    assert np.isfinite(described.patches).all()
+    features = extract_features(PCAFeatures(clips), clips)
+    assert features.features.shape[:2] == (4, 16)
+    assert np.isfinite(features.patches).all()
 
 
 def test_correlation_times_are_those_of_known_series() -> None:

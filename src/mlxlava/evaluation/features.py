@@ -1,0 +1,141 @@
+"""What measures look at: features of clips (principal components), patches, colours, change. NumPy only.
+
+A clip is uint8 (L, H, W, 3), one frame a learned step. Features are principal components of reference
+frames alone, so there is no network to download, and nothing was learned from what is judged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlxlava.products import matmul
+
+Array = npt.NDArray[Any]
+
+RANK = 64  # features of a frame
+FRAMES = 16  # frames of a clip that are looked at where every one would be too many
+LEVELS = 2  # finest levels of the Laplacian pyramid
+DIRECTIONS = 48  # random directions that patches are projected on
+_SIDE = 64  # longest side of the pictures that features are of; patches see what is finer
+_FIT_FRAMES = 1024
+_PATCH = 7  # side of a patch (Karras 2018)
+_PATCHES = 64  # a clip and level
+_PATCH_FRAMES = 4  # frames of a clip that patches are taken from
+
+
+def evenly_spaced(length: int, count: int) -> Array:
+    """``count`` indices into ``length`` things, evenly spaced from the first to the last."""
+    return np.linspace(0, length - 1, count).round().astype(int)
+
+
+def shrink(frames: Array) -> Array:
+    """Frames (L, H, W, 3), area-averaged to 64 pixels on the longer side, float32 (L, h · w · 3)."""
+    _, height, width, channels = frames.shape
+    factor = max(1, max(height, width) // _SIDE)
+    small = frames[:, : height // factor * factor, : width // factor * factor].astype(np.float32)
+    if factor > 1:
+        shape = (len(frames), height // factor, factor, width // factor, factor, channels)
+        small = small.reshape(shape).mean((2, 4))
+    return small.reshape(len(frames), -1)
+
+
+class PCAFeatures:
+    """Principal components of reference frames, scaled so that their total variance is one.
+
+    Args:
+        clips: the reference, each uint8 (L, H, W, 3).
+
+    Raises:
+        ValueError: nothing changes in the reference.
+    """
+
+    def __init__(self, clips: Iterable[Array]) -> None:
+        clips = list(clips)
+        every = -(-sum(map(len, clips)) // _FIT_FRAMES)
+        x = np.concatenate([shrink(clip[::every]) for clip in clips])
+        self._mean = x.mean(0)
+        x -= self._mean
+        if float(np.abs(x).max()) < 1:
+            raise ValueError("nothing changes")
+        rank = max(2, min(RANK, len(x) // 8))
+        # Eigenvectors of the Gram matrix, not of the covariance: there are fewer frames than numbers in one.
+        values, vectors = np.linalg.eigh(matmul(x, x.T))
+        values, vectors = values[::-1][:rank], vectors[:, ::-1][:, :rank]
+        values = np.maximum(values, 1e-6 * values[0])
+        self._basis = matmul(x.T, vectors) / np.sqrt(values)  # (D, d), orthonormal
+        self._scale = np.sqrt(values.sum() / len(x))
+
+    def __call__(self, small: Array) -> Array:
+        """Shrunk frames (L, D) → features, float32 (L, d)."""
+        features: Array = matmul(small - self._mean, self._basis) / self._scale
+        return features
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipFeatures:
+    """What measures look at of C clips.
+
+    Attributes:
+        features: principal components of each frame (C, L, d).
+        energy: mean change of a frame to the next, grey levels (C, L − 1).
+        patches: Laplacian patches along random directions (C, levels, patches, directions).
+        colours: share of pixels at or below each grey level (C, 3, 256).
+        names: which clip each is (C,); repeated by the bootstrap, so that a clip never meets itself.
+    """
+
+    features: Array
+    energy: Array
+    patches: Array
+    colours: Array
+    names: Array
+
+    def take(self, clips: Array) -> ClipFeatures:
+        """The features of some of the clips, by index; one may come more than once."""
+        fields = (getattr(self, field.name)[clips] for field in dataclasses.fields(self))
+        return ClipFeatures(*fields)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def extract_features(pca: PCAFeatures, clips: Iterable[Array]) -> ClipFeatures:
+    """The features of clips, uint8 (L, H, W, 3) each; needs memory for one clip beside the result."""
+    rows = []
+    for clip in clips:
+        small = shrink(clip)
+        energy = np.array([np.abs(late - early).mean() for early, late in pairwise(small)], np.float32)
+        some = clip[evenly_spaced(len(clip), min(FRAMES, len(clip)))]
+        counts = [np.bincount(some[..., channel].ravel(), minlength=256) for channel in range(3)]
+        colours = np.cumsum(counts, axis=1) / some[..., 0].size
+        patches = _patches(some[:: max(1, len(some) // _PATCH_FRAMES)])
+        rows.append((pca(small), energy, patches, colours))
+    features, energies, all_patches, all_colours = (np.stack(column) for column in zip(*rows, strict=True))
+    return ClipFeatures(features, energies, all_patches, all_colours, np.arange(len(rows)))
+
+
+def _patches(frames: Array) -> Array:
+    """Patches of a Laplacian pyramid, projected on random directions (levels, P, directions).
+
+    Places and directions are the same for every clip.
+    """
+    rng = np.random.default_rng(0)
+    frames = frames.astype(np.float32)
+    found = []
+    for _ in range(LEVELS):
+        count, height, width, channels = frames.shape
+        smaller = frames.reshape(count, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+        band = frames - smaller.repeat(2, axis=1).repeat(2, axis=2)
+        side = min(_PATCH, height, width)
+        directions = rng.standard_normal((side * side * channels, DIRECTIONS)).astype(np.float32)
+        directions /= np.linalg.norm(directions, axis=0)
+        at = rng.integers(0, (count, height - side + 1, width - side + 1), (_PATCHES, 3))
+        patches = np.stack([band[n, y : y + side, x : x + side].ravel() for n, y, x in at])
+        found.append(matmul(patches, directions))
+        frames = smaller
+    return np.stack(found)

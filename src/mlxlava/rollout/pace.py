@@ -1,0 +1,64 @@
+"""The pace of a lamp: how much changes from frame to frame, set to that of real footage."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from mlxlava.backend import mx
+from mlxlava.models.registry import make_generator
+from mlxlava.models.state_step import StationaryStep, make_dynamics
+from mlxlava.rollout.roll import frames_together
+from mlxlava.rollout.weights import Weights
+
+_COMPARED = 512  # pairs of neighbouring frames that a pace is measured on
+_ROUNDS = 4  # of finding the scale; more change nothing
+
+
+def match_pace(weights: Weights, frames: npt.NDArray[np.uint8], cuts: Sequence[int]) -> tuple[Weights, float]:
+    """Slow a lamp to the pace of real footage, if it is faster: as much changes from frame to frame.
+
+    A lamp that starts from random states moves a little faster than one whose states are encoded footage, and
+    training compares only the latter with real time. So the rotations of a step are scaled by one number.
+    N(0, I) is kept for any. A lamp is never sped up, since a camera's noise is no motion.
+
+    Args:
+        weights: a learned lamp with a stationary step.
+        frames: real frames, one learned step apart, uint8 (N, H, W, 3).
+        cuts: frames that have nothing to do with the one before.
+
+    Returns:
+        The weights, and the number that rotations are scaled by, at most 1.
+    """
+    dynamics, generator = make_dynamics(weights.recipe), make_generator(weights.recipe)
+    if not isinstance(dynamics, StationaryStep):
+        return weights, 1.0
+    arrays, stats = weights.arrays, weights.arrays["stats"]
+    cut = {index - 1 for index in cuts}
+    at = [n for n in range(0, len(frames) - 1, -(-len(frames) // _COMPARED)) if n not in cut]
+    real = np.mean([np.abs(frames[n + 1].astype(np.float32) - frames[n]).mean() for n in at])
+    shape = (_COMPARED, weights.recipe.generator.state_size)
+    states, noise = (mx.random.normal(shape, key=mx.random.key(n)) for n in (1, 2))
+
+    count = frames_together(weights.recipe.data.size)
+
+    def draw(states: mx.array) -> mx.array:
+        chunks = [states[n : n + count] for n in range(0, len(states), count)]
+        drawn = [255 * generator(arrays["generator"], chunk, stats["generator"])[0] for chunk in chunks]
+        for chunk in drawn:
+            mx.eval(chunk)
+        return mx.concatenate(drawn)
+
+    bases = dynamics.prepare(stats["dynamics"])
+    first, scale = draw(states), 1.0
+    for _ in range(_ROUNDS):
+        slow = dynamics.slowed(arrays["dynamics"], scale)
+        second = draw(dynamics.advance(slow, bases, states, noise))
+        drawn = float(np.array(mx.abs(second - first).mean()))
+        scale = min(1.0, scale * float(real) / max(drawn, 1e-9))
+    slow = dynamics.slowed(arrays["dynamics"], scale)
+    mx.eval(slow)
+    return dataclasses.replace(weights, arrays={**arrays, "dynamics": slow}), scale
