@@ -1,0 +1,47 @@
+"""Options that several commands share, and the type of a size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from mlxlava.config import parse_size
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class _Size(click.ParamType):  # type: ignore[type-arg]  # generic only for the type checker
+    """``N`` or ``HxW``, as (height, width)."""
+
+    name = "N|HxW"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        return value if isinstance(value, tuple) else parse_size(value)
+
+
+SIZE = _Size()
+
+
+def options(*given: Decorator) -> Decorator:
+    """Several options as one decorator, in this order in the help."""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(given):
+            function = option(function)
+        return function
+
+    return add
+
+
+# Read by main() from the arguments, since it must hold for mistakes in the arguments as well.
+debug = click.option("--debug", is_flag=True, expose_value=False, help="Show where an error came from.")
+
+cutting = options(
+    click.option("--size", type=SIZE, help="Height and width of a frame; multiples of 16."),
+    click.option("--crop", metavar="X,Y,W,H|auto", help="Part of the picture; the centre when not given."),
+    click.option("--every-nth", type=click.IntRange(1), help="Keep every n-th frame."),
+)

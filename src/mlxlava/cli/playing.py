@@ -1,0 +1,96 @@
+"""The commands that play: loop, lamp."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlxlava.cli.options import SIZE, debug, options
+from mlxlava.config import SCREENS
+
+playing_options = options(
+    click.option("-o", "target", metavar="FILE|-", help="File to write, or - for a pipe on stdout."),
+    click.option(
+        "--format", metavar="NAME", help="mp4, webm, gif, apng, webp, y4m, raw; by the ending of FILE."
+    ),
+    click.option("--forever", is_flag=True, help="Until Ctrl-C, or until nobody reads any more."),
+    click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Play time; 10 for a file."),
+    click.option("--frames", type=click.IntRange(1), help="Play time in frames."),
+    click.option(
+        "--fps",
+        type=click.FloatRange(0, 1000, min_open=True),
+        help="Frames a second; 30 when not given, in a window the display's rate.",
+    ),
+    click.option(
+        "--speed",
+        type=click.FloatRange(0, min_open=True),
+        default=1.0,
+        show_default=True,
+        help="How much faster than true time the lamp moves.",
+    ),
+    click.option(
+        "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Which lamp."
+    ),
+    click.option(
+        "--scale",
+        type=click.IntRange(1, 64),
+        default=1,
+        show_default=True,
+        help="Enlarge the pictures of a file by this factor.",
+    ),
+    click.option(
+        "--quality", type=click.IntRange(0, 100), help="Of mp4, webm, gif and webp files; 75 when not given."
+    ),
+    click.option(
+        "--screen", type=click.Choice(SCREENS), help="Where to show; auto without -o, none with it."
+    ),
+    click.option(
+        "--host", metavar="ADDRESS", help="Where --screen web listens; 0.0.0.0 opens it to the network."
+    ),
+    click.option(
+        "--port",
+        type=click.IntRange(0, 65535),
+        help="Port of --screen web; the first free one from 8765 on when not given, any free one with 0.",
+    ),
+)
+
+
+@click.command()
+@click.option(
+    "--weights", "name", metavar="NAME|PATH", help="Shipped weights, a folder of weights, or a run."
+)
+@click.option(
+    "--from",
+    "picture",
+    metavar="PICTURE",
+    type=click.Path(path_type=Path),
+    help="Go on from the state whose frame is nearest to a picture.",
+)
+@click.option("--seamless", is_flag=True, help="A clip whose end meets its start, to be played in a loop.")
+@playing_options
+@debug
+def loop(name: str | None, seed: int, picture: Path | None, seamless: bool, **playing: Any) -> None:
+    """Play a learned lamp: in a window, in the terminal, on a web page, or into a file or a pipe."""
+    from mlxlava.playback.player import Programme, run
+    from mlxlava.rollout.library import LearnedLamps
+
+    lamps = LearnedLamps(name, picture)
+    programme = Programme(**playing).settle()
+    if seamless:
+        lamps.period = programme.period
+    run(lamps, programme, lamps.names[0], seed)
+
+
+@click.command()
+@click.option("--size", type=SIZE, default="256", help="Height and width; 256 when not given.")
+@click.option("--theme", metavar="NAME", default="classic", show_default=True, help="Colours.")
+@playing_options
+@debug
+def lamp(size: tuple[int, int], theme: str, seed: int, **playing: Any) -> None:
+    """Play the built-in lamp, which is drawn by rule: what train learns when no footage is given."""
+    from mlxlava.footage.lamp import Themes
+    from mlxlava.playback.player import Programme, run
+
+    run(Themes(size), Programme(name="lamp.mp4", **playing).settle(), theme, seed)

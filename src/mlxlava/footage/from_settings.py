@@ -1,0 +1,51 @@
+"""Prepared footage as the ``data`` settings of a recipe ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlxlava.config import Data
+from mlxlava.console import progress, say
+from mlxlava.footage.prepared import Footage, prepare, prepare_lamp
+
+
+def prepare_from_settings(
+    sources: Sequence[str | Path], data: Data, *, seed: int = 0, folder: Path | None = None
+) -> Footage:
+    """Prepare footage, or reopen it if that was done before; shows progress and warnings on stderr.
+
+    Args:
+        sources: videos, folders of images, or one folder of prepared footage; the built-in lamp when empty.
+        data: size, crop, frame step, and what the built-in lamp is like.
+        seed: of the built-in lamp.
+        folder: where it goes; the cache when None. The built-in lamp always goes into the cache.
+
+    Raises:
+        UserError: a source cannot be read, or the folder cannot be written.
+    """
+    with progress("footage") as update:
+
+        def show(done: int, total: int | None) -> None:
+            update(done, total, f"{done} frames")
+
+        if sources:
+            return prepare(
+                sources,
+                folder,
+                size=data.size,
+                crop=data.crop,
+                every_nth=data.every_nth,
+                on_progress=show,
+                on_warning=say,
+            )
+        return prepare_lamp(
+            None,
+            size=data.size,
+            minutes=data.lamp_minutes,
+            fps=data.lamp_fps,
+            every_nth=data.every_nth,
+            seed=seed,
+            theme=data.lamp_theme,
+            on_progress=show,
+        )
