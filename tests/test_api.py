@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 import mlxlava
+from mlxlava.backend import mx
+from mlxlava.cli import main
+from mlxlava.config import load_recipe, override
 from mlxlava.rollout.roll import Rollout
+from mlxlava.training.callbacks import Callbacks, StepReport
 
 pytestmark = pytest.mark.device
+
+needs_score = pytest.mark.skipif(
+    None in (find_spec("matplotlib"), find_spec("scipy")), reason="needs the extra `score`"
+)
+
+
+@contextlib.contextmanager
+def refused(*words: str) -> Iterator[None]:
+    """A UserError of one line that has the words."""
+    with pytest.raises(mlxlava.UserError) as caught:
+        yield
+    text = str(caught.value)
+    assert len(text.splitlines()) == 1
+    for word in words:
+        assert word in text
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +66,16 @@ def test_a_clip_can_be_seamless_and_start_anywhere(lamp: mlxlava.LavaLamp) -> No
 
 
 def test_mistakes_are_said_at_once(lamp: mlxlava.LavaLamp) -> None:
-    for fps, speed, seconds in ((0, 1, 1), (30, -1, 1), (30, 1, 0)):
-        with pytest.raises(mlxlava.UserError, match="must be positive"):
-            lamp.frames(fps=fps, speed=speed, seconds=seconds)
+    for wrong in (0, -1, math.nan, math.inf, "30", None):
+        for name in ("fps", "speed"):
+            options: dict[str, Any] = {name: wrong}
+            with refused(f"frames: {name} must be positive"):
+                lamp.frames(**options)
+    for seconds in (0, math.nan, math.inf, "1"):
+        with refused("seconds must be positive", "leave it out"):
+            lamp.frames(seconds=seconds)  # type: ignore[arg-type]
+    with refused("seed must be an integer"):
+        lamp.frames(seed="one")  # type: ignore[arg-type]
     with pytest.raises(mlxlava.UserError, match="give seconds"):
         lamp.frames(seamless=True)
     with pytest.raises(mlxlava.UserError, match="nowhere"):
@@ -52,11 +84,144 @@ def test_mistakes_are_said_at_once(lamp: mlxlava.LavaLamp) -> None:
         mlxlava.lode  # type: ignore[attr-defined]  # noqa: B018
 
 
+def test_a_start_that_is_no_state_is_refused(lamp: mlxlava.LavaLamp) -> None:
+    size = lamp.weights.recipe.generator.state_size
+    for start in ("photo.png", np.zeros(size - 1), np.zeros((1, size)), np.zeros((64, 64, 3), np.uint8)):
+        with refused(f"state of {size} numbers"):
+            lamp.frames(start=start)  # type: ignore[arg-type]
+    for number in (math.nan, math.inf):
+        broken = np.zeros(size, np.float32)
+        broken[3] = number
+        with refused("not finite"):
+            lamp.frames(start=broken)
+
+
+@pytest.mark.parametrize(
+    ("picture", "word"),
+    [
+        ("photo.png", "not a str"),
+        (None, "not a NoneType"),
+        (np.zeros((64, 64), np.uint8), "(64, 64)"),
+        (np.zeros((64, 64, 1), np.uint8), "(64, 64, 1)"),
+        (np.zeros((64, 64, 4), np.uint8), "(64, 64, 4)"),
+        (np.zeros((0, 64, 3), np.uint8), "(0, 64, 3)"),
+        (np.zeros((64, 64, 3)), "float64"),
+        (np.zeros((64, 64, 3), bool), "bool"),
+    ],
+)
+def test_what_is_no_picture_of_bytes_is_refused(lamp: mlxlava.LavaLamp, picture: Any, word: str) -> None:
+    with refused("uint8 (H, W, 3)", word):
+        lamp.from_picture(picture)
+
+
+# --- training and judging ---
+
+TINY = {
+    "data.size": (16, 16),
+    "data.seq_len": 8,
+    "data.batch_size": 2,
+    "data.lamp_minutes": 1.0,
+    "generator.widths": [8, 8],
+    "discriminator.widths": [8, 8],
+    "dynamics.hidden": [8],
+    "discriminator.hidden": [8],
+}
+
+
+@pytest.fixture
+def _eager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In an empty folder, and without seconds of g++ for each recipe."""
+    monkeypatch.chdir(tmp_path)
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+@pytest.mark.usefixtures("_eager")
+def test_a_lamp_is_trained_resumed_and_played(tmp_path: Path) -> None:
+    class Listener(Callbacks):
+        def on_step(self, report: StepReport) -> None:
+            heard.append(report.step)
+
+    heard: list[int] = []
+    done = mlxlava.train(settings=TINY, steps=2, callbacks=[Listener()])
+    assert (done.run, done.step, done.signal) == (Path("runs/lava-001"), 2, None)
+    assert json.loads((done.run / "config.json").read_text())["command"].startswith("mlxlava.train")
+    more = mlxlava.resume(steps=3, callbacks=[Listener()])
+    assert (more.run, more.step) == (done.run, 3) and more.seconds > done.seconds
+    assert heard == [1, 2, 3]
+    assert next(mlxlava.load(done.run).frames()).shape == (16, 16, 3)
+    recipe = override(load_recipe("lava"), {**TINY, "training.steps": 1})
+    warm = mlxlava.train(recipe=recipe, run=tmp_path / "warm", init=done.run)
+    assert warm.step == 1
+
+
+@pytest.mark.usefixtures("_eager")
+def test_mistakes_of_training_are_refused(tmp_path: Path) -> None:
+    with refused("nowhere.mov"):
+        mlxlava.train("nowhere.mov")
+    with refused("a.mov"):
+        mlxlava.train(["a.mov", "b.mov"])
+    with refused("lava"):
+        mlxlava.train(recipe="lawa")
+    with refused("data.sise"):
+        mlxlava.train(settings={"data.sise": 64})
+    with refused("nowhere"):
+        mlxlava.train(settings=TINY, init="nowhere")
+    with refused("steps must be positive"):
+        mlxlava.train(steps=0)
+    with refused("minutes must be positive"):
+        mlxlava.train(minutes=math.nan)
+    with refused("memory must be positive"):
+        mlxlava.train(memory=-1)
+    with refused("runs/"):
+        mlxlava.resume()
+    with refused("nowhere"):
+        mlxlava.resume("nowhere")
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_score
+@pytest.mark.usefixtures("_eager")
+def test_a_score_is_what_the_command_prints(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(mlxlava.train(settings=TINY, steps=1).run)
+    found = mlxlava.score(run, frames=64, seed=3)
+    assert found["weights"] == run and found["seed"] == 3
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["mlxlava", "score", run, "--frames=64", "--seed=3", "--json"])
+    main()
+    printed = json.loads(capsys.readouterr().out)
+    for each in (found, printed):
+        each.pop("seconds")
+    assert json.loads(json.dumps(found)) == printed
+
+
+@needs_score
+@pytest.mark.usefixtures("_eager")
+def test_drift_is_followed_and_mistakes_are_refused() -> None:
+    run = mlxlava.train(settings=TINY, steps=1).run
+    found = mlxlava.drift(run, frames=1000)
+    assert [row["frames"] for row in found["windows"]] == [1000]
+    assert found["footage"] == "the built-in lamp"
+    with refused("nowhere.mp4"):
+        mlxlava.score(run, "nowhere.mp4")
+    with refused("--footage"):
+        mlxlava.score(run, held_out=run)
+    with refused("missing"):
+        mlxlava.score(run, picture="missing/score.png")
+    with refused("at least 1000"):
+        mlxlava.drift(run, frames=10)
+    with refused("nowhere"):
+        mlxlava.score("nowhere")
+
+
 def test_a_fresh_process_imports_it_without_mlx_and_plays_it() -> None:
     code = """if True:
         import sys
         import mlxlava
-        assert not [name for name in sys.modules if name.partition(".")[0] == "mlx"]
+        assert not [name for name in sys.modules if name.partition(".")[0] in ("mlx", "numpy", "click")]
         frames = mlxlava.load("lava").frames(fps=30, seed=7)
         print(next(frames).shape, next(frames).dtype)
     """
@@ -72,6 +237,8 @@ def test_it_is_typed() -> None:
         "for frame in mlxlava.load('lava').frames(fps=24.0, seed=1, seconds=1.0):\n"
         "    reveal_type(frame)\n"
         "mlxlava.load('lava').frames(seed='one')\n"
+        "reveal_type(mlxlava.train(['a.mov'], minutes=1).run)\n"
+        "reveal_type(mlxlava.score('lava'))\n"
     )
     mypy = pytest.importorskip("mypy.api")
     said, _, status = mypy.run(["--strict", "--config-file=", "-c", user])

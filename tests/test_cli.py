@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import re
 import shutil
@@ -173,6 +174,48 @@ def test_a_run_is_not_overwritten_nor_changed_by_resuming(run: Run, video: Path)
     refuses(run("train", "--resume", "-o", "mine", "--batch-size", "3"), "--batch-size")
 
 
+def config_of(run: Path) -> str:
+    return (run / "config.json").read_text(encoding="utf-8")
+
+
+def test_a_run_that_cannot_be_resumed_stays_as_it_was(run: Run, video: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copy(video, tmp_path / "own.mp4"))
+    mine = tmp_path / "mine"
+    assert run("train", "own.mp4", "-o", "mine", "--steps", "1", *TINY)[0] == 0
+    before, resume = config_of(mine), ("train", "--resume", "-o", "mine", "--steps", "5")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "tensorboardX", None)  # as if it were not installed
+        refuses(run(*resume, "--tensorboard"), "mlxlava[tensorboard]")
+    with (mine / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refuses(run(*resume), "another process")
+    checkpoint = mine / "checkpoints/00000001/state.safetensors"
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[: len(whole) // 2])
+    refuses(run(*resume), "state.safetensors")
+    checkpoint.write_bytes(whole)
+    shutil.move(mine / "checkpoints", tmp_path / "aside")
+    refuses(run(*resume), "no checkpoint")
+    shutil.move(tmp_path / "aside", mine / "checkpoints")
+    own.unlink()
+    refuses(run(*resume), "own.mp4", "does not exist")
+    with open_writer(str(own), size=FOOTAGE_SIZE, fps=10) as sink:
+        for _ in range(40):
+            sink.write(np.zeros((*FOOTAGE_SIZE, 3), np.uint8))
+    refuses(run(*resume), "footage of mine has changed")
+    assert config_of(mine) == before
+    assert not [path for path in mine.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_without_a_name_a_run_takes_the_next_and_resumes_the_latest(
+    run: Run, video: Path, tmp_path: Path
+) -> None:
+    refuses(run("train", "--resume"), "no run in runs/")
+    for number in ("001", "002"):
+        assert f"runs/lava-{number} is at step 1" in run("train", str(video), "--steps", "1", *TINY)[1]
+    assert "runs/lava-002 is at step 2" in run("train", "--resume", "--steps", "2")[1]
+
+
 def test_a_mac_stays_awake_while_it_trains(
     run: Run, video: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -228,7 +271,7 @@ def test_on_a_gpu_a_step_is_made_to_fit_without_being_asked(
     run: Run, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def train(name: str, budget: float) -> tuple[int, str]:
-        monkeypatch.setattr("mlxlava.backend.memory_budget", lambda: budget)
+        monkeypatch.setattr("mlxlava.training.run.memory_budget", lambda: budget)
         return run("train", str(video), "--steps", "1", *TINY, "-o", name)
 
     with gpu_path():
@@ -297,10 +340,10 @@ def test_an_error_of_ours_keeps_its_traceback(run: Run, monkeypatch: pytest.Monk
     def wrong(*arguments: Any) -> Any:
         raise RuntimeError("[matmul] shapes do not fit")
 
-    monkeypatch.setattr("mlxlava.rollout.weights.load_weights", wrong)
+    monkeypatch.setattr("mlxlava.api.load_weights", wrong)
     with pytest.raises(RuntimeError, match="shapes"):
         run("score", "lava")
-    monkeypatch.setattr("mlxlava.rollout.weights.load_weights", out_of_memory)
+    monkeypatch.setattr("mlxlava.api.load_weights", out_of_memory)
     with pytest.raises(RuntimeError, match="METAL"):
         run("score", "lava", "--debug")
 

@@ -6,14 +6,24 @@ from mlxlava.errors import UserError
 
 __version__ = "0.1.0"
 
-__all__ = ["LavaLamp", "UserError", "__version__", "load"]
+__all__ = [
+    "LavaLamp",
+    "TrainedRun",
+    "UserError",
+    "__version__",
+    "drift",
+    "load",
+    "resume",
+    "score",
+    "train",
+]
 
 if TYPE_CHECKING:
-    from mlxlava.api import LavaLamp, load
+    from mlxlava.api import LavaLamp, TrainedRun, drift, load, resume, score, train
 else:
-    # Late: `import mlxlava` must not load MLX, which --help and the screens do without.
+    # Late: `import mlxlava` must load neither MLX nor NumPy, which --help does without.
     def __getattr__(name: str) -> Any:
-        if name in ("LavaLamp", "load"):
+        if name in __all__:
             from mlxlava import api
 
             return getattr(api, name)

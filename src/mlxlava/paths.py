@@ -90,6 +90,24 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return values
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file (UTF-8): the new text is there as a whole and on disk, or the old file stays.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def whole_folder(
     folder: Path,

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import json
 import math
-import os
 import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from mlxlava.config import Recipe, recipe_to_dict
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage
 from mlxlava.models.storage import FORMAT
-from mlxlava.paths import checkpoints, latest_checkpoint, names_in, read_json
+from mlxlava.paths import checkpoints, latest_checkpoint, names_in, read_json, write_whole
 from mlxlava.training.checkpoint import load_checkpoint, save_checkpoint
 from mlxlava.training.step import Trainer
 
@@ -97,23 +96,28 @@ def write_config(run: Path, config: Mapping[str, Any]) -> None:
         UserError: it cannot be written.
     """
     path = run / "config.json"
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(config, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        write_whole(path, json.dumps(config, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"train: cannot write {path}: {error.strerror}") from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def change_recipe(run: Path, recipe: Recipe) -> None:
     """Give a run another recipe, one that its checkpoints fit; on the first rank only."""
     if rank() == 0:
         write_config(run, {**read_json(run / "config.json", "run"), "recipe": recipe_to_dict(recipe)})
+
+
+def checkpoint_to_resume(run: Path) -> Path:
+    """The folder of the latest checkpoint.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = latest_checkpoint(run)
+    if found is None:
+        raise UserError(f"train: {run} has no checkpoint to resume from; start it anew with another -o")
+    return found
 
 
 def open_run(run: Path, recipe: Recipe) -> tuple[Trainer, Tree, int, float]:
@@ -129,9 +133,7 @@ def open_run(run: Path, recipe: Recipe) -> tuple[Trainer, Tree, int, float]:
     seconds, found = 0.0, None
     if rank() == 0:
         total = int(read_json(run / "config.json", "run")["total_steps"])
-        found = latest_checkpoint(run)
-        if found is None:
-            raise UserError(f"train: {run} has no checkpoint to resume from; start it anew with another -o")
+        found = checkpoint_to_resume(run)
     total = int(from_first(mx.array(total)).item())
     trainer = Trainer(recipe, total)
     state = trainer.init()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from mlxlava.errors import UserError
+from mlxlava.paths import write_whole
 from mlxlava.training.callbacks import Callbacks, StepReport
 
 
@@ -44,9 +45,7 @@ def open_log(run: Path, step: int) -> Iterator[Log]:
                 with contextlib.suppress(ValueError, KeyError):  # a line that was cut off
                     if json.loads(text)["step"] <= step:
                         kept.append(text + "\n")
-        draft = path.with_suffix(".tmp")
-        draft.write_text("".join(kept), encoding="utf-8")
-        draft.replace(path)
+        write_whole(path, "".join(kept))
         # Line by line, so that a checkpoint never is ahead of the log, whatever ends the process.
         with path.open("a", buffering=1, encoding="utf-8") as file:
             yield Log(file)

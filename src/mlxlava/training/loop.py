@@ -71,7 +71,7 @@ def train(
         UserError: something cannot be read or written.
     """
     limit = limit_memory(memory)
-    clips = _clips_of_this_rank(recipe)
+    clips = clips_of_this_rank(recipe)
     trainer, state, step, seconds = open_run(run, recipe)
     total, saved = trainer.total_steps, step
     make_step = FirstSteps(recipe, trainer, limit)
@@ -121,8 +121,12 @@ def train(
     return Outcome(step, session.seconds, request.signal)
 
 
-def _clips_of_this_rank(recipe: Recipe) -> slice:
-    """Which clips of a batch this process works on."""
+def clips_of_this_rank(recipe: Recipe) -> slice:
+    """Which clips of a batch this process works on.
+
+    Raises:
+        UserError: the processes cannot share a batch evenly.
+    """
     batch, micro_batches = recipe.data.batch_size, recipe.training.micro_batches
     count, rest = divmod(batch, ranks())
     if rest or count % micro_batches:

@@ -32,9 +32,8 @@ class TensorBoard(Callbacks):
         self._writer.add_histogram("states", states, step)
 
 
-@contextlib.contextmanager
-def open_tensorboard(run: Path, step: int) -> Iterator[TensorBoard]:
-    """Open the events of a run to append to them after ``step``; later events are dropped.
+def require_tensorboard() -> Any:
+    """The class SummaryWriter of tensorboardX.
 
     Raises:
         UserError: tensorboardX is not installed.
@@ -43,7 +42,17 @@ def open_tensorboard(run: Path, step: int) -> Iterator[TensorBoard]:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise UserError('train: TensorBoard needs its extra; install "mlxlava[tensorboard]"') from error
-    writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+    return SummaryWriter
+
+
+@contextlib.contextmanager
+def open_tensorboard(run: Path, step: int) -> Iterator[TensorBoard]:
+    """Open the events of a run to append to them after ``step``; later events are dropped.
+
+    Raises:
+        UserError: tensorboardX is not installed.
+    """
+    writer = require_tensorboard()(str(run / "tensorboard"), purge_step=step + 1 if step else None)
     try:
         yield TensorBoard(writer)
     finally:

@@ -1,0 +1,65 @@
+"""The real footage that weights are judged by: what they learned from, at their size and speed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from mlxlava.console import say
+from mlxlava.errors import UserError
+from mlxlava.footage.dataset import Footage, open_footage
+from mlxlava.footage.from_settings import prepare_from_settings
+from mlxlava.rollout.weights import Weights
+
+_SAME_SPEED = 0.05  # relative difference of two speeds that measures of motion do not notice
+
+
+def open_real_footage(
+    weights: Weights, source: str | Path | None = None, held_out: str | Path | None = None
+) -> tuple[Footage, Footage | None]:
+    """Prepare or open the footage to judge weights by.
+
+    The built-in lamp needs no source. It is rendered again from another seed to be held out.
+
+    Args:
+        weights: a learned lamp.
+        source: what the weights were trained on: a video, a folder of images, or prepared footage.
+        held_out: footage of the same lamp that they were not trained on.
+
+    Returns:
+        The training footage, and the held-out footage or None.
+
+    Raises:
+        UserError: a source is missing or cannot be read.
+    """
+    data, seed = weights.recipe.data, weights.recipe.training.seed
+    if source is not None:
+        return _at_true_speed(weights, source), _at_true_speed(weights, held_out) if held_out else None
+    learned = weights.about.get("footage", {}).get("sources", [])
+    if learned:
+        raise UserError(f"score: these weights learned from {', '.join(learned)}; give it with --footage")
+    if held_out is not None:
+        raise UserError("score: --held-out needs --footage")
+    return prepare_from_settings([], data, seed=seed), prepare_from_settings([], data, seed=seed + 1)
+
+
+def _at_true_speed(weights: Weights, source: str | Path) -> Footage:
+    """Footage whose frames are one learned step apart, at the size of the weights if it can be chosen."""
+    data = weights.recipe.data
+    if (Path(source) / "footage.json").is_file():
+        found = open_footage(source)
+        if found.size != data.size:
+            hxw = "×".join(map(str, found.size)), "×".join(map(str, data.size))
+            say(f"score: {source} is {hxw[0]}; it is resized to the {hxw[1]} of the weights")
+    else:
+        found = prepare_from_settings([source], data)
+        every = max(1, round(found.fps / weights.step_fps))
+        if every != found.every_nth:
+            say(f"score: every {every}. frame of {source} is taken: {weights.step_fps:g} steps a second")
+            found = prepare_from_settings([source], dataclasses.replace(data, every_nth=every))
+    if not abs(found.step_fps / weights.step_fps - 1) < _SAME_SPEED:
+        say(
+            f"score: {source} has {found.step_fps:g} steps a second and the weights {weights.step_fps:g}: "
+            "measures of motion compare different speeds"
+        )
+    return found
