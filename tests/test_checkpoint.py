@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlxlava.backend import mx, named_arrays, tree_map
+from mlxlava.backend import Tree, mx, named_arrays, tree_map
 from mlxlava.config import Recipe
 from mlxlava.errors import UserError
-from mlxlava.models.networks import Tree
 from mlxlava.paths import checkpoints
 from mlxlava.rollout.weights import Weights, load_weights, save_weights
 from mlxlava.training.checkpoint import load_checkpoint, playable, save_checkpoint

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from definitions import shuffled, spread, taps
-from mlxlava.backend import gpu_path, mx
+from mlxlava.backend import Tree, gpu_path, mx
 from mlxlava.config import Recipe, override
-from mlxlava.models.networks import Tree, make_generator, to_bytes
+from mlxlava.models.generator import to_bytes
+from mlxlava.models.registry import make_generator
 from mlxlava.rollout.drawing import make_draw
 
 pytestmark = pytest.mark.device

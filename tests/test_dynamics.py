@@ -8,9 +8,8 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from mlxlava.backend import mx, named_arrays, tree_map
+from mlxlava.backend import Tree, mx, named_arrays, tree_map
 from mlxlava.config import Recipe, override
-from mlxlava.models.networks import Tree
 from mlxlava.models.state_step import PENALTIES, PenalisedStep, StationaryStep, make_dynamics
 from mlxlava.normality import normality, null
 from mlxlava.rollout.rollout import Rollout

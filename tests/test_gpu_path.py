@@ -16,7 +16,8 @@ from mlxlava.backend.kernels import MOST_BUFFERS
 from mlxlava.backend.ops import Convolution, conv3, conv_down, conv_up
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.footage.prepared import prepare_lamp
-from mlxlava.models.networks import batch_norm, make_generator
+from mlxlava.models.duralava import batch_norm
+from mlxlava.models.registry import make_generator
 from mlxlava.models.state_step import make_dynamics
 from mlxlava.paths import latest_checkpoint
 from mlxlava.rollout.rollout import Rollout

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlxlava.backend import mx, named_arrays
+from mlxlava.backend import Tree, mx, named_arrays
 from mlxlava.config import Recipe, load_recipe, override
-from mlxlava.models import networks as nets
-from mlxlava.models.networks import make_discriminator, make_generator, to_bytes
+from mlxlava.models.duralava import RecurrentDiscriminator, batch_norm, init_batch_norm
+from mlxlava.models.encoder import Encoder, inverse_root, standardise, whiten
+from mlxlava.models.generator import to_bytes
+from mlxlava.models.layers import SLOPE, split
+from mlxlava.models.registry import Discriminator, Generator, make_discriminator, make_generator
 
 pytestmark = pytest.mark.device
 
@@ -38,9 +41,9 @@ def test_a_background_is_added_pixel_by_pixel(tiny: Recipe) -> None:
 
 
 def test_an_encoder_gives_a_law_for_each_clip(tiny: Recipe) -> None:
-    encoder = nets.Encoder(tiny)
+    encoder = Encoder(tiny)
     frames = mx.random.uniform(shape=(4, 3, 16, 16, 3), key=mx.random.key(1)) - 0.5
-    mean, log_variance = nets.standardise(*encoder(encoder.init(mx.random.key(0)), frames))
+    mean, log_variance = standardise(*encoder(encoder.init(mx.random.key(0)), frames))
     assert mean.shape == log_variance.shape == (4, 8)
     # Over the batch the states that may be drawn have mean 0 and variance 1.
     assert np.allclose(np.array(mean.mean(0)), 0, atol=1e-5)
@@ -52,15 +55,15 @@ def test_correlated_numbers_of_states_are_made_independent() -> None:
     keys = mx.random.split(mx.random.key(0), 3)
     spread = mx.exp(mx.random.normal((8,), key=keys[1])) * mx.random.normal((8, 8), key=keys[2])
     raw = mx.random.normal((20_000, 8), key=keys[0]) @ spread
-    mean, log_variance = nets.standardise(raw, mx.full(raw.shape, -2.0))
+    mean, log_variance = standardise(raw, mx.full(raw.shape, -2.0))
     before = np.linalg.eigvalsh(np.cov(np.array(mean).T))
     assert before.max() / before.min() > 20
-    own = nets.whiten(mean, log_variance, mx.eye(8), 0.1)[1]
-    white = np.cov(np.array(nets.whiten(mean, log_variance, own, 1e-5)[0]).T)
+    own = whiten(mean, log_variance, mx.eye(8), 0.1)[1]
+    white = np.cov(np.array(whiten(mean, log_variance, own, 1e-5)[0]).T)
     # What is left of the variance when that of the law is taken away.
     assert np.allclose(white, (1 - np.exp(-2)) * np.eye(8), atol=2e-3)
     # Directions with less variance than the ridge stay narrow; none is wider than it should be.
-    ridged = np.linalg.eigvalsh(np.cov(np.array(nets.whiten(mean, log_variance, own, 0.1)[0]).T))
+    ridged = np.linalg.eigvalsh(np.cov(np.array(whiten(mean, log_variance, own, 0.1)[0]).T))
     assert ridged.max() < 1 - np.exp(-2) and ridged.min() < 0.5
 
 
@@ -69,7 +72,7 @@ def test_the_inverse_root_of_a_covariance(condition: float) -> None:
     rng = np.random.default_rng(0)
     basis = np.linalg.qr(rng.standard_normal((64, 64)))[0]
     matrix = (basis * np.geomspace(5, 5 / condition, 64)) @ basis.T
-    root = np.array(nets.inverse_root(mx.array(matrix.astype(np.float32))))
+    root = np.array(inverse_root(mx.array(matrix.astype(np.float32))))
     assert np.allclose(root @ matrix @ root, np.eye(64), atol=1e-3)
 
 
@@ -109,7 +112,7 @@ def test_frames_given_twice_are_judged_for_two_losses(kind: str, request: pytest
     frames = mx.random.uniform(shape=(4, count, 16, 16, 3), key=mx.random.key(1))
     times = mx.broadcast_to(mx.arange(count), (4, count))
 
-    def by_both(weights: nets.Tree, frames: mx.array) -> mx.array:
+    def by_both(weights: Tree, frames: mx.array) -> mx.array:
         one, other = discriminator(weights, (mx.stop_gradient(frames), frames), times)
         total: mx.array = (one**2).sum() + mx.sin(3 * other).sum()
         return total
@@ -129,7 +132,7 @@ def test_the_recurrent_discriminator_remembers_only_what_was(tiny_duralava: Reci
     weights = discriminator.init(mx.random.key(0))
     features = mx.random.normal((2, 6), key=mx.random.key(1))
     rest = mx.random.normal((2, 5), key=mx.random.key(2))
-    assert isinstance(discriminator, nets.RecurrentDiscriminator)
+    assert isinstance(discriminator, RecurrentDiscriminator)
     once = discriminator.cell(weights, features, mx.zeros((2, 5)))
     twice = discriminator.cell(weights, features, rest)
     assert once.shape == (2, 5)
@@ -138,25 +141,25 @@ def test_the_recurrent_discriminator_remembers_only_what_was(tiny_duralava: Reci
 
 def test_batch_norm_uses_its_batch_or_kept_statistics() -> None:
     x = 3 + 2 * mx.random.normal((9, 4, 4, 5), key=mx.random.key(0))
-    weights = nets.init_batch_norm(5)
-    whole, used = nets.batch_norm(weights, [x])
-    before_relu = mx.where(whole[0] > 0, whole[0], whole[0] / nets.SLOPE)
+    weights = init_batch_norm(5)
+    whole, used = batch_norm(weights, [x])
+    before_relu = mx.where(whole[0] > 0, whole[0], whole[0] / SLOPE)
     assert np.allclose(np.array(before_relu.mean((0, 1, 2))), 0, atol=1e-4)
     assert np.allclose(np.array(before_relu.var((0, 1, 2))), 1, atol=1e-2)
-    alone, _ = nets.batch_norm(weights, [x[:1]], stats=used)
+    alone, _ = batch_norm(weights, [x[:1]], stats=used)
     assert np.allclose(np.array(alone[0]), np.array(whole[0][:1]), atol=1e-5)
 
 
 def test_batch_norm_is_over_all_parts_and_takes_a_bias_away() -> None:
     x = 3 + 2 * mx.random.normal((9, 4, 4, 5), key=mx.random.key(0))
     bias = mx.random.normal((5,), key=mx.random.key(1))
-    weights = nets.init_batch_norm(5)
-    whole, _ = nets.batch_norm(weights, [x])
-    parts, used = nets.batch_norm(weights, nets.split(x, 2), bias)
+    weights = init_batch_norm(5)
+    whole, _ = batch_norm(weights, [x])
+    parts, used = batch_norm(weights, split(x, 2), bias)
     assert [len(part) for part in parts] == [4, 5]
     assert np.allclose(np.array(mx.concatenate(parts)), np.array(whole[0]), atol=1e-5)
     assert np.allclose(np.array(used["mean"]), np.array((x + bias).mean((0, 1, 2))), atol=1e-5)
-    kept, _ = nets.batch_norm(weights, [x], bias, used)  # as in playing
+    kept, _ = batch_norm(weights, [x], bias, used)  # as in playing
     assert np.allclose(np.array(kept[0]), np.array(whole[0]), atol=1e-5)
 
 
@@ -172,9 +175,9 @@ def test_nets_are_the_same_in_parts(
         times = mx.broadcast_to(mx.arange(count), (4, count))
 
         def loss(
-            weights: tuple[nets.Tree, nets.Tree],
+            weights: tuple[Tree, Tree],
             states: mx.array,
-            nets: tuple[nets.Generator, nets.Discriminator] = (generator, discriminator),
+            nets: tuple[Generator, Discriminator] = (generator, discriminator),
             times: mx.array = times,
         ) -> mx.array:
             frames = nets[0](weights[0], states)[0].reshape(*times.shape, 16, 16, 3)
@@ -183,7 +186,9 @@ def test_nets_are_the_same_in_parts(
 
         found = []
         for parts in (1, 3):
-            monkeypatch.setattr(nets, "part_count", lambda items, pixels, parts=parts: parts)
+            for module in ("generator", "discriminator", "duralava"):
+                name = f"mlxlava.models.{module}.part_count"
+                monkeypatch.setattr(name, lambda items, pixels, parts=parts: parts)
             found.append(named_arrays({"by": mx.grad(loss, (0, 1))(weights, states)}))
         for name, array in found[0].items():
             assert np.allclose(np.array(array), np.array(found[1][name]), rtol=1e-3, atol=1e-5), name

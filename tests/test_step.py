@@ -7,10 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
-from mlxlava.backend import mx, named_arrays
+from mlxlava.backend import Tree, mx, named_arrays
 from mlxlava.config import Recipe, override
 from mlxlava.footage.prepared import Footage
-from mlxlava.models.networks import Tree
 from mlxlava.training.step import Terms, Trainer
 
 pytestmark = pytest.mark.device

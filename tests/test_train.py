@@ -18,12 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlxlava.backend import gpu_path, mx, named_arrays
+from mlxlava.backend import Tree, gpu_path, mx, named_arrays
 from mlxlava.config import Recipe, override, recipe_from_dict
 from mlxlava.errors import UserError
 from mlxlava.failures import DeviceFailed
 from mlxlava.footage.prepared import Footage
-from mlxlava.models.networks import Tree
 from mlxlava.paths import checkpoints, latest_checkpoint
 from mlxlava.rollout.weights import load_weights
 from mlxlava.training.checkpoint import load_checkpoint

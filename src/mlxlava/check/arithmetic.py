@@ -12,18 +12,14 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from mlxlava.backend import mx, named_arrays, on_cpu, tree_map
+from mlxlava.backend import Tree, mx, named_arrays, on_cpu, tree_map
 from mlxlava.backend.ops import Convolution, conv3, conv_down, conv_up
 from mlxlava.check.base import RECIPES, Check, apart, at_most, device, reference, worst
 from mlxlava.config import Recipe, load_recipe, override
-from mlxlava.models.networks import (
-    Encoder,
-    ShuffleGenerator,
-    Tree,
-    batch_norm,
-    make_discriminator,
-    make_generator,
-)
+from mlxlava.models.duralava import batch_norm
+from mlxlava.models.encoder import Encoder
+from mlxlava.models.generator import ShuffleGenerator
+from mlxlava.models.registry import make_discriminator, make_generator
 from mlxlava.models.state_step import make_dynamics
 from mlxlava.rollout.weights import load_weights
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlxlava.backend import kernels, memory_budget, mx, named_arrays, on_cpu
+from mlxlava.backend import Tree, kernels, memory_budget, mx, named_arrays, on_cpu
 from mlxlava.backend.kernels import MOST_BUFFERS
 from mlxlava.check.base import (
     RECIPES,
@@ -23,7 +23,6 @@ from mlxlava.check.base import (
     worst,
 )
 from mlxlava.config import Recipe, load_recipe, override
-from mlxlava.models.networks import Tree
 from mlxlava.training.plan import fit_into, predict
 from mlxlava.training.step import Trainer
 

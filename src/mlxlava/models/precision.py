@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlxlava.backend import mx, prefer_exact_half_convolutions, tree_map
-from mlxlava.models.networks import Tree
+from mlxlava.backend import Tree, mx, prefer_exact_half_convolutions, tree_map
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
@@ -19,7 +18,7 @@ class Half:
     makes wrong ones.)
 
     Args:
-        net: a network of nets.py.
+        net: a network.
         dtype: what it computes in.
         scale: 1 for bfloat16, which has float32's range.
     """

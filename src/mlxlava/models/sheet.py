@@ -6,7 +6,8 @@ import numpy as np
 
 from mlxlava.backend import Tree, mx
 from mlxlava.config import Recipe
-from mlxlava.models.networks import make_generator, to_bytes
+from mlxlava.models.generator import to_bytes
+from mlxlava.models.registry import make_generator
 from mlxlava.models.state_step import make_dynamics
 
 _LAMPS = 4

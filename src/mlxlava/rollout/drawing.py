@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mlxlava.backend import mx
+from mlxlava.backend import Tree, mx
 from mlxlava.backend.cpu import convolution
 from mlxlava.backend.cpu.convolution import Kind
 from mlxlava.config import Recipe
-from mlxlava.models.networks import ShuffleGenerator, Tree, dense, leaky_relu, make_generator, to_bytes
+from mlxlava.models.generator import ShuffleGenerator, to_bytes
+from mlxlava.models.layers import dense, leaky_relu
+from mlxlava.models.registry import make_generator
 
 # States (N, Z) → frames, uint8 (N, H, W, 3), not evaluated.
 Draw = Callable[[mx.array], mx.array]

@@ -13,7 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mlxlava.backend import mx
 from mlxlava.errors import UserError
-from mlxlava.models.networks import make_generator, to_bytes
+from mlxlava.models.generator import to_bytes
+from mlxlava.models.registry import make_generator
 from mlxlava.rollout.descent import OnProgress, descend
 from mlxlava.rollout.weights import Weights
 

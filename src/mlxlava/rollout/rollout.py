@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxlava.backend import mx, parallel_streams, queue
-from mlxlava.models.networks import make_generator
+from mlxlava.models.registry import make_generator
 from mlxlava.models.state_step import StationaryStep, make_dynamics
 from mlxlava.rollout.drawing import Draw, make_draw
 from mlxlava.rollout.weights import Weights

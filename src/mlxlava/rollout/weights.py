@@ -19,7 +19,7 @@ from mlxlava.config import (
     recipe_to_dict,
 )
 from mlxlava.errors import UserError
-from mlxlava.models.networks import make_generator
+from mlxlava.models.registry import make_generator
 from mlxlava.models.state_step import make_dynamics
 from mlxlava.models.storage import FORMAT, array_folder, compare, fill, load_arrays, save_arrays
 from mlxlava.paths import is_taken, latest_checkpoint, read_json

@@ -6,11 +6,10 @@ runs, and where it came near to the limit the batch is worked on in more parts f
 
 from __future__ import annotations
 
-from mlxlava.backend import held_memory, mx, on_gpu_path
+from mlxlava.backend import Tree, held_memory, mx, on_gpu_path
 from mlxlava.backend.ranks import any_rank, ranks
 from mlxlava.config import Recipe, override
 from mlxlava.console import say
-from mlxlava.models.networks import Tree
 from mlxlava.training.plan import parts_of, predict
 from mlxlava.training.step import Kind, Terms, Trainer
 

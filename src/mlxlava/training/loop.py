@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from mlxlava.backend import (
+    Tree,
     describe,
     limit_memory,
     mx,
@@ -39,7 +40,6 @@ from mlxlava.console import clock, progress, say
 from mlxlava.errors import UserError
 from mlxlava.failures import DeviceFailed, explain
 from mlxlava.footage.prepared import Footage
-from mlxlava.models.networks import Tree
 from mlxlava.models.sheet import preview, preview_columns
 from mlxlava.models.storage import FORMAT, find_non_finite
 from mlxlava.paths import checkpoints, latest_checkpoint, names_in, read_json

@@ -5,24 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mlxlava.backend import mx, named_arrays, optim, tree_map
+from mlxlava.backend import Tree, mx, named_arrays, optim, tree_map
 from mlxlava.backend.ranks import gather, rank, ranks, sum_over_ranks
 from mlxlava.config import Recipe, Training
-from mlxlava.models.networks import (
-    Discriminator,
-    Encoder,
-    Generator,
-    Tree,
-    make_discriminator,
-    make_generator,
-    standardise,
-    whiten,
-)
+from mlxlava.models.encoder import Encoder, standardise, whiten
 from mlxlava.models.normality import (
     epps_pulley_directions,
     moments,
 )
 from mlxlava.models.precision import half
+from mlxlava.models.registry import Discriminator, Generator, make_discriminator, make_generator
 from mlxlava.models.state_step import Dynamics, make_dynamics
 from mlxlava.training.losses import (
     augment,

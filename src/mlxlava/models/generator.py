@@ -1,0 +1,69 @@
+"""The generator G of `lava`: states → frames (N, H, W, 3) in [0, 1].
+
+A network is a small object built from a recipe: ``init(key)`` makes its weights, a plain tree of arrays, and
+calling it with weights is a pure function.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+from mlxlava.backend import Tree, mx, part_count, side_by_side
+from mlxlava.backend.ops import conv3, depth_to_space
+from mlxlava.config import Recipe
+from mlxlava.models.layers import HE, convolve, dense, init_conv, init_dense, leaky_relu, split
+
+
+class ShuffleGenerator:
+    """Linear → 3×3 convolutions with pixel shuffle → 3×3 convolution and sigmoid, no normalisation."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        widths = recipe.generator.widths
+        self.size = recipe.data.size
+        self.state_size = recipe.generator.state_size
+        self.base = tuple(side // 2 ** len(widths) for side in recipe.data.size)
+        self.widths = (*widths, recipe.generator.last_width)
+        self.background = (*recipe.data.size, 3) if recipe.generator.background else None
+
+    def init(self, key: mx.array) -> Tree:
+        """Weights."""
+        keys = mx.random.split(key, len(self.widths) + 1)
+        weights: Tree = {"dense": init_dense(keys[0], self.state_size, math.prod(self.base) * self.widths[0])}
+        for i, (inputs, outputs) in enumerate(pairwise(self.widths)):
+            conv = init_conv(keys[i + 1], 3, inputs, outputs)
+            # The four phases start alike (ICNR, Aitken 2017): no checkerboard to unlearn.
+            conv = {name: mx.concatenate([value] * 4) for name, value in conv.items()}
+            weights[f"up{i}"] = conv
+        # Beside a background, which is the footage's mean, small: at first nothing has to be unlearned.
+        weights["out"] = init_conv(keys[-1], 3, self.widths[-1], 3, 0.1 if self.background else HE)
+        if self.background:
+            # Taken from the footage (train.py), not learned. Glass, base and room stand still: convolutions
+            # need not draw them anew in every frame, and cannot make them shimmer.
+            weights["background"] = mx.zeros(self.background)
+            weights["gate"] = mx.ones(self.background)
+        return weights
+
+    def init_stats(self) -> Tree:
+        """No statistics to keep."""
+        return {}
+
+    def __call__(self, weights: Tree, states: mx.array, stats: Tree | None = None) -> tuple[mx.array, Tree]:
+        """(N, Z) → frames (N, H, W, 3) in [0, 1], and {}."""
+        parts = split(states, part_count(len(states), math.prod(self.size)))
+        return mx.concatenate(side_by_side(lambda part: self._draw(weights, part), parts)), {}
+
+    def _draw(self, weights: Tree, states: mx.array) -> mx.array:
+        x = leaky_relu(dense(weights["dense"], states))
+        x = x.reshape(-1, *self.base, self.widths[0])
+        for i in range(len(self.widths) - 1):
+            x = leaky_relu(depth_to_space(convolve(conv3, weights[f"up{i}"], x)))
+        x = convolve(conv3, weights["out"], x)
+        if self.background:
+            x = mx.stop_gradient(weights["background"]) + mx.stop_gradient(weights["gate"]) * x
+        return mx.sigmoid(x)
+
+
+def to_bytes(frames: mx.array) -> mx.array:
+    """Frames in [0, 1] as uint8 of the same shape."""
+    return (frames * 255 + 0.5).astype(mx.uint8)
