@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mlxlava.backend import gpu_path, kernels, mx, resident_memory, tree_map
+from mlxlava.backend.cpu.chunks import Chunks
 from mlxlava.backend.kernels import MOST_BUFFERS
 from mlxlava.backend.ops import Convolution, conv3, conv_down, conv_up
 from mlxlava.config import Recipe, load_recipe, override
@@ -103,7 +104,7 @@ def test_statistics_of_a_whole_batch_do_not_overflow_in_half_precision() -> None
     weights = {"scale": mx.full((8,), 1.5), "bias": mx.full((8,), 0.25)}
 
     def loss(weights: dict[str, mx.array], x: mx.array) -> tuple[mx.array, mx.array]:
-        (y,), stats = batch_norm(weights, [x])
+        (y,), stats = batch_norm(weights, Chunks([x]))
         return (y.astype(mx.float32) * slope).sum(), stats["var"]
 
     results = []

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from mlxlava.backend import Tree, mx, named_arrays
+from mlxlava.backend.cpu.chunks import Chunks, split
+from mlxlava.backend.ops import SLOPE
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.models.duralava import RecurrentDiscriminator, batch_norm, init_batch_norm
 from mlxlava.models.encoder import Encoder, inverse_root, standardise, whiten
 from mlxlava.models.generator import to_bytes
-from mlxlava.models.layers import SLOPE, split
 from mlxlava.models.registry import Discriminator, Generator, make_discriminator, make_generator
 
 pytestmark = pytest.mark.device
@@ -142,11 +143,11 @@ def test_the_recurrent_discriminator_remembers_only_what_was(tiny_duralava: Reci
 def test_batch_norm_uses_its_batch_or_kept_statistics() -> None:
     x = 3 + 2 * mx.random.normal((9, 4, 4, 5), key=mx.random.key(0))
     weights = init_batch_norm(5)
-    whole, used = batch_norm(weights, [x])
+    whole, used = batch_norm(weights, Chunks([x]))
     before_relu = mx.where(whole[0] > 0, whole[0], whole[0] / SLOPE)
     assert np.allclose(np.array(before_relu.mean((0, 1, 2))), 0, atol=1e-4)
     assert np.allclose(np.array(before_relu.var((0, 1, 2))), 1, atol=1e-2)
-    alone, _ = batch_norm(weights, [x[:1]], stats=used)
+    alone, _ = batch_norm(weights, Chunks([x[:1]]), stats=used)
     assert np.allclose(np.array(alone[0]), np.array(whole[0][:1]), atol=1e-5)
 
 
@@ -154,12 +155,12 @@ def test_batch_norm_is_over_all_parts_and_takes_a_bias_away() -> None:
     x = 3 + 2 * mx.random.normal((9, 4, 4, 5), key=mx.random.key(0))
     bias = mx.random.normal((5,), key=mx.random.key(1))
     weights = init_batch_norm(5)
-    whole, _ = batch_norm(weights, [x])
-    parts, used = batch_norm(weights, split(x, 2), bias)
+    whole, _ = batch_norm(weights, Chunks([x]))
+    parts, used = batch_norm(weights, Chunks(split(x, 2)), bias)
     assert [len(part) for part in parts] == [4, 5]
     assert np.allclose(np.array(mx.concatenate(parts)), np.array(whole[0]), atol=1e-5)
     assert np.allclose(np.array(used["mean"]), np.array((x + bias).mean((0, 1, 2))), atol=1e-5)
-    kept, _ = batch_norm(weights, [x], bias, used)  # as in playing
+    kept, _ = batch_norm(weights, Chunks([x]), bias, used)  # as in playing
     assert np.allclose(np.array(kept[0]), np.array(whole[0]), atol=1e-5)
 
 
@@ -186,9 +187,8 @@ def test_nets_are_the_same_in_parts(
 
         found = []
         for parts in (1, 3):
-            for module in ("generator", "discriminator", "duralava"):
-                name = f"mlxlava.models.{module}.part_count"
-                monkeypatch.setattr(name, lambda items, pixels, parts=parts: parts)
+            name = "mlxlava.backend.cpu.chunks.part_count"
+            monkeypatch.setattr(name, lambda items, pixels, parts=parts: parts)
             found.append(named_arrays({"by": mx.grad(loss, (0, 1))(weights, states)}))
         for name, array in found[0].items():
             assert np.allclose(np.array(array), np.array(found[1][name]), rtol=1e-3, atol=1e-5), name

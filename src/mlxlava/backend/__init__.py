@@ -10,7 +10,6 @@ from mlxlava.backend.device import (
     BLAS,
     GPU_PATH_SWITCH,
     Tree,
-    current_stream,
     describe,
     gpu_path,
     has_slow_blas,
@@ -26,7 +25,6 @@ from mlxlava.backend.device import (
     processor,
     queue,
     side_by_side,
-    stream_of,
     tree_map,
 )
 from mlxlava.backend.kernels import Kernel, kernels
@@ -37,7 +35,6 @@ __all__ = [
     "GPU_PATH_SWITCH",
     "Kernel",
     "Tree",
-    "current_stream",
     "describe",
     "gpu_path",
     "has_slow_blas",
@@ -59,6 +56,5 @@ __all__ = [
     "queue",
     "resident_memory",
     "side_by_side",
-    "stream_of",
     "tree_map",
 ]

@@ -233,27 +233,6 @@ def parallel_streams() -> Sequence[Any]:
     return _LANES if _LANES and not on_gpu_path() else [mx.default_device()]
 
 
-_known_streams: list[mx.Stream] = []
-
-
-def current_stream() -> int:
-    """The number of the stream that operations go to now, for :func:`stream_of`.
-
-    Streams compare by value but hash by identity: a cache that has one as a key never hits, and only grows.
-    """
-    stream = mx.default_stream(mx.default_device())
-    for number, known in enumerate(_known_streams):
-        if known == stream:
-            return number
-    _known_streams.append(stream)
-    return len(_known_streams) - 1
-
-
-def stream_of(number: int) -> mx.Stream:
-    """The stream with a number of :func:`current_stream`."""
-    return _known_streams[number]
-
-
 def side_by_side(function: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
     """``function`` of each part; on the CPU they take turns on its cores, gradients included.
 
@@ -317,7 +296,6 @@ __all__ = [
     "BLAS_SWITCH",
     "GPU_PATH_SWITCH",
     "Tree",
-    "current_stream",
     "describe",
     "gpu_path",
     "has_slow_blas",
@@ -333,6 +311,5 @@ __all__ = [
     "processor",
     "queue",
     "side_by_side",
-    "stream_of",
     "tree_map",
 ]

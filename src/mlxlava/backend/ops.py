@@ -1,4 +1,4 @@
-"""Convolutions with their gradients, fast on each device; channels last, one weight layout.
+"""What networks are made of, fast on each device: convolutions, pixel shuffle, leaky ReLU; channels last.
 
 A convolution, its gradient with respect to the input and that with respect to the weight are each linear in
 two of one another, so that the three are each other's gradients, to any order. On a CPU they are those of
@@ -14,13 +14,15 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
-from mlxlava.backend import current_stream, mx, on_gpu_path, stream_of
+from mlxlava.backend import mx, on_gpu_path
 from mlxlava.backend.cpu import convolution
 from mlxlava.backend.cpu.convolution import Kind
+from mlxlava.backend.gradients import with_gradient
 
 Convolution = Callable[[mx.array, mx.array], mx.array]
+
+SLOPE = 0.2  # of every leaky ReLU, where negative (duralava; R3GAN, Huang 2024)
 
 # Bytes of patches that MLX writes out at once for a gradient with respect to a weight, at most. It writes
 # kernel² times the input: 1.4 GB for a layer of 128×128 pictures. Chunks of the batch keep that flat.
@@ -30,29 +32,62 @@ _FEW = 4  # output channels, at most, for which a transposed convolution is made
 
 def conv3(x: mx.array, weight: mx.array) -> mx.array:
     """3×3 convolution that keeps the resolution: (N, H, W, I), (O, 3, 3, I) → (N, H, W, O)."""
-    if on_gpu_path() or not convolution.available():
-        return _native().same(x, weight)
-    return _in_float32(_fast(current_stream()).same, x, weight)
+    return _convolutions().same(x, weight)
 
 
 def conv_down(x: mx.array, weight: mx.array) -> mx.array:
     """4×4 convolution of stride 2: (N, H, W, I), (O, 4, 4, I) → (N, H/2, W/2, O)."""
-    if on_gpu_path() or not convolution.available():
-        return _native().down(x, weight)
-    return _in_float32(_fast(current_stream()).down, x, weight)
+    return _convolutions().down(x, weight)
 
 
 def conv_up(x: mx.array, weight: mx.array) -> mx.array:
     """4×4 transposed convolution of stride 2: (N, H, W, I), (O, 4, 4, I) → (N, 2H, 2W, O)."""
-    weight = weight.transpose(3, 1, 2, 0)
-    if on_gpu_path() or not convolution.available():
-        return _native().up(x, weight)
-    return _in_float32(_fast(current_stream()).up, x, weight)
+    return _convolutions().up(x, weight.transpose(3, 1, 2, 0))
 
 
-def _in_float32(form: Convolution, x: mx.array, weight: mx.array) -> mx.array:
-    """A CPU has no faster format."""
-    return form(x.astype(mx.float32), weight.astype(mx.float32)).astype(x.dtype)
+def depth_to_space(x: mx.array) -> mx.array:
+    """Pixel shuffle: (N, H, W, 4 C) → (N, 2H, 2W, C), channels ordered (row, column, C)."""
+    count, height, width, channels = x.shape
+    x = x.reshape(count, height, width, 2, 2, channels // 4).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(count, 2 * height, 2 * width, channels // 4)
+
+
+def leaky_relu(x: mx.array) -> mx.array:
+    """x where positive, else 0.2 x; as a maximum it is one fused pass."""
+    return mx.maximum(x, SLOPE * x)
+
+
+def _scaled_leaky_relu(x: mx.array, scale: mx.array, shift: mx.array) -> mx.array:
+    return leaky_relu(x * scale.astype(x.dtype) + shift.astype(x.dtype))
+
+
+def _gradient_of_scaled_leaky_relu(
+    inputs: list[mx.array], cotangent: mx.array, output: mx.array
+) -> tuple[mx.array, ...]:
+    x, scale, shift = inputs
+    axes = tuple(range(x.ndim - 1))
+    slope = SLOPE + (1 - SLOPE) * (output > 0).astype(x.dtype)
+    cotangent = cotangent * slope
+    exact, exact_x = cotangent.astype(mx.float32), x.astype(mx.float32)
+    by_scale, by_shift = (exact * exact_x).sum(axes), exact.sum(axes)
+    return cotangent * scale.astype(x.dtype), by_scale.astype(scale.dtype), by_shift.astype(shift.dtype)
+
+
+_scaled = with_gradient(_scaled_leaky_relu, _gradient_of_scaled_leaky_relu)
+
+
+def scaled_leaky_relu(x: mx.array, scale: mx.array, shift: mx.array) -> mx.array:
+    """Leaky ReLU of x · scale + shift: (…, C), (C,), (C,) → (…, C), in the format of x.
+
+    For its gradient only x and the result are kept; MLX's own would keep three arrays of that size. Sums over
+    the batch are float32.
+    """
+    return _scaled(x, scale, shift)
+
+
+def biased_leaky_relu(x: mx.array, bias: mx.array) -> mx.array:
+    """Leaky ReLU of x + bias: (…, C), (C,) → (…, C); as :func:`scaled_leaky_relu`."""
+    return _scaled(x, mx.ones_like(bias), bias)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +113,6 @@ def _close(
     down_by_weight: Convolution,
     same: Convolution,
     same_by_weight: Convolution,
-    stream: int | None = None,
 ) -> _Convolutions:
     """Make raw operations each other's gradients.
 
@@ -88,27 +122,23 @@ def _close(
         down_by_weight: (N, 2H, 2W, I), (N, H, W, O) → (O, 4, 4, I), that with respect to its weight.
         same: the 3×3 convolution.
         same_by_weight: (N, H, W, I), (N, H, W, O) → (O, 3, 3, I), its gradient with respect to the weight.
-        stream: number of the stream on which gradients are computed. They are made when they are asked for,
-            which is not where the convolution was, so it has to be remembered. None: the device's only one.
     """
 
     def bilinear(
         function: Convolution, gradients: Callable[[mx.array, mx.array, mx.array], tuple[mx.array, mx.array]]
     ) -> Convolution:
         """``function`` with ``gradients(first, second, cotangent)`` as its two gradients."""
-        custom: Any = mx.custom_function(function)
 
-        def vjp(primals: list[mx.array], cotangent: mx.array, output: mx.array) -> tuple[mx.array, mx.array]:
-            with contextlib.nullcontext() if stream is None else mx.stream(stream_of(stream)):
-                first, second = gradients(primals[0], primals[1], cotangent)
-                if _by_weights:
-                    # Else all of them may wait, and keep what they need, until the backward pass ends.
-                    (first,) = mx.depends([first], [second])
-                return first, second
+        def gradient(
+            inputs: list[mx.array], cotangent: mx.array, output: mx.array
+        ) -> tuple[mx.array, mx.array]:
+            first, second = gradients(inputs[0], inputs[1], cotangent)
+            if _by_weights:
+                # Else all of them may wait, and keep what they need, until the backward pass ends.
+                (first,) = mx.depends([first], [second])
+            return first, second
 
-        custom.vjp(vjp)
-        wrapped: Convolution = custom
-        return wrapped
+        return with_gradient(function, gradient)
 
     down_ = bilinear(down, lambda x, w, y: (up_(y, w), down_by_weight_(x, y)))
     up_ = bilinear(up, lambda y, w, x: (down_(x, w), down_by_weight_(x, y)))
@@ -118,16 +148,32 @@ def _close(
     return _Convolutions(down_, up_, same_)
 
 
+def _convolutions() -> _Convolutions:
+    """Those of the device."""
+    return _cpu() if not on_gpu_path() and convolution.available() else _native()
+
+
 @functools.cache
-def _fast(stream: int) -> _Convolutions:
-    """Those of convolution.py, on one of the CPU's streams."""
-    return _close(
+def _cpu() -> _Convolutions:
+    """Those of convolution.py."""
+
+    def in_float32(function: Convolution) -> Convolution:
+        """A CPU has no faster format."""
+
+        def convolve(x: mx.array, weight: mx.array) -> mx.array:
+            return function(x.astype(mx.float32), weight.astype(mx.float32)).astype(x.dtype)
+
+        return convolve
+
+    convolutions = _close(
         partial(convolution.convolve, Kind.DOWN),
         partial(convolution.convolve, Kind.UP),
         partial(convolution.by_weight, Kind.DOWN),
         partial(convolution.convolve, Kind.KEEP),
         partial(convolution.by_weight, Kind.KEEP),
-        stream,
+    )
+    return _Convolutions(
+        in_float32(convolutions.down), in_float32(convolutions.up), in_float32(convolutions.same)
     )
 
 
@@ -195,10 +241,3 @@ def without_weights() -> Iterator[None]:
 def _turned(weight: mx.array) -> mx.array:
     """The weight of the gradient of ``same`` with respect to its input: (O, k, k, I) → (I, k, k, O)."""
     return weight[:, ::-1, ::-1].transpose(3, 1, 2, 0)
-
-
-def depth_to_space(x: mx.array) -> mx.array:
-    """Pixel shuffle: (N, H, W, 4 C) → (N, 2H, 2W, C), channels ordered (row, column, C)."""
-    count, height, width, channels = x.shape
-    x = x.reshape(count, height, width, 2, 2, channels // 4).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(count, 2 * height, 2 * width, channels // 4)

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxlava.backend import Tree, mx, named_arrays, on_cpu, tree_map
+from mlxlava.backend.cpu.chunks import Chunks
 from mlxlava.backend.ops import Convolution, conv3, conv_down, conv_up
 from mlxlava.check.base import RECIPES, Check, apart, at_most, device, reference, worst
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.models.duralava import batch_norm
 from mlxlava.models.encoder import Encoder
-from mlxlava.models.generator import ShuffleGenerator
 from mlxlava.models.registry import make_discriminator, make_generator
 from mlxlava.models.state_step import make_dynamics
 from mlxlava.rollout.weights import load_weights
@@ -218,7 +218,7 @@ def _networks(recipe: Recipe) -> dict[str, list[_Layer]]:
     """The convolutions of a recipe's networks, their shapes read off untrained weights."""
     size, key = recipe.data.size, mx.random.key(0)
     generator = make_generator(recipe)
-    up = conv3 if isinstance(generator, ShuffleGenerator) else conv_up
+    up = conv3 if recipe.generator.kind == "shuffle" else conv_up
     layers = {
         "generator": [
             _Layer(up, (generator.base[0] << i, generator.base[1] << i), shape)
@@ -346,7 +346,7 @@ def _batch_norm_error() -> float:
     mx.eval(x, slope, weights)
 
     def loss(weights: Tree, x: mx.array) -> tuple[mx.array, mx.array]:
-        (y,), stats = batch_norm(weights, [x])
+        (y,), stats = batch_norm(weights, Chunks([x]))
         return (y.astype(mx.float32) * slope).sum(), stats["var"]
 
     def compute(dtype: mx.Dtype) -> dict[str, npt.NDArray[np.float64]]:

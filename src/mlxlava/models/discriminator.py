@@ -6,9 +6,10 @@ import math
 from itertools import pairwise
 from typing import Any
 
-from mlxlava.backend import Tree, mx, part_count, side_by_side, tree_map
+from mlxlava.backend import Tree, mx, tree_map
+from mlxlava.backend.ops import leaky_relu
 from mlxlava.config import Recipe
-from mlxlava.models.layers import dense, halve, init_conv, init_dense, leaky_relu, split
+from mlxlava.models.layers import dense, downsample, init_conv, init_dense
 
 Frames = mx.array | tuple[mx.array, mx.array]
 
@@ -56,16 +57,11 @@ class FramesDiscriminator:
         if not isinstance(frames, mx.array):
             first, second = frames
             return self(weights, first, times), self(tree_map(mx.stop_gradient, weights), second, times)
-        count = part_count(len(frames), math.prod(frames.shape[1:4]))
-        parts = list(zip(split(frames, count), split(times, count), strict=True))
-        return mx.concatenate(side_by_side(lambda part: self._judge(weights, *part), parts))
-
-    def _judge(self, weights: Tree, frames: mx.array, times: mx.array) -> mx.array:
         batch, count = times.shape
         x = 2 * frames.flatten(0, 1) - 1  # (B, K, H, W, 3) -> (B K, H, W, 3)
         for i in range(len(self.widths)):
-            x = halve(weights[f"down{i}"], x)
-        single = halve(weights["single"], x).flatten(1)
+            x = downsample(weights[f"down{i}"], x)
+        single = downsample(weights["single"], x).flatten(1)
         logit = dense(weights["single_out"], single).reshape(batch, count).mean(1)
         if self.count == 1:
             return logit
@@ -76,7 +72,7 @@ class FramesDiscriminator:
         x = mx.concatenate([x[:, :1], scale * (x[:, 1:] - x[:, :-1])], axis=1)
         # (B, K, h, w, C) -> (B, h, w, K C)
         x = x.transpose(0, 2, 3, 1, 4).reshape(batch, height, width, count * channels)
-        x = halve(weights["joint"], x).flatten(1)
+        x = downsample(weights["joint"], x).flatten(1)
         for i in range(len(self.hidden)):
             x = leaky_relu(dense(weights[f"hidden{i}"], x))
         return logit + dense(weights["out"], x)[:, 0]

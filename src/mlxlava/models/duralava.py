@@ -8,20 +8,14 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from mlxlava.backend import Tree, current_stream, mx, part_count, side_by_side, tree_map
-from mlxlava.backend.ops import Convolution, conv_down, conv_up, without_weights
+from mlxlava.backend import Tree, mx, tree_map
+from mlxlava.backend.cpu.chunks import Chunks, share_forward
+from mlxlava.backend.ops import biased_leaky_relu, conv_down, conv_up, leaky_relu, scaled_leaky_relu
 from mlxlava.config import Recipe
 from mlxlava.models.discriminator import Frames
-from mlxlava.models.layers import (
-    biased_relu,
-    dense,
-    glorot,
-    init_conv,
-    init_dense,
-    leaky_relu,
-    scaled_relu,
-    split,
-)
+from mlxlava.models.layers import dense, glorot, init_conv, init_dense
+
+Layer = Callable[..., Chunks]  # (batch, weights …) → results
 
 
 def init_batch_norm(channels: int) -> Tree:
@@ -30,29 +24,28 @@ def init_batch_norm(channels: int) -> Tree:
 
 
 def batch_norm(
-    weights: Tree, parts: list[mx.array], bias: mx.array | float = 0.0, stats: Tree | None = None
-) -> tuple[list[mx.array], Tree]:
+    weights: Tree, batch: Chunks, bias: mx.array | float = 0.0, stats: Tree | None = None
+) -> tuple[Chunks, Tree]:
     """BatchNorm over all axes but the last (Ioffe and Szegedy 2015), then leaky ReLU; in one pass.
 
     Args:
         weights: ``scale`` and ``bias`` (C,).
-        parts: of the batch, (…, C) each.
+        batch: (…, C).
         bias: (C,) of the convolution before, not yet added. The batch's own mean takes it away again, so
-            training is spared a pass for it and another for its gradient.
+            training needs no pass for it and none for its gradient.
         stats: ``mean`` and ``var`` to use instead of the batch's own.
 
     Returns:
-        The parts and the statistics that were used.
+        The activated batch, and the statistics that were used.
     """
     if stats is None:
-        count = sum(part.size for part in parts) // parts[0].shape[-1]
-        sums = side_by_side(_sums, parts)
-        mean, square = (mx.stack(list(which)).sum(0) / count for which in zip(*sums, strict=True))
-        # |mean| stays small against the deviation here.
+        count = sum(x.size for x in batch) // batch[0].shape[-1]
+        mean, square = (total / count for total in batch.sum(_sums))
+        # E[x²] − E[x]² is exact enough: |mean| stays small against the deviation here.
         stats = {"mean": mean + bias, "var": mx.maximum(square - mean * mean, 0)}
     scale = weights["scale"] * mx.rsqrt(stats["var"] + 1e-3)
     shift = weights["bias"] + (bias - stats["mean"]) * scale
-    return side_by_side(lambda x: scaled_relu(current_stream())(x, scale, shift), parts), stats
+    return batch.map(lambda x: scaled_leaky_relu(x, scale, shift)), stats
 
 
 def _sums(x: mx.array) -> tuple[mx.array, mx.array]:
@@ -62,43 +55,9 @@ def _sums(x: mx.array) -> tuple[mx.array, mx.array]:
     return x.sum(axes), (x * x).sum(axes)
 
 
-# (parts, weights …) → parts
-Layer = Callable[..., list[mx.array]]
-Parts = list[mx.array]
-
-
-def _forked(layer: Layer, first: Parts, second: Parts, *weights: mx.array) -> tuple[Parts, Parts]:
-    """A layer of parts that are there twice, its results twice; computed once.
-
-    What comes back to the first results goes on to the first parts and to the weights, what comes back to
-    the second ones to the second parts alone. So two losses share a way forward, but not the way back.
-    """
-    count, known = len(first), len(weights)
-
-    def forward(*arrays: mx.array) -> Parts:
-        results = layer(list(arrays[known : known + count]), *arrays[:known])
-        return [*results, *results]
-
-    def backward(primals: Parts, cotangents: Parts, outputs: Parts) -> Parts:
-        # Both parts are the same. What is between them and the results is computed anew: cheap, since layers
-        # end with what is not, and else it would have to be kept.
-        parts = list(primals[known : known + count])
-        weights, for_first, for_second = primals[:known], cotangents[:count], cotangents[count:]
-        _, by_first = mx.vjp(
-            lambda *arrays: layer(list(arrays[known:]), *arrays[:known]), [*weights, *parts], for_first
-        )
-        with without_weights():
-            _, by_second = mx.vjp(lambda *parts: layer(list(parts), *weights), parts, for_second)
-        return [*by_first, *by_second]
-
-    custom: Any = mx.custom_function(forward)
-    custom.vjp(backward)
-    results = list(custom(*weights, *first, *second))
-    return results[:count], results[count:]
-
-
-def _swapped(form: Convolution, kernel: mx.array, x: mx.array) -> mx.array:
-    return form(x, kernel)
+def _transpose_convolve(weights: Tree, x: mx.array) -> mx.array:
+    """(N, H, W, I) → (N, 2H, 2W, O), without the bias, which :func:`batch_norm` takes."""
+    return conv_up(x, weights["weight"])
 
 
 class TransposedGenerator:
@@ -136,18 +95,16 @@ class TransposedGenerator:
         ``stats`` None takes the batch's own, as training does.
         """
         used = {}
-        parts = split(states, part_count(len(states), math.prod(self.size)))
-        parts = side_by_side(
-            lambda z: dense(weights["dense"], z).reshape(-1, *self.base, self.widths[0]), parts
+        batch = Chunks.of(states, math.prod(self.size)).map(
+            lambda z: dense(weights["dense"], z).reshape(-1, *self.base, self.widths[0])
         )
         bias: mx.array | float = 0.0  # that of the matrix differs from pixel to pixel
         for i in range(len(self.widths)):
             norm, up = f"norm{i}", weights[f"up{i}"]
-            parts, used[norm] = batch_norm(weights[norm], parts, bias, stats and stats[norm])
-            parts = side_by_side(partial(_swapped, conv_up, up["weight"]), parts)
+            batch, used[norm] = batch_norm(weights[norm], batch, bias, stats and stats[norm])
+            batch = batch.map(partial(_transpose_convolve, up))
             bias = up["bias"]
-        parts = side_by_side(lambda x: mx.sigmoid(x + bias), parts)
-        return mx.concatenate(parts), used
+        return batch.map(lambda x: mx.sigmoid(x + bias)).join(), used
 
 
 class RecurrentDiscriminator:
@@ -185,49 +142,52 @@ class RecurrentDiscriminator:
 
     def encode(self, weights: Tree, frames: mx.array) -> mx.array:
         """Frames (N, H, W, 3) → features (N, F); BatchNorm uses the statistics of this call."""
-        parts = self._split(frames)
+        batch = Chunks.of(frames, math.prod(frames.shape[1:3]))
         for layer, own in self._layers(weights):
-            parts = layer(parts, *own)
-        return mx.concatenate(parts)
+            batch = layer(batch, *own)
+        return batch.join()
 
     def encode_twice(self, weights: Tree, first: mx.array, second: mx.array) -> tuple[mx.array, mx.array]:
-        """Features of the same frames given twice, for two losses; the weights only learn of the first."""
-        parts = self._split(first), self._split(second)
+        """Features of the same frames given twice, for two losses; the weights learn from the first only."""
+        pixels = math.prod(first.shape[1:3])
+        batches = Chunks.of(first, pixels), Chunks.of(second, pixels)
         for layer, own in self._layers(weights):
-            parts = _forked(layer, *parts, *own)
-        return mx.concatenate(parts[0]), mx.concatenate(parts[1])
-
-    def _split(self, frames: mx.array) -> Parts:
-        return split(frames, part_count(len(frames), math.prod(frames.shape[1:3])))
+            batches = share_forward(layer, *batches, *own)
+        return batches[0].join(), batches[1].join()
 
     def _layers(self, weights: Tree) -> list[tuple[Layer, tuple[mx.array, ...]]]:
-        """From frames to features, one after the other, with their weights; each ends with a product."""
+        """The layers from frames to features, each with its weights.
 
-        def convolve(parts: Parts, weight: mx.array) -> Parts:
-            return side_by_side(partial(_swapped, conv_down, weight), parts)
+        A layer normalises and activates what the one before has made, and ends with its convolution or
+        product. That is how :func:`share_forward` wants it.
+        """
 
-        def first(parts: Parts, bias: mx.array, weight: mx.array) -> Parts:
-            return convolve(side_by_side(partial(biased_relu, bias), parts), weight)
+        def first(frames: Chunks, kernel: mx.array) -> Chunks:
+            return frames.map(lambda x: conv_down(x, kernel))
 
-        def norm(parts: Parts, scale: mx.array, shift: mx.array, bias: mx.array) -> Parts:
-            return batch_norm({"scale": scale, "bias": shift}, parts, bias)[0]
+        def second(maps: Chunks, bias: mx.array, kernel: mx.array) -> Chunks:
+            return maps.map(lambda x: conv_down(biased_leaky_relu(x, bias), kernel))
 
-        def middle(parts: Parts, *own: mx.array) -> Parts:
-            *of_norm, weight = own
-            return convolve(norm(parts, *of_norm), weight)
+        def normed(
+            maps: Chunks, scale: mx.array, shift: mx.array, bias: mx.array, kernel: mx.array
+        ) -> Chunks:
+            maps, _ = batch_norm({"scale": scale, "bias": shift}, maps, bias)
+            return maps.map(lambda x: conv_down(x, kernel))
 
-        def last(parts: Parts, *own: mx.array) -> Parts:
-            *of_norm, weight, bias = own
-            features = {"weight": weight, "bias": bias}
-            return side_by_side(lambda x: leaky_relu(dense(features, x.flatten(1))), norm(parts, *of_norm))
+        def last(
+            maps: Chunks, scale: mx.array, shift: mx.array, bias: mx.array, matrix: mx.array, offset: mx.array
+        ) -> Chunks:
+            maps, _ = batch_norm({"scale": scale, "bias": shift}, maps, bias)
+            out = {"weight": matrix, "bias": offset}
+            return maps.map(lambda x: leaky_relu(dense(out, x.flatten(1))))
 
         downs = [weights[f"down{i}"] for i in range(len(self.widths))]
-        layers: list[tuple[Layer, tuple[mx.array, ...]]] = [(convolve, (downs[0]["weight"],))]
-        own: tuple[mx.array, ...] = (downs[0]["bias"],)
+        layers: list[tuple[Layer, tuple[mx.array, ...]]] = [(first, (downs[0]["weight"],))]
+        before: tuple[mx.array, ...] = (downs[0]["bias"],)  # weights to activate what the layer before made
         for i in range(1, len(self.widths)):
-            layers.append((middle if i > 1 else first, (*own, downs[i]["weight"])))
-            own = (weights[f"norm{i}"]["scale"], weights[f"norm{i}"]["bias"], downs[i]["bias"])
-        return [*layers, (last, (*own, weights["features"]["weight"], weights["features"]["bias"]))]
+            layers.append((normed if i > 1 else second, (*before, downs[i]["weight"])))
+            before = (weights[f"norm{i}"]["scale"], weights[f"norm{i}"]["bias"], downs[i]["bias"])
+        return [*layers, (last, (*before, weights["features"]["weight"], weights["features"]["bias"]))]
 
     def cell(self, weights: Tree, features: mx.array, state: mx.array) -> mx.array:
         """Features (B, F) and what is remembered (B, S) → what is remembered next (B, S)."""
@@ -245,8 +205,7 @@ class RecurrentDiscriminator:
             return self._remember(weights, self.encode(weights, frames.flatten(0, 1)), times)
         first, second = self.encode_twice(weights, *(each.flatten(0, 1) for each in frames))
         kept = tree_map(mx.stop_gradient, weights)
-        ways = [(weights, first), (kept, second)]
-        return tuple(side_by_side(lambda way: self._remember(*way, times), ways))
+        return self._remember(weights, first, times), self._remember(kept, second, times)
 
     def _remember(self, weights: Tree, features: mx.array, times: mx.array) -> mx.array:
         batch, count = times.shape

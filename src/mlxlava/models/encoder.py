@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-from mlxlava.backend import Tree, mx, part_count, side_by_side
+from mlxlava.backend import Tree, mx
+from mlxlava.backend.ops import leaky_relu
 from mlxlava.config import Recipe
-from mlxlava.models.layers import dense, halve, init_conv, init_dense, leaky_relu, split
+from mlxlava.models.layers import dense, downsample, init_conv, init_dense
 
 _NARROW = -3.0  # log variance of an encoded state at first
 _ROOT_ROUNDS = (
@@ -45,18 +46,13 @@ class Encoder:
 
     def __call__(self, weights: Tree, frames: mx.array) -> tuple[mx.array, mx.array]:
         """Frames about zero (B, V, H, W, 3) → mean and log variance (B, Z), yet to be standardised."""
-        parts = split(frames, part_count(len(frames), math.prod(frames.shape[1:4])))
-        x = mx.concatenate(side_by_side(lambda part: self._look(weights, part), parts))
-        return dense(weights["mean"], x), mx.minimum(dense(weights["log_variance"], x), 0)
-
-    def _look(self, weights: Tree, frames: mx.array) -> mx.array:
         x = 4 * frames.flatten(0, 1)  # (B, V, H, W, 3) -> (B V, H, W, 3); to a deviation of about one
         for i in range(len(self.widths)):
-            x = halve(weights[f"down{i}"], x)
+            x = downsample(weights[f"down{i}"], x)
         x = x.reshape(len(frames), -1)
         for i in range(len(self.hidden)):
             x = leaky_relu(dense(weights[f"hidden{i}"], x))
-        return x
+        return dense(weights["mean"], x), mx.minimum(dense(weights["log_variance"], x), 0)
 
 
 def standardise(mean: mx.array, log_variance: mx.array) -> tuple[mx.array, mx.array]:

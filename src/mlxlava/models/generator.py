@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-from mlxlava.backend import Tree, mx, part_count, side_by_side
-from mlxlava.backend.ops import conv3, depth_to_space
+from mlxlava.backend import Tree, mx
+from mlxlava.backend.ops import depth_to_space, leaky_relu
 from mlxlava.config import Recipe
-from mlxlava.models.layers import HE, convolve, dense, init_conv, init_dense, leaky_relu, split
+from mlxlava.models.layers import HE, convolve, dense, init_conv, init_dense
 
 
 class ShuffleGenerator:
@@ -50,18 +50,14 @@ class ShuffleGenerator:
 
     def __call__(self, weights: Tree, states: mx.array, stats: Tree | None = None) -> tuple[mx.array, Tree]:
         """(N, Z) → frames (N, H, W, 3) in [0, 1], and {}."""
-        parts = split(states, part_count(len(states), math.prod(self.size)))
-        return mx.concatenate(side_by_side(lambda part: self._draw(weights, part), parts)), {}
-
-    def _draw(self, weights: Tree, states: mx.array) -> mx.array:
         x = leaky_relu(dense(weights["dense"], states))
         x = x.reshape(-1, *self.base, self.widths[0])
         for i in range(len(self.widths) - 1):
-            x = leaky_relu(depth_to_space(convolve(conv3, weights[f"up{i}"], x)))
-        x = convolve(conv3, weights["out"], x)
+            x = leaky_relu(depth_to_space(convolve(weights[f"up{i}"], x)))
+        x = convolve(weights["out"], x)
         if self.background:
             x = mx.stop_gradient(weights["background"]) + mx.stop_gradient(weights["gate"]) * x
-        return mx.sigmoid(x)
+        return mx.sigmoid(x), {}
 
 
 def to_bytes(frames: mx.array) -> mx.array:

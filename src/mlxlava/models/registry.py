@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
+from mlxlava.backend.cpu.chunks import in_chunks
 from mlxlava.config import Recipe
 from mlxlava.models.discriminator import FramesDiscriminator
 from mlxlava.models.duralava import RecurrentDiscriminator, TransposedGenerator
+from mlxlava.models.encoder import Encoder
 from mlxlava.models.generator import ShuffleGenerator
 
 Generator = ShuffleGenerator | TransposedGenerator
@@ -13,14 +17,21 @@ Discriminator = FramesDiscriminator | RecurrentDiscriminator
 
 def make_generator(recipe: Recipe) -> Generator:
     """The generator that the recipe names."""
-    kinds: dict[str, type[Generator]] = {"shuffle": ShuffleGenerator, "transposed": TransposedGenerator}
-    return kinds[recipe.generator.kind](recipe)
+    if recipe.generator.kind == "transposed":
+        return TransposedGenerator(recipe)
+    return in_chunks(ShuffleGenerator(recipe), math.prod(recipe.data.size))
 
 
 def make_discriminator(recipe: Recipe) -> Discriminator:
     """The discriminator that the recipe names."""
-    kinds: dict[str, type[Discriminator]] = {
-        "frames": FramesDiscriminator,
-        "recurrent": RecurrentDiscriminator,
-    }
-    return kinds[recipe.discriminator.kind](recipe)
+    if recipe.discriminator.kind == "recurrent":
+        return RecurrentDiscriminator(recipe)
+    discriminator = FramesDiscriminator(recipe)
+    return in_chunks(discriminator, discriminator.count * math.prod(recipe.data.size))
+
+
+def make_encoder(recipe: Recipe) -> Encoder | None:
+    """The encoder, where the recipe has one."""
+    if not recipe.encoder.views:
+        return None
+    return in_chunks(Encoder(recipe), recipe.encoder.views * math.prod(recipe.data.size))

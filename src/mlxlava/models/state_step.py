@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from mlxlava.backend import Tree, mx, on_gpu_path, tree_map
+from mlxlava.backend.ops import leaky_relu
 from mlxlava.config import Recipe
-from mlxlava.models.layers import dense, glorot, init_dense, leaky_relu
+from mlxlava.models.layers import dense, glorot, init_dense
 from mlxlava.models.normality import (
     covariance_distance,
     epps_pulley,

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from mlxlava.backend import Tree, mx
 from mlxlava.backend.cpu import convolution
 from mlxlava.backend.cpu.convolution import Kind
+from mlxlava.backend.ops import leaky_relu
 from mlxlava.config import Recipe
 from mlxlava.models.generator import ShuffleGenerator, to_bytes
-from mlxlava.models.layers import dense, leaky_relu
+from mlxlava.models.layers import dense
 from mlxlava.models.registry import make_generator
 
 # States (N, Z) → frames, uint8 (N, H, W, 3), not evaluated.
@@ -18,9 +19,9 @@ Draw = Callable[[mx.array], mx.array]
 
 def make_draw(recipe: Recipe, weights: Tree, stats: Tree) -> Draw:
     """How frames are drawn with these weights of the recipe's generator, fastest on this device."""
+    if recipe.generator.kind == "shuffle" and convolution.available():
+        return _Shuffled(ShuffleGenerator(recipe), weights)
     generator = make_generator(recipe)
-    if isinstance(generator, ShuffleGenerator) and convolution.available():
-        return _Shuffled(generator, weights)
     return lambda states: to_bytes(generator(weights, states, stats)[0])
 
 

@@ -8,13 +8,13 @@ from typing import Any
 from mlxlava.backend import Tree, mx, named_arrays, optim, tree_map
 from mlxlava.backend.ranks import gather, rank, ranks, sum_over_ranks
 from mlxlava.config import Recipe, Training
-from mlxlava.models.encoder import Encoder, standardise, whiten
+from mlxlava.models.encoder import standardise, whiten
 from mlxlava.models.normality import (
     epps_pulley_directions,
     moments,
 )
 from mlxlava.models.precision import half
-from mlxlava.models.registry import Discriminator, Generator, make_discriminator, make_generator
+from mlxlava.models.registry import Discriminator, Generator, make_discriminator, make_encoder, make_generator
 from mlxlava.models.state_step import Dynamics, make_dynamics
 from mlxlava.training.losses import (
     augment,
@@ -54,7 +54,7 @@ class Trainer:
         # Gradients of gradients are taken in float32: half.scale is right for the first ones only.
         self._exact: Discriminator = make_discriminator(recipe)
         self.discriminator: Discriminator = half(self._exact, *precise)
-        self.encoder = Encoder(recipe) if recipe.encoder.views else None
+        self.encoder = make_encoder(recipe)
         self._optimizers = {
             "model": _make_optimizer(training, total_steps, training.learning_rate, training.betas),
             "discriminator": _make_optimizer(
