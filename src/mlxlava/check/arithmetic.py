@@ -145,7 +145,7 @@ def _states_error() -> float:
     def roll(arrays: Tree) -> npt.NDArray[np.float64]:
         states = arrays["states"]
         for step in range(_STEPS):
-            states = dynamics.advance(arrays["weights"], arrays["bases"], states, arrays["noise"][step])
+            states = dynamics.step(arrays["weights"], arrays["bases"], states, arrays["noise"][step])
             if step % 50 == 0:
                 mx.eval(states)
         return np.array(states).astype(np.float64)
@@ -166,7 +166,7 @@ def _norm_error() -> float:
         states = mx.random.normal((_LAMPS, recipe.generator.state_size), key=mx.random.key(1))
         before = np.linalg.norm(np.array(states), axis=1)
         for step in range(_STEPS):
-            states = dynamics.advance(weights, bases, states, mx.zeros_like(states))
+            states = dynamics.step(weights, bases, states, mx.zeros_like(states))
             if step % 50 == 0:
                 mx.eval(states)
         after = np.linalg.norm(np.array(states), axis=1)

@@ -38,7 +38,7 @@ class Rollout:
         weights: a learned lamp.
         seed: which of its lives is played.
         speed: seconds of the lamp's time in a second of play time.
-        lamps: lamps rolled together, for ``roll``; ``play`` draws the first. A step that needs companions
+        lamps: lamps rolled together, for ``roll``; ``play`` draws the first. A step that needs more
             rolls that many, whatever is asked for.
         start: state (Z,) that the first lamp goes on from; one of the seed's when None.
     """
@@ -56,8 +56,8 @@ class Rollout:
         self._bases = self._dynamics.prepare(weights.arrays["stats"]["dynamics"])
         self._streams = itertools.cycle(parallel_streams())
         self._rate = weights.step_fps * speed
-        companions = self._dynamics.companions
-        self._shape = (lamps if companions == 1 else companions, weights.recipe.generator.state_size)
+        least = self._dynamics.minimum_batch
+        self._shape = (lamps if least == 1 else least, weights.recipe.generator.state_size)
         self._states = mx.random.normal(self._shape, key=mx.random.key(_mix(seed, -1)))
         if start is not None:
             self._states[0] = mx.array(start)
@@ -146,7 +146,7 @@ class Rollout:
     def _look(self, times: Sequence[float]) -> mx.array:
         """The states (N, Z) of the lamp that is drawn at play times, not evaluated."""
         moments = [self._reach(at) for at in times]
-        if len(times) == 1 or self._dynamics.companions > 1:
+        if len(times) == 1 or self._dynamics.minimum_batch > 1:
             return mx.concatenate([self._between(*moment)[:1] for moment in moments])
         # A step is so little work that it takes as long for a few lamps as for one.
         states = mx.concatenate([states[:1] for states, _, _ in moments])
@@ -181,7 +181,7 @@ class Rollout:
 
     def _advance(self, states: mx.array, noise: mx.array, dt: float | mx.array) -> mx.array:
         """States a share ``dt`` of a learned step on."""
-        states = self._dynamics.advance(self._arrays["dynamics"], self._bases, states, noise, dt)
+        states = self._dynamics.step(self._arrays["dynamics"], self._bases, states, noise, dt)
         if not self._dynamics.keeps_norm:
             return states
         # Exact but for rounding, which would shrink a state by some 14 % in a million steps.
@@ -225,11 +225,11 @@ def true_pace(weights: Weights, frames: npt.NDArray[np.uint8], cuts: Sequence[in
     bases = dynamics.prepare(stats["dynamics"])
     before, share = draw(states), 1.0
     for _ in range(_ROUNDS):
-        slow = dynamics.slowed(arrays["dynamics"], share)
-        after = draw(dynamics.advance(slow, bases, states, noise))
+        slow = dynamics.scaled_rotations(arrays["dynamics"], share)
+        after = draw(dynamics.step(slow, bases, states, noise))
         drawn = float(np.array(mx.abs(after - before).mean()))
         share = min(1.0, share * float(real) / max(drawn, 1e-9))
-    slow = dynamics.slowed(arrays["dynamics"], share)
+    slow = dynamics.scaled_rotations(arrays["dynamics"], share)
     mx.eval(slow)
     return dataclasses.replace(weights, arrays={**arrays, "dynamics": slow}), share
 
