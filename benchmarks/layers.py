@@ -38,7 +38,7 @@ def _passes(way: str, kernel: int, side: int, inputs: int, outputs: int) -> list
     y = mx.random.normal((_FRAMES, side // (1 + halving), side // (1 + halving), outputs))
     weight = mx.random.normal((outputs, kernel, kernel, inputs))
     mx.eval(x, y, weight)
-    own = conv.conv_down if halving else conv.conv3
+    own = conv.conv4_stride2 if halving else conv.conv3
 
     def form(x: mx.array, weight: mx.array) -> mx.array:
         if way == "mlxlava":

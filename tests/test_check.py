@@ -113,8 +113,10 @@ def shifted_frames(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def coarse_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = arithmetic.conv_down
-    monkeypatch.setattr(arithmetic, "conv_down", on_gpus(lambda x, weight: 1.01 * right(x, weight), right))
+    right = arithmetic.conv4_stride2
+    monkeypatch.setattr(
+        arithmetic, "conv4_stride2", on_gpus(lambda x, weight: 1.01 * right(x, weight), right)
+    )
 
 
 def wrong_gradients(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,15 +15,15 @@ import pytest
 from definitions import spread, taps
 from mlxlava.backend import gpu_path, mx, on_cpu, on_gpu_path
 from mlxlava.backend.cpu import convolution
-from mlxlava.backend.ops import Convolution, conv3, conv_down, conv_up
+from mlxlava.backend.ops import Convolution, conv3, conv4_stride2, conv4_transposed
 
 pytestmark = pytest.mark.device
 
 
 def defined(form: Convolution) -> Convolution:
-    if form is conv_up:
+    if form is conv4_transposed:
         return spread
-    return lambda x, w: taps(x, w, 2 if form is conv_down else 1)
+    return lambda x, w: taps(x, w, 2 if form is conv4_stride2 else 1)
 
 
 def close(a: mx.array, b: mx.array) -> bool:
@@ -34,7 +34,7 @@ def close(a: mx.array, b: mx.array) -> bool:
 @pytest.mark.parametrize("size", [(8, 12), (6, 10)], ids=["even halves", "odd halves"])
 # Few channels on either side are another way than many.
 @pytest.mark.parametrize(("inputs", "outputs"), [(5, 7), (18, 3), (18, 20)])
-@pytest.mark.parametrize(("form", "side"), [(conv3, 3), (conv_down, 4), (conv_up, 4)])
+@pytest.mark.parametrize(("form", "side"), [(conv3, 3), (conv4_stride2, 4), (conv4_transposed, 4)])
 @pytest.mark.parametrize("on_gpu", [False, True], ids=["CPU path", "GPU path"])
 def test_forms_are_what_they_are_defined_as(
     form: Convolution,
@@ -75,8 +75,10 @@ def test_forms_are_what_they_are_defined_as(
 def test_it_compiles() -> None:
     x = mx.random.normal((2, 6, 10, 5), key=mx.random.key(0))
     weight = mx.random.normal((7, 4, 4, 5), key=mx.random.key(1))
-    compiled = mx.compile(lambda x, w: conv_up(x, w).sum())
-    assert np.isclose(compiled(x, weight).item(), defined(conv_up)(x, weight).sum().item(), rtol=1e-4)
+    compiled = mx.compile(lambda x, w: conv4_transposed(x, w).sum())
+    assert np.isclose(
+        compiled(x, weight).item(), defined(conv4_transposed)(x, weight).sum().item(), rtol=1e-4
+    )
 
 
 def test_cpus_of_linux_have_operations_of_their_own() -> None:

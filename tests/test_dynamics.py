@@ -52,7 +52,7 @@ def test_a_normal_state_stays_normal(tiny: Recipe, rho: float) -> None:
     step, weights, bases = stationary(tiny, rho)
     states = normal(4000, 1)
     for n in range(100):
-        states = step.advance(weights, bases, states, normal(4000, 10 + n))
+        states = step.step(weights, bases, states, normal(4000, 10 + n))
         mx.eval(states)
     z = np.array(states)
     # Five standard errors of each statistic over 4000 states of 8 numbers.
@@ -68,7 +68,7 @@ def test_a_wrong_start_is_forgotten_at_the_predicted_rate(tiny: Recipe) -> None:
     states = 52 * normal(2000, 1) + 10
     first = np.mean(np.array(states) ** 2)
     for n in range(1, 501):
-        states = step.advance(weights, bases, states, normal(2000, 10 + n))
+        states = step.step(weights, bases, states, normal(2000, 10 + n))
         mx.eval(states)
         if n in (1, 10, 50, 100):
             predicted = 1 + 0.98 ** (2 * n) * (first - 1)
@@ -84,15 +84,15 @@ def test_each_number_may_learn_its_own_rho(tiny: Recipe) -> None:
     weights, bases = step.init(mx.random.key(3)), step.prepare(step.init_stats())
     fixed, _, _ = stationary(tiny, 0.98)
     states, noise = normal(20, 0), normal(20, 1)
-    same = fixed.advance(weights, bases, states, noise, 0.3)
-    assert np.allclose(np.array(step.advance(weights, bases, states, noise, 0.3)), np.array(same), atol=1e-6)
+    same = fixed.step(weights, bases, states, noise, 0.3)
+    assert np.allclose(np.array(step.step(weights, bases, states, noise, 0.3)), np.array(same), atol=1e-6)
     weights["log_rate"] = mx.linspace(-8, 1, 8)  # rho of 0.9997 … 0.07
     states = normal(4000, 1)
     for n in range(50):
-        states = step.advance(weights, bases, states, normal(4000, 10 + n))
+        states = step.step(weights, bases, states, normal(4000, 10 + n))
         mx.eval(states)
     assert np.abs(np.cov(np.array(states).T) - np.eye(8)).max() < 0.13
-    gradient = mx.grad(lambda w: step.advance(w, bases, states, noise[:1]).sum())(weights)
+    gradient = mx.grad(lambda w: step.step(w, bases, states, noise[:1]).sum())(weights)
     assert (np.array(gradient["log_rate"]) != 0).all()
 
 
@@ -130,7 +130,7 @@ def test_without_noise_a_step_can_be_undone(tiny: Recipe) -> None:
     states = normal(50, 0)
     moved = states
     for _ in range(20):
-        moved = step.advance(weights, bases, moved, mx.zeros_like(moved))
+        moved = step.step(weights, bases, moved, mx.zeros_like(moved))
     back = moved
     for _ in range(20):
         back = step.inverse(weights, bases, back)
@@ -150,7 +150,7 @@ def test_a_long_roll_has_the_gradient_of_its_steps(tiny: Recipe) -> None:
     def one_by_one(weights: Tree) -> mx.array:
         now, total = states, mx.array(0.0)
         for t in range(25):
-            now = step.advance(weights, bases, now, noise[t])
+            now = step.step(weights, bases, now, noise[t])
             total = total + now.square().sum().cos()
         return total
 
@@ -163,11 +163,9 @@ def test_a_long_roll_has_the_gradient_of_its_steps(tiny: Recipe) -> None:
 def test_states_in_between_lie_on_the_way(tiny: Recipe) -> None:
     step, weights, bases = stationary(tiny, 0.98)
     states, noise = normal(20, 0), normal(20, 1)
-    path = [
-        np.array(step.advance(weights, bases, states, noise, dt)) for dt in np.linspace(0, 1, 41).tolist()
-    ]
+    path = [np.array(step.step(weights, bases, states, noise, dt)) for dt in np.linspace(0, 1, 41).tolist()]
     assert np.allclose(path[0], np.array(states), atol=1e-6)
-    assert np.allclose(path[-1], np.array(step.advance(weights, bases, states, noise)), atol=1e-6)
+    assert np.allclose(path[-1], np.array(step.step(weights, bases, states, noise)), atol=1e-6)
     parts = [np.linalg.norm(b - a, axis=1).mean() for a, b in itertools.pairwise(path)]
     # At an even speed, the noise included: no jolt when a learned step begins.
     assert max(parts) < 1.15 * min(parts)
@@ -182,7 +180,7 @@ def test_rolling_is_advancing_again_and_again(kind: str, request: pytest.Fixture
     path, _ = step.roll(weights, bases, states, key, 5)
     noise = mx.random.normal((5, 4, 8), key=key)
     for t in range(5):
-        states = step.advance(weights, bases, states, noise[t])
+        states = step.step(weights, bases, states, noise[t])
         assert np.allclose(np.array(path[:, t]), np.array(states), atol=1e-5)
 
 
@@ -229,7 +227,7 @@ def test_the_stronger_penalty_sees_lamps_that_are_all_alike() -> None:
 def test_penalised_states_in_between_lie_on_the_great_circle(penalised: tuple[PenalisedStep, Tree]) -> None:
     step, weights = penalised
     states, unused = normal(16, 1), mx.zeros((16, 8))
-    at = {dt: np.array(step.advance(weights, {}, states, unused, dt)) for dt in (0.0, 0.5, 0.999999, 1.0)}
+    at = {dt: np.array(step.step(weights, {}, states, unused, dt)) for dt in (0.0, 0.5, 0.999999, 1.0)}
     assert np.allclose(at[0.0], np.array(states), atol=1e-5)
     assert np.allclose(at[0.999999], at[1.0], atol=1e-3)
     ends = np.linalg.norm(at[0.0], axis=1), np.linalg.norm(at[1.0], axis=1)

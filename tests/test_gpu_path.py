@@ -14,7 +14,7 @@ import pytest
 from mlxlava.backend import gpu_path, kernels, mx, resident_memory, tree_map
 from mlxlava.backend.cpu.chunks import Chunks
 from mlxlava.backend.kernels import MOST_BUFFERS
-from mlxlava.backend.ops import Convolution, conv3, conv_down, conv_up
+from mlxlava.backend.ops import Convolution, conv3, conv4_stride2, conv4_transposed
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.footage.prepare import prepare_lamp
 from mlxlava.models.duralava import batch_norm
@@ -70,7 +70,8 @@ def test_no_kernel_of_a_step_has_more_buffers_than_metal(name: str, length: int,
 
 
 @pytest.mark.parametrize(
-    ("form", "side", "outputs"), [(conv3, 3, 8), (conv_down, 4, 8), (conv_up, 4, 8), (conv_up, 4, 3)]
+    ("form", "side", "outputs"),
+    [(conv3, 3, 8), (conv4_stride2, 4, 8), (conv4_transposed, 4, 8), (conv4_transposed, 4, 3)],
 )
 def test_no_picture_is_a_kernel(form: Convolution, side: int, outputs: int) -> None:
     """The gradient with respect to a weight is a product of patches, not a convolution with whole pictures.

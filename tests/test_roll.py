@@ -126,7 +126,7 @@ def test_a_hasty_lamp_is_slowed_to_the_pace_of_its_footage(tiny: Recipe, footage
     lamp = fresh(override(tiny, {"generator.background": False}))
     dynamics = make_dynamics(lamp.recipe)
     assert isinstance(dynamics, StationaryStep)
-    hasty = {**lamp.arrays, "dynamics": dynamics.slowed(lamp.arrays["dynamics"], 20.0)}
+    hasty = {**lamp.arrays, "dynamics": dynamics.scaled_rotations(lamp.arrays["dynamics"], 20.0)}
     hasty_lamp = dataclasses.replace(lamp, arrays=hasty)
     real = np.abs(np.diff(footage.frames.astype(float), axis=0))
     real = np.delete(real, [cut - 1 for cut in footage.cuts], axis=0).mean()
@@ -136,7 +136,7 @@ def test_a_hasty_lamp_is_slowed_to_the_pace_of_its_footage(tiny: Recipe, footage
     assert abs(change(slow) / real - 1) < 0.15
     # A slow one is left as it is.
     still = dataclasses.replace(
-        lamp, arrays={**lamp.arrays, "dynamics": dynamics.slowed(hasty["dynamics"], 0)}
+        lamp, arrays={**lamp.arrays, "dynamics": dynamics.scaled_rotations(hasty["dynamics"], 0)}
     )
     assert match_pace(still, footage.frames, footage.cuts)[1] == 1.0
 
@@ -175,7 +175,9 @@ def test_a_frame_between_two_learned_steps_is_no_blend_of_theirs() -> None:
     lamp = load_weights()
     dynamics = make_dynamics(lamp.recipe)
     assert isinstance(dynamics, StationaryStep)
-    far = dynamics.slowed(lamp.arrays["dynamics"], 8.0)  # so far between steps that a blend would show
+    far = dynamics.scaled_rotations(
+        lamp.arrays["dynamics"], 8.0
+    )  # so far between steps that a blend would show
     fast = Weights(lamp.recipe, 0.5, {**lamp.arrays, "dynamics": far}, {})
     closer, count = 0, 12
     for seed in range(count):

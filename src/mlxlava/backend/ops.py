@@ -1,8 +1,10 @@
 """What networks are made of, fast on each device: convolutions, pixel shuffle, leaky ReLU; channels last.
 
-A convolution, its gradient with respect to the input and that with respect to the weight are each linear in
-two of one another, so that the three are each other's gradients, to any order. On a CPU they are those of
-convolution.py, on GPUs MLX's own. Closing them over one another matters there as well: left to MLX, the
+Each operation has one implementation for each device. Convolutions are those of cpu/convolution.py on Linux
+CPUs, and MLX's own elsewhere.
+
+A convolution and its two gradients, with respect to the input and to the weight, are bilinear. So each of the
+three has the other two as its gradients, to any order. That is set by hand on every device: left to MLX, the
 gradient of a transposed convolution with respect to its weight is a convolution whose kernel is the picture.
 """
 
@@ -32,28 +34,28 @@ _FEW = 4  # output channels, at most, for which a transposed convolution is made
 
 def conv3(x: mx.array, weight: mx.array) -> mx.array:
     """3×3 convolution that keeps the resolution: (N, H, W, I), (O, 3, 3, I) → (N, H, W, O)."""
-    return _convolutions().same(x, weight)
+    return _convolutions().conv3(x, weight)
 
 
-def conv_down(x: mx.array, weight: mx.array) -> mx.array:
+def conv4_stride2(x: mx.array, weight: mx.array) -> mx.array:
     """4×4 convolution of stride 2: (N, H, W, I), (O, 4, 4, I) → (N, H/2, W/2, O)."""
-    return _convolutions().down(x, weight)
+    return _convolutions().stride2(x, weight)
 
 
-def conv_up(x: mx.array, weight: mx.array) -> mx.array:
+def conv4_transposed(x: mx.array, weight: mx.array) -> mx.array:
     """4×4 transposed convolution of stride 2: (N, H, W, I), (O, 4, 4, I) → (N, 2H, 2W, O)."""
-    return _convolutions().up(x, weight.transpose(3, 1, 2, 0))
+    return _convolutions().transposed(x, weight.transpose(3, 1, 2, 0))
 
 
-def depth_to_space(x: mx.array) -> mx.array:
-    """Pixel shuffle: (N, H, W, 4 C) → (N, 2H, 2W, C), channels ordered (row, column, C)."""
+def pixel_shuffle(x: mx.array) -> mx.array:
+    """(N, H, W, 4 C) → (N, 2H, 2W, C), channels ordered (row, column, C) (Shi 2016)."""
     count, height, width, channels = x.shape
     x = x.reshape(count, height, width, 2, 2, channels // 4).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(count, 2 * height, 2 * width, channels // 4)
 
 
 def leaky_relu(x: mx.array) -> mx.array:
-    """x where positive, else 0.2 x; as a maximum it is one fused pass."""
+    """x where positive, else 0.2 x. As a maximum it is one fused pass."""
     return mx.maximum(x, SLOPE * x)
 
 
@@ -69,8 +71,12 @@ def _gradient_of_scaled_leaky_relu(
     slope = SLOPE + (1 - SLOPE) * (output > 0).astype(x.dtype)
     cotangent = cotangent * slope
     exact, exact_x = cotangent.astype(mx.float32), x.astype(mx.float32)
-    by_scale, by_shift = (exact * exact_x).sum(axes), exact.sum(axes)
-    return cotangent * scale.astype(x.dtype), by_scale.astype(scale.dtype), by_shift.astype(shift.dtype)
+    scale_gradient, shift_gradient = (exact * exact_x).sum(axes), exact.sum(axes)
+    return (
+        cotangent * scale.astype(x.dtype),
+        scale_gradient.astype(scale.dtype),
+        shift_gradient.astype(shift.dtype),
+    )
 
 
 _scaled = with_gradient(_scaled_leaky_relu, _gradient_of_scaled_leaky_relu)
@@ -95,33 +101,35 @@ class _Convolutions:
     """The convolutions of one device, with gradients of any order.
 
     Attributes:
-        down: 4×4 of stride 2, padded by one: (N, 2H, 2W, I), (O, 4, 4, I) → (N, H, W, O).
-        up: its gradient with respect to the input, a transposed convolution: (N, H, W, O), (O, 4, 4, I) →
-            (N, 2H, 2W, I).
-        same: 3×3, padded by one: (N, H, W, I), (O, 3, 3, I) → (N, H, W, O). Its gradient with respect to the
+        stride2: 4×4 of stride 2, padded by one: (N, 2H, 2W, I), (O, 4, 4, I) → (N, H, W, O).
+        transposed: the gradient of ``stride2`` with respect to its input, a transposed convolution:
+            (N, H, W, O), (O, 4, 4, I) → (N, 2H, 2W, I).
+        conv3: 3×3, padded by one: (N, H, W, I), (O, 3, 3, I) → (N, H, W, O). Its gradient with respect to the
             input is itself, with the weight turned about.
     """
 
-    down: Convolution
-    up: Convolution
-    same: Convolution
+    stride2: Convolution
+    transposed: Convolution
+    conv3: Convolution
 
 
-def _close(
-    down: Convolution,
-    up: Convolution,
-    down_by_weight: Convolution,
-    same: Convolution,
-    same_by_weight: Convolution,
+def _with_gradients(
+    stride2: Convolution,
+    transposed: Convolution,
+    stride2_weight_gradient: Convolution,
+    conv3: Convolution,
+    conv3_weight_gradient: Convolution,
 ) -> _Convolutions:
     """Make raw operations each other's gradients.
 
     Args:
-        down: see :class:`_Convolutions`, as are ``up`` and ``same``.
-        up: the gradient of ``down`` with respect to its input.
-        down_by_weight: (N, 2H, 2W, I), (N, H, W, O) → (O, 4, 4, I), that with respect to its weight.
-        same: the 3×3 convolution.
-        same_by_weight: (N, H, W, I), (N, H, W, O) → (O, 3, 3, I), its gradient with respect to the weight.
+        stride2: see :class:`_Convolutions`, as are ``transposed`` and ``conv3``.
+        transposed: the gradient of ``stride2`` with respect to its input.
+        stride2_weight_gradient: the gradient of ``stride2`` with respect to its weight:
+            (N, 2H, 2W, I), (N, H, W, O) → (O, 4, 4, I).
+        conv3: the 3×3 convolution.
+        conv3_weight_gradient: the gradient of ``conv3`` with respect to its weight:
+            (N, H, W, I), (N, H, W, O) → (O, 3, 3, I).
     """
 
     def bilinear(
@@ -134,18 +142,23 @@ def _close(
         ) -> tuple[mx.array, mx.array]:
             first, second = gradients(inputs[0], inputs[1], cotangent)
             if _by_weights:
-                # Else all of them may wait, and keep what they need, until the backward pass ends.
+                # The backward pass goes on only when the weight's gradient is computed. Otherwise all weight
+                # gradients may wait until its end, and keep the feature maps that they need.
                 (first,) = mx.depends([first], [second])
             return first, second
 
         return with_gradient(function, gradient)
 
-    down_ = bilinear(down, lambda x, w, y: (up_(y, w), down_by_weight_(x, y)))
-    up_ = bilinear(up, lambda y, w, x: (down_(x, w), down_by_weight_(x, y)))
-    down_by_weight_ = bilinear(down_by_weight, lambda x, y, w: (up_(y, w), down_(x, w)))
-    same_ = bilinear(same, lambda x, w, y: (same_(y, _turned(w)), same_by_weight_(x, y)))
-    same_by_weight_ = bilinear(same_by_weight, lambda x, y, w: (same_(y, _turned(w)), same_(x, w)))
-    return _Convolutions(down_, up_, same_)
+    stride2_ = bilinear(stride2, lambda x, w, y: (transposed_(y, w), stride2_weight_gradient_(x, y)))
+    transposed_ = bilinear(transposed, lambda y, w, x: (stride2_(x, w), stride2_weight_gradient_(x, y)))
+    stride2_weight_gradient_ = bilinear(
+        stride2_weight_gradient, lambda x, y, w: (transposed_(y, w), stride2_(x, w))
+    )
+    conv3_ = bilinear(conv3, lambda x, w, y: (conv3_(y, _turned(w)), conv3_weight_gradient_(x, y)))
+    conv3_weight_gradient_ = bilinear(
+        conv3_weight_gradient, lambda x, y, w: (conv3_(y, _turned(w)), conv3_(x, w))
+    )
+    return _Convolutions(stride2_, transposed_, conv3_)
 
 
 def _convolutions() -> _Convolutions:
@@ -155,7 +168,7 @@ def _convolutions() -> _Convolutions:
 
 @functools.cache
 def _cpu() -> _Convolutions:
-    """Those of convolution.py."""
+    """Those of cpu/convolution.py."""
 
     def in_float32(function: Convolution) -> Convolution:
         """A CPU has no faster format."""
@@ -165,26 +178,28 @@ def _cpu() -> _Convolutions:
 
         return convolve
 
-    convolutions = _close(
-        partial(convolution.convolve, Kind.DOWN),
-        partial(convolution.convolve, Kind.UP),
-        partial(convolution.by_weight, Kind.DOWN),
-        partial(convolution.convolve, Kind.KEEP),
-        partial(convolution.by_weight, Kind.KEEP),
+    convolutions = _with_gradients(
+        partial(convolution.convolve, Kind.CONV4_STRIDE2),
+        partial(convolution.convolve, Kind.CONV4_TRANSPOSED),
+        partial(convolution.weight_gradient, Kind.CONV4_STRIDE2),
+        partial(convolution.convolve, Kind.CONV3),
+        partial(convolution.weight_gradient, Kind.CONV3),
     )
     return _Convolutions(
-        in_float32(convolutions.down), in_float32(convolutions.up), in_float32(convolutions.same)
+        in_float32(convolutions.stride2), in_float32(convolutions.transposed), in_float32(convolutions.conv3)
     )
 
 
 @functools.cache
 def _native() -> _Convolutions:
     """MLX's own; what each costs on Metal is in docs/apple-silicon.md."""
-    down, same = partial(mx.conv2d, stride=2, padding=1), partial(mx.conv2d, padding=1)
-    return _close(down, _native_up, partial(_by_patches, down, 4), same, partial(_by_patches, same, 3))
+    stride2, conv3 = partial(mx.conv2d, stride=2, padding=1), partial(mx.conv2d, padding=1)
+    return _with_gradients(
+        stride2, _native_transposed, partial(_by_patches, stride2, 4), conv3, partial(_by_patches, conv3, 3)
+    )
 
 
-def _native_up(y: mx.array, weight: mx.array) -> mx.array:
+def _native_transposed(y: mx.array, weight: mx.array) -> mx.array:
     """(N, H, W, O), (O, 4, 4, I) → (N, 2H, 2W, I).
 
     Metal computes at least 32 output channels of a transposed convolution, ten times too many for a picture's
@@ -214,9 +229,9 @@ def _by_patches(forward: Convolution, side: int, x: mx.array, y: mx.array) -> mx
     count = min(len(y), -(-patches // PATCH_BYTES))
     total: mx.array | None = None
     for n in range(count):
-        part = slice(len(y) * n // count, len(y) * (n + 1) // count)
-        some, cotangent = x[part], y[part]
-        if total is not None:  # the patches before are free then
+        chunk = slice(len(y) * n // count, len(y) * (n + 1) // count)
+        some, cotangent = x[chunk], y[chunk]
+        if total is not None:  # the patches of the chunk before are free then
             some, cotangent = mx.depends([some, cotangent], [total])
         _, (gradient,) = mx.vjp(lambda w, some=some: forward(some, w), [weight], [cotangent])
         total = gradient if total is None else total + gradient
@@ -229,7 +244,7 @@ _by_weights = True
 
 @contextlib.contextmanager
 def without_weights() -> Iterator[None]:
-    """For gradients with respect to the input alone: do not compute those of the weights as well."""
+    """While gradients with respect to the input alone are taken: compute none with respect to weights."""
     global _by_weights
     before, _by_weights = _by_weights, False
     try:
@@ -239,5 +254,5 @@ def without_weights() -> Iterator[None]:
 
 
 def _turned(weight: mx.array) -> mx.array:
-    """The weight of the gradient of ``same`` with respect to its input: (O, k, k, I) → (I, k, k, O)."""
+    """The weight of the gradient of ``conv3`` with respect to its input: (O, k, k, I) → (I, k, k, O)."""
     return weight[:, ::-1, ::-1].transpose(3, 1, 2, 0)

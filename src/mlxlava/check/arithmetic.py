@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from mlxlava.backend import Tree, mx, named_arrays, on_cpu, tree_map
 from mlxlava.backend.cpu.chunks import Chunks
-from mlxlava.backend.ops import Convolution, conv3, conv_down, conv_up
+from mlxlava.backend.ops import Convolution, conv3, conv4_stride2, conv4_transposed
 from mlxlava.check.base import RECIPES, Check, apart, at_most, device, reference, worst
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.models.duralava import batch_norm
@@ -145,7 +145,7 @@ def _states_error() -> float:
     def roll(arrays: Tree) -> npt.NDArray[np.float64]:
         states = arrays["states"]
         for step in range(_STEPS):
-            states = dynamics.advance(arrays["weights"], arrays["bases"], states, arrays["noise"][step])
+            states = dynamics.step(arrays["weights"], arrays["bases"], states, arrays["noise"][step])
             if step % 50 == 0:
                 mx.eval(states)
         return np.array(states).astype(np.float64)
@@ -166,7 +166,7 @@ def _norm_error() -> float:
         states = mx.random.normal((_LAMPS, recipe.generator.state_size), key=mx.random.key(1))
         before = np.linalg.norm(np.array(states), axis=1)
         for step in range(_STEPS):
-            states = dynamics.advance(weights, bases, states, mx.zeros_like(states))
+            states = dynamics.step(weights, bases, states, mx.zeros_like(states))
             if step % 50 == 0:
                 mx.eval(states)
         after = np.linalg.norm(np.array(states), axis=1)
@@ -218,7 +218,7 @@ def _networks(recipe: Recipe) -> dict[str, list[_Layer]]:
     """The convolutions of a recipe's networks, their shapes read off untrained weights."""
     size, key = recipe.data.size, mx.random.key(0)
     generator = make_generator(recipe)
-    up = conv3 if recipe.generator.kind == "shuffle" else conv_up
+    up = conv3 if recipe.generator.kind == "shuffle" else conv4_transposed
     layers = {
         "generator": [
             _Layer(up, (generator.base[0] << i, generator.base[1] << i), shape)
@@ -231,7 +231,7 @@ def _networks(recipe: Recipe) -> dict[str, list[_Layer]]:
     for part, (weights, halvings) in downs.items():
         # Behind the trunk, a discriminator of frames looks at the same map in two ways.
         layers[part] = [
-            _Layer(conv_down, (size[0] >> min(i, halvings), size[1] >> min(i, halvings)), shape)
+            _Layer(conv4_stride2, (size[0] >> min(i, halvings), size[1] >> min(i, halvings)), shape)
             for i, shape in enumerate(_convolved(weights))
         ]
     return layers

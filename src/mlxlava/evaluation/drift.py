@@ -156,8 +156,8 @@ def lyapunov(weights: Weights, states: Array, seed: int) -> dict[str, Any]:
     growth = []
     for step in range(_LYAPUNOV):
         noise = mx.random.normal(states.shape, key=mx.random.key(seed + 1 + step))
-        # Apart, because a step that needs companions must not see both as one batch.
-        here, there = (dynamics.advance(arrays, bases, one, noise) for one in (here, there))
+        # Apart, because a step that needs a minimum batch must not see both as one batch.
+        here, there = (dynamics.step(arrays, bases, one, noise) for one in (here, there))
         distance = mx.linalg.norm(there - here, axis=-1, keepdims=True)
         growth.append(mx.log(mx.maximum(distance, 1e-12) / _NUDGE)[:, 0])
         there = here + (there - here) * (_NUDGE / mx.maximum(distance, 1e-12))

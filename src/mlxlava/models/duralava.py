@@ -10,7 +10,13 @@ from typing import Any
 
 from mlxlava.backend import Tree, mx, tree_map
 from mlxlava.backend.cpu.chunks import Chunks, share_forward
-from mlxlava.backend.ops import biased_leaky_relu, conv_down, conv_up, leaky_relu, scaled_leaky_relu
+from mlxlava.backend.ops import (
+    biased_leaky_relu,
+    conv4_stride2,
+    conv4_transposed,
+    leaky_relu,
+    scaled_leaky_relu,
+)
 from mlxlava.config import Recipe
 from mlxlava.models.discriminator import Frames
 from mlxlava.models.layers import dense, glorot, init_conv, init_dense
@@ -57,7 +63,7 @@ def _sums(x: mx.array) -> tuple[mx.array, mx.array]:
 
 def _transpose_convolve(weights: Tree, x: mx.array) -> mx.array:
     """(N, H, W, I) → (N, 2H, 2W, O), without the bias, which :func:`batch_norm` takes."""
-    return conv_up(x, weights["weight"])
+    return conv4_transposed(x, weights["weight"])
 
 
 class TransposedGenerator:
@@ -163,16 +169,16 @@ class RecurrentDiscriminator:
         """
 
         def first(frames: Chunks, kernel: mx.array) -> Chunks:
-            return frames.map(lambda x: conv_down(x, kernel))
+            return frames.map(lambda x: conv4_stride2(x, kernel))
 
         def second(maps: Chunks, bias: mx.array, kernel: mx.array) -> Chunks:
-            return maps.map(lambda x: conv_down(biased_leaky_relu(x, bias), kernel))
+            return maps.map(lambda x: conv4_stride2(biased_leaky_relu(x, bias), kernel))
 
         def normed(
             maps: Chunks, scale: mx.array, shift: mx.array, bias: mx.array, kernel: mx.array
         ) -> Chunks:
             maps, _ = batch_norm({"scale": scale, "bias": shift}, maps, bias)
-            return maps.map(lambda x: conv_down(x, kernel))
+            return maps.map(lambda x: conv4_stride2(x, kernel))
 
         def last(
             maps: Chunks, scale: mx.array, shift: mx.array, bias: mx.array, matrix: mx.array, offset: mx.array

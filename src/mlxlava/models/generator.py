@@ -10,7 +10,7 @@ import math
 from itertools import pairwise
 
 from mlxlava.backend import Tree, mx
-from mlxlava.backend.ops import depth_to_space, leaky_relu
+from mlxlava.backend.ops import leaky_relu, pixel_shuffle
 from mlxlava.config import Recipe
 from mlxlava.models.layers import HE, convolve, dense, init_conv, init_dense
 
@@ -53,7 +53,7 @@ class ShuffleGenerator:
         x = leaky_relu(dense(weights["dense"], states))
         x = x.reshape(-1, *self.base, self.widths[0])
         for i in range(len(self.widths) - 1):
-            x = leaky_relu(depth_to_space(convolve(weights[f"up{i}"], x)))
+            x = leaky_relu(pixel_shuffle(convolve(weights[f"up{i}"], x)))
         x = convolve(weights["out"], x)
         if self.background:
             x = mx.stop_gradient(weights["background"]) + mx.stop_gradient(weights["gate"]) * x

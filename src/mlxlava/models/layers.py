@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from mlxlava.backend import Tree, mx
-from mlxlava.backend.ops import biased_leaky_relu, conv3, conv_down
+from mlxlava.backend.ops import biased_leaky_relu, conv3, conv4_stride2
 
 HE = math.sqrt(2)  # gain that keeps the variance through leaky ReLUs (He 2015)
 
@@ -41,4 +41,4 @@ def convolve(weights: Tree, x: mx.array) -> mx.array:
 
 def downsample(weights: Tree, x: mx.array) -> mx.array:
     """4×4 convolution of stride 2 with its bias, and leaky ReLU: (N, H, W, I) → (N, H/2, W/2, O)."""
-    return biased_leaky_relu(conv_down(x, weights["weight"]), weights["bias"])
+    return biased_leaky_relu(conv4_stride2(x, weights["weight"]), weights["bias"])

@@ -34,12 +34,12 @@ def preview(recipe: Recipe, arrays: Tree, real: np.ndarray | None = None) -> np.
     stats = arrays["stats"]
     bases = dynamics.prepare(stats["dynamics"])
     keys = mx.random.split(mx.random.key(_SEED), columns * gap)
-    shape = (max(_LAMPS, dynamics.companions), recipe.generator.state_size)
+    shape = (max(_LAMPS, dynamics.minimum_batch), recipe.generator.state_size)
     states = mx.random.normal(shape, key=keys[0])
     path = []
     for index in range(columns * gap):
         noise = mx.random.normal(shape, key=keys[index])
-        states = dynamics.advance(arrays["dynamics"], bases, states, noise)
+        states = dynamics.step(arrays["dynamics"], bases, states, noise)
         if index % gap == 0:
             path.append(states[:_LAMPS])
     frames, _ = generator(arrays["generator"], mx.concatenate(path), stats["generator"])

@@ -44,7 +44,7 @@ class StationaryStep:
     own, which is learned; the largest one stands in the bound.
     """
 
-    companions = 1  # states that have to be rolled together to play one lamp
+    minimum_batch = 1  # states that have to be rolled together to play one lamp
     reversible = True
 
     def __init__(self, recipe: Recipe) -> None:
@@ -114,7 +114,7 @@ class StationaryStep:
         cos, sin = mx.cos(angles), mx.sin(angles)
         return mx.concatenate([first * cos - second * sin, first * sin + second * cos, kept], axis=-1)
 
-    def advance(
+    def step(
         self, weights: Tree, bases: Tree, states: mx.array, noise: mx.array, dt: float | mx.array = 1.0
     ) -> mx.array:
         """States (B, Z) a share ``dt`` (0 … 1) of a learned step later; ``noise`` (B, Z) is that step's own.
@@ -124,7 +124,7 @@ class StationaryStep:
         """
         return self._stir(weights, self.transport(weights, bases, states, dt), noise, dt)
 
-    def retreat(self, weights: Tree, bases: Tree, states: mx.array, noise: mx.array) -> mx.array:
+    def inverse_step(self, weights: Tree, bases: Tree, states: mx.array, noise: mx.array) -> mx.array:
         """States (B, Z) a learned step earlier: the same process, looked at backwards.
 
         If u is N(0, I) and z' = rho u + sqrt(1 − rho²) noise, then u given z' has the law of
@@ -150,16 +150,16 @@ class StationaryStep:
         angle = dt * mx.arcsin(noisy)
         return mx.cos(angle) * states + mx.sin(angle) * noise
 
-    def slowed(self, weights: Tree, share: float) -> Tree:
-        """Weights whose step makes ``share`` of the rotations: the same flow, more slowly."""
-        slow = dict(weights)
+    def scaled_rotations(self, weights: Tree, factor: float) -> Tree:
+        """Weights whose step rotates by ``factor`` times the angles: the same flow, slower if below 1."""
+        scaled = dict(weights)
         for c in range(self.couplings):
             layer = weights[f"coupling{c}"]
-            slow[f"coupling{c}"] = {
+            scaled[f"coupling{c}"] = {
                 **layer,
-                "angles": {name: share * a for name, a in layer["angles"].items()},
+                "angles": {name: factor * a for name, a in layer["angles"].items()},
             }
-        return slow
+        return scaled
 
     def roll(
         self, weights: Tree, bases: Tree, states: mx.array, key: mx.array, steps: int, before: int = 0
@@ -191,9 +191,9 @@ class StationaryStep:
                 states = path[-1]
             return path
 
-        after = go(states, noise[before:], self.advance)
+        after = go(states, noise[before:], self.step)
         if before:
-            after = [*reversed(go(states, noise[1:before], self.retreat)), states, *after]
+            after = [*reversed(go(states, noise[1:before], self.inverse_step)), states, *after]
         return mx.stack(after, axis=1), {}
 
 
@@ -215,10 +215,10 @@ class PenalisedStep:
     """duralava's: an MLP whose states are re-standardised, with a penalty on their moments.
 
     Mean and deviation are taken over the whole batch, so one lamp cannot be played alone:
-    ``companions`` states are rolled together.
+    ``minimum_batch`` states are rolled together.
     """
 
-    companions = 32
+    minimum_batch = 32
     keeps_norm = False
     reversible = False
 
@@ -250,7 +250,7 @@ class PenalisedStep:
             states = leaky_relu(dense(weights[f"hidden{i}"], states))
         return dense(weights["out"], states)
 
-    def advance(
+    def step(
         self, weights: Tree, bases: Tree, states: mx.array, noise: mx.array, dt: float | mx.array = 1.0
     ) -> mx.array:
         """States (B, Z) a share ``dt`` of a learned step later, on the great circle to the next states.

@@ -32,8 +32,8 @@ class _Shuffled:
         self._base = (*generator.base, generator.widths[0])
         self._dense = weights["dense"]
         ups = [weights[f"up{i}"] for i in range(len(generator.widths) - 1)]
-        self._ups = [_Weighed(Kind.GROW, up["weight"], up["bias"]) for up in ups]
-        self._out = _Weighed(Kind.KEEP, weights["out"]["weight"])
+        self._ups = [_Transformed(Kind.CONV3_SHUFFLE, up["weight"], up["bias"]) for up in ups]
+        self._out = _Transformed(Kind.CONV3, weights["out"]["weight"])
         self._gate = weights.get("gate", mx.ones((1, 1, 3)))
         self._offset = weights.get("background", mx.zeros((1, 1, 3))) + self._gate * weights["out"]["bias"]
         mx.eval(self._offset, self._gate)
@@ -45,18 +45,18 @@ class _Shuffled:
         return to_bytes(mx.sigmoid(self._offset + self._gate * self._out(x)))
 
 
-class _Weighed:
+class _Transformed:
     """A convolution whose weight (O, 3, 3, I) and bias (O,) do not change."""
 
     def __init__(self, kind: Kind, weight: mx.array, bias: mx.array | None = None) -> None:
         self._kind, self._weight, self._bias = kind, weight, bias
-        self._weighed: dict[int, mx.array] = {}  # by way; how many planes there are at once decides on it
+        self._transformed: dict[int, mx.array] = {}  # by algorithm, which the number of frames decides on
 
     def __call__(self, x: mx.array) -> mx.array:
         outputs = len(self._weight)
-        way = convolution.choose(self._kind, x.shape, outputs)
-        if way not in self._weighed:
-            self._weighed[way] = convolution.weigh(self._kind, way, self._weight)
-            mx.eval(self._weighed[way])
-        weighed = self._weighed[way]
-        return convolution.convolve_weighed(self._kind, way, x, weighed, outputs, self._bias)
+        algorithm = convolution.choose_algorithm(self._kind, x.shape, outputs)
+        if algorithm not in self._transformed:
+            self._transformed[algorithm] = convolution.transform_filter(self._kind, algorithm, self._weight)
+            mx.eval(self._transformed[algorithm])
+        transformed = self._transformed[algorithm]
+        return convolution.convolve_transformed(self._kind, algorithm, x, transformed, outputs, self._bias)

@@ -55,10 +55,10 @@ def match_pace(weights: Weights, frames: npt.NDArray[np.uint8], cuts: Sequence[i
     bases = dynamics.prepare(stats["dynamics"])
     first, scale = draw(states), 1.0
     for _ in range(_ROUNDS):
-        slow = dynamics.slowed(arrays["dynamics"], scale)
-        second = draw(dynamics.advance(slow, bases, states, noise))
+        slow = dynamics.scaled_rotations(arrays["dynamics"], scale)
+        second = draw(dynamics.step(slow, bases, states, noise))
         drawn = float(np.array(mx.abs(second - first).mean()))
         scale = min(1.0, scale * float(real) / max(drawn, 1e-9))
-    slow = dynamics.slowed(arrays["dynamics"], scale)
+    slow = dynamics.scaled_rotations(arrays["dynamics"], scale)
     mx.eval(slow)
     return dataclasses.replace(weights, arrays={**arrays, "dynamics": slow}), scale

@@ -55,8 +55,8 @@ class Rollout:
         self._bases = self._dynamics.prepare(weights.arrays["stats"]["dynamics"])
         self._streams = itertools.cycle(parallel_streams())
         self._rate = weights.step_fps * speed
-        companions = self._dynamics.companions
-        self._shape = (lamps if companions == 1 else companions, weights.recipe.generator.state_size)
+        least = self._dynamics.minimum_batch
+        self._shape = (lamps if least == 1 else least, weights.recipe.generator.state_size)
         self._states = mx.random.normal(self._shape, key=mx.random.key(_mix(seed, -1)))
         if start is not None:
             self._states[0] = mx.array(start)
@@ -145,7 +145,7 @@ class Rollout:
     def _look(self, times: Sequence[float]) -> mx.array:
         """The states (N, Z) of the lamp that is drawn at play times, not evaluated."""
         moments = [self._reach(at) for at in times]
-        if len(times) == 1 or self._dynamics.companions > 1:
+        if len(times) == 1 or self._dynamics.minimum_batch > 1:
             return mx.concatenate([self._between(*moment)[:1] for moment in moments])
         # A step is so little work that it takes as long for a few states as for one.
         states = mx.concatenate([states[:1] for states, _, _ in moments])
@@ -182,7 +182,7 @@ class Rollout:
 
     def _advance(self, states: mx.array, noise: mx.array, dt: float | mx.array) -> mx.array:
         """States a fraction ``dt`` of a learned step later."""
-        states = self._dynamics.advance(self._arrays["dynamics"], self._bases, states, noise, dt)
+        states = self._dynamics.step(self._arrays["dynamics"], self._bases, states, noise, dt)
         if not self._dynamics.keeps_norm:
             return states
         # The step keeps norms, but rounding would shrink a state by some 14 % in a million steps.

@@ -75,7 +75,7 @@ class Loop:
         count = max(_FEWEST, round(steps))
         self._dynamics, self._bases = dynamics, dynamics.prepare(weights.arrays["stats"]["dynamics"])
         # A whole number of steps fills the period, each a little longer or shorter than a learned one.
-        self._weights = dynamics.slowed(weights.arrays["dynamics"], steps / count)
+        self._weights = dynamics.scaled_rotations(weights.arrays["dynamics"], steps / count)
         self._per_second = count / period
         self._drawer = Rollout(weights, seed)
         self.size = weights.recipe.data.size

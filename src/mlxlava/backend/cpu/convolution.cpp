@@ -1,19 +1,23 @@
 // Convolutions for MLX's CPU back end, as operations of MLX's own kind; native.py builds and loads this.
 //
 // Tiles of neighbouring results take fewer products than taps (Winograd 1980; for nets: Lavin & Gray 2016):
-// with `before`, `weigh` and `after` from polynomials through a few points (Toom 1963, Cook 1966), along both
+// with the transforms `input`, `filter` and `output` from polynomials through a few points (Toom 1963, Cook 1966;
+// B^T, G and A^T of Lavin & Gray), along both
 // sides of a tile,
 //
-//     results = after ((weigh taps weigh^T) * (before seen before^T)) after^T
+//     results = output ((filter taps filter^T) * (input seen input^T)) output^T
 //
-// and the gradient by the taps is weigh^T (... (after^T results after) * (before seen before^T)) weigh.
+// and the gradient with respect to the taps is
+//
+//     filter^T ((output^T results output) * (input seen input^T)) filter
+//
 // What is multiplied are, for each number of a tile, matrices of one row a tile. All is done for so many
-// tiles at a time that the matrices stay in the processor's cache: the sums before and after cost little there.
+// tiles at a time that the matrices stay in the processor's cache: the transforms cost little there.
 //
-// Few channels leave little to save: then all taps are multiplied at once, before a result is summed (few are
-// seen), or after (few are made).
+// Few channels leave little to save. Then there is one plain product: of patches with all taps where few channels
+// are seen (im2col), or of pixels with all taps, whose results are added up, where few are made (col2im).
 //
-// Planes are (N, H, W, C), weights (O, side, side, I) with any strides, all float32.
+// Feature maps are (N, H, W, C), weights (O, side, side, I) with any strides, all float32.
 
 #include <algorithm>
 #include <cstdint>
@@ -130,7 +134,7 @@ void product(int rows, int columns, int depth, const float* a, long stride, cons
 template <int results_, int taps_>
 struct Form {
   static constexpr int results = results_, taps = taps_, points = results + taps - 1;
-  float before[points][points]{}, weigh[points][taps]{}, after[results][points]{};
+  float input[points][points]{}, filter[points][taps]{}, output[results][points]{};
 
   constexpr Form() {
     constexpr double at[] = {0, 1, -1, taps == 2 ? -0.5 : 2, -2};
@@ -146,29 +150,29 @@ struct Form {
       }
       double power = 1;
       for (int d = 0; d < points; d++) {
-        before[i][d] = polynomial[d];
-        if (d < taps) weigh[i][d] = infinite ? d == taps - 1 : power / scale;
-        if (d < results) after[d][i] = infinite ? d == results - 1 : power;
+        input[i][d] = polynomial[d];
+        if (d < taps) filter[i][d] = infinite ? d == taps - 1 : power / scale;
+        if (d < results) output[d][i] = infinite ? d == results - 1 : power;
         power *= infinite ? 0 : at[i];
       }
     }
   }
 };
 
-enum Which { BEFORE, WEIGH, AFTER };
+enum Which { INPUT, FILTER, OUTPUT };
 
 template <class F, Which which, bool transposed>
 struct Side {
   static constexpr F form{};
-  static constexpr int tall = which == AFTER ? F::results : F::points;
-  static constexpr int wide = which == WEIGH ? F::taps : F::points;
+  static constexpr int tall = which == OUTPUT ? F::results : F::points;
+  static constexpr int wide = which == FILTER ? F::taps : F::points;
   static constexpr int out = transposed ? wide : tall, in = transposed ? tall : wide;
 
   static constexpr float at(int i, int j) {
     int row = transposed ? j : i, column = transposed ? i : j;
-    return which == BEFORE ? form.before[row][column]
-         : which == WEIGH ? form.weigh[row][column]
-                          : form.after[row][column];
+    return which == INPUT ? form.input[row][column]
+         : which == FILTER ? form.filter[row][column]
+                          : form.output[row][column];
   }
 
   // The matrix times numbers that lie so far apart.
@@ -198,16 +202,16 @@ struct Side {
   }
 };
 
-// How results see planes: result (y, x) sees blocks of `block` · `block` pixels, the first of them at pixel
+// How results see feature maps: result (y, x) sees blocks of `block` · `block` pixels, the first of them at pixel
 // (y * step + top, x * step + left), one for each tap, `step` pixels apart. What lies outside is empty.
-struct Planes {
+struct FeatureMaps {
   const float* data;
   int height, width, channels, block, step, top, left;
 
   int depth() const { return block * block * channels; }
 };
 
-// Results, every `step` pixels of planes that begin at `data`. With a bias they are activated; then a result is a
+// Results, every `step` pixels of feature maps that begin at `data`. With a bias they are activated; then a result is a
 // square of pixels, each of a quarter of its channels (pixel shuffle), and `step` is 2.
 struct Results {
   float* data;
@@ -219,8 +223,8 @@ struct Results {
   // Of one of the pixels that a result is.
   int depth() const { return bias ? channels / 4 : channels; }
 
-  float* pixel(int plane, int y, int x) const {
-    return data + ((long(plane) * height * step + y * step) * width * step + x * step) * depth();
+  float* pixel(int image, int y, int x) const {
+    return data + ((long(image) * height * step + y * step) * width * step + x * step) * depth();
   }
 };
 
@@ -257,7 +261,7 @@ struct Tiles {
   Tiles(int height, int width) : down(ceil_div(height, F::results)), across(ceil_div(width, F::results)) {}
 
   struct Place {
-    int plane, top, left;  // of the tile's results
+    int image, top, left;  // of the tile's results
   };
 
   Place place(int index) const {
@@ -270,12 +274,12 @@ struct Tiles {
     return std::min<long>(long(count) * down * across, std::max<long>(fit / ROWS, 8) * ROWS);
   }
 
-  // What tile `index` of all planes sees, times `before` on both sides: row `row` of points matrices.
-  void see(const Planes& x, int index, float* to, long point, int row) const {
-    auto [plane, top, left] = place(index);
+  // What tile `index` of all feature maps sees, times `input` on both sides: row `row` of points matrices.
+  void see(const FeatureMaps& x, int index, float* to, long point, int row) const {
+    auto [image, top, left] = place(index);
     int side = (F::points - 1) * x.step + x.block;
     top = top * x.step + x.top, left = left * x.step + x.left;
-    const float* from = x.data + long(plane) * x.height * x.width * x.channels;
+    const float* from = x.data + long(image) * x.height * x.width * x.channels;
     long line = long(x.width) * x.channels;
     if (top < 0 || left < 0 || top + side > x.height || left + side > x.width) {
       float* window = matrix(3, long(side) * side * x.channels + LANES);
@@ -302,7 +306,7 @@ struct Tiles {
         for (int i = 0; i < F::points; i++)
           for (int j = 0; j < F::points; j++)
             seen[i][j] = load(from + (i * x.step + y) * line + j * x.step * x.channels + c, wide - c);
-        Side<F, BEFORE, false>::apply(seen, out);
+        Side<F, INPUT, false>::apply(seen, out);
         for (int i = 0; i < F::points; i++)
           for (int j = 0; j < F::points; j++)
             store(to + (i * F::points + j) * point + y * wide + c, out[i][j], wide - c);
@@ -310,15 +314,15 @@ struct Tiles {
   }
 };
 
-// What `weigh` makes of taps, in floats.
+// What `transform_filter` makes of taps, in floats.
 template <class F>
-size_t weighed_size(int depth, int columns) {
+size_t transformed_size(int depth, int columns) {
   return size_t(F::points) * F::points * depth * panels(columns) * PANEL;
 }
 
-// Taps times `weigh` on both sides, each of points matrices as panels.
+// Taps times `filter` on both sides, each of points matrices as panels.
 template <class F>
-void weigh(const Taps& taps, int block, int channels, int columns, float* to) {
+void transform_filter(const Taps& taps, int block, int channels, int columns, float* to) {
   int depth = block * block * channels;
   long point = long(depth) * panels(columns) * PANEL;
   for (int panel = 0; panel < panels(columns); panel++)
@@ -333,7 +337,7 @@ void weigh(const Taps& taps, int block, int channels, int columns, float* to) {
             for (int n = 0; n < many; n++) values[n] = from[i * taps.row + j * taps.column + n * taps.out];
             seen[i][j] = load(values);
           }
-        Side<F, WEIGH, false>::apply(seen, out);
+        Side<F, FILTER, false>::apply(seen, out);
         float* at = to + (long(panel) * depth + k) * PANEL + half;
         for (int i = 0; i < F::points; i++)
           for (int j = 0; j < F::points; j++) store(at + (i * F::points + j) * point, out[i][j]);
@@ -341,7 +345,7 @@ void weigh(const Taps& taps, int block, int channels, int columns, float* to) {
 }
 
 template <class F>
-void convolve(const Planes& x, const float* weights, int count, const Results& y) {
+void convolve(const FeatureMaps& x, const float* weights, int count, const Results& y) {
   Tiles<F> tiles(y.height, y.width);
   int depth = x.depth(), columns = y.channels, wide = y.columns(), points = tiles.points;
   int block = tiles.block(count, depth, wide), all = count * tiles.down * tiles.across;
@@ -361,7 +365,7 @@ void convolve(const Planes& x, const float* weights, int count, const Results& y
       continue;
     }
     for (int t = 0; t < many; t++) {
-      auto [plane, top, left] = tiles.place(start + t);
+      auto [image, top, left] = tiles.place(start + t);
       int rows = std::min(F::results, y.height - top), across = std::min(F::results, y.width - left);
       for (int first = 0; first < columns; first += depth_of_pixel) {
         int quarter = first / depth_of_pixel;
@@ -371,7 +375,7 @@ void convolve(const Planes& x, const float* weights, int count, const Results& y
           for (int i = 0; i < F::points; i++)
             for (int j = 0; j < F::points; j++)
               from[i][j] = load(made + (i * F::points + j) * of_made + long(t) * wide + first + c);
-          Side<F, AFTER, false>::apply(from, to);
+          Side<F, OUTPUT, false>::apply(from, to);
           for (int i = 0; i < rows; i++)
             for (int j = 0; j < across; j++) {
               Vector v = to[i][j];
@@ -379,7 +383,7 @@ void convolve(const Planes& x, const float* weights, int count, const Results& y
                 v += load(y.bias + first + c, depth_of_pixel - c);
                 v = v > 0 ? v : SLOPE * v;
               }
-              store(y.pixel(plane, top + i, left + j) + corner + c, v, depth_of_pixel - c);
+              store(y.pixel(image, top + i, left + j) + corner + c, v, depth_of_pixel - c);
             }
         }
       }
@@ -387,9 +391,9 @@ void convolve(const Planes& x, const float* weights, int count, const Results& y
   }
 }
 
-// The gradient of `convolve` by its taps, which are written to.
+// The gradient of `convolve` with respect to its taps, which are written to.
 template <class F>
-void learn(const Planes& x, const Results& y, int count, const Taps& taps) {
+void weight_gradient(const FeatureMaps& x, const Results& y, int count, const Taps& taps) {
   Tiles<F> tiles(y.height, y.width);
   int depth = x.depth(), columns = y.channels, wide = y.columns(), points = tiles.points;
   int block = tiles.block(count, depth, wide), all = count * tiles.down * tiles.across;
@@ -401,13 +405,13 @@ void learn(const Planes& x, const Results& y, int count, const Taps& taps) {
     int many = std::min(block, all - start);
     for (int t = 0; t < many; t++) {
       tiles.see(x, start + t, seen, of_seen, t);
-      auto [plane, top, left] = tiles.place(start + t);
+      auto [image, top, left] = tiles.place(start + t);
       for (int c = 0; c < wide; c += LANES) {
         Vector from[F::results][F::results]{}, to[F::points][F::points];
         for (int i = 0; i < F::results && top + i < y.height; i++)
           for (int j = 0; j < F::results && left + j < y.width; j++)
-            if (c < columns) from[i][j] = load(y.pixel(plane, top + i, left + j) + c, columns - c);
-        Side<F, AFTER, true>::apply(from, to);
+            if (c < columns) from[i][j] = load(y.pixel(image, top + i, left + j) + c, columns - c);
+        Side<F, OUTPUT, true>::apply(from, to);
         float* at = made + (long(c / PANEL) * many + t) * PANEL + c % PANEL;
         for (int i = 0; i < F::points; i++)
           for (int j = 0; j < F::points; j++) store(at + (i * F::points + j) * of_made, to[i][j]);
@@ -424,7 +428,7 @@ void learn(const Planes& x, const Results& y, int count, const Taps& taps) {
       for (int i = 0; i < F::points; i++)
         for (int j = 0; j < F::points; j++)
           from[i][j] = load(sums + (long(i * F::points + j) * depth + k) * wide + n);
-      Side<F, WEIGH, true>::apply(from, to);
+      Side<F, FILTER, true>::apply(from, to);
       for (int i = 0; i < F::taps; i++)
         for (int j = 0; j < F::taps; j++)
           for (int l = 0; l < std::min(LANES, columns - n); l++)
@@ -447,7 +451,7 @@ void gather(const Taps& taps, int side, int channels, int outputs, float* to) {
 }
 
 // Pixel (y, x) of `from` adds to a square of the results whose corner is at (y * step - 1, x * step - 1).
-void spread(const Planes& x, int side, int step, const float* weights, int count, const Results& y) {
+void spread(const FeatureMaps& x, int side, int step, const float* weights, int count, const Results& y) {
   int across = side * y.channels, columns = side * across, wide = panels(columns) * PANEL;
   int vectors = ceil_div(across, LANES), stripes = ceil_div(vectors * LANES, step * y.channels);
   int lines = std::max<long>(1, BLOCK / 4 / (long(x.width) * wide)), edged = (y.width + 2) * y.channels;
@@ -455,9 +459,9 @@ void spread(const Planes& x, int side, int step, const float* weights, int count
   float* sums = matrix(2, long(y.height + 2) * edged + LANES);
   Vector last{};
   for (int l = 0; l < across - (vectors - 1) * LANES; l++) last[l] = 1;
-  for (int plane = 0; plane < count; plane++) {
+  for (int image = 0; image < count; image++) {
     std::memset(sums, 0, sizeof(float) * (y.height + 2) * edged);
-    const float* from = x.data + long(plane) * x.height * x.width * x.channels;
+    const float* from = x.data + long(image) * x.height * x.width * x.channels;
     for (int top = 0; top < x.height; top += lines) {
       int many = std::min(lines, x.height - top);
       product<false>(many * x.width, columns, x.channels, from + long(top) * x.width * x.channels, x.channels, weights, made,
@@ -477,50 +481,51 @@ void spread(const Planes& x, int side, int step, const float* weights, int count
         }
     }
     for (int row = 0; row < y.height; row++)
-      std::memcpy(y.pixel(plane, row, 0), sums + (row + 1) * edged + y.channels,
+      std::memcpy(y.pixel(image, row, 0), sums + (row + 1) * edged + y.channels,
                   sizeof(float) * y.width * y.channels);
   }
 }
 
 // --- operations ---
 
-enum Kind { DOWN, UP, KEEP, GROW };
-enum Way { SMALL, LARGE, ALL_BEFORE, ALL_AFTER };  // tiles of 2·2 or of 4·4 results, or few channels
+enum Kind { CONV4_STRIDE2, CONV4_TRANSPOSED, CONV3, CONV3_SHUFFLE };
+enum Algorithm { WINOGRAD_2X2, WINOGRAD_4X4, IM2COL, COL2IM };  // tiles of 2·2 or 4·4 results; few channels
 
-bool keeps(Kind kind) { return kind == KEEP || kind == GROW; }
-int taps_of(Kind kind) { return keeps(kind) ? 3 : 2; }
-int side_of(Kind kind) { return keeps(kind) ? 3 : 4; }
-int step_of(Kind kind) { return keeps(kind) ? 1 : 2; }
+bool is_conv3(Kind kind) { return kind == CONV3 || kind == CONV3_SHUFFLE; }
+int taps_of(Kind kind) { return is_conv3(kind) ? 3 : 2; }
+int side_of(Kind kind) { return is_conv3(kind) ? 3 : 4; }
+int step_of(Kind kind) { return is_conv3(kind) ? 1 : 2; }
 
-// The way that takes the least time, for planes with such results.
-Way choose(Kind kind, int count, int height, int width, int inputs, int outputs) {
-  if ((kind == UP || kind == KEEP) && outputs < std::min(FEW, inputs)) return ALL_AFTER;
-  if (kind != UP && inputs < FEW) return ALL_BEFORE;
+// The algorithm that takes the least time, for feature maps with such results.
+Algorithm choose(Kind kind, int count, int height, int width, int inputs, int outputs) {
+  if ((kind == CONV4_TRANSPOSED || kind == CONV3) && outputs < std::min(FEW, inputs)) return COL2IM;
+  if (kind != CONV4_TRANSPOSED && inputs < FEW) return IM2COL;
   auto cost = [&](int results) {
     int points = results + taps_of(kind) - 1;
     // To read weights takes as long as some rows of a product.
     return points * points * (ceil_div(height, results) * ceil_div(width, results) * count + 8);
   };
-  return cost(4) < cost(2) ? LARGE : SMALL;
+  return cost(4) < cost(2) ? WINOGRAD_4X4 : WINOGRAD_2X2;
 }
 
 template <class Act>
-void with_form(Kind kind, Way way, Act act) {
-  if (way == ALL_BEFORE) act(Form<1, 1>());
-  else if (keeps(kind) && way == SMALL) act(Form<2, 3>());
-  else if (keeps(kind)) act(Form<4, 3>());
-  else if (way == SMALL) act(Form<2, 2>());
+void with_form(Kind kind, Algorithm algorithm, Act act) {
+  if (algorithm == IM2COL) act(Form<1, 1>());
+  else if (is_conv3(kind) && algorithm == WINOGRAD_2X2) act(Form<2, 3>());
+  else if (is_conv3(kind)) act(Form<4, 3>());
+  else if (algorithm == WINOGRAD_2X2) act(Form<2, 2>());
   else act(Form<4, 2>());
 }
 
-// Tap (i, j) of each of the four pixels (p, q) of a square of UP's results, which see a pixel later each.
+// Tap (i, j) of each of the four pixels (p, q) of a square of CONV4_TRANSPOSED's results, which see a pixel later each.
 Taps taps_of_pixel(Taps all, int p, int q) {
   return {all.data + (3 - p) * all.row + (3 - q) * all.column, -2 * all.row, -2 * all.column, 0, 0, all.in, all.out};
 }
 
 class Operation : public mx::UnaryPrimitive {
  public:
-  Operation(mx::Stream stream, Kind kind, Way way) : UnaryPrimitive(stream), kind(kind), way(way) {}
+  Operation(mx::Stream stream, Kind kind, Algorithm algorithm)
+      : UnaryPrimitive(stream), kind(kind), algorithm(algorithm) {}
 
   void eval_cpu(const std::vector<mx::array>& inputs, mx::array& out) override {
     out.set_data(mx::allocator::malloc(out.nbytes()));
@@ -536,7 +541,7 @@ class Operation : public mx::UnaryPrimitive {
 
   bool is_equivalent(const mx::Primitive& other) const override {
     auto& operation = static_cast<const Operation&>(other);
-    return kind == operation.kind && way == operation.way;
+    return kind == operation.kind && algorithm == operation.algorithm;
   }
 
  protected:
@@ -544,10 +549,10 @@ class Operation : public mx::UnaryPrimitive {
   virtual Work work() const = 0;
 
   const Kind kind;
-  const Way way;
+  const Algorithm algorithm;
 };
 
-Planes planes(const mx::array& x, int block, int step, int top, int left) {
+FeatureMaps feature_maps(const mx::array& x, int block, int step, int top, int left) {
   return {x.data<float>(), x.shape(1), x.shape(2), x.shape(3), block, step, top, left};
 }
 
@@ -556,88 +561,88 @@ Results results(const mx::array& y) {
 }
 
 // Weight -> what `Convolve` takes.
-class Weigh : public Operation {
+class TransformFilter : public Operation {
   using Operation::Operation;
 
-  const char* name() const override { return "Weigh"; }
+  const char* name() const override { return "TransformFilter"; }
 
   Work work() const override {
-    return [kind = kind, way = way](const std::vector<mx::array>& given, mx::array& out) {
+    return [kind = kind, algorithm = algorithm](const std::vector<mx::array>& given, mx::array& out) {
       const mx::array& weight = given[0];
       const auto& s = weight.strides();
       const float* data = weight.data<float>();
       float* to = out.data<float>();
       int side = side_of(kind), step = step_of(kind);
-      if (kind == UP) {
+      if (kind == CONV4_TRANSPOSED) {
         Taps all{data, s[1], s[2], 0, 0, s[0], s[3]};
         int inputs = weight.shape(0), outputs = weight.shape(3);
-        if (way == ALL_AFTER) return gather(all, side, inputs, outputs, to);
+        if (algorithm == COL2IM) return gather(all, side, inputs, outputs, to);
         for (int p = 0; p < 2; p++)
           for (int q = 0; q < 2; q++)
-            with_form(kind, way, [&](auto form) {
-              weigh<decltype(form)>(taps_of_pixel(all, p, q), 1, inputs, outputs, to);
-              to += weighed_size<decltype(form)>(inputs, outputs);
+            with_form(kind, algorithm, [&](auto form) {
+              transform_filter<decltype(form)>(taps_of_pixel(all, p, q), 1, inputs, outputs, to);
+              to += transformed_size<decltype(form)>(inputs, outputs);
             });
         return;
       }
       int inputs = weight.shape(3), outputs = weight.shape(0);
-      if (way == ALL_AFTER)  // seen from the other side, taps are turned about
+      if (algorithm == COL2IM)  // seen from the other side, taps are turned about
         return gather({data + 2 * s[1] + 2 * s[2], -s[1], -s[2], 0, 0, s[3], s[0]}, side, inputs, outputs, to);
       Taps taps{data, step * s[1], step * s[2], s[1], s[2], s[3], s[0]};
-      with_form(kind, way, [&](auto form) {
-        weigh<decltype(form)>(taps, way == ALL_BEFORE ? side : step, inputs, outputs, to);
+      with_form(kind, algorithm, [&](auto form) {
+        transform_filter<decltype(form)>(taps, algorithm == IM2COL ? side : step, inputs, outputs, to);
       });
     };
   }
 };
 
-// Planes, `Weigh`'s, of GROW also the bias -> planes.
+// Feature maps, a transformed filter, of CONV3_SHUFFLE also the bias -> feature maps.
 class Convolve : public Operation {
   using Operation::Operation;
 
   const char* name() const override { return "Convolve"; }
 
   Work work() const override {
-    return [kind = kind, way = way](const std::vector<mx::array>& given, mx::array& out) {
+    return [kind = kind, algorithm = algorithm](const std::vector<mx::array>& given, mx::array& out) {
       const mx::array& x = given[0];
       const float* weights = given[1].data<float>();
       int count = x.shape(0), side = side_of(kind), step = step_of(kind);
       Results y = results(out);
-      if (kind == GROW) y = {y.data, x.shape(1), x.shape(2), 4 * y.channels, 2, given[2].data<float>()};
-      if (way == ALL_AFTER) return spread(planes(x, 1, 1, 0, 0), side, step, weights, count, y);
-      if (kind != UP) {
-        Planes seen = planes(x, way == ALL_BEFORE ? side : step, step, -1, -1);
-        return with_form(kind, way, [&](auto form) { convolve<decltype(form)>(seen, weights, count, y); });
+      if (kind == CONV3_SHUFFLE) y = {y.data, x.shape(1), x.shape(2), 4 * y.channels, 2, given[2].data<float>()};
+      if (algorithm == COL2IM) return spread(feature_maps(x, 1, 1, 0, 0), side, step, weights, count, y);
+      if (kind != CONV4_TRANSPOSED) {
+        FeatureMaps seen = feature_maps(x, algorithm == IM2COL ? side : step, step, -1, -1);
+        return with_form(kind, algorithm, [&](auto form) { convolve<decltype(form)>(seen, weights, count, y); });
       }
       for (int p = 0; p < 2; p++)
         for (int q = 0; q < 2; q++)
-          with_form(kind, way, [&](auto form) {
+          with_form(kind, algorithm, [&](auto form) {
             Results of_pixel{y.pixel(0, p, q), x.shape(1), x.shape(2), y.channels, 2};
-            convolve<decltype(form)>(planes(x, 1, 1, p - 1, q - 1), weights, count, of_pixel);
-            weights += weighed_size<decltype(form)>(x.shape(3), y.channels);
+            convolve<decltype(form)>(feature_maps(x, 1, 1, p - 1, q - 1), weights, count, of_pixel);
+            weights += transformed_size<decltype(form)>(x.shape(3), y.channels);
           });
     };
   }
 };
 
-// Planes of DOWN or KEEP, gradient by their results -> gradient by the weight.
-class Learn : public Operation {
+// Feature maps of CONV4_STRIDE2 or CONV3, gradient with respect to their results -> with respect to the weight.
+class WeightGradient : public Operation {
   using Operation::Operation;
 
-  const char* name() const override { return "Learn"; }
+  const char* name() const override { return "WeightGradient"; }
 
   Work work() const override {
-    return [kind = kind, way = way](const std::vector<mx::array>& given, mx::array& out) {
+    return [kind = kind, algorithm = algorithm](const std::vector<mx::array>& given, mx::array& out) {
       const mx::array &x = given[0], &y = given[1];
       const auto& s = out.strides();
       float* data = out.data<float>();
       int count = x.shape(0), side = side_of(kind), step = step_of(kind);
-      if (way == ALL_AFTER)
-        return learn<Form<1, 1>>(planes(y, side, 1, -1, -1), results(x), count,
+      if (algorithm == COL2IM)
+        return weight_gradient<Form<1, 1>>(feature_maps(y, side, 1, -1, -1), results(x), count,
                                  {data + 2 * s[1] + 2 * s[2], 0, 0, -s[1], -s[2], s[0], s[3]});
       Taps taps{data, step * s[1], step * s[2], s[1], s[2], s[3], s[0]};
-      Planes seen = planes(x, way == ALL_BEFORE ? side : step, step, -1, -1);
-      with_form(kind, way, [&](auto form) { learn<decltype(form)>(seen, results(y), count, taps); });
+      FeatureMaps seen = feature_maps(x, algorithm == IM2COL ? side : step, step, -1, -1);
+      with_form(kind, algorithm, [&](auto form) { weight_gradient<decltype(form)>(seen, results(y), count, taps); });
     };
   }
 };
@@ -656,8 +661,8 @@ const char* guarded(mx::array* out, Make make) {
 }
 
 template <class Op>
-mx::array operation(int kind, int way, mx::Shape shape, std::vector<mx::array> inputs) {
-  return {std::move(shape), mx::float32, std::make_shared<Op>(mx::to_stream({}), Kind(kind), Way(way)),
+mx::array operation(int kind, int algorithm, mx::Shape shape, std::vector<mx::array> inputs) {
+  return {std::move(shape), mx::float32, std::make_shared<Op>(mx::to_stream({}), Kind(kind), Algorithm(algorithm)),
           std::move(inputs)};
 }
 
@@ -665,39 +670,41 @@ mx::array operation(int kind, int way, mx::Shape shape, std::vector<mx::array> i
 
 // What native.py calls. `outputs` are the channels of the results.
 
-extern "C" int mlxlava_way(int kind, int count, int height, int width, int inputs, int outputs) {
+extern "C" int mlxlava_algorithm(int kind, int count, int height, int width, int inputs, int outputs) {
   return choose(Kind(kind), count, height, width, inputs, outputs);
 }
 
-extern "C" const char* mlxlava_weigh(int kind, int way, const mx::array* weight, mx::array* out) {
+extern "C" const char* mlxlava_transform_filter(int kind, int algorithm, const mx::array* weight, mx::array* out) {
   return guarded(out, [&] {
-    int inputs = weight->shape(kind == UP ? 0 : 3), outputs = weight->shape(kind == UP ? 3 : 0);
-    int side = side_of(Kind(kind)), block = way == ALL_BEFORE ? side : kind == DOWN ? 2 : 1;
+    bool transposed = kind == CONV4_TRANSPOSED;
+    int inputs = weight->shape(transposed ? 0 : 3), outputs = weight->shape(transposed ? 3 : 0);
+    int side = side_of(Kind(kind)), block = algorithm == IM2COL ? side : kind == CONV4_STRIDE2 ? 2 : 1;
     size_t size = 0;
-    if (way == ALL_AFTER) size = size_t(inputs) * panels(side * side * outputs) * PANEL;
-    else with_form(Kind(kind), Way(way), [&](auto form) {
-      size = weighed_size<decltype(form)>(block * block * inputs, outputs) * (kind == UP ? 4 : 1);
+    if (algorithm == COL2IM) size = size_t(inputs) * panels(side * side * outputs) * PANEL;
+    else with_form(Kind(kind), Algorithm(algorithm), [&](auto form) {
+      size = transformed_size<decltype(form)>(block * block * inputs, outputs) * (kind == CONV4_TRANSPOSED ? 4 : 1);
     });
-    return operation<Weigh>(kind, way, {int(size)}, {*weight});
+    return operation<TransformFilter>(kind, algorithm, {int(size)}, {*weight});
   });
 }
 
-extern "C" const char* mlxlava_convolve(int kind, int way, const mx::array* x, const mx::array* weighed, int outputs,
-                                        const mx::array* bias, mx::array* out) {
+extern "C" const char* mlxlava_convolve(int kind, int algorithm, const mx::array* x, const mx::array* filter,
+                                        int outputs, const mx::array* bias, mx::array* out) {
   return guarded(out, [&] {
     int count = x->shape(0), height = x->shape(1), width = x->shape(2);
-    if (kind == DOWN) height /= 2, width /= 2;
-    if (kind == UP) height *= 2, width *= 2;
-    std::vector<mx::array> inputs{mx::contiguous(*x), *weighed};
-    if (kind == GROW) height *= 2, width *= 2, outputs /= 4, inputs.push_back(mx::contiguous(*bias));
-    return operation<Convolve>(kind, way, {count, height, width, outputs}, std::move(inputs));
+    if (kind == CONV4_STRIDE2) height /= 2, width /= 2;
+    if (kind == CONV4_TRANSPOSED) height *= 2, width *= 2;
+    std::vector<mx::array> inputs{mx::contiguous(*x), *filter};
+    if (kind == CONV3_SHUFFLE) height *= 2, width *= 2, outputs /= 4, inputs.push_back(mx::contiguous(*bias));
+    return operation<Convolve>(kind, algorithm, {count, height, width, outputs}, std::move(inputs));
   });
 }
 
-extern "C" const char* mlxlava_learn(int kind, int way, const mx::array* x, const mx::array* y, mx::array* out) {
+extern "C" const char* mlxlava_weight_gradient(int kind, int algorithm, const mx::array* x, const mx::array* y,
+                                               mx::array* out) {
   return guarded(out, [&] {
     int side = side_of(Kind(kind));
-    return operation<Learn>(kind, way, {y->shape(3), side, side, x->shape(3)},
+    return operation<WeightGradient>(kind, algorithm, {y->shape(3), side, side, x->shape(3)},
                             {mx::contiguous(*x), mx::contiguous(*y)});
   });
 }

@@ -26,19 +26,20 @@ from mlxlava.console import say
 
 
 class Kind(enum.IntEnum):
-    """What is convolved, and with what.
+    """Which convolution.
 
     Attributes:
-        DOWN: 4×4 of stride 2, padded by one: (N, 2H, 2W, I), (O, 4, 4, I) → (N, H, W, O).
-        UP: its gradient by the planes: (N, H, W, O), (O, 4, 4, I) → (N, 2H, 2W, I).
-        KEEP: 3×3, padded by one: (N, H, W, I), (O, 3, 3, I) → (N, H, W, O).
-        GROW: the same with a bias, leaky ReLU and pixel shuffle, for playing: → (N, 2H, 2W, O / 4).
+        CONV4_STRIDE2: 4×4 of stride 2, padded by one: (N, 2H, 2W, I), (O, 4, 4, I) → (N, H, W, O).
+        CONV4_TRANSPOSED: its gradient with respect to the feature maps, a transposed convolution:
+            (N, H, W, O), (O, 4, 4, I) → (N, 2H, 2W, I).
+        CONV3: 3×3, padded by one: (N, H, W, I), (O, 3, 3, I) → (N, H, W, O).
+        CONV3_SHUFFLE: the same with a bias, leaky ReLU and pixel shuffle, for playing: → (N, 2H, 2W, O / 4).
     """
 
-    DOWN = 0
-    UP = 1
-    KEEP = 2
-    GROW = 3
+    CONV4_STRIDE2 = 0
+    CONV4_TRANSPOSED = 1
+    CONV3 = 2
+    CONV3_SHUFFLE = 3
 
 
 def available() -> bool:
@@ -48,38 +49,45 @@ def available() -> bool:
 
 def convolve(kind: Kind, x: mx.array, weight: mx.array) -> mx.array:
     """A convolution, see :class:`Kind`."""
-    way = choose(kind, x.shape, weight.shape[_outputs(kind)])
-    return convolve_weighed(kind, way, x, weigh(kind, way, weight), weight.shape[_outputs(kind)])
+    algorithm = choose_algorithm(kind, x.shape, weight.shape[_outputs(kind)])
+    outputs = weight.shape[_outputs(kind)]
+    return convolve_transformed(kind, algorithm, x, transform_filter(kind, algorithm, weight), outputs)
 
 
-def choose(kind: Kind, shape: tuple[int, ...], outputs: int) -> int:
-    """The fastest way for planes of this shape: ``Way`` of convolution.cpp."""
+def choose_algorithm(kind: Kind, shape: tuple[int, ...], outputs: int) -> int:
+    """The fastest algorithm for feature maps of this shape, an :class:`Algorithm`."""
     count, height, width, inputs = shape
-    halved = 2 if kind == Kind.DOWN else 1
-    return int(_library().mlxlava_way(kind, count, height // halved, width // halved, inputs, outputs))
+    halved = 2 if kind == Kind.CONV4_STRIDE2 else 1
+    return int(_library().mlxlava_algorithm(kind, count, height // halved, width // halved, inputs, outputs))
 
 
-def weigh(kind: Kind, way: int, weight: mx.array) -> mx.array:
-    """A weight as :func:`convolve_weighed` takes it, flat."""
-    return _call(_library(), "weigh", kind, way, weight)
+def transform_filter(kind: Kind, algorithm: int, weight: mx.array) -> mx.array:
+    """The filter transform of a weight, flat, as :func:`convolve_transformed` takes it."""
+    return _call(_library(), "transform_filter", kind, algorithm, weight)
 
 
-def convolve_weighed(
-    kind: Kind, way: int, x: mx.array, weighed: mx.array, outputs: int, bias: mx.array | None = None
+def convolve_transformed(
+    kind: Kind, algorithm: int, x: mx.array, transformed: mx.array, outputs: int, bias: mx.array | None = None
 ) -> mx.array:
-    """A convolution with a weight (of ``outputs``) that was prepared for this way; GROW has a bias (O,)."""
-    return _call(_library(), "convolve", kind, way, x, weighed, outputs, bias)
+    """A convolution with a transformed filter of ``outputs``; CONV3_SHUFFLE has a bias (O,)."""
+    return _call(_library(), "convolve", kind, algorithm, x, transformed, outputs, bias)
 
 
-def by_weight(kind: Kind, x: mx.array, y: mx.array) -> mx.array:
-    """The gradient of DOWN or KEEP by its weight, from its planes and the gradient by its results."""
+def weight_gradient(kind: Kind, x: mx.array, y: mx.array) -> mx.array:
+    """The gradient of CONV4_STRIDE2 or CONV3 with respect to its weight.
+
+    Args:
+        kind: Which of the two.
+        x: Its feature maps.
+        y: The gradient with respect to its results.
+    """
     count, height, width, outputs = y.shape
-    way = _library().mlxlava_way(kind, count, height, width, x.shape[3], outputs)
-    return _call(_library(), "learn", kind, way, x, y)
+    algorithm = _library().mlxlava_algorithm(kind, count, height, width, x.shape[3], outputs)
+    return _call(_library(), "weight_gradient", kind, algorithm, x, y)
 
 
 def _outputs(kind: Kind) -> int:
-    return 3 if kind == Kind.UP else 0
+    return 3 if kind == Kind.CONV4_TRANSPOSED else 0
 
 
 def _call(library: Any, name: str, *arguments: Any) -> mx.array:
@@ -191,11 +199,11 @@ def _instructions() -> str:
 def _open(path: Path) -> ctypes.PyDLL:
     library = ctypes.PyDLL(str(path))
     number, pointer = ctypes.c_int, ctypes.c_void_p
-    library.mlxlava_way.argtypes = [number] * 6
+    library.mlxlava_algorithm.argtypes = [number] * 6
     for name, arguments in (
-        ("weigh", [number, number, pointer, pointer]),
+        ("transform_filter", [number, number, pointer, pointer]),
         ("convolve", [number, number, pointer, pointer, number, pointer, pointer]),
-        ("learn", [number, number, pointer, pointer, pointer]),
+        ("weight_gradient", [number, number, pointer, pointer, pointer]),
     ):
         function = getattr(library, f"mlxlava_{name}")
         function.argtypes, function.restype = arguments, ctypes.c_char_p
@@ -209,21 +217,28 @@ _TEST_SECONDS = 120  # it takes two
 _TOLERANCE = 1e-4
 
 
-class Way(enum.IntEnum):
-    """How a convolution is computed: ``Way`` of convolution.cpp."""
+class Algorithm(enum.IntEnum):
+    """How a convolution is computed: ``Algorithm`` of convolution.cpp.
 
-    SMALL = 0
-    LARGE = 1
-    ALL_BEFORE = 2
-    ALL_AFTER = 3
+    Attributes:
+        WINOGRAD_2X2: tiles of 2×2 results.
+        WINOGRAD_4X4: tiles of 4×4 results.
+        IM2COL: one product of patches with all taps.
+        COL2IM: one product of pixels with all taps, whose results are added up.
+    """
+
+    WINOGRAD_2X2 = 0
+    WINOGRAD_4X4 = 1
+    IM2COL = 2
+    COL2IM = 3
 
 
-# Tiles for all; taps at once where few channels are seen (all but UP), or few are made (UP and KEEP).
-_WAYS = {
-    Kind.DOWN: (Way.SMALL, Way.LARGE, Way.ALL_BEFORE),
-    Kind.UP: (Way.SMALL, Way.LARGE, Way.ALL_AFTER),
-    Kind.KEEP: (Way.SMALL, Way.LARGE, Way.ALL_BEFORE, Way.ALL_AFTER),
-    Kind.GROW: (Way.SMALL, Way.LARGE, Way.ALL_BEFORE),
+# Winograd for all; IM2COL is for few input channels, COL2IM for few output channels.
+_ALGORITHMS = {
+    Kind.CONV4_STRIDE2: (Algorithm.WINOGRAD_2X2, Algorithm.WINOGRAD_4X4, Algorithm.IM2COL),
+    Kind.CONV4_TRANSPOSED: (Algorithm.WINOGRAD_2X2, Algorithm.WINOGRAD_4X4, Algorithm.COL2IM),
+    Kind.CONV3: (Algorithm.WINOGRAD_2X2, Algorithm.WINOGRAD_4X4, Algorithm.IM2COL, Algorithm.COL2IM),
+    Kind.CONV3_SHUFFLE: (Algorithm.WINOGRAD_2X2, Algorithm.WINOGRAD_4X4, Algorithm.IM2COL),
 }
 
 
@@ -251,48 +266,48 @@ def _test_apart(path: Path) -> str:
 
 
 def self_test(path: str) -> None:
-    """Compare every operation of a library with MLX's own, in every way; it may crash this process.
+    """Compare every operation of a library with MLX's own, by every algorithm; it may crash this process.
 
     Raises:
         ValueError: One gives other numbers.
     """
     mx.set_default_device(mx.cpu)
     library = _open(Path(path))
-    for kind, ways in _WAYS.items():
-        for way in ways:
-            _compare(library, kind, way)
+    for kind, ways in _ALGORITHMS.items():
+        for algorithm in ways:
+            _compare(library, kind, algorithm)
 
 
-def _compare(library: Any, kind: Kind, way: Way) -> None:
-    """Planes that no tile fits, with and without edges, and arrays that do not lie in one piece."""
-    inputs = 5 if way == Way.ALL_BEFORE else 18
-    outputs = 3 if way == Way.ALL_AFTER else 20
-    side = 4 if kind in (Kind.DOWN, Kind.UP) else 3
-    keys = mx.random.split(mx.random.key(10 * kind + way), 3)
+def _compare(library: Any, kind: Kind, algorithm: Algorithm) -> None:
+    """Feature maps that no tile fits, with and without edges, and arrays that do not lie in one piece."""
+    inputs = 5 if algorithm == Algorithm.IM2COL else 18
+    outputs = 3 if algorithm == Algorithm.COL2IM else 20
+    side = 4 if kind in (Kind.CONV4_STRIDE2, Kind.CONV4_TRANSPOSED) else 3
+    keys = mx.random.split(mx.random.key(10 * kind + algorithm), 3)
     x = mx.random.normal((3, 14, 22, inputs), key=keys[0]).transpose(0, 2, 1, 3)
     weight = mx.random.normal((side, outputs, side, inputs), key=keys[1]).transpose(1, 0, 2, 3)
-    bias = mx.random.normal((outputs,), key=keys[2]) if kind == Kind.GROW else None
-    laid = weight.transpose(3, 1, 2, 0) if kind == Kind.UP else weight
+    bias = mx.random.normal((outputs,), key=keys[2]) if kind == Kind.CONV3_SHUFFLE else None
+    laid = weight.transpose(3, 1, 2, 0) if kind == Kind.CONV4_TRANSPOSED else weight
 
     def fast(x: mx.array, laid: mx.array) -> mx.array:
-        weighed = _call(library, "weigh", kind, way, laid)
-        return _call(library, "convolve", kind, way, x, weighed, outputs, bias)
+        transformed = _call(library, "transform_filter", kind, algorithm, laid)
+        return _call(library, "convolve", kind, algorithm, x, transformed, outputs, bias)
 
     results = _own(kind, x, weight, bias)
-    _require_close(f"{kind.name} {way.name}", fast(x, laid), results)
+    _require_close(f"{kind.name} {algorithm.name}", fast(x, laid), results)
     with mx.stream(mx.new_stream(mx.cpu)):
-        _require_close(f"{kind.name} {way.name} compiled", mx.compile(fast)(x, laid), results)
-    if kind in (Kind.DOWN, Kind.KEEP):
-        _, (by_weight,) = mx.vjp(lambda weight: _own(kind, x, weight, None), [weight], [results])
-        learned = _call(library, "learn", kind, way, x, results)
-        _require_close(f"{kind.name} {way.name} by the weight", learned, by_weight)
+        _require_close(f"{kind.name} {algorithm.name} compiled", mx.compile(fast)(x, laid), results)
+    if kind in (Kind.CONV4_STRIDE2, Kind.CONV3):
+        _, (wanted,) = mx.vjp(lambda weight: _own(kind, x, weight, None), [weight], [results])
+        found = _call(library, "weight_gradient", kind, algorithm, x, results)
+        _require_close(f"{kind.name} {algorithm.name} weight gradient", found, wanted)
 
 
 def _own(kind: Kind, x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
     """What :class:`Kind` says, in MLX's own operations, of a weight (O, side, side, I)."""
-    if kind == Kind.UP:
+    if kind == Kind.CONV4_TRANSPOSED:
         return mx.conv_transpose2d(x, weight, stride=2, padding=1)
-    y = mx.conv2d(x, weight, stride=2 if kind == Kind.DOWN else 1, padding=1)
+    y = mx.conv2d(x, weight, stride=2 if kind == Kind.CONV4_STRIDE2 else 1, padding=1)
     if bias is None:
         return y
     y = mx.maximum(y + bias, 0.2 * (y + bias))
