@@ -18,7 +18,7 @@ from mlxlava.backend import mx, on_gpu_path
 from mlxlava.check import arithmetic, training
 from mlxlava.check.base import Check, Result
 from mlxlava.cli import main
-from mlxlava.rollout import drawing, rollout
+from mlxlava.rollout import drawing, roll
 from mlxlava.training import step
 
 Run = Callable[..., tuple[int, str, str]]
@@ -154,24 +154,24 @@ def overflowing_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def leaking_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    right, kept = rollout.queue, functools.cache(lambda key: key)
-    monkeypatch.setattr(rollout, "kept", kept, raising=False)
+    right, kept = roll.queue, functools.cache(lambda key: key)
+    monkeypatch.setattr(roll, "kept", kept, raising=False)
 
     def queue(*arrays: Any) -> None:
         kept(object())
         right(*arrays)
 
-    monkeypatch.setattr(rollout, "queue", queue)
+    monkeypatch.setattr(roll, "queue", queue)
 
 
 def leaking_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    right, kept = rollout.queue, []
+    right, kept = roll.queue, []
 
     def queue(*arrays: Any) -> None:
         kept.append(np.ones(100_000))
         right(*arrays)
 
-    monkeypatch.setattr(rollout, "queue", queue)
+    monkeypatch.setattr(roll, "queue", queue)
 
 
 @pytest.mark.parametrize(

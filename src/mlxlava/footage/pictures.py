@@ -97,6 +97,8 @@ def _one_line_errors(path: str | Path, what: str, advice: str) -> Iterator[None]
             # Pillow warns of half the size that it refuses; a phone's 108 megapixels are no attack.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             yield
+    except UnidentifiedImageError as error:
+        raise UserError(f"{what}: {path} is no picture that Pillow reads; {advice}") from error
     # A damaged file makes decoders fail in many ways: struct.error, EOFError, SyntaxError, IndexError …
     except Exception as error:
         raise UserError(f"{what}: cannot read the image {path} ({_reason(error)}); {advice}") from error
@@ -104,8 +106,6 @@ def _one_line_errors(path: str | Path, what: str, advice: str) -> Iterator[None]
 
 def _reason(error: Exception) -> str:
     """What is wrong with a picture, on one line."""
-    if isinstance(error, UnidentifiedImageError):
-        return "it is no picture that Pillow reads"
     if isinstance(error, Image.DecompressionBombError):
         return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels"
     text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
