@@ -716,8 +716,8 @@ def _equal(one: Array, other: Array) -> bool:
 
 def against(commit: str, real_sizes: bool) -> bool:
     """Print what a commit and this tree make alike, and what not; whether all is equal."""
-    # Now and then oneDNN's products for AVX-512 are rounded otherwise when arrays lie elsewhere in memory. Eight
-    # starts of one run that differed in nothing but what Python had imported before gave two different results.
+    # Now and then oneDNN's products for AVX-512 are rounded otherwise when arrays lie elsewhere in memory.
+    # Eight starts of one run that differed in nothing but what Python had imported before gave two results.
     # Those for AVX2 gave one. A user's own choice of instructions is kept.
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
     same = True
