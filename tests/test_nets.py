@@ -12,7 +12,7 @@ from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.models.duralava import RecurrentDiscriminator, batch_norm, init_batch_norm
 from mlxlava.models.encoder import Encoder, inverse_root, standardise, whiten
 from mlxlava.models.generator import to_bytes
-from mlxlava.models.registry import Discriminator, Generator, make_discriminator, make_generator
+from mlxlava.models.registry import Discriminator, Generator, make_discriminator, make_encoder, make_generator
 
 pytestmark = pytest.mark.device
 
@@ -151,23 +151,23 @@ def test_batch_norm_uses_its_batch_or_kept_statistics() -> None:
     assert np.allclose(np.array(alone[0]), np.array(whole[0][:1]), atol=1e-5)
 
 
-def test_batch_norm_is_over_all_parts_and_takes_a_bias_away() -> None:
+def test_batch_norm_is_over_all_chunks_and_takes_a_bias_away() -> None:
     x = 3 + 2 * mx.random.normal((9, 4, 4, 5), key=mx.random.key(0))
     bias = mx.random.normal((5,), key=mx.random.key(1))
     weights = init_batch_norm(5)
     whole, _ = batch_norm(weights, Chunks([x]))
-    parts, used = batch_norm(weights, Chunks(split(x, 2)), bias)
-    assert [len(part) for part in parts] == [4, 5]
-    assert np.allclose(np.array(mx.concatenate(parts)), np.array(whole[0]), atol=1e-5)
+    chunks, used = batch_norm(weights, Chunks(split(x, 2)), bias)
+    assert [len(chunk) for chunk in chunks] == [4, 5]
+    assert np.allclose(np.array(chunks.join()), np.array(whole[0]), atol=1e-5)
     assert np.allclose(np.array(used["mean"]), np.array((x + bias).mean((0, 1, 2))), atol=1e-5)
     kept, _ = batch_norm(weights, Chunks([x]), bias, used)  # as in playing
     assert np.allclose(np.array(kept[0]), np.array(whole[0]), atol=1e-5)
 
 
-def test_nets_are_the_same_in_parts(
+def test_networks_give_the_same_in_chunks(
     tiny: Recipe, tiny_duralava: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many parts a batch is worked on in: values, and gradients by weights and frames."""
+    """However many chunks a batch is cut into: values, and gradients with respect to weights and inputs."""
     for recipe in (tiny, tiny_duralava):
         count = recipe.data.drawn_frames or recipe.data.seq_len
         generator, discriminator = make_generator(recipe), make_discriminator(recipe)
@@ -178,17 +178,32 @@ def test_nets_are_the_same_in_parts(
         def loss(
             weights: tuple[Tree, Tree],
             states: mx.array,
-            nets: tuple[Generator, Discriminator] = (generator, discriminator),
+            networks: tuple[Generator, Discriminator] = (generator, discriminator),
             times: mx.array = times,
         ) -> mx.array:
-            frames = nets[0](weights[0], states)[0].reshape(*times.shape, 16, 16, 3)
-            total: mx.array = (nets[1](weights[1], frames, times) ** 2).mean()
+            frames = networks[0](weights[0], states)[0].reshape(*times.shape, 16, 16, 3)
+            total: mx.array = (networks[1](weights[1], frames, times) ** 2).mean()
             return total
 
         found = []
-        for parts in (1, 3):
+        for chunks in (1, 3):
             name = "mlxlava.backend.cpu.chunks.part_count"
-            monkeypatch.setattr(name, lambda items, pixels, parts=parts: parts)
-            found.append(named_arrays({"by": mx.grad(loss, (0, 1))(weights, states)}))
+            monkeypatch.setattr(name, lambda items, pixels, chunks=chunks: chunks)
+            found.append(named_arrays({"gradient": mx.grad(loss, (0, 1))(weights, states)}))
         for name, array in found[0].items():
             assert np.allclose(np.array(array), np.array(found[1][name]), rtol=1e-3, atol=1e-5), name
+
+
+def test_an_encoder_gives_the_same_in_chunks(tiny: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = make_encoder(tiny)
+    assert encoder is not None
+    weights = encoder.init(mx.random.key(0))
+    frames = mx.random.uniform(shape=(5, 3, 16, 16, 3), key=mx.random.key(1)) - 0.5
+    found = []
+    for chunks in (1, 3):
+        name = "mlxlava.backend.cpu.chunks.part_count"
+        monkeypatch.setattr(name, lambda items, pixels, chunks=chunks: chunks)
+        found.append([np.array(each) for each in encoder(weights, frames)])
+    for one, other in zip(*found, strict=True):
+        assert one.shape == (5, 8)
+        assert np.allclose(one, other, atol=1e-5)

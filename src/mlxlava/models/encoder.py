@@ -10,10 +10,9 @@ from mlxlava.backend.ops import leaky_relu
 from mlxlava.config import Recipe
 from mlxlava.models.layers import dense, downsample, init_conv, init_dense
 
-_NARROW = -3.0  # log variance of an encoded state at first
-_ROOT_ROUNDS = (
-    20  # of inverse_root; each makes the smallest eigenvalue 9/4 times as large until it is near one
-)
+_FIRST_LOG_VARIANCE = -3.0  # of an encoded state, before training
+# Of inverse_root. Each makes the smallest eigenvalue 9/4 times as large, until it is near one.
+_ROOT_ROUNDS = 20
 
 
 class Encoder:
@@ -31,7 +30,7 @@ class Encoder:
         self.end = tuple(side // 2 ** len(self.widths) for side in recipe.data.size)
 
     def init(self, key: mx.array) -> Tree:
-        """Weights; laws start narrow, about means that are spread like N(0, I)."""
+        """Weights; at first variances are small, and the means are spread like N(0, I)."""
         keys = iter(mx.random.split(key, len(self.widths) + len(self.hidden) + 2))
         weights: Tree = {}
         for i, (inputs, outputs) in enumerate(pairwise((3, *self.widths))):
@@ -41,7 +40,7 @@ class Encoder:
             weights[f"hidden{i}"] = init_dense(next(keys), inputs, outputs)
         weights["mean"] = init_dense(next(keys), widths[-1], self.state_size, 1.0)
         weights["log_variance"] = init_dense(next(keys), widths[-1], self.state_size, 0.1)
-        weights["log_variance"]["bias"] = mx.full((self.state_size,), _NARROW)
+        weights["log_variance"]["bias"] = mx.full((self.state_size,), _FIRST_LOG_VARIANCE)
         return weights
 
     def __call__(self, weights: Tree, frames: mx.array) -> tuple[mx.array, mx.array]:

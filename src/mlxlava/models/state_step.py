@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mlxlava.backend import Tree, mx, on_gpu_path, tree_map
+from mlxlava.backend import Tree, mx, tree_map
+from mlxlava.backend.gradients import checkpointed_steps, keep_gradient_apart
 from mlxlava.backend.ops import leaky_relu
 from mlxlava.config import Recipe
 from mlxlava.models.interpolation import slerp
@@ -26,10 +27,6 @@ from mlxlava.models.normality import (
 )
 
 Step = Callable[[Tree, Tree, mx.array, mx.array], mx.array]
-
-# Learned steps that are rolled again together in the backward pass. Longer pieces roll fewer steps twice;
-# that counts on GPUs, where a step is many small kernels, one after the other. Shorter ones spare memory.
-_PIECE, _PIECE_ON_GPUS = 10, 64
 
 
 class StationaryStep:
@@ -91,7 +88,7 @@ class StationaryStep:
         return {f"change{n}": mx.array(change.astype(np.float32)) for n, change in enumerate(changes)}
 
     def transport(self, weights: Tree, bases: Tree, states: mx.array, dt: float | mx.array = 1.0) -> mx.array:
-        """The rotations alone, for a share ``dt`` of a learned step; keeps each state's norm. (B, Z)."""
+        """The rotations alone, for a share ``dt`` of a learned step; they keep each state's norm. (B, Z)."""
         for c in range(self.couplings):
             states = self._couple(weights[f"coupling{c}"], states @ bases[f"change{c}"], dt)
         last: mx.array = bases[f"change{self.couplings}"]
@@ -119,26 +116,27 @@ class StationaryStep:
     ) -> mx.array:
         """States (B, Z) a share ``dt`` (0 … 1) of a learned step later; ``noise`` (B, Z) is that step's own.
 
-        Going from one state by dt = 0 … 1 with the same noise runs along one path, so states in
-        between need no others.
+        With the same noise, dt = 0 … 1 runs along one path from a state to the next. So a state between two
+        learned steps is made from the one before it alone.
         """
         return self._stir(weights, self.transport(weights, bases, states, dt), noise, dt)
 
     def inverse_step(self, weights: Tree, bases: Tree, states: mx.array, noise: mx.array) -> mx.array:
-        """States (B, Z) a learned step earlier: the same process, looked at backwards.
+        """States (B, Z) a learned step earlier, by the same process reversed in time.
 
-        If u is N(0, I) and z' = rho u + sqrt(1 − rho²) noise, then u given z' has the law of
-        rho z' + sqrt(1 − rho²) noise; so a path of normal states that was rolled backwards has exactly the
-        law of one that was rolled forwards.
+        If u is N(0, I) and z' = rho u + sqrt(1 − rho²) noise, then u given z' is distributed as
+        rho z' + sqrt(1 − rho²) noise. So a path of normal states that was rolled backwards has exactly the
+        distribution of one that was rolled forwards.
         """
         return self.inverse(weights, bases, self._stir(weights, states, noise, 1.0))
 
     def _stir(self, weights: Tree, states: mx.array, noise: mx.array, dt: float | mx.array) -> mx.array:
-        """The Ornstein–Uhlenbeck part of ``dt`` of a step: a little is forgotten, as much is added.
+        """The Ornstein–Uhlenbeck part of a share ``dt`` of a step: states shrink a little, noise is added.
 
-        Part of a step turns by as much of the angle whose cosine is rho: N(0, I) is kept, and the speed is
-        even. Noise that grows like √dt, as the process itself has it, would jolt the lamp after each learned
-        step (docs/decisions.md, "Even between learned steps").
+        States and noise are mixed as by a rotation, whose angle has rho as its cosine for a whole step. A
+        share of a step takes that share of the angle. This keeps N(0, I), at an even speed. Noise that grows
+        with √dt, as in the process itself, would jolt the lamp after each learned step (docs/decisions.md,
+        "Even between learned steps").
         """
         if self.keeps_norm:
             return states
@@ -166,11 +164,12 @@ class StationaryStep:
     ) -> tuple[mx.array, dict[str, mx.array]]:
         """States (B, Z) → a path of ``steps`` states (B, steps, Z); no penalty.
 
-        The first ``before`` states of the path end with the given ones, the rest are after 1, 2 … learned
-        steps. From the middle on both ways, gradients have half as far to go.
+        The given states are number ``before`` of the path, counted from 1; or, with 0, those just before its
+        first. States after them are rolled forwards, states before them backwards. From the middle of a path,
+        gradients go through half as many steps.
         """
         noise = mx.random.normal((steps, *states.shape), key=key)
-        length = _PIECE_ON_GPUS if on_gpu_path() else _PIECE
+        length = checkpointed_steps()
 
         def go(states: mx.array, noise: mx.array, step: Step) -> list[mx.array]:
             def piece(weights: Tree, bases: Tree, states: mx.array, noise: mx.array) -> list[mx.array]:
@@ -180,13 +179,13 @@ class StationaryStep:
                     path.append(states)
                 return path
 
-            # Of a long way only its states are kept for the backward pass, which rolls each piece again:
-            # 200 steps take 0.4 % more memory than 32 (docs/experiments.md).
+            # A long path is rolled in pieces. Only the states are kept for the backward pass, which rolls
+            # each piece again: 200 steps take 0.4 % more memory than 32 (docs/experiments.md).
             if len(noise) > length:
                 piece = mx.checkpoint(piece)
             path: list[mx.array] = []
             for t in range(0, len(noise), length):
-                own = tree_map(_sum_apart, weights)
+                own = tree_map(keep_gradient_apart, weights)
                 path += piece(own, bases, states, noise[t : t + length])
                 states = path[-1]
             return path
@@ -195,20 +194,6 @@ class StationaryStep:
         if before:
             after = [*reversed(go(states, noise[1:before], self.inverse_step)), states, *after]
         return mx.stack(after, axis=1), {}
-
-
-def _make_sum_apart() -> Any:
-    """The identity, whose gradient ``mx.compile`` does not fuse with anything that is done with it.
-
-    A weight's gradient is a sum over pieces of a roll, each a sum over its steps. Fused into one kernel, they
-    would take more buffers than Metal has for a kernel (backend/kernels.py).
-    """
-    function: Any = mx.custom_function(lambda weight: weight)
-    function.vjp(lambda weight, cotangent, output: mx.contiguous(cotangent))
-    return function
-
-
-_sum_apart = _make_sum_apart()
 
 
 class PenalisedStep:
