@@ -15,7 +15,8 @@ from mlxlava.footage.prepared import Footage
 from mlxlava.rollout.export import describe_weights, export
 from mlxlava.rollout.rollout import Rollout
 from mlxlava.rollout.weights import load_weights
-from mlxlava.training.loop import start_run, train
+from mlxlava.training.folder import start_run
+from mlxlava.training.loop import train
 
 pytestmark = pytest.mark.device
 

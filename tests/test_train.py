@@ -26,9 +26,12 @@ from mlxlava.footage.prepared import Footage
 from mlxlava.models.networks import Tree
 from mlxlava.paths import checkpoints, latest_checkpoint
 from mlxlava.rollout.weights import load_weights
+from mlxlava.training.callbacks import Callbacks, StepReport
 from mlxlava.training.checkpoint import load_checkpoint
+from mlxlava.training.failures import Diverged, ProcessLost
 from mlxlava.training.first_steps import SHARE, FirstSteps
-from mlxlava.training.loop import Alone, Diverged, Outcome, start_run, train
+from mlxlava.training.folder import start_run
+from mlxlava.training.loop import Outcome, train
 from mlxlava.training.plan import predict
 from mlxlava.training.step import Trainer
 
@@ -339,10 +342,10 @@ def test_it_is_not_another_process_that_is_gone(
 ) -> None:
     """As one of two processes: what the GPU says is told apart from what the connection says."""
     begin(tmp_path, tiny, footage)
-    monkeypatch.setattr("mlxlava.training.loop.ranks", lambda: 2)
+    monkeypatch.setattr("mlxlava.training.signals.ranks", lambda: 2)
     with failing_at(0, OUT_OF_MEMORY), pytest.raises(DeviceFailed):
         go(tmp_path, tiny, footage)
-    with failing_at(0, "[ring] connection to a peer was lost"), pytest.raises(Alone):
+    with failing_at(0, "[ring] connection to a peer was lost"), pytest.raises(ProcessLost):
         go(tmp_path, tiny, footage)
 
 
@@ -383,6 +386,45 @@ def test_tensorboard_gets_scalars_previews_and_states(tiny: Recipe, footage: Foo
     events = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
     for tag in (b"loss/loss_d", b"preview", b"states"):
         assert tag in events
+
+
+def test_callbacks_are_told_of_steps_previews_and_checkpoints(
+    tiny: Recipe, footage: Footage, tmp_path: Path
+) -> None:
+    heard: list[tuple[str, int]] = []
+
+    class Listener(Callbacks):
+        def on_step(self, report: StepReport) -> None:
+            assert report.total_steps == 6 and report.terms["motion_real"] > 0
+            heard.append(("step", report.step))
+
+        def on_checkpoint(self, step: int, folder: Path) -> None:
+            assert load_checkpoint(folder, Trainer(tiny, 6).init())[1]["step"] == step
+            heard.append(("checkpoint", step))
+
+        def on_preview(self, step: int, sheet: np.ndarray, states: np.ndarray) -> None:
+            assert np.array_equal(sheet, np.asarray(Image.open(tmp_path / f"previews/{step:06d}.png")))
+            assert states.shape == (4, 8)
+            heard.append(("preview", step))
+
+    begin(tmp_path, tiny, footage)
+    go(tmp_path, tiny, footage, callbacks=[Listener()])
+    assert heard == [
+        *(("step", 1), ("step", 2), ("checkpoint", 2)),
+        *(("step", 3), ("step", 4), ("checkpoint", 4), ("preview", 4)),
+        *(("step", 5), ("step", 6), ("checkpoint", 6), ("preview", 6)),
+    ]
+
+
+def test_the_log_is_never_behind_a_checkpoint(tiny: Recipe, footage: Footage, tmp_path: Path) -> None:
+    """A process may be killed at any time: what a checkpoint holds has been logged before."""
+
+    class Listener(Callbacks):
+        def on_checkpoint(self, step: int, folder: Path) -> None:
+            assert log_of(tmp_path)[-1]["step"] == step
+
+    begin(tmp_path, tiny, footage)
+    go(tmp_path, tiny, footage, callbacks=[Listener()])
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def train(
         recipe = _recipe(changes)
         from mlxlava.backend.ranks import first_rank_first
         from mlxlava.rollout.weights import load_weights
-        from mlxlava.training.loop import start_run
+        from mlxlava.training.folder import start_run
 
         footage = first_rank_first(lambda: _footage(list(sources), recipe.data, seed=recipe.training.seed))
         paths = [str(Path(source).expanduser().resolve()) for source in sources]
@@ -147,7 +147,7 @@ def train(
     from mlxlava.awake import keep_awake
     from mlxlava.backend import has_slow_blas
     from mlxlava.console import clock, say
-    from mlxlava.training.loop import Alone, Diverged
+    from mlxlava.training.failures import Diverged, ProcessLost
     from mlxlava.training.loop import train as train_run
 
     say(f"train: {run}: {len(footage.frames)} frames, {footage.step_fps:g} learned steps a second")
@@ -158,7 +158,7 @@ def train(
             outcome = train_run(
                 run, recipe, footage, minutes=minutes, memory=changes.get("memory"), tensorboard=tensorboard
             )
-    except (Alone, Diverged) as error:
+    except (Diverged, ProcessLost) as error:
         say(f"mlxlava: {error}")
         sys.exit(1)
     say(f"train: {run} is at step {outcome.step} after {clock(outcome.seconds)}")
@@ -266,7 +266,7 @@ def _resume(
     from mlxlava.backend.ranks import first_rank_first, rank
     from mlxlava.console import say
     from mlxlava.paths import read_json
-    from mlxlava.training.loop import write_config
+    from mlxlava.training.folder import write_config
 
     steps, memory = changes.pop("steps"), changes["memory"]
     changes = {name: value for name, value in changes.items() if name != "memory"}

@@ -1,0 +1,63 @@
+"""What a training tells while it goes on: the log, the progress bar and TensorBoard are told in the same way.
+
+A subclass of :class:`Callbacks` overrides what it wants to hear of::
+
+    class Printer(Callbacks):
+        def on_step(self, report):
+            print(report.step, report.terms["loss_g"])
+
+    train(run, recipe, footage, callbacks=[Printer()])
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclasses.dataclass(frozen=True)
+class StepReport:
+    """What is known after a training step.
+
+    Attributes:
+        step: Training steps made so far, in all sessions.
+        total_steps: Training steps of the whole run.
+        seconds: Time spent on training so far, in all sessions.
+        session_seconds: Time spent in this session.
+        seconds_left: Estimated time until this session ends.
+        clips_per_second: Clips that were learned from, in a second of this session.
+        terms: Every term of the loss and every observed statistic, by name.
+        peaks_gb: Peak memory in GB: ``mlx``, of MLX's arrays, and ``process``.
+    """
+
+    step: int
+    total_steps: int
+    seconds: float
+    session_seconds: float
+    seconds_left: float
+    clips_per_second: float
+    terms: Mapping[str, float]
+    peaks_gb: Mapping[str, float]
+
+
+class Callbacks:
+    """Functions that a training calls, in its first process only. These do nothing."""
+
+    def on_step(self, report: StepReport) -> None:
+        """Called once for each step, in order. The next step may be under way already."""
+
+    def on_checkpoint(self, step: int, folder: Path) -> None:
+        """Called after a checkpoint was written to ``folder``."""
+
+    def on_preview(self, step: int, sheet: npt.NDArray[np.uint8], states: npt.NDArray[np.float32]) -> None:
+        """Called when a preview was drawn.
+
+        Args:
+            step: Training steps made so far.
+            sheet: Picture (H, W, 3) of real frames and of lamps.
+            states: Last states (B, Z) of the clips of the step.
+        """

@@ -1,0 +1,71 @@
+"""How a run may fail: numbers that are not finite, a device that fails, a process that is gone.
+
+Each is told in one line that names the last checkpoint and says how to go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mlxlava.backend import on_gpu_path
+from mlxlava.backend.ranks import ranks
+from mlxlava.config import Recipe
+from mlxlava.failures import DeviceFailed, explain
+from mlxlava.paths import latest_checkpoint
+from mlxlava.training.plan import memory_for_more_parts
+
+
+class Diverged(Exception):
+    """A loss, a state or a weight is not finite any more; earlier checkpoints are kept."""
+
+    def __init__(self, run: Path, name: str, step: int) -> None:
+        """``name`` is what was not finite at training step ``step``."""
+        last = latest_checkpoint(run)
+        kept = f"the last good checkpoint is {last}" if last else "there is no good checkpoint"
+        super().__init__(
+            f"train: {name} is not finite at step {step}, so the run stopped; {kept}; "
+            f"start again from it with --init {run} and a lower training.learning_rate"
+        )
+
+
+class ProcessLost(Exception):
+    """Another process of the run is gone; earlier checkpoints are kept."""
+
+    def __init__(self, run: Path) -> None:
+        last = latest_checkpoint(run)
+        kept = f"go on from {last} with --resume" if last else "the first process has the checkpoints"
+        super().__init__(f"train: another process of this run is gone, so it stopped; {kept}")
+
+
+@contextlib.contextmanager
+def explained_failures(run: Path, recipe: Callable[[], Recipe], step: Callable[[], int]) -> Iterator[None]:
+    """Turn a failure of MLX's device into a line that says what it was and how to go on.
+
+    Args:
+        run: Folder of the run.
+        recipe: The recipe as it is trained now.
+        step: Training steps made so far.
+
+    Raises:
+        DeviceFailed: instead of MLX's own error.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        failure = explain(error)
+        if failure is None:
+            raise
+        last = latest_checkpoint(run)
+        if last is None:
+            raise DeviceFailed(
+                f"train: {failure.what} at step {step() + 1}; the first process has the checkpoints, "
+                "and all of them are needed to go on with --resume"
+            ) from error
+        less = memory_for_more_parts(recipe(), ranks(), gpu=on_gpu_path()) if failure.too_much else None
+        how = f" --memory {less:g}, which works on fewer clips at a time" if less else f"; {failure.advice}"
+        raise DeviceFailed(
+            f"train: {failure.what} at step {step() + 1}; the last checkpoint is {last}; "
+            f"go on: mlxlava train --resume -o {run}{how}"
+        ) from error

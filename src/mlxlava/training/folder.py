@@ -1,0 +1,202 @@
+"""The folder of a run: beginning one, locking it, and taking a run up at its latest checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlxlava.backend import describe, mx, named_arrays, tree_map
+from mlxlava.backend.ranks import from_first, rank
+from mlxlava.config import Recipe, recipe_to_dict
+from mlxlava.errors import UserError
+from mlxlava.footage.prepared import Footage
+from mlxlava.models.networks import Tree
+from mlxlava.models.storage import FORMAT
+from mlxlava.paths import checkpoints, latest_checkpoint, names_in, read_json
+from mlxlava.training.checkpoint import load_checkpoint, save_checkpoint
+from mlxlava.training.step import Trainer
+
+_BACKGROUND_FRAMES = 1000  # at most so many frames give the generator's background
+# A pixel whose deviation over time is above this share of the largest one may change without limit.
+_FREE_DEVIATION = 0.2
+
+
+def start_run(
+    run: Path, recipe: Recipe, footage: Footage, sources: list[str], command: str, warm: Tree | None
+) -> None:
+    """Make the folder of a new run, with its config and its state at step 0; on the first rank only.
+
+    Args:
+        run: The folder.
+        recipe: What to train.
+        footage: What to learn.
+        sources: Files that the footage was prepared from; resuming reads them again.
+        command: The command that began the run, for its config.
+        warm: Arrays of weights whose G and R to begin with; random weights when None.
+
+    Raises:
+        UserError: the folder is a run already or holds something else, the footage is shorter than a
+            clip, or ``warm`` belongs to other networks than the recipe's.
+    """
+    if rank():
+        return
+    if checkpoints(run):
+        raise UserError(f"train: {run} is a run already; add --resume to go on, or give another -o")
+    if names_in(run) - {"config.json", "checkpoints"}:
+        raise UserError(f"train: {run} holds something that is no run; give another -o")
+    footage.require(recipe.data.seq_len)
+    total = count_steps(recipe, footage)
+    state = Trainer(recipe, total).init()
+    if warm is not None:
+        _warm_start(state, warm)
+    if recipe.generator.background:
+        _set_background(state, footage)
+    config = {
+        "format": FORMAT,
+        "step_fps": footage.step_fps,
+        "recipe": recipe_to_dict(recipe),
+        "total_steps": total,
+        "footage": {
+            "sources": sources,
+            "prepared": str(footage.path.resolve()),
+            "frames": len(footage.frames),
+            "key": footage.key,
+        },
+        "command": command,
+        "machine": {"system": platform.platform(), **describe()},
+    }
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"train: cannot write {run}: {error.strerror}") from error
+    write_config(run, config)
+    save_checkpoint(run, state, {"step": 0, "seconds": 0.0}, recipe.training.keep_checkpoints)
+
+
+def count_steps(recipe: Recipe, footage: Footage) -> int:
+    """Training steps that the recipe asks for; an epoch sees as many frames as the footage has."""
+    training, data = recipe.training, recipe.data
+    if training.steps:
+        return training.steps
+    clips = len(footage.frames) / data.seq_len
+    return max(1, math.ceil(training.epochs * clips / data.batch_size))
+
+
+def write_config(run: Path, config: Mapping[str, Any]) -> None:
+    """Write the config of a run: the new one whole, or the old one stays.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = run / "config.json"
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(config, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        raise UserError(f"train: cannot write {path}: {error.strerror}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def change_recipe(run: Path, recipe: Recipe) -> None:
+    """Give a run another recipe, one that its checkpoints fit; on the first rank only."""
+    if rank() == 0:
+        write_config(run, {**read_json(run / "config.json", "run"), "recipe": recipe_to_dict(recipe)})
+
+
+def open_run(run: Path, recipe: Recipe) -> tuple[Trainer, Tree, int, float]:
+    """Open a run at its latest checkpoint. The first rank reads it and sends it to the others.
+
+    Returns:
+        The trainer, the run state, the training steps made, and the seconds they took.
+
+    Raises:
+        UserError: there is no checkpoint, or it is damaged.
+    """
+    total = step = 0
+    seconds, found = 0.0, None
+    if rank() == 0:
+        total = int(read_json(run / "config.json", "run")["total_steps"])
+        found = latest_checkpoint(run)
+        if found is None:
+            raise UserError(f"train: {run} has no checkpoint to resume from; start it anew with another -o")
+    total = int(from_first(mx.array(total)).item())
+    trainer = Trainer(recipe, total)
+    state = trainer.init()
+    if found is not None:
+        state, kept = load_checkpoint(found, state)
+        step, seconds = int(kept["step"]), float(kept["seconds"])
+    state, at = from_first((state, mx.array(step)))
+    return trainer, state, int(at.item()), seconds
+
+
+@contextlib.contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Lock a run: two processes that train it would overwrite each other's files.
+
+    Raises:
+        UserError: another process has locked it, or it cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            held = stack.enter_context((run / "lock").open("w", encoding="utf-8"))
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            what = "is being trained by another process; wait for it, or stop it"
+            raise UserError(f"train: {run} {what}") from error
+        except OSError as error:
+            raise UserError(f"train: cannot write {run}: {error.strerror}") from error
+        yield
+
+
+def _set_background(state: Tree, footage: Footage) -> None:
+    """Set G's background to the mean of the footage, and its gate to where the footage moves.
+
+    So glass and room are drawn right from the first step on. Pixels that never change stay as they are.
+    """
+    stride = -(-len(footage.frames) // _BACKGROUND_FRAMES)
+    frames = footage.frames[::stride].astype(np.float32) / 255
+    mean, deviation = frames.mean(axis=0, dtype=np.float64), frames.std(axis=0, dtype=np.float64)
+    mean = np.clip(mean, 1 / 255, 1 - 1 / 255)
+    gate = np.minimum(1, deviation / max(_FREE_DEVIATION * float(deviation.max()), 1e-6))
+    for tree in (state, state["ema"]):
+        tree["generator"]["background"] = mx.array(np.log(mean / (1 - mean)).astype(np.float32))
+        tree["generator"]["gate"] = mx.array(gate.astype(np.float32))
+
+
+def _warm_start(state: Tree, warm: Tree) -> None:
+    """Put the G and R of other weights into a new run state."""
+    for part in ("generator", "dynamics"):
+        have, want = _shapes(warm[part]), _shapes(state[part])
+        for name in sorted(want.keys() | have.keys()):
+            if have.get(name) != want.get(name):
+                raise UserError(
+                    f"train: --init has another {part}: {name} is {have.get(name, 'missing')} there and "
+                    f"{want.get(name, 'missing')} in the recipe"
+                )
+        for tree in (state, state["ema"]):
+            # Copies: one array at two places of the run state could not be given away by a step.
+            tree[part] = _copy(warm[part])
+        state["stats"][part] = _copy(warm["stats"][part])
+
+
+def _shapes(tree: Tree) -> dict[str, str]:
+    return {name: "×".join(map(str, array.shape)) for name, array in named_arrays(tree).items()}
+
+
+def _copy(tree: Tree) -> Tree:
+    copied: Tree = tree_map(mx.array, tree)
+    return copied

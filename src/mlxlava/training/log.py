@@ -1,0 +1,54 @@
+"""The log of a run, ``log.jsonl``: a line of JSON for each training step."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from mlxlava.errors import UserError
+from mlxlava.training.callbacks import Callbacks, StepReport
+
+
+class Log(Callbacks):
+    """Writes each step as a line."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def on_step(self, report: StepReport) -> None:
+        """Write the line of a step."""
+        line = {"step": report.step, "seconds": round(report.seconds, 3), **report.terms}
+        line["clips_per_second"] = report.clips_per_second
+        line |= {f"peak_{name}_gb": round(value, 3) for name, value in report.peaks_gb.items()}
+        self._file.write(json.dumps(line) + "\n")
+
+
+@contextlib.contextmanager
+def open_log(run: Path, step: int) -> Iterator[Log]:
+    """Open the log of a run to append to it after ``step``.
+
+    An interrupted run may have logged steps after its last checkpoint. Those lines are dropped, since the
+    steps will be made again.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = run / "log.jsonl"
+    try:
+        kept = []
+        if path.exists():
+            for text in path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError, KeyError):  # a line that was cut off
+                    if json.loads(text)["step"] <= step:
+                        kept.append(text + "\n")
+        draft = path.with_suffix(".tmp")
+        draft.write_text("".join(kept), encoding="utf-8")
+        draft.replace(path)
+        # Line by line, so that a checkpoint never is ahead of the log, whatever ends the process.
+        with path.open("a", buffering=1, encoding="utf-8") as file:
+            yield Log(file)
+    except OSError as error:
+        raise UserError(f"train: cannot write {path}: {error.strerror}; the checkpoints are kept") from error

@@ -1,0 +1,104 @@
+"""Signals that end a training, and a watchdog that ends it when another of its processes is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from mlxlava.backend.ranks import ranks
+from mlxlava.console import say
+from mlxlava.training.failures import ProcessLost
+
+_GRACE = 5.0  # seconds that a process waits for others, beyond three steps, before it gives up
+
+
+class StopRequest:
+    """Which signal asked the training to stop, if any."""
+
+    signal: int | None = None
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[StopRequest]:
+    """Turn the first Ctrl-C, SIGTERM or SIGHUP into a request to stop; the second one acts at once."""
+    request = StopRequest()
+    old: dict[int, Any] = {}
+
+    def restore() -> None:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        request.signal = number
+        restore()
+        say("train: stopping after this step (once more to stop at once, without saving)")
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_IGN:  # nohup
+                continue
+            old[number] = signal.signal(number, handle)
+    try:
+        yield request
+    finally:
+        restore()
+
+
+class Watchdog:
+    """Knows how long to wait for other processes: by the longest step so far, in seconds."""
+
+    def __init__(self) -> None:
+        self._longest = 0.0
+
+    def saw_step(self, seconds: float) -> None:
+        """Take note of how long a step took."""
+        self._longest = max(self._longest, seconds)
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which a process that does not answer is gone."""
+        return _GRACE + 3 * self._longest
+
+
+@contextlib.contextmanager
+def lost_processes(run: Path) -> Iterator[Watchdog]:
+    """End this process, with one line that says why, when another process of the run is gone.
+
+    MLX raises a RuntimeError then, but now and then it waits for ever. mlx.launch sends SIGTERM to the
+    processes that are left. One that waits inside MLX cannot run a signal's handler, but a thread can see
+    that the signal came.
+
+    Raises:
+        ProcessLost: instead of MLX's RuntimeError.
+    """
+    watchdog = Watchdog()
+    if ranks() == 1:
+        yield watchdog
+        return
+    over = threading.Event()
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+
+    def watch() -> None:
+        ours.recv(1)  # a signal's number, or nothing when the training is over
+        if not over.wait(watchdog.patience):
+            say(f"mlxlava: {ProcessLost(run)}")
+            os._exit(1)
+
+    before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield watchdog
+    except RuntimeError as error:
+        raise ProcessLost(run) from error
+    finally:
+        over.set()
+        signal.set_wakeup_fd(before)
+        theirs.close()
