@@ -22,7 +22,7 @@ from mlxlava.paths import latest_checkpoint
 from mlxlava.rollout.rollout import Rollout
 from mlxlava.rollout.weights import Weights, load_weights
 from mlxlava.training.checkpoint import load_checkpoint
-from mlxlava.training.loop import start_run
+from mlxlava.training.folder import start_run
 from mlxlava.training.step import Trainer
 
 pytestmark = pytest.mark.device
