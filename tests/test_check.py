@@ -19,7 +19,7 @@ from mlxlava.check import arithmetic, training
 from mlxlava.check.base import Check, Result
 from mlxlava.cli import main
 from mlxlava.rollout import drawing, roll
-from mlxlava.training import step
+from mlxlava.training import objective
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -120,9 +120,9 @@ def coarse_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wrong_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = step.relativistic_ratio
+    right = objective.relativistic_ratio
     monkeypatch.setattr(
-        step, "relativistic_ratio", on_gpus(lambda real, drawn: 1.01 * right(real, drawn), right)
+        objective, "relativistic_ratio", on_gpus(lambda real, drawn: 1.01 * right(real, drawn), right)
     )
 
 

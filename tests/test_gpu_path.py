@@ -52,7 +52,7 @@ def widest(recipe: Recipe) -> dict[tuple[bool, bool], int]:
     count = views + (data.drawn_frames or data.seq_len)
     frames = mx.zeros((data.batch_size, count, *data.size, 3), mx.uint8)
     times = mx.zeros((data.batch_size, count), mx.int32)
-    most = {}
+    most: dict[tuple[bool, bool], int] = {}
     for kind in trainer.kinds:
         found = kernels(trainer.step_of(state, frames, times, mx.random.key(0), *kind))
         most[kind] = max(kernel.buffers for kernel in found if kernel.fused)

@@ -119,18 +119,30 @@ def test_a_step_that_overflows_is_skipped(tiny: Recipe, footage: Footage) -> Non
     assert [name for name in before if not np.array_equal(before[name], after[name])] == ["step"]
 
 
+# What cannot learn. The background comes from the footage. BatchNorm takes the mean away, and with it the
+# bias of the convolution before it. A relativistic loss takes away what is added to both logits of a pair.
+FIXED = {
+    "lava": {
+        "generator.background",
+        "generator.gate",
+        "discriminator.single_out.bias",
+        "discriminator.out.bias",
+    },
+    "duralava": {"generator.up0.bias", "discriminator.down1.bias"},
+}
+
+
 def test_every_weight_learns(recipe: Recipe, footage: Footage) -> None:
     states, _ = steps(recipe, footage, 3)
     before, after = flat(states[0]), flat(states[-1])
-    still = [name for name in before if np.array_equal(before[name], after[name])]
-    # BatchNorm takes the mean away, and with it what a bias before it does; bases, betas and what stands
-    # still in the footage are fixed. A relativistic loss takes away what is added to both logits of a pair.
-    fixed = ["generator.background", "generator.gate", "ema.generator.background", "ema.generator.gate"]
-    fixed += ["discriminator.single_out.bias", "discriminator.out.bias"]
-    allowed = ["stats.dynamics", "optimizer.", "discriminator.down", *fixed]
-    if recipe.generator.kind == "transposed":
-        allowed += [f"{part}generator.up{i}.bias" for part in ("", "ema.") for i in range(3)]
-    assert [name for name in still if not name.startswith(tuple(allowed))] == []
+    # By more than rounding: on some devices that moves what cannot learn.
+    still = {name for name in before if np.abs(after[name] - before[name]).max() < 1e-7}
+    weights = ("generator.", "dynamics.", "encoder.", "discriminator.")
+    assert {name for name in still if name.startswith(weights)} == FIXED[recipe.name]
+    averaged = {name.removeprefix("ema.") for name in still if name.startswith("ema.")}
+    assert averaged == {name for name in FIXED[recipe.name] if name.startswith("generator.")}
+    others = {name for name in still if not name.startswith((*weights, "ema.", "optimizer."))}
+    assert others == {name for name in before if name.startswith("stats.dynamics.")}  # the fixed bases
 
 
 def test_the_average_follows_the_weights(tiny: Recipe, footage: Footage) -> None:

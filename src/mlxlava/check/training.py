@@ -24,7 +24,7 @@ from mlxlava.check.base import (
 )
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.training.plan import fit_into, predict
-from mlxlava.training.step import Trainer
+from mlxlava.training.step import Kind, Trainer
 
 _KINDS = {(False, False): "without D", (True, False): "with D", (True, True): "penalties"}
 _PARTS = ("generator", "dynamics", "encoder", "discriminator")
@@ -134,7 +134,7 @@ def _moves(recipe: Recipe, kind: tuple[bool, bool], compiled: bool) -> Moves:
     return {**moves, "terms": flat(dict(sorted(terms.items())))}
 
 
-def _kinds(recipe: Recipe) -> list[tuple[bool, bool]]:
+def _kinds(recipe: Recipe) -> list[Kind]:
     return Trainer(recipe, 10, compiled=False).kinds
 
 

@@ -1,4 +1,5 @@
-"""Learning: the step and its losses, the loop, run folders and checkpoints, the memory that a step takes.
+"""Learning: the loss, the training step, the loop, run folders and checkpoints, the memory that a step takes.
 
-May import models, footage and backend. Start with step.py, ``Trainer``; loop.py calls it.
+May import models, footage and backend. Start with objective.py, the whole loss as formulas; step.py
+differentiates it, and loop.py makes steps until the run is done.
 """

@@ -1,7 +1,7 @@
-"""The first training steps on a GPU: they compile, they are measured, and they may show that less fits.
+"""The first training steps on a GPU: kernels are compiled and memory is measured.
 
-What a step takes on a GPU is estimated (plan.py). So each kind of step is measured the first time that it
-runs, and where it came near to the limit the batch is worked on in more parts from then on.
+The memory of a step on a GPU is only an estimate (plan.py). So it is measured when a kind of step runs for
+the first time. If it came near the limit, batches are cut into more micro-batches from then on.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from mlxlava.console import say
 from mlxlava.training.plan import parts_of, predict
 from mlxlava.training.step import Kind, Terms, Trainer
 
-# Share of the limit that a step may take before its parts are made smaller. Near the limit MLX waits for
-# memory in every step, and later steps may take a little more than the first one of their kind.
+# Above this share of the limit a step is made with more micro-batches. Near the limit MLX waits for memory in
+# every step, and later steps may take a little more than the first one of their kind.
 SHARE = 0.9
 
 _COMPILES = {
@@ -25,13 +25,13 @@ _COMPILES = {
 
 
 class FirstSteps:
-    """A trainer that measures its first steps where the code for GPUs is taken; elsewhere it only trains.
+    """A trainer that measures its first steps where the code for GPUs is used; elsewhere it only trains.
 
-    A step is the same whether it is measured or not: the same state, batch and keys. What changes after one
-    that took too much is the number of parts, and with it the trainer.
+    Measuring does not change a step: state, batch and keys are the same. After a step that took too much, the
+    number of micro-batches changes, and the trainer with it.
 
     Attributes:
-        recipe: the recipe as it is trained from the next step on; another object once its parts were changed.
+        recipe: the recipe of the next step; another object once its number of micro-batches has changed.
     """
 
     def __init__(self, recipe: Recipe, trainer: Trainer, limit: float) -> None:
@@ -62,10 +62,10 @@ class FirstSteps:
         return state, terms
 
     def _react(self, held: float) -> None:
-        """Make the parts of a batch smaller if a step held too much, GB, here or in another process."""
+        """Use more micro-batches if a step held too much memory (GB), here or in another process."""
         now = self.recipe.training.micro_batches
-        parts = parts_of(self.recipe.data.batch_size // ranks(), now)
-        wanted = any_rank(self._parts_for(held, parts))
+        counts = parts_of(self.recipe.data.batch_size // ranks(), now)
+        wanted = any_rank(self._count_for(held, counts))
         too_much = f"train: a step took {held:.2f} GB of the {self._limit:.2f} GB for MLX"
         if wanted > now:
             self.recipe = override(self.recipe, {"training.micro_batches": wanted})
@@ -79,16 +79,16 @@ class FirstSteps:
                 "smaller --size"
             )
 
-    def _parts_for(self, held: float, parts: list[int]) -> int:
-        """The fewest of ``parts`` that should fit, if the first of them, as it is now, held so many GB."""
+    def _count_for(self, held: float, counts: list[int]) -> int:
+        """The first of ``counts`` of micro-batches that should fit; with ``counts[0]`` it held so many GB."""
         if held <= SHARE * self._limit:
-            return parts[0]
+            return counts[0]
 
         def predicted(count: int) -> float:
             tried = override(self.recipe, {"training.micro_batches": count})
             return predict(tried, ranks(), gpu=True)
 
         # Steps that are still to come take more than the first kind does: a prediction is not made smaller.
-        off = max(1.0, held / predicted(parts[0]))
-        fitting = (count for count in parts[1:] if off * predicted(count) <= SHARE * self._limit)
-        return next(fitting, parts[-1])
+        off = max(1.0, held / predicted(counts[0]))
+        fitting = (count for count in counts[1:] if off * predicted(count) <= SHARE * self._limit)
+        return next(fitting, counts[-1])

@@ -24,10 +24,10 @@ def relativistic(real: mx.array, drawn: mx.array) -> tuple[mx.array, mx.array]:
 
 
 def relativistic_ratio(real: mx.array, drawn: mx.array) -> mx.array:
-    """The factor (B,) from D's to G's loss gradient by each drawn clip's logit: −exp(real − drawn).
+    """Gradient of G's loss divided by that of D's, each with respect to the logits of drawn clips; (B,).
 
-    d softplus(−m)/d drawn = sigmoid(−m) and d softplus(m)/d drawn = −sigmoid(m). The clip keeps
-    the factor finite; a margin of 60 means that D's gradient has underflowed anyway.
+    With m = real − drawn, d softplus(−m)/d drawn = sigmoid(−m) and d softplus(m)/d drawn = −sigmoid(m); their
+    ratio is −exp(m). Limiting m to ±60 keeps it finite; beyond that D's gradient has underflowed anyway.
     """
     return -mx.exp(mx.clip(real - drawn, -60, 60))
 
@@ -54,15 +54,15 @@ def gradient_penalty(judge: Callable[[mx.array], mx.array], frames: mx.array) ->
 
 
 def augment(clips: mx.array, keys: mx.array, shift: float, colour: float) -> mx.array:
-    """What the discriminator looks at, changed alike in all frames of a clip (Zhao 2020, DiffAugment).
+    """Random shifts and changes of colour, the same in all frames of a clip (Zhao 2020, DiffAugment).
 
-    Real and drawn clips get the same kind of change, so that D cannot learn few real ones by heart;
-    motion stays as it is, and so do the gradients by the frames.
+    Real and drawn clips are changed in the same way, so that D cannot learn few real ones by heart. Motion
+    stays as it is. Gradients with respect to the frames pass through.
 
     Args:
         clips: (B, K, H, W, C) in [0, 1].
-        keys: (B, 2), one for each clip: its change does not depend on the clips beside it.
-        shift: farthest way that a clip moves either way, in its height and width; edges are repeated.
+        keys: (B, 2), one for each clip, so that its change does not depend on the other clips.
+        shift: largest shift in either direction, as a share of height and of width; edges are repeated.
         colour: largest change of brightness, and twice that of contrast.
     """
     batch, _, height, width, _ = clips.shape
@@ -73,8 +73,8 @@ def augment(clips: mx.array, keys: mx.array, shift: float, colour: float) -> mx.
     amounts = mx.vmap(draw)(keys) if shift or colour else keys
     if shift:
         for axis, side in ((2, height), (3, width)):
-            by = mx.round(round(shift * side) * amounts[:, axis - 2 : axis - 1]).astype(mx.int32)
-            at = mx.clip(mx.arange(side) + by, 0, side - 1)
+            offset = mx.round(round(shift * side) * amounts[:, axis - 2 : axis - 1]).astype(mx.int32)
+            at = mx.clip(mx.arange(side) + offset, 0, side - 1)
             shape = [batch, 1, 1, 1, 1]
             shape[axis] = side
             clips = mx.take_along_axis(clips, at.reshape(shape), axis=axis)

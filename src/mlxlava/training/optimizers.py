@@ -1,0 +1,61 @@
+"""How weights move: optimisers with their learning-rate schedules, update clipping, and averaged weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlxlava.backend import Tree, mx, optim, tree_map
+from mlxlava.config import Training
+
+
+def make_optimizer(
+    training: Training, total_steps: int, learning_rate: float, betas: tuple[float, float]
+) -> optim.Optimizer:
+    """The optimiser that a recipe names, with its warm-up and its learning-rate schedule."""
+    rate: Any = learning_rate
+    if training.schedule == "cosine":
+        rate = optim.cosine_decay(learning_rate, max(total_steps, 1))
+    if training.warm_up:
+        full = rate
+
+        def rate(step: mx.array) -> Any:
+            rise = mx.minimum(1, (step + 1) / training.warm_up)
+            return rise * (full(step) if callable(full) else full)
+
+    if training.optimizer == "sgd":
+        return optim.SGD(rate)
+    return optim.Adam(rate, betas=list(betas), bias_correction=True)
+
+
+def clip_updates(old: Tree, new: Tree, limit: mx.array) -> Tree:
+    """Shorten the steps of tensors that moved too far (update clipping: Shazeer and Stern 2018, section 6).
+
+    When a gradient grows suddenly, Adam without a first moment moves a tensor by up to 1 / sqrt(1 − beta2)
+    learning rates. A discriminator that moves so far between two gradient penalties diverges.
+
+    Args:
+        old: Weights before the step.
+        new: Weights after it.
+        limit: Longest step, as the RMS over the numbers of a tensor.
+    """
+
+    def clip(old: mx.array, new: mx.array) -> mx.array:
+        change = new - old
+        length = mx.sqrt((change * change).mean())
+        return old + change * (limit / mx.maximum(length, limit))
+
+    clipped: Tree = tree_map(clip, old, new)
+    return clipped
+
+
+def average(old: Any, new: Any, decay: float | mx.array) -> Any:
+    """decay · old + (1 − decay) · new, array by array."""
+    return tree_map(lambda a, b: decay * a + (1 - decay) * b, old, new)
+
+
+def ema_decay(decay: float, steps: mx.array) -> mx.array:
+    """The decay of averaged weights after ``steps`` steps: (1 + n) / (10 + n), at most ``decay``.
+
+    So a young average soon forgets its random start (the rule of TensorFlow's ExponentialMovingAverage).
+    """
+    return mx.minimum(decay, (1 + steps) / (10 + steps))
