@@ -128,8 +128,8 @@ def encoder(recipe: Recipe) -> tuple[list[Layer], list[Layer]]:
     net = recipe.encoder
     frames = _halvings(recipe.data.size, (3, *net.widths))
     end = math.prod(recipe.data.size) // 4 ** len(net.widths)
-    hidden = _dense(net.views * end * net.widths[-1], *net.hidden)
-    last = hidden[-1].outputs if hidden else net.views * end * net.widths[-1]
+    hidden = _dense(net.context_frames * end * net.widths[-1], *net.hidden)
+    last = hidden[-1].outputs if hidden else net.context_frames * end * net.widths[-1]
     return frames, [*hidden, *(Layer(last, recipe.generator.state_size) for _ in range(2))]
 
 
@@ -162,15 +162,15 @@ def passes(recipe: Recipe, kind: str) -> list[Passes]:
     """
     data, judged = recipe.data, kind != "alone"
     count = data.drawn_frames or data.seq_len
-    clips = data.batch_size * (judged + (recipe.encoder.views > 0))  # rolled and drawn
+    clips = data.batch_size * (judged + (recipe.encoder.context_frames > 0))  # rolled and drawn
     found = [
         Passes(generator(recipe), clips * count),
         Passes(state_step(recipe), clips * data.seq_len),
     ]
-    if recipe.encoder.views:
+    if recipe.encoder.context_frames:
         frames, together = encoder(recipe)
         # Nobody asks for a gradient by real frames.
-        found += [Passes(frames, data.batch_size * recipe.encoder.views, to_input=0)]
+        found += [Passes(frames, data.batch_size * recipe.encoder.context_frames, to_input=0)]
         found += [Passes(together, data.batch_size)]
     if not judged:
         return found

@@ -38,7 +38,7 @@ def sized(recipe: str, size: int, seq_len: int, batch_size: int) -> Recipe:
 
 def _random_batch(recipe: Recipe) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
     """Frames (B, V + K, H, W, 3) and their times (B, V + K), as training takes them, of noise."""
-    data, views = recipe.data, recipe.encoder.views  # frames to encode come first
+    data, views = recipe.data, recipe.encoder.context_frames  # frames to encode come first
     count = data.drawn_frames or data.seq_len
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (data.batch_size, views + count, *data.size, 3), dtype=np.uint8)

@@ -75,8 +75,8 @@ def measure(name: str, settings: dict[str, Any]) -> float:
     from mlxlava.backend import mx
     from mlxlava.training.step import Trainer
 
-    recipe = override(load_recipe(name), {"loss.alone": 0.0, **settings})
-    data, views = recipe.data, recipe.encoder.views
+    recipe = override(load_recipe(name), {"loss.d_start": 0.0, **settings})
+    data, views = recipe.data, recipe.encoder.context_frames
     count = data.drawn_frames or data.seq_len
     shape = (data.batch_size, views + count, *data.size, 3)
     frames = mx.array(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))

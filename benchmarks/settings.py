@@ -23,7 +23,7 @@ from mlxlava.console import print_table
 from mlxlava.training.step import Trainer
 
 _TURNS = 5
-_CLIPS = {"data.batch_size": 8, "loss.alone": 0.0}
+_CLIPS = {"data.batch_size": 8, "loss.d_start": 0.0}
 _SETTINGS: list[dict[str, Any]] = [
     {},
     {"training.micro_batches": 4},
@@ -37,7 +37,7 @@ class _Contestant:
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
         recipe = override(load_recipe("lava"), {**_CLIPS, **settings})
-        count = recipe.encoder.views + recipe.data.drawn_frames
+        count = recipe.encoder.context_frames + recipe.data.drawn_frames
         rng = np.random.default_rng(0)
         self.frames = mx.array(rng.integers(0, 256, (8, count, *recipe.data.size, 3), dtype=np.uint8))
         self.times = mx.array(np.tile(np.arange(count, dtype=np.int32), (8, 1)))

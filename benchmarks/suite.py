@@ -163,7 +163,7 @@ def shares(recipe: Recipe) -> dict[str, float]:
     """The kinds of a recipe's training step, and the share of each in a run."""
     if recipe.loss.kind != "relativistic":
         return {"plain": 1.0}
-    alone, penalised = recipe.loss.alone, 1 / recipe.loss.penalty_every
+    alone, penalised = recipe.loss.d_start, 1 / recipe.loss.penalty_every
     return {
         "alone": alone,
         "plain": (1 - alone) * (1 - penalised),
@@ -301,7 +301,7 @@ def train_rows(
         rates: ``matmul`` and ``copy``, for the floor; empty for none.
     """
     parts = shares(recipe)
-    frames = recipe.encoder.views + (recipe.data.drawn_frames or recipe.data.seq_len)
+    frames = recipe.encoder.context_frames + (recipe.data.drawn_frames or recipe.data.seq_len)
     floors = (
         {kind: step_cost(recipe, kind).seconds(rates["matmul"], rates["copy"]) for kind in parts}
         if rates

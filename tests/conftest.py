@@ -27,10 +27,10 @@ _TINY = {
     "training.preview_every": 4,
 }
 _ENCODER = {
-    "encoder.views": 3,
+    "encoder.context_frames": 3,
     "encoder.widths": [6, 8],
     "encoder.hidden": [10],
-    "loss.alone": 0.17,
+    "loss.d_start": 0.17,
 }
 
 

@@ -61,7 +61,7 @@ def test_layers_are_those_of_the_networks(name: str, request: pytest.FixtureRequ
 
     assert counted(floor.generator(recipe)) == kernels("generator")
     assert sum(map(counted, floor.discriminator(recipe))) == kernels("discriminator")
-    if recipe.encoder.views:
+    if recipe.encoder.context_frames:
         assert sum(map(counted, floor.encoder(recipe))) == kernels("encoder")
     bases = sum(basis.size for basis in named_arrays(make_dynamics(recipe).init_stats()).values())
     # Into a basis and back.

@@ -47,7 +47,7 @@ def test_the_recipes_are_found_by_name() -> None:
 
 
 def test_duralava_is_the_published_recipe() -> None:
-    """Number by number: DESIGN section 1."""
+    """Number by number, as duralava published it."""
     recipe = load_recipe("duralava")
     data, training = recipe.data, recipe.training
     assert (data.size, data.every_nth, data.batch_size, data.seq_len) == ((64, 64), 6, 32, 20)
@@ -60,13 +60,13 @@ def test_duralava_is_the_published_recipe() -> None:
     assert (discriminator.features, discriminator.state, discriminator.hidden) == (128, 128, (512, 512))
     assert (recipe.loss.kind, recipe.loss.normality) == ("bce", 0.1)
     assert (training.optimizer, training.learning_rate, training.schedule) == ("sgd", 1e-3, "cosine")
-    assert (training.epochs, training.steps, training.carry, training.reset_probability) == (
+    assert (training.epochs, training.steps, training.carried_states, training.reset_probability) == (
         200,
         0,
         True,
         0.5,
     )
-    assert (training.clip, training.ema) == (0, 0)
+    assert (training.update_clipping, training.ema) == (0, 0)
 
 
 def test_an_unknown_key_names_the_nearest() -> None:
@@ -94,7 +94,7 @@ def test_an_unknown_key_names_the_nearest() -> None:
         ("loss.kind", "bce"),
         ("training.learning_rate", -1),
         ("training.learning_rate", True),
-        ("training.clip", -1),
+        ("training.update_clipping", -1),
         ("training.ema", 1),
         ("training.epochs", 3),  # beside steps
     ],
@@ -129,3 +129,22 @@ def test_every_setting_has_help() -> None:
     rows = describe_settings(load_recipe("duralava"))
     assert all(text for _, _, text in rows)
     assert ("training.optimizer", "sgd", "adam or sgd") in rows
+
+
+def test_settings_keep_working_under_the_names_that_they_had(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert parse_settings(["loss.alone=0.25"]) == {"loss.d_start": 0.25}
+    assert capsys.readouterr().err == "mlxlava: the setting loss.alone is called loss.d_start now\n"
+
+    file = tmp_path / "old.toml"
+    file.write_text("[training]\nclip = 2.0\n", encoding="utf-8")
+    assert load_recipe(file).training.update_clipping == 2.0
+    assert "training.clip is called training.update_clipping" in capsys.readouterr().err
+
+    # Files of runs and weights are read without a word.
+    values = recipe_to_dict(load_recipe("lava"))
+    values["encoder"]["views"] = values["encoder"].pop("context_frames")
+    assert recipe_from_dict(values) == load_recipe("lava")
+    assert override(load_recipe("lava"), {"encoder.views": 3}).encoder.context_frames == 3
+    assert capsys.readouterr().err == ""

@@ -24,8 +24,22 @@ _TRAIN = [
         "--set",
         "generator.widths=[8, 6]",
     ),
-    *("--set", "encoder.views=3", "--set", "encoder.widths=[6, 8]", "--set", "discriminator.widths=[6, 8]"),
-    *("--set", "loss.alone=0.17", "--set", "training.optimizer=sgd", "--set", "training.clip=0.0"),
+    *(
+        "--set",
+        "encoder.context_frames=3",
+        "--set",
+        "encoder.widths=[6, 8]",
+        "--set",
+        "discriminator.widths=[6, 8]",
+    ),
+    *(
+        "--set",
+        "loss.d_start=0.17",
+        "--set",
+        "training.optimizer=sgd",
+        "--set",
+        "training.update_clipping=0.0",
+    ),
 ]
 
 

@@ -213,7 +213,7 @@ def test_penalised_states_are_standardised_and_their_moments_are_the_penalty(
 
 
 def test_the_stronger_penalty_sees_lamps_that_are_all_alike() -> None:
-    """One state whose numbers look normal, 32 times: pooled moments are content (DESIGN, section 6)."""
+    """One state whose numbers look normal, 32 times: pooled moments are content."""
     one = mx.array([NormalDist().inv_cdf((n + 0.5) / 64) for n in range(64)])
     together, apart = mx.repeat(one[None], 32, axis=0), mx.random.normal((32, 64), key=mx.random.key(0))
 

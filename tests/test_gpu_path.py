@@ -46,7 +46,7 @@ CASES = [
 
 def widest(recipe: Recipe) -> dict[tuple[bool, bool], int]:
     """The most buffers of a fused kernel in each kind of step of a recipe; nothing is computed."""
-    data, views = recipe.data, recipe.encoder.views
+    data, views = recipe.data, recipe.encoder.context_frames
     trainer = Trainer(recipe, 10)
     state = trainer.init()
     count = views + (data.drawn_frames or data.seq_len)
@@ -127,7 +127,7 @@ def test_half_precision_learns_at_a_full_batch(name: str, tmp_path: Path) -> Non
         "generator.widths": [8, 4, 4, 4],
         "discriminator.widths": [4] * len(load_recipe(name).discriminator.widths),
         "dynamics.hidden": [16],
-        "loss.alone": 0.0,
+        "loss.d_start": 0.0,
         "training.precision": "float16",
     }
     recipe = override(load_recipe(name), narrow)
@@ -135,7 +135,9 @@ def test_half_precision_learns_at_a_full_batch(name: str, tmp_path: Path) -> Non
     lamp = prepare_lamp(
         tmp_path / "lamp", size=data.size, minutes=1, fps=5, every_nth=1, seed=0, theme="classic"
     )
-    frames, times = lamp.batch(0, 0, data.batch_size, data.seq_len, data.drawn_frames, recipe.encoder.views)
+    frames, times = lamp.batch(
+        0, 0, data.batch_size, data.seq_len, data.drawn_frames, recipe.encoder.context_frames
+    )
     with gpu_path():
         start_run(tmp_path / "run", recipe, lamp, [], "", None)
         trainer = Trainer(recipe, 10, compiled=False)

@@ -24,7 +24,7 @@ def recipe(request: pytest.FixtureRequest) -> Recipe:
 
 
 def batch(recipe: Recipe, footage: Footage, index: int) -> tuple[np.ndarray, np.ndarray]:
-    data, views = recipe.data, recipe.encoder.views
+    data, views = recipe.data, recipe.encoder.context_frames
     return footage.batch(0, index, data.batch_size, data.seq_len, data.drawn_frames, views)
 
 
@@ -49,7 +49,7 @@ def flat(tree: Tree) -> dict[str, np.ndarray]:
 
 def test_compiled_equals_eager(recipe: Recipe, footage: Footage) -> None:
     # Two steps: with and without gradient penalties. SGD, since Adam divides rounding by rounding.
-    recipe = override(recipe, {"training.optimizer": "sgd", "training.clip": 0.0})
+    recipe = override(recipe, {"training.optimizer": "sgd", "training.update_clipping": 0.0})
     eager, eager_terms = steps(recipe, footage, 2)
     compiled, compiled_terms = steps(recipe, footage, 2, compiled=True)
     for one, other in zip(eager_terms, compiled_terms, strict=True):
@@ -69,11 +69,11 @@ def test_a_step_is_a_function_of_seed_and_number(recipe: Recipe, footage: Footag
     assert not np.array_equal(left["generator.dense.weight"], flat(other[-1])["generator.dense.weight"])
 
 
-@pytest.mark.parametrize("settings", [{}, {"loss.shift": 0.2, "loss.colour": 0.1}, {"loss.alone": 1.0}])
+@pytest.mark.parametrize("settings", [{}, {"loss.shift": 0.2, "loss.colour": 0.1}, {"loss.d_start": 1.0}])
 def test_parts_of_a_batch_give_what_it_gives_at_once(
     tiny: Recipe, footage: Footage, settings: dict[str, float]
 ) -> None:
-    sgd = {"training.optimizer": "sgd", "training.clip": 0.0, "loss.alone": 0.0, **settings}
+    sgd = {"training.optimizer": "sgd", "training.update_clipping": 0.0, "loss.d_start": 0.0, **settings}
     whole, whole_terms = steps(override(tiny, sgd), footage, 2)
     parts, part_terms = steps(override(tiny, {**sgd, "training.micro_batches": 4}), footage, 2)
     left, right = flat(whole[-1]), flat(parts[-1])
@@ -86,7 +86,7 @@ def test_parts_of_a_batch_give_what_it_gives_at_once(
 
 
 def test_frames_that_are_drawn_again_give_the_same_step(recipe: Recipe, footage: Footage) -> None:
-    sgd = {"training.optimizer": "sgd", "training.clip": 0.0}
+    sgd = {"training.optimizer": "sgd", "training.update_clipping": 0.0}
     kept = flat(steps(override(recipe, sgd), footage, 2)[0][-1])
     again = flat(steps(override(recipe, {**sgd, "training.recompute": True}), footage, 2)[0][-1])
     for name, array in kept.items():
@@ -97,7 +97,7 @@ def test_frames_that_are_drawn_again_give_the_same_step(recipe: Recipe, footage:
 def test_half_precision_moves_weights_about_as_float32_does(
     recipe: Recipe, footage: Footage, precision: str
 ) -> None:
-    sgd = {"training.optimizer": "sgd", "training.clip": 0.0, "loss.alone": 0.0}
+    sgd = {"training.optimizer": "sgd", "training.update_clipping": 0.0, "loss.d_start": 0.0}
     states, _ = steps(override(recipe, sgd), footage, 1)
     halves, terms = steps(override(recipe, {**sgd, "training.precision": precision}), footage, 1)
     assert "skipped" not in terms[0] or terms[0]["skipped"].item() == 0
@@ -155,12 +155,12 @@ def test_the_average_follows_the_weights(tiny: Recipe, footage: Footage) -> None
 
 
 def test_penalties_come_every_nth_step(tiny: Recipe, footage: Footage) -> None:
-    _, terms = steps(override(tiny, {"loss.penalty_every": 3, "loss.alone": 0.0}), footage, 5)
+    _, terms = steps(override(tiny, {"loss.penalty_every": 3, "loss.d_start": 0.0}), footage, 5)
     assert ["r1" in found for found in terms] == [True, False, False, True, False]
 
 
 def test_the_discriminator_joins_in_at_its_step(tiny: Recipe, footage: Footage) -> None:
-    states, terms = steps(override(tiny, {"loss.alone": 0.34}), footage, 3)
+    states, terms = steps(override(tiny, {"loss.d_start": 0.34}), footage, 3)
     assert ["loss_d" in found for found in terms] == [False, False, True]
     assert all("reconstruction" in found and "kl" in found for found in terms)
     first, before, after = (flat(states[n]["discriminator"]) for n in (0, 2, 3))
@@ -172,7 +172,7 @@ def test_the_discriminator_joins_in_at_its_step(tiny: Recipe, footage: Footage) 
 
 def test_clips_are_learned_by_heart_when_there_are_few(tiny: Recipe, footage: Footage) -> None:
     """The evidence bound alone, on one batch: what is encoded, rolled and drawn becomes what was seen."""
-    recipe = override(tiny, {"loss.alone": 1.0, "training.learning_rate": 3e-3})
+    recipe = override(tiny, {"loss.d_start": 1.0, "training.learning_rate": 3e-3})
     trainer = Trainer(recipe, 100)
     frames, times = batch(recipe, footage, 0)
     state, errors = trainer.init(), []
@@ -187,7 +187,7 @@ def test_encoded_states_fill_the_space_that_lamps_are_played_from(tiny: Recipe, 
     """Eigenvalues of the covariance of encoded states over the footage; of N(0, I) all are one."""
     found = {}
     for whitening in (0.0, 0.01):
-        settings = {"loss.alone": 1.0, "data.batch_size": 24, "encoder.whitening": whitening}
+        settings = {"loss.d_start": 1.0, "data.batch_size": 24, "encoder.whitening": whitening}
         recipe = override(tiny, settings)
         trainer = Trainer(recipe, 120)
         state = trainer.init()
@@ -195,7 +195,7 @@ def test_encoded_states_fill_the_space_that_lamps_are_played_from(tiny: Recipe, 
             frames, times = batch(recipe, footage, index)
             state, _ = trainer(state, mx.array(frames), mx.array(times), index)
             mx.eval(state)
-        views = [batch(recipe, footage, 1000 + n)[0][:, : recipe.encoder.views] for n in range(10)]
+        views = [batch(recipe, footage, 1000 + n)[0][:, : recipe.encoder.context_frames] for n in range(10)]
         states = np.array(trainer.encode(state, mx.array(np.concatenate(views)), mx.random.key(0)))
         found[whitening] = np.linalg.eigvalsh(np.cov(states.T))
     # How many of the eight directions are filled alike (participation ratio): 8 of N(0, I).
@@ -205,7 +205,7 @@ def test_encoded_states_fill_the_space_that_lamps_are_played_from(tiny: Recipe, 
 
 
 def test_no_tensor_moves_further_than_the_clip(tiny: Recipe, footage: Footage) -> None:
-    states, _ = steps(override(tiny, {"training.clip": 0.5}), footage, 3)
+    states, _ = steps(override(tiny, {"training.update_clipping": 0.5}), footage, 3)
     limit = 0.5 * tiny.training.learning_rate * 1.001
     for before, after in itertools.pairwise(states):
         old, new = flat(before), flat(after)

@@ -155,7 +155,7 @@ def test_minutes_end_a_run_and_it_is_saved(tiny: Recipe, footage: Footage, tmp_p
     assert latest is not None and int(latest.name) == outcome.step
 
 
-@pytest.mark.parametrize("settings", [{"training.learning_rate": 1e30, "training.clip": 0.0}])
+@pytest.mark.parametrize("settings", [{"training.learning_rate": 1e30, "training.update_clipping": 0.0}])
 def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpoint(
     tiny: Recipe, footage: Footage, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
@@ -195,7 +195,7 @@ def by_hand(recipe: Recipe, footage: Footage, parts: list[int]) -> Tree:
     run = trainers[parts[0]].init()
     for index, count in enumerate(parts):
         frames, times = footage.batch(
-            0, index, data.batch_size, data.seq_len, data.drawn_frames, recipe.encoder.views
+            0, index, data.batch_size, data.seq_len, data.drawn_frames, recipe.encoder.context_frames
         )
         run, _ = trainers[count](run, mx.array(frames), mx.array(times), index)
         mx.eval(run)

@@ -101,7 +101,7 @@ class Dynamics:
 class Encoder:
     """Frames of a real clip → the state it starts from; for training only."""
 
-    views: int = _setting(0, "frames of a clip that are encoded, evenly spaced; 0 for no encoder")
+    context_frames: int = _setting(0, "frames of a clip that are encoded, evenly spaced; 0 for no encoder")
     widths: tuple[int, ...] = _setting((32, 64, 128, 256), "channels after each halving of the resolution")
     hidden: tuple[int, ...] = _setting((256,), "widths of the hidden layers that look at all frames")
     whitening: float = _setting(
@@ -140,16 +140,18 @@ class Loss:
     gamma: float = _setting(1.0, "weight of the gradient penalties on real and on drawn clips")
     penalty_every: int = _setting(8, "training steps between gradient penalties (weighted up to match)")
     normality: float = _setting(0.0, "penalised dynamics: weight of the normality penalty")
-    evidence: float = _setting(
-        0.0, "weight of the negative evidence bound: real clips are encoded, rolled and drawn again"
+    elbo_weight: float = _setting(
+        0.0, "weight of the negative evidence lower bound: real clips are encoded, rolled and drawn again"
     )
-    sigma: float = _setting(0.1, "evidence: deviation of a drawn pixel from the real one that is allowed for")
+    sigma: float = _setting(0.1, "evidence lower bound: standard deviation of a pixel about the drawn one")
     shift: float = _setting(0.0, "farthest that clips are moved before D sees them, in heights and widths")
-    colour: float = _setting(0.0, "largest change of brightness of what D sees, and half that of contrast")
+    colour: float = _setting(
+        0.0, "largest change of brightness of what D sees; its contrast changes by up to twice that"
+    )
     state_gain: float = _setting(
         1.0, "factor on D's gradient by the states, which is what R learns from D; G's part stays as it is"
     )
-    alone: float = _setting(0.0, "evidence: share of the training steps before the discriminator joins in")
+    d_start: float = _setting(0.0, "fraction of the training steps before the discriminator joins in")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +164,7 @@ class Training:
     d_betas: tuple[float, float] = _setting((0.0, 0.99), "adam: decay of the two moments, for D")
     r_rate: float = _setting(1.0, "learning rate of R, in learning_rate")
     d_rate: float = _setting(1.0, "learning rate of D, in learning_rate")
-    clip: float = _setting(
+    update_clipping: float = _setting(
         0.0, "longest step of a tensor, in learning rates per weight (RMS); 0 for no limit"
     )
     schedule: str = _setting("constant", "constant, or cosine: to 0 at the last step", ("constant", "cosine"))
@@ -170,8 +172,8 @@ class Training:
     steps: int = _setting(20000, "training steps; 0 to count them from epochs")
     epochs: int = _setting(0, "passes over the footage; 0 to count by steps")
     ema: float = _setting(0.998, "decay of the averaged weights that are played")
-    carry: bool = _setting(False, "start clips from the last states of the batch before")
-    reset_probability: float = _setting(0.5, "carry: chance that a carried state is replaced by noise")
+    carried_states: bool = _setting(False, "start clips from the last states of the batch before")
+    reset_probability: float = _setting(0.5, "carried_states: chance that one is replaced by noise")
     preview_every: int = _setting(100, "steps between preview sheets")
     checkpoint_every: int = _setting(200, "steps between checkpoints")
     keep_checkpoints: int = _setting(3, "checkpoints kept")
@@ -208,6 +210,16 @@ class Recipe:
         _check(self)
 
 
+# Names that settings had before, and what they are called now. Files of runs and weights keep the old ones.
+RENAMED = {
+    "encoder.views": "encoder.context_frames",
+    "loss.alone": "loss.d_start",
+    "loss.evidence": "loss.elbo_weight",
+    "training.carry": "training.carried_states",
+    "training.clip": "training.update_clipping",
+}
+
+
 def _require(holds: bool, what: str) -> None:
     if not holds:
         raise UserError(f"recipe: {what}")
@@ -232,24 +244,24 @@ def _check(recipe: Recipe) -> None:
         )
         _require(recipe.dynamics.couplings >= 1, "dynamics.couplings must be at least 1")
     _require(
-        0 <= recipe.encoder.views <= data.seq_len and recipe.encoder.views != 1,
-        "encoder.views must be 0, or lie in 2 … data.seq_len",
+        0 <= recipe.encoder.context_frames <= data.seq_len and recipe.encoder.context_frames != 1,
+        "encoder.context_frames must be 0, or lie in 2 … data.seq_len",
     )
     _require(0 <= recipe.loss.shift < 0.5, "loss.shift must lie in [0, 0.5)")
     _require(0 <= recipe.loss.colour < 0.5, "loss.colour must lie in [0, 0.5)")
     _require(
-        recipe.encoder.views == 0 or data.batch_size > 1,
+        recipe.encoder.context_frames == 0 or data.batch_size > 1,
         "data.batch_size must be at least 2 with an encoder, which standardises states over the batch",
     )
     _require(recipe.loss.sigma > 0, "loss.sigma must be positive")
     _require(recipe.loss.state_gain >= 0, "loss.state_gain must not be negative")
     _require(
-        (recipe.loss.evidence > 0) == (recipe.encoder.views > 0),
-        "loss.evidence goes with encoder.views: give both, or 0 for both",
+        (recipe.loss.elbo_weight > 0) == (recipe.encoder.context_frames > 0),
+        "loss.elbo_weight goes with encoder.context_frames: give both, or 0 for both",
     )
     _require(
-        recipe.loss.alone == 0 or (0 < recipe.loss.alone <= 1 and recipe.loss.evidence > 0),
-        "loss.alone must lie in [0, 1], and needs loss.evidence: until then there is nothing else to learn",
+        recipe.loss.d_start == 0 or (0 < recipe.loss.d_start <= 1 and recipe.loss.elbo_weight > 0),
+        "loss.d_start must lie in [0, 1], and needs loss.elbo_weight: else nothing is learned until then",
     )
     # A discriminator of frames halves once more, where it looks at several frames together.
     more = 1 if recipe.discriminator.kind == "frames" else 0
@@ -279,7 +291,7 @@ def _check(recipe: Recipe) -> None:
     _require(training.learning_rate > 0, "training.learning_rate must be positive")
     _require(training.d_rate > 0 and training.r_rate > 0, "training.d_rate and r_rate must be positive")
     _require(training.warm_up >= 0, "training.warm_up must not be negative")
-    _require(training.clip >= 0, "training.clip must not be negative")
+    _require(training.update_clipping >= 0, "training.update_clipping must not be negative")
     _require((training.steps > 0) != (training.epochs > 0), "give one of training.steps and training.epochs")
     _require(recipe.loss.penalty_every >= 1, "loss.penalty_every must be at least 1")
     _require(training.loss_scale > 0, "training.loss_scale must be positive")
@@ -338,7 +350,8 @@ def _build(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
     hints = get_type_hints(cls)
     arguments: dict[str, Any] = {}
     for key, value in values.items():
-        path = f"{where}{key}"
+        path = RENAMED.get(f"{where}{key}", f"{where}{key}")
+        key = path.removeprefix(where)
         if key not in fields:
             raise UserError(f"recipe: unknown key {path!r}; {nearest(key, list(fields))}")
         kind = hints[key]
@@ -386,6 +399,9 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"recipe: cannot read {path}: {error}") from error
+    for section, table in values.items():
+        for key in table if isinstance(table, dict) else ():
+            _new_name(f"{section}.{key}")
     return recipe_from_dict({"name": path.stem, **values})
 
 
@@ -409,6 +425,14 @@ def _sections() -> list[str]:
     return [f.name for f in dataclasses.fields(Recipe) if f.default_factory is not dataclasses.MISSING]
 
 
+def _new_name(path: str) -> str:
+    """What a setting that a user names is called now; says so in a line where that is new."""
+    name = RENAMED.get(path, path)
+    if name != path:
+        print(f"mlxlava: the setting {path} is called {name} now", file=sys.stderr)
+    return name
+
+
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     """Read ``section.key=value`` pairs; a value is TOML (``4e-4``, ``[64, 128]``), else a bare word."""
     settings: dict[str, Any] = {}
@@ -418,10 +442,11 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
             raise UserError(
                 f"--set: cannot read {pair!r}; give section.key=value, for example data.seq_len=20"
             )
+        name = _new_name(key.strip())
         try:
-            settings[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+            settings[name] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
-            settings[key.strip()] = text.strip()
+            settings[name] = text.strip()
     return settings
 
 

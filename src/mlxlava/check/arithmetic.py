@@ -226,7 +226,7 @@ def _networks(recipe: Recipe) -> dict[str, list[_Layer]]:
         ]
     }
     downs = {"discriminator": (make_discriminator(recipe).init(key), len(recipe.discriminator.widths))}
-    if recipe.encoder.views:
+    if recipe.encoder.context_frames:
         downs["encoder"] = (Encoder(recipe).init(key), len(recipe.encoder.widths))
     for part, (weights, halvings) in downs.items():
         # Behind the trunk, a discriminator of frames looks at the same map in two ways.

@@ -43,7 +43,7 @@ _TINY = {
     "discriminator.hidden": (10,),
     "training.optimizer": "sgd",
     "training.learning_rate": 1.0,
-    "training.clip": 0.0,
+    "training.update_clipping": 0.0,
     "training.warm_up": 0,
     "training.schedule": "constant",
     "training.r_rate": 1.0,
@@ -52,7 +52,7 @@ _TINY = {
 _TINY_OF: dict[str, dict[str, Any]] = {
     "lava": {
         "dynamics.couplings": 2,
-        "encoder.views": 3,
+        "encoder.context_frames": 3,
         "encoder.widths": (6, 8),
         "encoder.hidden": (10,),
     },
@@ -62,7 +62,7 @@ _TINY_OF: dict[str, dict[str, Any]] = {
 
 def _batch(recipe: Recipe) -> tuple[mx.array, mx.array]:
     """Frames without a meaning, and the learned steps at which they are."""
-    data, views = recipe.data, recipe.encoder.views
+    data, views = recipe.data, recipe.encoder.context_frames
     drawn = data.drawn_frames or data.seq_len
     shape = (data.batch_size, views + drawn, *data.size, 3)
     frames = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -191,7 +191,7 @@ def compiled_steps() -> list[Check]:
 
 def _compile(name: str, settings: dict[str, Any]) -> tuple[str, bool]:
     """Count the arrays that a step's largest kernel takes and gives; on a GPU also compute the step."""
-    recipe = override(load_recipe(name), {**settings, "loss.alone": 0.0})
+    recipe = override(load_recipe(name), {**settings, "loss.d_start": 0.0})
     if not on_cpu():
         recipe = fit_into(recipe, memory_budget(), gpu=not on_cpu())
     with device():
@@ -248,7 +248,7 @@ def full_steps() -> list[Check]:
 
 def _full_recipe() -> Recipe:
     """The recipe lava from the first step with D on: as it fits on a GPU, with few clips on a CPU."""
-    recipe = override(load_recipe("lava"), {"loss.alone": 0.0})
+    recipe = override(load_recipe("lava"), {"loss.d_start": 0.0})
     if on_cpu():
         return override(recipe, {"data.batch_size": _CPU_BATCH})
     return fit_into(recipe, memory_budget(), gpu=not on_cpu())

@@ -23,7 +23,7 @@ class Encoder:
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        self.views = recipe.encoder.views
+        self.context_frames = recipe.encoder.context_frames
         self.widths = recipe.encoder.widths
         self.hidden = recipe.encoder.hidden
         self.state_size = recipe.generator.state_size
@@ -35,7 +35,7 @@ class Encoder:
         weights: Tree = {}
         for i, (inputs, outputs) in enumerate(pairwise((3, *self.widths))):
             weights[f"down{i}"] = init_conv(next(keys), 4, inputs, outputs)
-        widths = (self.views * math.prod(self.end) * self.widths[-1], *self.hidden)
+        widths = (self.context_frames * math.prod(self.end) * self.widths[-1], *self.hidden)
         for i, (inputs, outputs) in enumerate(pairwise(widths)):
             weights[f"hidden{i}"] = init_dense(next(keys), inputs, outputs)
         weights["mean"] = init_dense(next(keys), widths[-1], self.state_size, 1.0)

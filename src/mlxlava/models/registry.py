@@ -32,6 +32,6 @@ def make_discriminator(recipe: Recipe) -> Discriminator:
 
 def make_encoder(recipe: Recipe) -> Encoder | None:
     """The encoder, where the recipe has one."""
-    if not recipe.encoder.views:
+    if not recipe.encoder.context_frames:
         return None
-    return in_chunks(Encoder(recipe), recipe.encoder.views * math.prod(recipe.data.size))
+    return in_chunks(Encoder(recipe), recipe.encoder.context_frames * math.prod(recipe.data.size))

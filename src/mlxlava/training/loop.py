@@ -141,7 +141,7 @@ def _batches(
     recipe: Recipe, footage: Footage, clips: slice, start: int, reader: Executor
 ) -> Iterator[tuple[mx.array, mx.array]]:
     """Batches from step ``start`` on: frames and times. The next one is read while a step is made."""
-    data, seed, context = recipe.data, recipe.training.seed, recipe.encoder.views
+    data, seed, context = recipe.data, recipe.training.seed, recipe.encoder.context_frames
 
     def read(index: int) -> tuple[np.ndarray, np.ndarray]:
         return footage.batch(seed, index, data.batch_size, data.seq_len, data.drawn_frames, context, clips)

@@ -13,10 +13,10 @@ Symbols::
 
 What is minimised::
 
-    by G, R and E:   evidence · bound  +  A_G  +  normality · N
+    by G, R and E:   elbo_weight · bound  +  A_G  +  normality · N
     by D:            A_D  +  gamma · (R1 + R2)
 
-where ``evidence``, ``normality`` and ``gamma`` are settings of the recipe. The terms are:
+where ``elbo_weight``, ``normality`` and ``gamma`` are settings of the recipe. The terms are:
 
 1. The negative evidence bound, in recipes with an encoder (Kingma and Welling 2014; with states that move,
    Rubanova 2019)::
@@ -174,7 +174,7 @@ class Objective:
             encoded = self.encode(weights["encoder"], state, batch.context, sample_key)
             starts.append(encoded.states)
             covariance, terms["kl"] = encoded.covariance, encoded.kl
-            loss = loss + self.recipe.loss.evidence * encoded.kl
+            loss = loss + self.recipe.loss.elbo_weight * encoded.kl
             # Only observed: are encoded states distributed like the random ones that lamps are played from?
             distance = epps_pulley_directions(encoded.states, directions_key)
             terms["normality_encoded"] = mx.stop_gradient(distance)
@@ -222,7 +222,7 @@ class Objective:
             reconstructed, drawn = drawn[:count], drawn[count:]
             observed = drawn if "discriminator" in weights else reconstructed
             terms["reconstruction"] = reconstruction_error(reconstructed, clips.frames)
-            loss = loss + recipe.loss.evidence * terms["reconstruction"] / (2 * recipe.loss.sigma**2)
+            loss = loss + recipe.loss.elbo_weight * terms["reconstruction"] / (2 * recipe.loss.sigma**2)
         if "discriminator" in weights:
             adversarial = self.relativistic if recipe.loss.kind == "relativistic" else self.drawn_loss
             more, terms_of_d = adversarial(weights["discriminator"], drawn, clips)
@@ -257,7 +257,7 @@ class Objective:
         """States (B, Z) to roll from: N(0, I), or, if the recipe says so, some of ``carried`` (B, Z)."""
         training = self.recipe.training
         start = mx.random.normal((count, self.recipe.generator.state_size), key=start_key)
-        if training.carry:
+        if training.carried_states:
             reset = mx.random.bernoulli(training.reset_probability, (count, 1), key=reset_key)
             start = mx.where(reset, start, carried)
         return start

@@ -72,7 +72,7 @@ def _weights(recipe: Recipe) -> float:
     total = state * end * widths[0] + taps * sum(a * b for a, b in itertools.pairwise(last))
     for widths, hidden, more in (
         (recipe.discriminator.widths, recipe.discriminator.hidden, True),
-        (recipe.encoder.widths if recipe.encoder.views else (), recipe.encoder.hidden, False),
+        (recipe.encoder.widths if recipe.encoder.context_frames else (), recipe.encoder.hidden, False),
     ):
         if not widths:
             continue
@@ -85,7 +85,7 @@ def _weights(recipe: Recipe) -> float:
             inner = recipe.discriminator.features + recipe.discriminator.state
             total += end * widths[-1] * recipe.discriminator.features + _dense((inner, *hidden))
         else:
-            total += recipe.encoder.views * end * widths[-1] * hidden[0]
+            total += recipe.encoder.context_frames * end * widths[-1] * hidden[0]
     return total + _dense((state, *recipe.dynamics.hidden, state))
 
 
@@ -95,7 +95,7 @@ def shape(recipe: Recipe, ranks: int = 1) -> Shape:
     pixels = math.prod(size)
     clips_of_rank, frames = data.batch_size / ranks, data.drawn_frames or data.seq_len
     judged = clips_of_rank / recipe.training.micro_batches * frames
-    drawn = judged * (2 if recipe.encoder.views else 1)
+    drawn = judged * (2 if recipe.encoder.context_frames else 1)
     widths = recipe.generator.widths
     # From coarse to fine; the last map has the size of the picture.
     fine = recipe.generator.last_width if recipe.generator.kind == "shuffle" else 3
@@ -104,7 +104,9 @@ def shape(recipe: Recipe, ranks: int = 1) -> Shape:
         weights=_weights(recipe),
         drawn=drawn * layers,
         judged=2 * judged * _planes(size, recipe.discriminator.widths),
-        encoded=clips_of_rank * recipe.encoder.views * (_planes(size, recipe.encoder.widths) + 3 * pixels),
+        encoded=clips_of_rank
+        * recipe.encoder.context_frames
+        * (_planes(size, recipe.encoder.widths) + 3 * pixels),
         held=clips_of_rank * frames * 3 * pixels / 4,
         pixels=judged * pixels,
     )
@@ -157,7 +159,7 @@ def _patches(recipe: Recipe, ranks: int) -> list[tuple[float, float]]:
         for i, width in enumerate(widths):
             add(pictures, i + 1, 16 * width)
 
-    drawn = part * frames * (2 if encoder.views else 1)
+    drawn = part * frames * (2 if encoder.context_frames else 1)
     layers = len(generator.widths)
     if generator.kind == "shuffle":
         for i, width in enumerate((*generator.widths, generator.last_width)):
@@ -173,8 +175,8 @@ def _patches(recipe: Recipe, ranks: int) -> list[tuple[float, float]]:
             add(2 * part, len(judge.widths) + 1, 16 * frames * judge.widths[-1])
     else:
         add_halving(part * frames, (3, *judge.widths[:-1]))
-    if encoder.views:
-        add_halving(clips * encoder.views, (3, *encoder.widths[:-1]))
+    if encoder.context_frames:
+        add_halving(clips * encoder.context_frames, (3, *encoder.widths[:-1]))
     return found
 
 

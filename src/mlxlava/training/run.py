@@ -171,15 +171,15 @@ def resume(folder: Path, *, steps: int | None = None, memory: float | None = Non
 def change_length(recipe: Recipe, before: int, after: int) -> Recipe:
     """The recipe of a run whose number of training steps changes from ``before`` to ``after``.
 
-    ``loss.alone`` is a share of all steps. It is changed so that the discriminator joins in at the same step
-    as it would have.
+    ``loss.d_start`` is a fraction of all steps. It is changed so that the discriminator joins in at
+    the step at which it would have.
 
     Raises:
         UserError: ``after`` is less than 1.
     """
     if after < 1:
         raise UserError(f"train: steps must be at least 1, not {after}")
-    return override(recipe, {"loss.alone": min(1.0, recipe.loss.alone * before / after)})
+    return override(recipe, {"loss.d_start": min(1.0, recipe.loss.d_start * before / after)})
 
 
 def _prepare(sources: Sequence[str | Path], recipe: Recipe) -> Footage:

@@ -58,7 +58,7 @@ class Trainer:
             "discriminator": make_optimizer(training, total_steps, d_learning_rate, training.d_betas),
         }
         self._rank = rank()
-        self._steps_without_d = round(recipe.loss.alone * total_steps)
+        self._steps_without_d = round(recipe.loss.d_start * total_steps)
         self._has_penalties = recipe.loss.kind == "relativistic" and recipe.loss.gamma > 0
         self._bases: Tree | None = None  # of the state step; they do not change
         wrap: Callable[[Any], Any] = mx.compile if compiled else lambda function: function
@@ -156,7 +156,7 @@ class Trainer:
         self, kind: Kind
     ) -> Callable[[Tree, mx.array, mx.array, mx.array, Tree], tuple[Tree, Terms]]:
         """The function that makes a step of a kind."""
-        recipe, context = self.recipe, self.recipe.encoder.views
+        recipe, context = self.recipe, self.recipe.encoder.context_frames
 
         def step(
             state: Tree, frames: mx.array, times: mx.array, key: mx.array, bases: Tree
@@ -297,9 +297,9 @@ class Trainer:
             optimizer.state = tree_map(lambda array: array, state["optimizer"][name])  # it changes its tree
             after: Tree = optimizer.apply_gradients(gradients, weights)
             optimizer_states[name] = optimizer.state
-            if not training.clip:
+            if not training.update_clipping:
                 return after
-            return clip_updates(weights, after, training.clip * optimizer.learning_rate)
+            return clip_updates(weights, after, training.update_clipping * optimizer.learning_rate)
 
         model: Tree = {name: state[name] for name in ("generator", "dynamics", "encoder") if name in state}
         new |= moved("model", model, {name: gradients[name] for name in model})
