@@ -31,7 +31,8 @@ def measured(name: str, *, gpu_path: bool) -> float:
 @pytest.mark.parametrize("name", ["lava", "duralava"])
 def test_it_is_near_what_a_step_takes(name: str) -> None:
     predicted = predict(override(load_recipe(name), SMALL))
-    assert predicted == pytest.approx(measured(name, gpu_path=False), rel=0.3)
+    # Cores that wait for other work compute in another order, and hold less at once.
+    assert 0.8 < predicted / measured(name, gpu_path=False) < 1.6
 
 
 @pytest.mark.slow

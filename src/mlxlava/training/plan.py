@@ -132,7 +132,7 @@ _CROWDED = 10e6  # pixels in one part, about 2,500 frames of 64×64
 # no number below zero. In the step of ``frames`` the layers of G and of D grow alike, so that one of them
 # stands for both; clips that are held stand for all that waits until its part is done.
 _LIVE = {
-    "frames": _Live(3.52, drawn=7.86, drawn_again=7.16, judged=0.0, encoded=0.0, held=58.9, rest=0.125),
+    "frames": _Live(2.0, drawn=5.96, drawn_again=3.59, judged=0.0, encoded=0.0, held=76.3, rest=0.168),
     "recurrent": _Live(
         2.83, drawn=0.09, drawn_again=0.0, judged=2.81, encoded=0.0, held=4.82, rest=0.134, crowd=0.047
     ),
