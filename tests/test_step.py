@@ -138,7 +138,8 @@ def test_every_weight_learns(recipe: Recipe, footage: Footage) -> None:
     # By more than rounding: on some devices that moves what cannot learn.
     still = {name for name in before if np.abs(after[name] - before[name]).max() < 1e-7}
     weights = ("generator.", "dynamics.", "encoder.", "discriminator.")
-    assert {name for name in still if name.startswith(weights)} == FIXED[recipe.name]
+    # Nothing else stands still. Rounding may move one of them.
+    assert {name for name in still if name.startswith(weights)} <= FIXED[recipe.name]
     averaged = {name.removeprefix("ema.") for name in still if name.startswith("ema.")}
     assert averaged == {name for name in FIXED[recipe.name] if name.startswith("generator.")}
     others = {name for name in still if not name.startswith((*weights, "ema.", "optimizer."))}
