@@ -207,6 +207,11 @@ def test_old_runs_go_on_as_they_would_have(version: str, part: str, work: Path) 
     golden.resume(work / part, work)
     expected = json.loads((work / "resumed.json").read_text())[part]
     now = golden.figures(golden.checkpoints(work / part)[-1])
+    # Encoded means are standardised, so the gradient of this bias is nothing but rounding, and Adam makes
+    # whole steps of it.
+    for figures in (expected, now):
+        for name in [name for name in figures if name.endswith("encoder.mean.bias")]:
+            del figures[name]
     found = golden.differences(expected, now, SLACK * RESUMED, LEAST_WEIGHTS, whole=False)
     assert not found, "\n".join(found[:10])
     steps = [json.loads(line)["step"] for line in (work / part / "log.jsonl").read_text().splitlines()]
