@@ -1,4 +1,4 @@
-"""What a rebuild must not change: stored figures of tests/test_golden.py, and a comparison with a commit.
+"""What a rebuild must not change: the stored figures of the golden tests, and a comparison with a commit.
 
     python tools/golden.py --renew help        what was changed on purpose is stored anew
     python tools/golden.py --formats v2        a run, weights and footage in today's formats, kept for ever

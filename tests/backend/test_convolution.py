@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from definitions import spread, taps
 from mlxlava.backend import gpu_path, mx, on_cpu, on_gpu_path
 from mlxlava.backend.cpu import convolution
 from mlxlava.backend.ops import Convolution, conv3, conv4_stride2, conv4_transposed
+from tests.definitions import spread, taps
 
 pytestmark = pytest.mark.device
 

@@ -14,8 +14,8 @@ from mlxlava.playback.session import FrameSource, Session
 from mlxlava.playback.writers import Frame
 
 SCREENS = (TERMINAL, WINDOW, WEB)
-PAGE = Path(__file__).parents[1] / "src/mlxlava/playback/screens/page"
-DOCS = Path(__file__).parents[1] / "docs/playing.md"
+PAGE = Path(__file__).parents[2] / "src/mlxlava/playback/screens/page"
+DOCS = Path(__file__).parents[2] / "docs/playing.md"
 
 # What a screen does itself; `perform` does the rest.
 OWN = {

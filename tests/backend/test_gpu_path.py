@@ -76,7 +76,7 @@ def test_no_kernel_of_a_step_has_more_buffers_than_metal(name: str, length: int,
 def test_no_picture_is_a_kernel(form: Convolution, side: int, outputs: int) -> None:
     """The gradient with respect to a weight is a product of patches, not a convolution with whole pictures.
 
-    The second gradients are made of the same operations (tests/test_conv.py).
+    The second gradients are made of the same operations (tests/backend/test_convolution.py).
     """
     x = mx.ones((2, 8, 8, 4))
     y = mx.ones_like(form(x, mx.ones((outputs, side, side, 4))))

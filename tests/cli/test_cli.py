@@ -29,7 +29,7 @@ from mlxlava.training.loop import Outcome
 from mlxlava.training.plan import memory_for_more_parts
 from mlxlava.training.step import Trainer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOOTAGE_SIZE = (64, 64)
 TINY = (
     "--set=generator.widths=[8, 8]",

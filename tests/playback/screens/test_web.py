@@ -34,11 +34,11 @@ pytest.importorskip("aiohttp", reason="needs the extra `web`")
 
 import aiohttp
 
-from chromium import CHROMIUM, Browser, Tab, chromium
 from mlxlava.playback.screens import web
 from mlxlava.playback.screens.web import WebPage, encode
+from tests.playback.screens.chromium import CHROMIUM, Browser, Tab, chromium
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 
 
 class Shades:

@@ -197,6 +197,6 @@ async def _look(url: str) -> Image.Image:
     return both
 
 
-if __name__ == "__main__":  # python tests/chromium.py URL FILE.png: the picture in the docs
+if __name__ == "__main__":  # python tests/playback/screens/chromium.py URL FILE.png: the picture in the docs
     # A palette makes it a third of the size.
     asyncio.run(_look(sys.argv[1])).quantize(256, kmeans=3).save(sys.argv[2], optimize=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CHECK = ROOT / "tools/check_python.py"
 
 pytestmark = pytest.mark.skipif(

@@ -22,7 +22,7 @@ from PIL import Image
 
 import mlxlava
 
-TOOL = Path(__file__).parents[1] / "tools/golden.py"
+TOOL = Path(__file__).parents[2] / "tools/golden.py"
 
 
 def _tool() -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-GITHUB = Path(__file__).parents[1] / ".github"
+GITHUB = Path(__file__).parents[2] / ".github"
 WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
 
 pytestmark = pytest.mark.skipif(not WORKFLOWS, reason="needs a checkout")

@@ -16,7 +16,7 @@ from mlxlava.errors import UserError
 from mlxlava.training.plan import fit_into, largest_patches, memory_for_more_parts, predict, table
 
 LAVA, DURALAVA = load_recipe("lava"), load_recipe("duralava")
-MEASURE = Path(__file__).parents[1] / "benchmarks/memory.py"
+MEASURE = Path(__file__).parents[2] / "benchmarks/memory.py"
 SMALL = {"data.batch_size": 8}
 
 

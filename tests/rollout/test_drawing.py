@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from definitions import shuffled, spread, taps
 from mlxlava.backend import Tree, gpu_path, mx
 from mlxlava.config import Recipe, override
 from mlxlava.models.generator import to_bytes
 from mlxlava.models.registry import make_generator
 from mlxlava.rollout.drawing import make_draw
+from tests.definitions import shuffled, spread, taps
 
 pytestmark = pytest.mark.device
 
