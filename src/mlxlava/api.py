@@ -28,9 +28,10 @@ from mlxlava.errors import UserError
 from mlxlava.rollout.from_picture import find_state, start_picture
 from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.seamless import Loop
-from mlxlava.rollout.weights import Weights, load_weights
+from mlxlava.rollout.weights import Weights, find_weights, load_weights
 
 if TYPE_CHECKING:
+    from mlxlava.backend import Tree
     from mlxlava.footage.dataset import Footage
     from mlxlava.training.callbacks import Callbacks
     from mlxlava.training.run import Run
@@ -185,7 +186,9 @@ def train(
         minutes: stop after so many minutes.
         memory: GB (10⁹ bytes) for MLX's arrays: batches are split so that a step fits. If None, a GPU's
             memory is the limit.
-        init: weights whose generator and state step to start from.
+        init: weights whose generator and state step to start from. If their frames are 2, 4, 8 … times
+            smaller, the lamp grows from them: it has their networks and new layers; of a run it also has the
+            encoder and the discriminator (settings: ``growth``).
         tensorboard: also write events for TensorBoard.
         callbacks: told of steps, previews and checkpoints.
         command: what began the run, for its config and its model card.
@@ -204,13 +207,17 @@ def train(
     changes = dict(settings or {})
     if steps is not None:
         changes |= {"training.steps": steps, "training.epochs": 0}
-    chosen = override(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), changes)
+    base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    warm = None
+    if init is not None:
+        base, warm = _start_from(init, base, override(base, changes).data.size)
+    chosen = override(base, changes)
     name = recipe.name if isinstance(recipe, Recipe) else Path(recipe).stem
     ready = begin(
         next_folder(name) if run is None else Path(run),
         chosen,
         _as_sources(footage),
-        warm=None if init is None else load_weights(init).arrays,
+        warm=warm,
         memory=memory,
         command=command,
     )
@@ -245,6 +252,17 @@ def resume(
     _mute_other_processes()
     ready = take_up(latest_folder() if run is None else Path(run), steps=steps, memory=memory)
     return _train(ready, minutes, memory, tensorboard, callbacks)
+
+
+def _start_from(init: str | Path, recipe: Recipe, size: tuple[int, int]) -> tuple[Recipe, Tree]:
+    """The recipe and the arrays of a lamp that starts from other weights, or that grows from smaller ones."""
+    from mlxlava.training.growth import grown_recipe, learned_arrays
+
+    weights = load_weights(init)
+    if size == weights.recipe.data.size or size[0] <= weights.recipe.data.size[0]:
+        return recipe, weights.arrays
+    learned = learned_arrays(find_weights(init), weights.arrays)
+    return grown_recipe(recipe, weights.recipe, learned, size), learned
 
 
 def _train(

@@ -22,6 +22,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+GROWTH_RESTS = ("dynamics", "encoder")
 RECIPES = Path(__file__).parent / "recipes"
 SCREENS = (
     "auto",
@@ -104,6 +105,9 @@ class Encoder:
     context_frames: int = _setting(0, "frames of a clip that are encoded, evenly spaced; 0 for no encoder")
     widths: tuple[int, ...] = _setting((32, 64, 128, 256), "channels after each halving of the resolution")
     hidden: tuple[int, ...] = _setting((256,), "widths of the hidden layers that look at all frames")
+    size: tuple[int, int] = _setting(
+        (0, 0), "height and width to which frames are averaged down for the encoder; 0x0 for those of a frame"
+    )
     whitening: float = _setting(
         0.0,
         "numbers of encoded states are made uncorrelated, as those are of the states that are played; what "
@@ -194,6 +198,21 @@ class Training:
 
 
 @dataclasses.dataclass(frozen=True)
+class Growth:
+    """A lamp that begins with what was learned from smaller pictures (``train --init SMALL --size …``)."""
+
+    factor: int = _setting(
+        1, "how many times smaller the pictures were; a power of two, and 1 for a lamp that has not grown"
+    )
+    rest: tuple[str, ...] = _setting(
+        ("dynamics", "encoder"), "networks of a lamp that has grown that learn no more: dynamics, encoder"
+    )
+    rest_steps: int = _setting(
+        100, "first training steps of a lamp that has grown, in which the generator's old layers rest too"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """What to train and how, whole."""
 
@@ -205,6 +224,12 @@ class Recipe:
     encoder: Encoder = dataclasses.field(default_factory=Encoder)
     loss: Loss = dataclasses.field(default_factory=Loss)
     training: Training = dataclasses.field(default_factory=Training)
+    growth: Growth = dataclasses.field(default_factory=Growth)
+
+    @property
+    def encoder_size(self) -> tuple[int, int]:
+        """Height and width of what the encoder sees."""
+        return self.encoder.size if any(self.encoder.size) else self.data.size
 
     def __post_init__(self) -> None:
         _check(self)
@@ -265,16 +290,29 @@ def _check(recipe: Recipe) -> None:
     )
     # A discriminator of frames halves once more, where it looks at several frames together.
     more = 1 if recipe.discriminator.kind == "frames" else 0
-    for part, widths, halvings in (
-        ("generator", recipe.generator.widths, len(recipe.generator.widths)),
-        ("discriminator", recipe.discriminator.widths, len(recipe.discriminator.widths) + more),
-        ("encoder", recipe.encoder.widths, len(recipe.encoder.widths)),
+    height, width = recipe.encoder_size
+    _require(
+        data.size[0] % max(1, height) == 0 and data.size[1] * height == data.size[0] * width,
+        f"encoder.size must be data.size ({data.size[0]}x{data.size[1]}) or that divided by a whole number",
+    )
+    growth = recipe.growth
+    _require(
+        growth.factor >= 1 and growth.factor & (growth.factor - 1) == 0,
+        "growth.factor must be a power of two: 1, 2, 4 …",
+    )
+    _require(growth.rest_steps >= 0, "growth.rest_steps must not be negative")
+    for name in growth.rest:
+        _require(name in GROWTH_RESTS, f"growth.rest = {name!r}; {nearest(name, GROWTH_RESTS)}")
+    for part, size, widths, halvings in (
+        ("generator", data.size, recipe.generator.widths, len(recipe.generator.widths)),
+        ("discriminator", data.size, recipe.discriminator.widths, len(recipe.discriminator.widths) + more),
+        ("encoder", recipe.encoder_size, recipe.encoder.widths, len(recipe.encoder.widths)),
     ):
         _require(len(widths) >= 1 and min(widths) >= 1, f"{part}.widths must be positive numbers")
         factor = 2**halvings
         _require(
-            data.size[0] % factor == 0 and data.size[1] % factor == 0,
-            f"{part}.widths has {len(widths)} entries, so data.size must be multiples of {factor}",
+            size[0] % factor == 0 and size[1] % factor == 0,
+            f"{part}.widths has {len(widths)} entries, so its size must be multiples of {factor}",
         )
     if recipe.discriminator.kind == "frames":
         _require(

@@ -27,7 +27,8 @@ class Encoder:
         self.widths = recipe.encoder.widths
         self.hidden = recipe.encoder.hidden
         self.state_size = recipe.generator.state_size
-        self.end = tuple(side // 2 ** len(self.widths) for side in recipe.data.size)
+        self.size = recipe.encoder_size
+        self.end = tuple(side // 2 ** len(self.widths) for side in self.size)
 
     def init(self, key: mx.array) -> Tree:
         """Weights; at first variances are small, and the means are spread like N(0, I)."""

@@ -34,4 +34,4 @@ def make_encoder(recipe: Recipe) -> Encoder | None:
     """The encoder, where the recipe has one."""
     if not recipe.encoder.context_frames:
         return None
-    return in_chunks(Encoder(recipe), recipe.encoder.context_frames * math.prod(recipe.data.size))
+    return in_chunks(Encoder(recipe), recipe.encoder.context_frames * math.prod(recipe.encoder_size))

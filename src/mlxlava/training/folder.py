@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from mlxlava.backend import Tree, describe, mx, named_arrays, tree_map
+from mlxlava.backend import Tree, describe, mx, tree_map
 from mlxlava.backend.ranks import from_first, rank
 from mlxlava.config import Recipe, recipe_to_dict
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage
 from mlxlava.models.storage import FORMAT
 from mlxlava.paths import checkpoints, latest_checkpoint, names_in, read_json, write_whole
+from mlxlava.training import growth
 from mlxlava.training.checkpoint import load_checkpoint, save_checkpoint
 from mlxlava.training.step import Trainer
 
@@ -39,7 +40,8 @@ def start_run(
         footage: What to learn.
         sources: Files that the footage was prepared from; resuming reads them again.
         command: The command that began the run, for its config.
-        warm: Arrays of weights whose G and R to begin with; random weights when None.
+        warm: Arrays of weights whose G and R to begin with, or of the smaller lamp that a grown recipe
+            begins with; random weights when None.
 
     Raises:
         UserError: the folder is a run already or holds something else, the footage is shorter than a
@@ -55,7 +57,10 @@ def start_run(
     total = count_steps(recipe, footage)
     state = Trainer(recipe, total).init()
     if warm is not None:
-        _warm_start(state, warm)
+        if recipe.growth.factor > 1:
+            growth.grow(state, warm, recipe)
+        else:
+            _warm_start(state, warm)
     if recipe.generator.background:
         _set_background(state, footage)
     config = {
@@ -181,21 +186,11 @@ def _set_background(state: Tree, footage: Footage) -> None:
 def _warm_start(state: Tree, warm: Tree) -> None:
     """Put the G and R of other weights into a new run state."""
     for part in ("generator", "dynamics"):
-        have, want = _shapes(warm[part]), _shapes(state[part])
-        for name in sorted(want.keys() | have.keys()):
-            if have.get(name) != want.get(name):
-                raise UserError(
-                    f"train: --init has another {part}: {name} is {have.get(name, 'missing')} there and "
-                    f"{want.get(name, 'missing')} in the recipe"
-                )
+        growth.require_same(state[part], warm[part], part)
         for tree in (state, state["ema"]):
             # Copies: one array at two places of the run state could not be given away by a step.
             tree[part] = _copy(warm[part])
         state["stats"][part] = _copy(warm["stats"][part])
-
-
-def _shapes(tree: Tree) -> dict[str, str]:
-    return {name: "×".join(map(str, array.shape)) for name, array in named_arrays(tree).items()}
 
 
 def _copy(tree: Tree) -> Tree:

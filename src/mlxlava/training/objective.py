@@ -241,7 +241,8 @@ class Objective:
         assert self.encoder is not None
         background = state["generator"].get("background")
         centre = 0.5 if background is None else mx.sigmoid(mx.stop_gradient(background))
-        mean, log_variance = self.encoder(weights, context.astype(mx.float32) / 255 - centre)
+        frames = average_down(context.astype(mx.float32) / 255 - centre, self.encoder.size)
+        mean, log_variance = self.encoder(weights, frames)
         mean, log_variance = standardise(gather(mean), gather(log_variance))
         ridge, covariance = self.recipe.encoder.whitening, mx.array(0.0)
         if ridge:
@@ -324,6 +325,15 @@ class Objective:
 def reconstruction_error(drawn: mx.array, real: mx.array) -> mx.array:
     """‖y − x‖² of clips (B, K, H, W, 3): summed over a frame, averaged over frames."""
     return ((drawn - real) ** 2).sum((2, 3, 4)).mean()
+
+
+def average_down(frames: mx.array, size: tuple[int, int]) -> mx.array:
+    """Frames (…, H, W, C) → (…, h, w, C): means of blocks, for a ``size`` that divides theirs."""
+    *rest, height, width, channels = frames.shape
+    if (height, width) == size:
+        return frames
+    blocks = frames.reshape(*rest, size[0], height // size[0], size[1], width // size[1], channels)
+    return blocks.mean((-4, -2))
 
 
 def multiply_gradient(array: mx.array, factor: Callable[[], mx.array]) -> mx.array:

@@ -77,7 +77,7 @@ def _weights(recipe: Recipe) -> float:
         if not widths:
             continue
         total += 16 * sum(a * b for a, b in itertools.pairwise((3, *widths)))
-        end = pixels / 4.0 ** len(widths)
+        end = (pixels if more else math.prod(recipe.encoder_size)) / 4.0 ** len(widths)
         if recipe.discriminator.kind == "frames" and more:
             seen = recipe.data.drawn_frames or recipe.data.seq_len
             total += 16 * widths[-1] ** 2 * (seen + 0.5) + end / 4 * widths[-1] * hidden[0]
@@ -106,7 +106,7 @@ def shape(recipe: Recipe, ranks: int = 1) -> Shape:
         judged=2 * judged * _planes(size, recipe.discriminator.widths),
         encoded=clips_of_rank
         * recipe.encoder.context_frames
-        * (_planes(size, recipe.encoder.widths) + 3 * pixels),
+        * (_planes(recipe.encoder_size, recipe.encoder.widths) + 3 * pixels),
         held=clips_of_rank * frames * 3 * pixels / 4,
         pixels=judged * pixels,
     )
@@ -152,12 +152,12 @@ def _patches(recipe: Recipe, ranks: int) -> list[tuple[float, float]]:
     frames = data.drawn_frames or data.seq_len
     found: list[tuple[float, float]] = []
 
-    def add(pictures: float, halvings: int, numbers: int) -> None:
+    def add(pictures: float, halvings: int, numbers: int, pixels: int = pixels) -> None:
         found.append((pictures, 4 * pixels / 4.0**halvings * numbers))
 
-    def add_halving(pictures: float, widths: Sequence[int]) -> None:
+    def add_halving(pictures: float, widths: Sequence[int], pixels: int = pixels) -> None:
         for i, width in enumerate(widths):
-            add(pictures, i + 1, 16 * width)
+            add(pictures, i + 1, 16 * width, pixels)
 
     drawn = part * frames * (2 if encoder.context_frames else 1)
     layers = len(generator.widths)
@@ -176,7 +176,7 @@ def _patches(recipe: Recipe, ranks: int) -> list[tuple[float, float]]:
     else:
         add_halving(part * frames, (3, *judge.widths[:-1]))
     if encoder.context_frames:
-        add_halving(clips * encoder.context_frames, (3, *encoder.widths[:-1]))
+        add_halving(clips * encoder.context_frames, (3, *encoder.widths[:-1]), math.prod(recipe.encoder_size))
     return found
 
 

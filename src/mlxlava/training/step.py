@@ -13,6 +13,7 @@ from mlxlava.backend import Tree, mx, named_arrays, tree_map
 from mlxlava.backend.ranks import gather, rank, ranks, sum_over_ranks
 from mlxlava.config import Recipe
 from mlxlava.models.normality import moments
+from mlxlava.training.growth import rest_old_layers, resting_networks
 from mlxlava.training.objective import Batch, Clips, Objective, Terms
 from mlxlava.training.optimizers import average, clip_updates, ema_decay, make_optimizer
 
@@ -166,7 +167,7 @@ class Trainer:
 
             def loss(weights: Tree) -> tuple[mx.array, Any]:
                 of_states, rolled = self._objective.state_loss(
-                    weights, state, batch, bases, kind.adversarial, states_key
+                    {**resting, **weights}, state, batch, bases, kind.adversarial, states_key
                 )
                 drawn = self._differentiate_frames(state, rolled["states"], batch, kind, frames_key)
                 # The loss of the frames is differentiated already. This sum has its gradient with respect to
@@ -175,10 +176,15 @@ class Trainer:
                 return of_states + of_frames, (rolled, drawn)
 
             weights: Tree = {name: state[name] for name in ("dynamics", "encoder") if name in state}
-            (_, (rolled, drawn)), gradients = mx.value_and_grad(loss)(weights)
+            resting = {name: weights.pop(name) for name in resting_networks(recipe) if name in weights}
+            if weights:
+                (_, (rolled, drawn)), gradients = mx.value_and_grad(loss)(weights)
+            else:
+                (_, (rolled, drawn)), gradients = loss(weights), {}
             if "encoder" in gradients:  # each rank has encoded its own clips
                 gradients["encoder"] = sum_over_ranks(gradients["encoder"])
             gradients = drawn["gradients"] | gradients
+            gradients["generator"] = rest_old_layers(gradients["generator"], recipe, state["step"])
             terms: Terms = rolled["terms"] | drawn["terms"] | _observe(rolled["path"])
 
             new = self._update(state, gradients)
@@ -286,7 +292,7 @@ class Trainer:
     def _update(self, state: Tree, gradients: Tree) -> Tree:
         """The next run state: optimisers' steps, update clipping, averaged weights, the count of steps.
 
-        Without gradients for it, the discriminator stays as it is.
+        A network without gradients stays as it is.
         """
         training = self.recipe.training
         count = state["step"] + 1
@@ -301,9 +307,11 @@ class Trainer:
                 return after
             return clip_updates(weights, after, training.update_clipping * optimizer.learning_rate)
 
-        model: Tree = {name: state[name] for name in ("generator", "dynamics", "encoder") if name in state}
+        model: Tree = {
+            name: state[name] for name in ("generator", "dynamics", "encoder") if name in gradients
+        }
         new |= moved("model", model, {name: gradients[name] for name in model})
-        if training.r_rate != 1:
+        if training.r_rate != 1 and "dynamics" in gradients:
             new["dynamics"] = average(state["dynamics"], new["dynamics"], 1 - training.r_rate)
         if "discriminator" in gradients:
             new["discriminator"] = moved("discriminator", state["discriminator"], gradients["discriminator"])

@@ -1,0 +1,213 @@
+"""Growing: a lamp for larger pictures begins with what was learned from smaller ones (after Karras 2018).
+
+New layers are added where the pictures are: behind the generator's old layers and before the
+discriminator's. The state step and the encoder stay what they are, since the encoder goes on seeing pictures
+of the small size. So the motion is learned once, where a training step is cheap.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mlxlava.backend import Tree, mx, named_arrays, tree_map
+from mlxlava.config import Recipe, override
+from mlxlava.errors import UserError
+from mlxlava.models.storage import load_arrays
+from mlxlava.paths import latest_checkpoint
+
+_NOISE = 0.1  # of the new layers' weights beside the identity, in He's deviations
+# Arrays of a run state that exported weights lack.
+_OF_RUNS = ("discriminator", "encoder", "encoded_covariance")
+
+
+def growth_factor(small: Recipe, size: tuple[int, int]) -> int:
+    """How many times larger pictures of ``size`` are than those of ``small``; 1 when they are as large.
+
+    Raises:
+        UserError: they are not 1, 2, 4 … times as high and as wide, or the networks cannot grow.
+    """
+    (height, width), (old_height, old_width) = size, small.data.size
+    factor = height // old_height
+    if (factor * old_height, factor * old_width) != (height, width) or factor & (factor - 1) or not factor:
+        raise UserError(
+            f"train: --init draws {old_height}x{old_width} (HxW), and a lamp grows to 2, 4, 8 … times that; "
+            f"give --size {2 * old_height}x{2 * old_width}, for example"
+        )
+    if factor > 1 and small.generator.kind != "shuffle":
+        raise UserError(f"train: --init has a generator of kind {small.generator.kind}, which cannot grow")
+    return factor
+
+
+def grown_recipe(recipe: Recipe, small: Recipe, learned: Tree, size: tuple[int, int]) -> Recipe:
+    """The recipe with the networks of a smaller lamp, and new layers for pictures of ``size``.
+
+    Args:
+        recipe: says how to train, and how wide the new layers are.
+        small: of the smaller lamp.
+        learned: its arrays.
+        size: height and width.
+    """
+    factor = growth_factor(small, size)
+    levels = factor.bit_length() - 1
+    generator, discriminator = small.generator, recipe.discriminator
+    new_widths = [generator.last_width] * levels
+    # Each new layer has half the channels of the one behind it, as in the layers that there are.
+    front = [max(8, discriminator.widths[0] >> (levels - i)) for i in range(levels)]
+    rest = [name for name in recipe.growth.rest if name in learned]
+    return override(
+        recipe,
+        {
+            "data.size": size,
+            "generator.state_size": generator.state_size,
+            "generator.widths": [*generator.widths, *new_widths],
+            "generator.last_width": generator.last_width,
+            "generator.background": generator.background,
+            **_section(small, "dynamics"),
+            **_section(small, "encoder"),
+            "encoder.size": small.encoder_size,
+            "discriminator.widths": [*front, *discriminator.widths],
+            # The squared error is summed over a frame: so it weighs as much beside all else as it did.
+            "loss.sigma": recipe.loss.sigma * factor,
+            "growth.factor": factor,
+            "growth.rest": rest,
+        },
+    )
+
+
+def learned_arrays(folder: Path, weights: Tree) -> Tree:
+    """What a lamp to grow from has learned: its weights and, of a run, also its encoder and discriminator.
+
+    Args:
+        folder: of the weights or of the run.
+        weights: its averaged weights and their statistics.
+
+    Raises:
+        UserError: the run's checkpoint is damaged.
+    """
+    latest = latest_checkpoint(folder)
+    if latest is None:
+        return weights
+    learned: Tree = dict(weights)
+    for name, array in load_arrays(latest / "state.safetensors").items():
+        if name.split(".")[0] in _OF_RUNS:
+            _put(learned, name.split("."), array)
+    return learned
+
+
+def grow(state: Tree, learned: Tree, recipe: Recipe) -> None:
+    """Put what a smaller lamp has learned into a new run state; new layers begin near the identity.
+
+    Args:
+        state: run state at step 0 of the grown recipe; it is changed.
+        learned: of :func:`learned_arrays`.
+        recipe: of :func:`grown_recipe`.
+
+    Raises:
+        UserError: the networks are not those that the recipe was grown from.
+    """
+    levels = recipe.growth.factor.bit_length() - 1
+    _copy_all(state["dynamics"], learned["dynamics"], "dynamics")
+    _copy_all(state["stats"], learned["stats"], "stats")
+    _copy_some(state["generator"], learned["generator"], old_layers(recipe), "generator")
+    _copy_some(state["generator"], learned["generator"], ["out"], "generator")
+    layers = len(recipe.generator.widths)
+    for level in range(layers - levels, layers):
+        layer = state["generator"][f"up{level}"]
+        layer["weight"] = _near_identity(layer["weight"])
+    if "encoder" in learned and "encoder" in state:
+        _copy_all(state["encoder"], learned["encoder"], "encoder")
+        if "encoded_covariance" in learned and "encoded_covariance" in state:
+            state["encoded_covariance"] = mx.array(learned["encoded_covariance"])
+    if "discriminator" in learned:
+        _grow_discriminator(state["discriminator"], learned["discriminator"], levels)
+    for name in state["ema"]:
+        # Copies: one array at two places of the run state could not be given away by a step.
+        state["ema"][name] = tree_map(mx.array, state[name])
+
+
+def old_layers(recipe: Recipe) -> list[str]:
+    """Names of the generator's layers that a grown lamp has learned at its smaller size."""
+    levels = recipe.growth.factor.bit_length() - 1
+    return ["dense", *(f"up{i}" for i in range(len(recipe.generator.widths) - levels))]
+
+
+def resting_networks(recipe: Recipe) -> tuple[str, ...]:
+    """Names of the networks that learn no more in a run."""
+    return recipe.growth.rest if recipe.growth.factor > 1 else ()
+
+
+def rest_old_layers(gradients: Tree, recipe: Recipe, step: mx.array) -> Tree:
+    """The generator's gradients, those of its old layers zero in the first steps of a grown lamp.
+
+    So what was learned does not change while the new layers are still far off.
+
+    Args:
+        gradients: of the generator.
+        recipe: of the run.
+        step: training steps made.
+    """
+    growth = recipe.growth
+    if growth.factor == 1 or not growth.rest_steps:
+        return gradients
+    learns = (step >= growth.rest_steps).astype(mx.float32)
+    old = {name: tree_map(lambda array: learns * array, gradients[name]) for name in old_layers(recipe)}
+    return {**gradients, **old}
+
+
+def _near_identity(weight: mx.array) -> mx.array:
+    """Weights (4 O, 3, 3, I) of a layer that shows its input twice as large, and a little noise."""
+    outputs, inputs = len(weight) // 4, weight.shape[-1]
+    centre = mx.zeros((3, 3))
+    centre[1, 1] = 1.0
+    one = mx.eye(outputs, inputs)[:, None, None, :] * centre[None, :, :, None]
+    return mx.concatenate([one] * 4) + _NOISE * weight
+
+
+def _grow_discriminator(new: Tree, old: Tree, levels: int) -> None:
+    """Copy what fits: all but the layers that now see the pictures and the first old one, which saw them."""
+    renamed = {
+        f"down{int(name.removeprefix('down')) + levels}" if name.startswith("down") else name: layer
+        for name, layer in old.items()
+    }
+    for name, layer in renamed.items():
+        if name in new and _shapes(new[name]) == _shapes(layer):
+            new[name] = tree_map(mx.array, layer)
+
+
+def _copy_some(new: Tree, old: Tree, names: list[str], network: str) -> None:
+    for name in names:
+        _copy_all(new[name], old.get(name, {}), f"{network}.{name}")
+
+
+def _copy_all(new: Tree, old: Tree, network: str) -> None:
+    """Replace the arrays of a network, or of a layer."""
+    require_same(new, old, network)
+    for name, branch in old.items():
+        new[name] = tree_map(mx.array, branch)
+
+
+def require_same(new: Tree, old: Tree, network: str) -> None:
+    """Raise UserError unless the arrays of a network that is to be copied are as the recipe's."""
+    have, want = _shapes(old), _shapes(new)
+    for name in sorted(want.keys() | have.keys()):
+        if have.get(name) != want.get(name):
+            raise UserError(
+                f"train: --init has another {network}: {name} is {have.get(name, 'missing')} there and "
+                f"{want.get(name, 'missing')} in the recipe"
+            )
+
+
+def _shapes(tree: Tree) -> dict[str, str]:
+    return {name: "×".join(map(str, array.shape)) for name, array in named_arrays(tree).items()}
+
+
+def _put(tree: Tree, path: list[str], array: mx.array) -> None:
+    for name in path[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[path[-1]] = array
+
+
+def _section(recipe: Recipe, section: str) -> dict[str, Any]:
+    """The settings of a section by their dotted names."""
+    return {f"{section}.{name}": value for name, value in vars(getattr(recipe, section)).items()}
