@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @cutting
 @click.option("--seq-len", type=click.IntRange(1), help="Learned steps a clip spans.")
 @click.option("--batch-size", type=click.IntRange(1), help="Clips a training step looks at.")
-@click.option("--init", metavar="WEIGHTS", help="Weights whose G and R to start from.")
+@click.option("--init", metavar="WEIGHTS", help="Weights to start from; smaller ones grow to --size.")
 @click.option("--steps", type=click.IntRange(1), help="Training steps in all.")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Stop after so many minutes.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Seed of weights, clips and states.")

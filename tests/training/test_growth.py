@@ -1,0 +1,147 @@
+"""Growing: what was learned at a small size is there at a larger one, and only what is new has to learn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mlxlava
+from mlxlava.backend import Tree, mx, named_arrays
+from mlxlava.config import Recipe, override, recipe_from_dict
+from mlxlava.errors import UserError
+from mlxlava.paths import latest_checkpoint, read_json
+from mlxlava.rollout.weights import load_weights, save_weights
+from mlxlava.training.checkpoint import load_checkpoint
+from mlxlava.training.step import Trainer
+
+pytestmark = pytest.mark.device
+
+LAMP = {"data.lamp_minutes": 0.1, "data.size": [16, 16]}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _eager() -> Iterator[None]:
+    """Compiling costs seconds of g++ a run; that compiled equals eager is test_step's."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+@pytest.fixture(scope="module")
+def small(tiny: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run at 16×16."""
+    settings = {**LAMP, "training.steps": 20, "generator.last_width": 6, "generator.widths": [16, 6]}
+    run = tmp_path_factory.mktemp("small") / "run"
+    return mlxlava.train(recipe=override(tiny, settings), run=run).run
+
+
+def grow(
+    tiny: Recipe,
+    small: Path,
+    run: Path,
+    steps: int,
+    *,
+    minutes: float | None = None,
+    size: tuple[int, int] = (64, 64),
+    settings: dict[str, Any] | None = None,
+) -> Path:
+    recipe = override(tiny, {**LAMP, "growth.rest_steps": 2, **(settings or {})})
+    changes = {"data.size": size}
+    return mlxlava.train(
+        recipe=recipe, run=run, init=small, steps=steps, minutes=minutes, settings=changes
+    ).run
+
+
+def state_of(run: Path) -> Tree:
+    recipe = recipe_from_dict(read_json(run / "config.json", "run")["recipe"])
+    latest = latest_checkpoint(run)
+    assert latest is not None
+    return load_checkpoint(latest, Trainer(recipe, recipe.training.steps).init())[0]
+
+
+def changed(one: Tree, other: Tree) -> set[str]:
+    """Layers in which two trees differ."""
+    arrays = named_arrays(other)
+    return {
+        name.split(".")[0]
+        for name, array in named_arrays(one).items()
+        if not mx.array_equal(array, arrays[name]).item()
+    }
+
+
+def test_a_grown_lamp_begins_as_the_small_one_enlarged(tiny: Recipe, small: Path, tmp_path: Path) -> None:
+    run = grow(tiny, small, tmp_path / "grown", steps=1)
+    begun = load_weights(run)
+    assert begun.recipe.data.size == (64, 64)
+    was = next(mlxlava.load(small).frames(seed=3)).astype(float)
+    now = next(mlxlava.load(run).frames(seed=3)).astype(float)
+    averaged = now.reshape(16, 4, 16, 4, 3).mean((1, 3))
+    other = next(mlxlava.load(small).frames(seed=4)).astype(float)
+    # Where the small lamps differ, the grown one is like the one that it grew from.
+    moving = np.abs(was - other) > np.quantile(np.abs(was - other), 0.9)
+    assert np.abs(averaged - was)[moving].mean() < 0.5 * np.abs(averaged - other)[moving].mean()
+
+
+def test_state_step_and_encoder_rest_and_old_layers_wait(tiny: Recipe, small: Path, tmp_path: Path) -> None:
+    before = state_of(small)
+    waiting = state_of(grow(tiny, small, tmp_path / "waiting", steps=2))
+    learning = state_of(grow(tiny, small, tmp_path / "learning", steps=4))
+    # What is played of a run is its averaged weights, and a grown lamp begins with those.
+    for state in (waiting, learning):
+        assert not changed(before["ema"]["dynamics"], state["dynamics"])
+        assert not changed(before["encoder"], state["encoder"])
+    old = {name: before["ema"]["generator"][name] for name in ("dense", "up0", "up1")}
+    assert not changed(old, waiting["generator"])
+    assert changed(old, learning["generator"]) == {"dense", "up0", "up1"}
+    new = {name: waiting["generator"][name] for name in ("up2", "up3", "out")}
+    assert changed(new, learning["generator"]) == {"up2", "up3", "out"}
+
+
+def test_networks_rest_only_if_the_recipe_says_so(tiny: Recipe, small: Path, tmp_path: Path) -> None:
+    before = state_of(small)
+    run = grow(tiny, small, tmp_path / "grown", 3, settings={"growth.rest": []})
+    assert changed(before["encoder"], state_of(run)["encoder"])
+    assert changed(before["ema"]["dynamics"], state_of(run)["dynamics"])
+
+
+def test_a_discriminator_grows_in_front(tiny: Recipe, small: Path, tmp_path: Path) -> None:
+    # Until it joins in it rests; of the old one only the first layer, which saw the small pictures, is new.
+    run = grow(tiny, small, tmp_path / "grown", 2, settings={"loss.d_start": 1.0})
+    old, new = state_of(small)["discriminator"], state_of(run)["discriminator"]
+    assert not changed({"down3": old["down1"], "out": old["out"], "joint": old["joint"]}, new)
+
+
+def test_a_grown_run_resumes_exactly(tiny: Recipe, small: Path, tmp_path: Path) -> None:
+    whole = state_of(grow(tiny, small, tmp_path / "whole", steps=5))
+    grow(tiny, small, tmp_path / "cut", steps=5, minutes=1e-9)
+    assert state_of(tmp_path / "cut")["step"].item() < 5
+    mlxlava.resume(tmp_path / "cut")
+    assert not changed(whole, state_of(tmp_path / "cut"))
+
+
+def test_weights_without_an_encoder_grow_too_and_a_new_one_learns(
+    tiny: Recipe, small: Path, tmp_path: Path
+) -> None:
+    weights = load_weights(small)
+    save_weights(weights, tmp_path / "weights")
+    run = grow(tiny, tmp_path / "weights", tmp_path / "grown", steps=1)
+    first = state_of(run)
+    assert not changed(weights.arrays["dynamics"], first["dynamics"])
+    again = state_of(grow(tiny, tmp_path / "weights", tmp_path / "longer", steps=2))
+    assert changed(first["encoder"], again["encoder"])
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [((48, 48), "2, 4, 8"), ((64, 32), "2, 4, 8")],
+)
+def test_sizes_that_a_lamp_cannot_grow_to_are_refused(
+    tiny: Recipe, small: Path, tmp_path: Path, size: tuple[int, int], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        grow(tiny, small, tmp_path / "grown", steps=1, size=size)
+    assert not (tmp_path / "grown").exists()
