@@ -37,7 +37,7 @@ bench-peer: $(VENV)/.peer  ## training steps beside the same in PyTorch (install
 	$(BIN)/mlxlava bench --only peer --save
 
 bench-compare: $(VENV)/.run  ## the last saved benchmark against the one before, or WITH=FILE
-	@$(BIN)/python benchmarks/compare.py $(WITH)
+	@$(BIN)/python -m benchmarks.compare $(WITH)
 
 clean:  ## remove what can be made again; runs stay
 	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache

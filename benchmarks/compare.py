@@ -2,7 +2,7 @@
 
 make bench-compare                          # the last saved run against the one before on such a machine
 make bench-compare WITH=results/OLD.json    # against any other
-python benchmarks/compare.py OLD.json NEW.json
+python -m benchmarks.compare OLD.json NEW.json
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import RESULTS
+from mlxlava.bench.harness import RESULTS
 from mlxlava.console import print_table
 
 Row = Mapping[str, Any]

@@ -1,6 +1,6 @@
 """Does the score see what it says it sees? Graded corruptions of real footage, every measure on each.
 
-    python benchmarks/corruptions.py [--minutes 60] [--save]
+    python -m benchmarks.corruptions [--minutes 60] [--save]
 
 Three built-in lamps that share no frame: one is the reference, one is held out (the floor), one is
 corrupted. Prints Markdown: ratios to the floor at every grade, and the claims of ``measures.MEASURES``,
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-import harness
+from mlxlava.bench.harness import finish, machine
 from mlxlava.console import progress
 from mlxlava.evaluation.features import Array, extract_features
 from mlxlava.evaluation.measures import MEASURES
@@ -199,9 +199,7 @@ def main() -> None:
     print(f"\n{sum(len(one.sees) for one in MEASURES.values())} claims checked, {len(wrong)} broken.")
     for text in wrong:
         print(f"- {text}")
-    harness.finish(
-        "corruptions", {"machine": harness.machine(), "floors": floors, "values": values}, args.save
-    )
+    finish("corruptions", {"machine": machine(), "floors": floors, "values": values}, args.save)
     sys.exit(bool(wrong))
 
 

@@ -1,6 +1,6 @@
 """A clip of a flame, drawn by rule: something to learn that is no lamp.
 
-    python benchmarks/flame.py -o flame.mp4 [--seconds 600] [--size 64] [--fps 15] [--seed 0]
+    python -m benchmarks.flame -o flame.mp4 [--seconds 600] [--size 64] [--fps 15] [--seed 0]
 
 Smooth noise that rises (a sum of travelling waves of random direction and phase) bends and tears a tongue of
 fire over a bed of embers; colours are those of a black body, roughly. Endless and seeded: a frame is a

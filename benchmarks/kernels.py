@@ -1,6 +1,6 @@
 """What a training step launches on a GPU: kernels of its compiled graph, counted and not computed.
 
-    python benchmarks/kernels.py
+    python -m benchmarks.kernels
 
 Fusing does not depend on the device, so this needs no GPU. The last line is JSON.
 """

@@ -1,6 +1,6 @@
 """What MLX's own convolutions and those of convolution.cpp take on a CPU, layer by layer.
 
-    MLXLAVA_CORES=1 python benchmarks/layers.py
+    MLXLAVA_CORES=1 python -m benchmarks.layers
 
 Milliseconds for 64 frames, medians of rounds in turns.
 """

@@ -1,7 +1,7 @@
 """Predicted against measured peaks of the training step, for a dozen and more configurations.
 
-    python benchmarks/memory.py
-    MLXLAVA_GPU_PATH=1 python benchmarks/memory.py    # a few of them, with the code for GPUs
+    python -m benchmarks.memory
+    MLXLAVA_GPU_PATH=1 python -m benchmarks.memory    # a few of them, with the code for GPUs
 
 Each configuration is stepped in a process of its own (``mx.get_peak_memory``). The last line is JSON. The
 exit status is 1 where a prediction of ``mlxlava plan`` is more than 15 % off, or an estimate for GPUs is too
@@ -16,7 +16,7 @@ import subprocess
 import sys
 from typing import Any
 
-from harness import machine
+from mlxlava.bench.harness import machine
 from mlxlava.config import load_recipe, override
 from mlxlava.console import print_table
 from mlxlava.training.plan import predict
@@ -98,7 +98,7 @@ def main() -> None:
     gpu = on_gpu_path()
     rows, results, worst = [], [], 0.0
     for name, settings in ON_GPU_PATH if gpu else CONFIGURATIONS:
-        command = [sys.executable, __file__, "--child", name, json.dumps(settings)]
+        command = [sys.executable, "-m", "benchmarks.memory", "--child", name, json.dumps(settings)]
         peak = float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
         predicted = predict(override(load_recipe(name), settings), gpu=gpu)
         off = predicted / peak - 1

@@ -4,7 +4,7 @@ Written from the recipes' description, without MLX and without mlxlava, as one w
 native strided and transposed convolutions, all frames of a step in one call, one forward pass of the
 discriminator for both losses, and no gradient that no weight asks for.
 
-    python benchmarks/peer_torch.py --recipe duralava --steps 3 --channels-last
+    python -m benchmarks.peer_torch --recipe duralava --steps 3 --channels-last
 
 On Linux, MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ in the environment spare PyTorch, too, the pages
 that the kernel clears at every step: compare steps that ran under the same two. Update clipping and the

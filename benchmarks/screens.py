@@ -1,4 +1,4 @@
-"""What a screen costs: `python benchmarks/screens.py window` (on Linux under Xvfb as well).
+"""What a screen costs: `python -m benchmarks.screens window` (on Linux under Xvfb as well).
 
 Moving 64×64 pictures that cost nothing to draw, 60 a second at true speed: frames a second, and the share of
 one core that this process (user and system time, all its threads) takes for showing them.
@@ -67,7 +67,7 @@ def window(size: tuple[int, int], hidden: bool) -> dict[str, float]:
 def main() -> None:
     """Print a line for each size, shown and hidden, and all of it as JSON."""
     if sys.argv[1:] != ["window"]:
-        sys.exit("usage: python benchmarks/screens.py window")
+        sys.exit("usage: python -m benchmarks.screens window")
     results = {}
     for size in _SIZES:
         for hidden in (False, True):

@@ -1,6 +1,6 @@
 """What settings that save memory cost: time of a step and peak of MLX's arrays, beside the recipe as it is.
 
-    MLXLAVA_CORES=1 python benchmarks/settings.py
+    MLXLAVA_CORES=1 python -m benchmarks.settings
 
 `lava` with 8 clips and gradient penalties; ratios are medians of turns. Peaks are of processes of their own.
 """
@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-import memory
 from mlxlava.backend import mx
 from mlxlava.config import load_recipe, override
 from mlxlava.console import print_table
@@ -53,9 +52,7 @@ class _Contestant:
 
     def peak(self) -> float:
         command = [
-            sys.executable,
-            memory.__file__,
-            "--child",
+            *(sys.executable, "-m", "benchmarks.memory", "--child"),
             "lava",
             json.dumps({**_CLIPS, **self.settings}),
         ]

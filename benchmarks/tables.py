@@ -1,10 +1,10 @@
 """Markdown tables of docs/score.md and docs/performance.md, out of the JSON that commands print or save.
 
 mlxlava score lava --json > lava.json
-python benchmarks/tables.py lava.json other.json     # a column for each
+python -m benchmarks.tables lava.json other.json     # a column for each
 mlxlava drift lava --frames 1000000 --json > drift.json
-python benchmarks/tables.py drift.json
-python benchmarks/tables.py benchmarks/results/NAME.json
+python -m benchmarks.tables drift.json
+python -m benchmarks.tables benchmarks/results/NAME.json
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a lamp in a terminal costs: bytes a frame and the processor's share at 30 frames a second.
 
-    python benchmarks/terminal.py [--seconds S]
+    python -m benchmarks.terminal [--seconds S]
 
 Frames are rendered before; only drawing and sending them is measured, to a terminal that reads all at once.
 """

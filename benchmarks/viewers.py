@@ -1,7 +1,7 @@
 """What the web page costs: pictures a second at each viewer, and the server's share of a processor.
 
-    python benchmarks/viewers.py                       # the shipped lamp
-    python benchmarks/viewers.py lamp --size 256       # any other command that plays on a screen
+    python -m benchmarks.viewers                       # the shipped lamp
+    python -m benchmarks.viewers lamp --size 256       # any other command that plays on a screen
 
 Viewers are WebSockets in this process that say at once that they have drawn what they get; what they
 cost is not counted. The share is user + system time of the server's process by wall time.

@@ -6,7 +6,7 @@ from itertools import islice
 
 import numpy as np
 
-import flame
+from benchmarks import flame
 
 
 def test_a_flame_is_seeded_and_moves() -> None:

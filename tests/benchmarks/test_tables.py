@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-import tables
+from benchmarks import tables
 
 
 def test_scores_stand_side_by_side() -> None:

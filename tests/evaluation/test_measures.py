@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from corruptions import CORRUPTIONS, Clips, lamp_clips
+from benchmarks.corruptions import CORRUPTIONS, Clips, lamp_clips
 from mlxlava.evaluation.correlation import correlation_time
 from mlxlava.evaluation.distances import frechet, polynomial_mmd
 from mlxlava.evaluation.features import PCAFeatures, extract_features

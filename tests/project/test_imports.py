@@ -26,7 +26,7 @@ LAYERS = [
     {"footage", "models"},
     {"training", "rollout"},
     {"evaluation"},
-    {"api", "check"},
+    {"api", "bench", "check"},
     {"cli"},
     {"__main__"},
 ]

@@ -16,15 +16,15 @@ from mlxlava.errors import UserError
 from mlxlava.training.plan import fit_into, largest_patches, memory_for_more_parts, predict, table
 
 LAVA, DURALAVA = load_recipe("lava"), load_recipe("duralava")
-MEASURE = Path(__file__).parents[2] / "benchmarks/memory.py"
+ROOT = Path(__file__).parents[2]
 SMALL = {"data.batch_size": 8}
 
 
 def measured(name: str, *, gpu_path: bool) -> float:
     """MLX's peak in a step with 8 clips, GB, in a process of its own; compiling would take a minute."""
     environment = {**os.environ, "MLX_DISABLE_COMPILE": "1", "MLXLAVA_GPU_PATH": str(int(gpu_path))}
-    command = [sys.executable, str(MEASURE), "--child", name, json.dumps(SMALL)]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "benchmarks.memory", "--child", name, json.dumps(SMALL)]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     return float(ended.stdout)
 
 

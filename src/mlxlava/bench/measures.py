@@ -1,9 +1,9 @@
-"""What is measured, one thing to a process: ``suite.py`` starts this file and asks.
+"""What is measured, one thing to a process: ``suite.py`` starts this module and asks.
 
-    python benchmarks/measures.py train '{"recipe": "lava", "size": 64, "seq_len": 20, "batch_size": 32}'
+    python -m mlxlava.bench.measures train '{"recipe": "lava", "size": 64, "seq_len": 20, "batch_size": 32}'
 
 Then a line on stdin for each measurement (what it says depends on what is measured), and a line of JSON
-with ``seconds`` and more on stdout. Only what the package offers to everyone is used.
+with ``seconds`` and more on stdout.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harness import Answer, serve, threads
+from mlxlava.bench.harness import Answer, serve
 from mlxlava.config import Recipe, load_recipe, override
 
 Answering = Callable[[str], Answer]
@@ -36,7 +36,7 @@ def sized(recipe: str, size: int, seq_len: int, batch_size: int) -> Recipe:
     return override(load_recipe(recipe), settings)
 
 
-def _random_batch(recipe: Recipe) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+def random_batch(recipe: Recipe) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
     """Frames (B, V + K, H, W, 3) and their times (B, V + K), as training takes them, of noise."""
     data, views = recipe.data, recipe.encoder.context_frames  # frames to encode come first
     count = data.drawn_frames or data.seq_len
@@ -61,7 +61,7 @@ def train(recipe: str, size: int, seq_len: int, batch_size: int) -> Answering:
     from mlxlava.training.step import Trainer
 
     settings = sized(recipe, size, seq_len, batch_size)
-    frames, times = _random_batch(settings)
+    frames, times = random_batch(settings)
     trainer = Trainer(settings, TOTAL_STEPS)
     state = trainer.init()
     every = settings.loss.penalty_every
@@ -78,39 +78,6 @@ def train(recipe: str, size: int, seq_len: int, batch_size: int) -> Answering:
         return {"seconds": seconds, **_peaks()}
 
     return step
-
-
-def peer(
-    recipe: str, size: int, seq_len: int, batch_size: int, device: str, channels_last: bool, compiled: bool
-) -> Answering:
-    """The peer's training steps, on the same data; asked as :func:`train` is."""
-    import peer_torch
-
-    if device == "cpu":
-        peer_torch.torch.set_num_threads(threads())
-    frames, times = _random_batch(sized(recipe, size, seq_len, batch_size))
-    options: dict[str, Any] = {"size": (size, size), "seq_len": seq_len, "batch_size": batch_size}
-    options |= {"device": device, "channels_last": channels_last, "compiled": compiled}
-    run: Callable[[str], dict[str, float]]
-    if recipe == "duralava":
-        step = peer_torch.make_step(**options)
-
-        def run(kind: str) -> dict[str, float]:
-            return step(frames)
-    else:
-        lava_step, drawn = peer_torch.make_lava_step(**options), np.ascontiguousarray(times[:, -3:])
-
-        def run(kind: str) -> dict[str, float]:
-            return lava_step(frames, drawn, kind)
-
-    def answer(kind: str) -> Answer:
-        began = time.perf_counter()
-        run(kind)
-        seconds = time.perf_counter() - began
-        peaks = {f"peak_{name}_gb": gb for name, gb in peer_torch.peak_memory(device).items()}
-        return {"seconds": seconds, **peaks}
-
-    return answer
 
 
 def _rollout(recipe: str, size: int) -> Any:
@@ -220,7 +187,7 @@ def rates(side: int, floats: int) -> Answering:
 
 
 MEASURES: dict[str, Callable[..., Answering]] = {
-    measure.__name__: measure for measure in (train, peer, live, batched, prepare, score, rates)
+    measure.__name__: measure for measure in (train, live, batched, prepare, score, rates)
 }
 
 if __name__ == "__main__":

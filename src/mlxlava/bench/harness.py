@@ -15,9 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-# Of a checkout its own; a wheel lies where nobody writes.
-RESULTS = HERE / "results" if (HERE.parent / "pyproject.toml").is_file() else Path("bench-results")
+_ROOT = Path(__file__).resolve().parents[3]
+# The top of the checkout that this file stands in; None in an installed wheel.
+CHECKOUT = _ROOT if (_ROOT / "benchmarks/__init__.py").is_file() else None
+# A wheel lies where nobody writes, so its results go to the current folder.
+RESULTS = CHECKOUT / "benchmarks/results" if CHECKOUT else Path("bench-results")
 
 Answer = dict[str, Any]
 
@@ -27,20 +29,28 @@ class Died(Exception):
 
 
 class Worker:
-    """A Python script that answers one line of JSON to each request; it idles in between.
+    """A Python process that answers one line of JSON to each request; it idles in between.
 
     Args:
         command: what follows the interpreter on the command line.
         environment: variables to add.
         patience: seconds to wait for an answer.
+        folder: where it runs; the current folder when None.
+        python: the interpreter.
     """
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str] | None = None, patience: float = 600.0
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        patience: float = 600.0,
+        folder: Path | None = None,
+        python: str = sys.executable,
     ) -> None:
         self._patience = patience
         self._process = subprocess.Popen(
-            [sys.executable, *command],
+            [python, *command],
+            cwd=folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -60,9 +70,11 @@ class Worker:
             process.stdin.flush()
         impatience = threading.Timer(self._patience, process.terminate)
         impatience.start()
-        line = process.stdout.readline()
-        gave_up = not impatience.is_alive()
-        impatience.cancel()
+        try:
+            line = process.stdout.readline()
+            gave_up = not impatience.is_alive()
+        finally:
+            impatience.cancel()  # also after Ctrl-C: Python waits for its threads before it ends
         if not line and gave_up:
             raise Died(f"no answer within {self._patience:g} s")
         if not line:

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import chart
-import compare
-import floor
-import suite
-from harness import Died, Worker, ending
-from measures import sized
+from benchmarks import compare
 from mlxlava.backend import named_arrays
+from mlxlava.bench import chart, floor, suite
+from mlxlava.bench.harness import Died, Worker, ending
+from mlxlava.bench.measures import sized
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.errors import UserError
 from mlxlava.models.state_step import make_dynamics
 from mlxlava.training.step import Trainer
 
-ECHO = (
-    "import sys; sys.path.insert(0, {folder!r}); import harness; harness.serve(lambda: lambda text: {body})"
-)
+ECHO = "from mlxlava.bench import harness; harness.serve(lambda: lambda text: {body})"
 
 
 def echo(body: str, **options: Any) -> Worker:
-    folder = str(Path(suite.__file__).parent)
-    return Worker(["-c", ECHO.format(folder=folder, body=body)], **options)
+    return Worker(["-c", ECHO.format(body=body)], **options)
 
 
 def row(
@@ -124,26 +123,10 @@ def test_a_race_gives_a_row_a_kind_their_mean_and_ratios_of_turns() -> None:
     assert mean["floor_s"] > 0 and mean["peak_process_gb"] == 3.0
 
 
-@pytest.fixture
-def without_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the package could not predict memory by itself."""
-    monkeypatch.setitem(sys.modules, "mlxlava.training.plan", None)
-
-
-@pytest.mark.usefixtures("without_plan")
-def test_a_peak_is_predicted_from_a_smaller_batch() -> None:
-    small, large = sized("duralava", 64, 20, 32), sized("duralava", 128, 200, 32)
-    measured = (suite.pixels_drawn(small), 2.5)
-    assert suite.predicted_peak(large, measured) == pytest.approx(2.5 * 4 * 10)
-    assert suite.predicted_peak(sized("lava", 64, 200, 32), None) is None
-
-
-@pytest.mark.usefixtures("without_plan")
 def test_what_does_not_fit_is_said_and_not_started() -> None:
-    session = suite.Session(suite.QUICK, 16.0, Path())
-    session.peaks["mlxlava", "duralava"] = (suite.pixels_drawn(sized("duralava", 64, 20, 32)), 2.5)
+    session = suite.Session(suite.QUICK, 1.0, Path())
     (one,) = suite.train_job("duralava", 256, 200, []).rows(session)
-    assert one["who"] == "mlxlava" and "would not fit in 16 GB" in one["note"]
+    assert one["who"] == "mlxlava" and "would not fit in 1 GB" in one["note"]
 
 
 def test_only_picks_by_name_and_a_wrong_one_is_a_users_error() -> None:
@@ -169,6 +152,54 @@ def test_every_row_is_shown_in_a_table_or_a_line(capsys: pytest.CaptureFixture[s
     for text in ("train lava 64x64 seq20", "PyTorch", "0.83", "2.00", "1200 frames/s", "150 GFLOP/s"):
         assert text in said
     assert "train lava 256x256 seq200, mlxlava: skipped: too large" in said
+
+
+# --- Ctrl-C ---
+
+
+def test_ctrl_c_in_a_race_keeps_the_turns_that_were_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def turns(name: str, recipe: Any, racing: Any, effort: Any, timings: Any, peaks: Any) -> Any:
+        timings["mlxlava"] = {"plain": [1.0, 3.0]}
+        peaks["mlxlava"] = {"plain": {"peak_process_gb": 1.0}}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(suite, "_race", turns)
+    session = suite.Session(suite.QUICK, None, Path())
+    (one,) = suite.train_job("duralava", 64, 20, []).rows(session)
+    assert one["median_s"] == 2.0 and session.interrupted
+
+
+def test_ctrl_c_shows_and_saves_what_was_measured_so_far(tmp_path: Path) -> None:
+    """Pressed while mlxlava plays for the second measurement, as a terminal sends it: to all processes."""
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from mlxlava.bench import suite
+        from mlxlava.cli import main
+        suite.RESULTS = Path("saved")
+        sys.argv = ["mlxlava", "bench", "--quick", "--save", "--only", "^start help|^play live"]
+        main()
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    while "bench 2/2" not in process.stderr.readline():
+        assert process.poll() is None
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted at play live" in errors and "Traceback" not in errors
+    result = json.loads(said.splitlines()[-1])
+    assert result["interrupted"] and [row["name"] for row in result["rows"]] == ["start help"]
+    (saved,) = (tmp_path / "saved").glob("*.json")
+    assert json.loads(saved.read_text(encoding="utf-8")) == result
 
 
 # --- processes ---

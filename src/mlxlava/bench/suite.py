@@ -3,8 +3,9 @@
     mlxlava bench [--quick] [--only PATTERN] [--save] [--memory GB]
 
 Every measurement has a process of its own, because the system counts peak memory a process, and because
-one that runs out of memory is then a line of the table. Where PyTorch is installed, the same training
-steps run in it as well, in turns with mlxlava's, so that whatever else the machine does meets both.
+one that runs out of memory is then a line of the table. In a checkout where PyTorch is installed, the same
+training steps run in it as well, in turns with mlxlava's, so that whatever else the machine does meets both.
+Ctrl-C ends the suite early: what was measured until then is shown, and saved if that was asked for.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import importlib
 import importlib.metadata
 import importlib.util
 import itertools
@@ -28,10 +28,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import chart
-from floor import step_cost
-from harness import (
-    HERE,
+from mlxlava.backend import on_cpu, on_gpu_path, parallel_streams
+from mlxlava.bench import chart
+from mlxlava.bench.floor import step_cost
+from mlxlava.bench.harness import (
+    CHECKOUT,
     RESULTS,
     Answer,
     Died,
@@ -41,11 +42,11 @@ from harness import (
     total_memory,
     working_set,
 )
-from measures import sized
-from mlxlava.backend import on_cpu, on_gpu_path, parallel_streams
+from mlxlava.bench.measures import sized
 from mlxlava.config import Recipe
 from mlxlava.console import print_table, say
 from mlxlava.errors import UserError
+from mlxlava.training.plan import predict
 
 Row = dict[str, Any]
 
@@ -91,20 +92,23 @@ class Contestant:
 
     Attributes:
         name: as in the table.
-        measure: of measures.py.
+        command: what follows the interpreter on the command line, before the arguments as JSON.
         options: what that needs besides the recipe and the sizes.
         environment: variables to add.
         patience: seconds to wait for one step.
     """
 
     name: str
-    measure: str
+    command: Sequence[str]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     patience: float = 1_200.0
 
 
-MLXLAVA = Contestant("mlxlava", "train")
+_MEASURES = ("-m", "mlxlava.bench.measures")
+_PEER = ("-m", "benchmarks.peer")
+
+MLXLAVA = Contestant("mlxlava", (*_MEASURES, "train"))
 
 
 @dataclasses.dataclass
@@ -115,15 +119,15 @@ class Session:
         effort: how much is measured.
         limit: memory that a measurement may take, GB; None for no limit.
         rates: FLOP/s of a matrix product and bytes/s of a copy, as measured.
-        peaks: of a contestant and recipe, the largest batch so far (pixels drawn) and its peak, GB.
         folder: for files that are measured with.
+        interrupted: whether Ctrl-C was pressed.
     """
 
     effort: Effort
     limit: float | None
     folder: Path
     rates: dict[str, float] = dataclasses.field(default_factory=dict)
-    peaks: dict[tuple[str, str], tuple[int, float]] = dataclasses.field(default_factory=dict)
+    interrupted: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,26 +141,9 @@ class Job:
 # --- training steps ---
 
 
-def pixels_drawn(recipe: Recipe) -> int:
-    """Pixels of all frames that a training step draws of one clip each, which memory is proportional to."""
-    data = recipe.data
-    return data.size[0] * data.size[1] * data.batch_size * (data.drawn_frames or data.seq_len)
-
-
-def predicted_peak(recipe: Recipe, measured: tuple[int, float] | None) -> float | None:
-    """Peak memory of a process that trains a recipe, GB; None where nothing is known.
-
-    Args:
-        recipe: what would be trained.
-        measured: pixels drawn and peak of a smaller batch of the same run.
-    """
-    with contextlib.suppress(ImportError):
-        plan: Any = importlib.import_module("mlxlava.training.plan")
-        return float(plan.predict(recipe, gpu=on_gpu_path())) * _PROCESS
-    if measured is None:
-        return None
-    pixels, peak = measured
-    return peak * max(1.0, pixels_drawn(recipe) / pixels)
+def predicted_peak(recipe: Recipe) -> float:
+    """Peak memory of a process that trains a recipe, GB; peers are taken to need as much."""
+    return predict(recipe, gpu=on_gpu_path()) * _PROCESS
 
 
 def shares(recipe: Recipe) -> dict[str, float]:
@@ -184,7 +171,7 @@ def peers(size: int, quick: bool) -> list[Contestant]:
     def form(name: str, environment: Mapping[str, str], last: bool, compiled: bool = False) -> Contestant:
         options = {"device": device, "channels_last": last, "compiled": compiled}
         # Inductor takes minutes for the first step, if it comes to an end.
-        return Contestant(f"PyTorch {name}", "peer", options, environment, 300.0 if compiled else 1_200.0)
+        return Contestant(f"PyTorch {name}", _PEER, options, environment, 300.0 if compiled else 1_200.0)
 
     best = form(f"NHWC{kept}", keep, True)
     if quick or size > SIZES[0]:
@@ -206,28 +193,25 @@ def train_job(recipe: str, size: int, seq_len: int, others: Sequence[Contestant]
     def rows(session: Session) -> list[Row]:
         fitting: list[Contestant] = []
         found: list[Row] = []
-        predictions = []
+        peak = predicted_peak(settings)
         for one in (MLXLAVA, *others):
-            known = session.peaks.get((one.name, recipe)) or session.peaks.get((MLXLAVA.name, recipe))
-            peak = predicted_peak(settings, known)
-            if peak is not None and session.limit is not None and peak > session.limit:
+            if session.limit is not None and peak > session.limit:
                 note = f"skipped: about {peak:.0f} GB would not fit in {session.limit:.0f} GB"
                 found.append({"name": name, "who": one.name, "note": note})
             else:
                 fitting.append(one)
-                predictions.append(peak or 0.0)
-        together = session.limit is None or sum(predictions) <= session.limit
+        together = session.limit is None or peak * len(fitting) <= session.limit
         races = [fitting] if together else [[one] for one in fitting]
         timings: dict[str, dict[str, list[float]]] = {}
         peaks: dict[str, dict[str, Answer]] = {}
-        for racing in races:
-            found += [
-                {"name": name, "who": who, "note": note}
-                for who, note in _race(name, settings, racing, session.effort, timings, peaks).items()
-            ]
-        for who, by_kind in peaks.items():
-            highest = max(peak["peak_process_gb"] for peak in by_kind.values())
-            session.peaks[who, recipe] = (pixels_drawn(settings), highest)
+        try:
+            for racing in races:
+                found += [
+                    {"name": name, "who": who, "note": note}
+                    for who, note in _race(name, settings, racing, session.effort, timings, peaks).items()
+                ]
+        except KeyboardInterrupt:  # the turns that were made are rows
+            session.interrupted = True
         return [*train_rows(name, settings, timings, peaks, session.rates), *found]
 
     return Job(f"{name} peer" if others else name, rows)
@@ -250,11 +234,11 @@ def _race(
         own = {"TORCHINDUCTOR_CACHE_DIR": stack.enter_context(tempfile.TemporaryDirectory())}
         workers = {
             one.name: stack.enter_context(
-                _worker(
-                    one.measure,
-                    {"recipe": recipe.name, **sizes, **one.options},
+                Worker(
+                    [*one.command, json.dumps({"recipe": recipe.name, **sizes, **one.options})],
                     {**one.environment, **own},
                     one.patience,
+                    CHECKOUT,  # where Python finds the peer
                 )
             )
             for one in racing
@@ -337,11 +321,8 @@ def train_rows(
 # --- everything else ---
 
 
-def _worker(
-    measure: str, arguments: Answer, environment: Mapping[str, str] | None = None, patience: float = 600.0
-) -> Worker:
-    command = [str(HERE / "measures.py"), measure, json.dumps(arguments)]
-    return Worker(command, environment, patience)
+def _worker(measure: str, arguments: Answer) -> Worker:
+    return Worker([*_MEASURES, measure, json.dumps(arguments)])
 
 
 def _asked(
@@ -604,9 +585,11 @@ def main(quick: bool = False, only: str = "", save: bool = False, memory: float 
 
     Raises:
         UserError: ``only`` is no pattern or matches nothing.
+        KeyboardInterrupt: it was interrupted; what was measured until then has been shown and saved.
     """
     began = time.monotonic()
-    with_peer = importlib.util.find_spec("torch") is not None
+    with_torch = importlib.util.find_spec("torch") is not None
+    with_peer = with_torch and CHECKOUT is not None
     try:
         chosen = [job for job in jobs(quick, with_peer) if re.search(only, job.name)]
     except re.error as error:
@@ -617,6 +600,8 @@ def main(quick: bool = False, only: str = "", save: bool = False, memory: float 
     about = machine()
     if with_peer:
         about["torch"] = importlib.metadata.version("torch")
+    elif CHECKOUT is None:
+        say("bench: the same steps in PyTorch are part of a checkout, so they are not compared with")
     else:
         say('bench: PyTorch is not installed, so it is not compared with; pip install "mlxlava[peer]"')
     limit = total_memory() if memory is None else memory
@@ -633,6 +618,11 @@ def main(quick: bool = False, only: str = "", save: bool = False, memory: float 
                 rows += job.rows(session)
             except Died as reason:
                 rows.append({"name": job.name, "who": MLXLAVA.name, "note": str(reason)})
+            except KeyboardInterrupt:
+                session.interrupted = True
+            if session.interrupted:
+                say(f"bench: interrupted at {job.name}; this is what was measured before")
+                break
     if working is not None:
         for row in rows:
             if "left_of_16_gb" in row:
@@ -640,8 +630,12 @@ def main(quick: bool = False, only: str = "", save: bool = False, memory: float 
                     row.get("peak_arrays_gb") or row["peak_process_gb"]
                 )
     result = {"benchmark": "suite", "quick": quick, "machine": about, "seconds": time.monotonic() - began}
+    if session.interrupted:
+        result["interrupted"] = True
     result = {**result, "rows": _rounded(rows)}
     show(rows)
     if save:
         _save(result)
-    print(json.dumps(result))
+    print(json.dumps(result), flush=True)
+    if session.interrupted:
+        raise KeyboardInterrupt

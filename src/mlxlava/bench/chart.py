@@ -1,6 +1,6 @@
 """Time and memory of a training step over the resolution, as a picture.
 
-    python benchmarks/chart.py benchmarks/results/NAME.json [-o FILE.png]
+    python -m mlxlava.bench.chart benchmarks/results/NAME.json [-o FILE.png]
 
 ``mlxlava bench --save`` writes it beside the result.
 """
