@@ -217,6 +217,60 @@ def test_drift_is_followed_and_mistakes_are_refused() -> None:
         mlxlava.score("nowhere")
 
 
+# --- what fits, what there is, what works ---
+
+
+def test_a_plan_has_a_row_for_each_size_length_and_batch() -> None:
+    small, large = mlxlava.plan(sizes=[(64, 64), (1024, 1024)], seq_lens=[20], batch_sizes=[8], memory=2)
+    assert small.fitted == small.recipe and small.recipe.data.size == (64, 64)
+    assert small.peak < 2 < large.peak and large.fitted is None
+    assert len(mlxlava.plan("duralava", memory=8)) == 3 * 2 * 3
+    (whole,) = mlxlava.plan(sizes=[(64, 64)], seq_lens=[20], batch_sizes=[32], memory=8)
+    (half,) = mlxlava.plan(
+        sizes=[(64, 64)], seq_lens=[20], batch_sizes=[32], memory=8, settings={"data.drawn_frames": 2}
+    )
+    assert half.peak < whole.peak
+    with refused("plan: memory must be positive"):
+        mlxlava.plan(memory=0)
+    with refused("data.sise"):
+        mlxlava.plan(settings={"data.sise": 64})
+
+
+def test_machines_weights_and_recipes_are_described() -> None:
+    machine = mlxlava.info()
+    assert machine["mlxlava"] == mlxlava.__version__ and "lava" in machine["weights"]
+    assert mlxlava.info("lava")["picture"] == "64×64"
+    values = {name: value for name, value, _ in mlxlava.settings("lava")}
+    assert values["data.size"] == (64, 64)
+    assert all(text for _, _, text in mlxlava.settings(load_recipe("duralava")))
+    with refused("nowhere"):
+        mlxlava.info("nowhere")
+    with refused("lava"):
+        mlxlava.settings("lawa")
+
+
+def test_checks_are_reported_a_group_at_a_time() -> None:
+    heard: list[str] = []
+    report = mlxlava.check("^random numbers", on_group=lambda group, found: heard.append(group))
+    assert report.ok and report.results and report.seconds > 0
+    assert heard == ["random numbers and states, against their definition"]
+    assert report.about["mlxlava"] == mlxlava.__version__
+    with refused("check:", "matches none"):
+        mlxlava.check("no such check")
+
+
+@pytest.mark.usefixtures("_eager")
+def test_a_run_is_exported_and_played(tmp_path: Path) -> None:
+    run = mlxlava.train(settings=TINY, steps=1).run
+    written = mlxlava.export(run, tmp_path / "mine", half=True)
+    assert written.about["steps"] == 1
+    assert next(mlxlava.load(tmp_path / "mine").frames()).shape == (16, 16, 3)
+    with refused("mlxlava score --json"):
+        mlxlava.export(run, tmp_path / "other", score={"headline": {}})
+    with refused("nowhere"):
+        mlxlava.export("nowhere", tmp_path / "other")
+
+
 def test_a_fresh_process_imports_it_without_mlx_and_plays_it() -> None:
     code = """if True:
         import sys

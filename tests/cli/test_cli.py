@@ -340,10 +340,10 @@ def test_an_error_of_ours_keeps_its_traceback(run: Run, monkeypatch: pytest.Monk
     def wrong(*arguments: Any) -> Any:
         raise RuntimeError("[matmul] shapes do not fit")
 
-    monkeypatch.setattr("mlxlava.api.load_weights", wrong)
+    monkeypatch.setattr("mlxlava.api.judging.load_weights", wrong)
     with pytest.raises(RuntimeError, match="shapes"):
         run("score", "lava")
-    monkeypatch.setattr("mlxlava.api.load_weights", out_of_memory)
+    monkeypatch.setattr("mlxlava.api.judging.load_weights", out_of_memory)
     with pytest.raises(RuntimeError, match="METAL"):
         run("score", "lava", "--debug")
 

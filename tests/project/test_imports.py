@@ -26,7 +26,8 @@ LAYERS = [
     {"footage", "models"},
     {"training", "rollout"},
     {"evaluation"},
-    {"api", "bench", "check"},
+    {"bench", "checks"},
+    {"api"},
     {"cli"},
     {"__main__"},
 ]

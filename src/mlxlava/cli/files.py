@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import platform
 import shlex
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mlxlava import __version__
+import mlxlava
 from mlxlava.cli.options import cutting, debug
-from mlxlava.config import Data, check_size, describe_settings, load_recipe
+from mlxlava.config import Data, check_size
 from mlxlava.errors import UserError
 
 
@@ -59,10 +58,9 @@ def export(run: Path, folder: Path, half: bool, scored: Path | None) -> None:
     """Write the weights of a run, with a model card and a sample picture."""
     from mlxlava.console import say
     from mlxlava.paths import read_json
-    from mlxlava.rollout.export import export as export_run
 
     score = None if scored is None else read_json(scored, "export")
-    weights = export_run(run, folder, half=half, score=score)
+    weights = mlxlava.export(run, folder, half=half, score=score)
     if "pace" not in weights.about:
         say("export: the run's footage is gone, so the lamp's pace is as learned")
     say(f"export: {folder}: step {weights.about['steps']}; play it: mlxlava loop --weights {folder}")
@@ -79,20 +77,7 @@ def info(name: str | None, recipe: str | None) -> None:
     if recipe is not None:
         if name is not None:
             raise UserError("info: give weights or --recipe, not both")
-        settings = describe_settings(load_recipe(recipe))
-        rows = {f"{key} = {json.dumps(value)}": text for key, value, text in settings}
-    elif name is None:
-        from mlxlava.backend import describe
-        from mlxlava.paths import cache_folder
-        from mlxlava.rollout.weights import shipped_weights
-
-        rows = {"mlxlava": __version__, "python": platform.python_version(), "system": platform.platform()}
-        rows |= describe()
-        rows |= {"cache": str(cache_folder())}
-        rows |= {"weights": ", ".join(path.name for path in shipped_weights()) or "none"}
+        rows = {f"{key} = {json.dumps(value)}": text for key, value, text in mlxlava.settings(recipe)}
     else:
-        from mlxlava.rollout.export import describe_weights
-        from mlxlava.rollout.weights import load_weights
-
-        rows = describe_weights(load_weights(name))
+        rows = mlxlava.info(name)
     table(rows)

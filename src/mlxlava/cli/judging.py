@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import click
 
+import mlxlava
 from mlxlava.cli.options import debug, options
 
 _judging = options(
@@ -54,10 +54,9 @@ def score(
 
     Every figure stands beside what real footage scores against real footage of the same lamp.
     """
-    from mlxlava import api
     from mlxlava.evaluation.report import score_table
 
-    result = api.score(name, source, held_out=held_out, frames=frames, seed=seed, picture=target)
+    result = mlxlava.score(name, source, held_out=held_out, frames=frames, seed=seed, picture=target)
     print(json.dumps(result)) if as_json else score_table(result)
 
 
@@ -81,10 +80,9 @@ def drift(
 
     32 lamps are rolled side by side; frames are drawn in windows at 1, 2 and 5 times powers of ten.
     """
-    from mlxlava import api
     from mlxlava.evaluation.report import drift_table
 
-    result = api.drift(name, source, held_out=held_out, frames=frames, seed=seed, picture=target)
+    result = mlxlava.drift(name, source, held_out=held_out, frames=frames, seed=seed, picture=target)
     print(json.dumps(result)) if as_json else drift_table(result)
     if result["interrupted_at"] is not None:
         raise KeyboardInterrupt
@@ -102,18 +100,18 @@ def check(only: str, as_json: bool) -> None:
     To be run first on a new machine, above all on a Mac. What the GPU computes is compared with what the CPU
     does. The exit status is 1 if a check fails; what that means stands below its line.
     """
-    from mlxlava.check import about, run, table
+    from mlxlava.checks import about, table
     from mlxlava.console import table as print_rows
 
-    began, results, rows = time.monotonic(), [], about()
-    if not as_json:
-        print_rows(rows)
+    if as_json:
+        report = mlxlava.check(only)
+        click.echo(table.as_json(report.about, report.results, report.seconds))
+    else:
+        print_rows(about())
         click.echo(f"\n{table.heading()}")
-    for group, found in run(only):
-        results += found
-        if not as_json:
-            click.echo(f"{table.lines(group, found)}\n")
-    seconds = time.monotonic() - began
-    click.echo(table.as_json(rows, results, seconds) if as_json else table.summary(results, seconds))
-    if not all(each.ok for each in results):
+        report = mlxlava.check(
+            only, on_group=lambda group, found: click.echo(f"{table.lines(group, found)}\n")
+        )
+        click.echo(table.summary(report.results, report.seconds))
+    if not report.ok:
         sys.exit(1)

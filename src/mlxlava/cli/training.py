@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import mlxlava
 from mlxlava.cli.options import SIZE, cutting, debug
-from mlxlava.config import load_recipe, override, parse_settings
+from mlxlava.config import parse_settings
 from mlxlava.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,7 +60,6 @@ def train(
 
     Ctrl-C saves; --resume goes on exactly where it stopped.
     """
-    from mlxlava import api
     from mlxlava.console import clock, say
     from mlxlava.training.failures import Diverged, ProcessLost
 
@@ -67,9 +67,9 @@ def train(
     try:
         if resume:
             _require_no_changes(sources, {**changes, "init": init})
-            done = api.resume(run, steps=steps, minutes=minutes, memory=memory, tensorboard=tensorboard)
+            done = mlxlava.resume(run, steps=steps, minutes=minutes, memory=memory, tensorboard=tensorboard)
         else:
-            done = api.train(
+            done = mlxlava.train(
                 sources,
                 changes["recipe"] or "lava",
                 run=run,
@@ -138,16 +138,15 @@ def plan(
     """
     from mlxlava.backend import memory_budget, on_gpu_path
     from mlxlava.console import print_table
-    from mlxlava.training.plan import table
 
     gigabytes = memory_budget() if memory is None else memory
-    rows = table(
-        override(load_recipe(recipe), parse_settings(settings)),
-        gigabytes,
-        sizes or ((64, 64), (128, 128), (256, 256)),
-        lengths or (20, 200),
-        batches or (8, 16, 32),
-        gpu=on_gpu_path(),
+    rows = mlxlava.plan(
+        recipe,
+        sizes=sizes or ((64, 64), (128, 128), (256, 256)),
+        seq_lens=lengths or (20, 200),
+        batch_sizes=batches or (8, 16, 32),
+        settings=parse_settings(settings),
+        memory=gigabytes,
     )
     columns = ("size", "sequence", "batch", "peak, GB", "to fit", "peak then, GB", "headroom, GB")
     title = f"{recipe}, {gigabytes:.1f} GB for MLX"

@@ -13,11 +13,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 from mlxlava import __version__
 from mlxlava.backend import describe, limit_memory, memory_budget
-from mlxlava.check.arithmetic import convolutions, half_precision, products, states
-from mlxlava.check.base import Check, Result, compared, outcome
-from mlxlava.check.machine import machine
-from mlxlava.check.playing import FRAMES, endurance, frames
-from mlxlava.check.training import compiled_steps, full_steps, steps
+from mlxlava.checks.arithmetic import convolutions, half_precision, products, states
+from mlxlava.checks.base import Check, Result, compared, outcome
+from mlxlava.checks.machine import machine
+from mlxlava.checks.playing import FRAMES, endurance, frames
+from mlxlava.checks.training import compiled_steps, full_steps, steps
 from mlxlava.console import progress
 from mlxlava.errors import UserError
 

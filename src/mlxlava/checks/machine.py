@@ -23,7 +23,7 @@ from mlxlava.backend import (
     on_cpu,
 )
 from mlxlava.backend.cpu import convolution
-from mlxlava.check.base import Check, compiling, device
+from mlxlava.checks.base import Check, compiling, device
 from mlxlava.config import load_recipe
 from mlxlava.footage.lamp import frames as lamp_frames
 from mlxlava.footage.prepare import prepare

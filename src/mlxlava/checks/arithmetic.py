@@ -15,7 +15,7 @@ import numpy.typing as npt
 from mlxlava.backend import Tree, mx, named_arrays, on_cpu, tree_map
 from mlxlava.backend.cpu.chunks import Chunks
 from mlxlava.backend.ops import Convolution, conv3, conv4_stride2, conv4_transposed
-from mlxlava.check.base import RECIPES, Check, apart, at_most, device, reference, worst
+from mlxlava.checks.base import RECIPES, Check, apart, at_most, device, reference, worst
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.models.duralava import batch_norm
 from mlxlava.models.encoder import Encoder

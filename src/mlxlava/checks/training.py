@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from mlxlava.backend import Tree, kernels, memory_budget, mx, named_arrays, on_cpu
 from mlxlava.backend.kernels import MOST_BUFFERS
-from mlxlava.check.base import (
+from mlxlava.checks.base import (
     RECIPES,
     Check,
     at_most,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import click
 
-from mlxlava.check.base import Result
+from mlxlava.checks.base import Result
 
 _NAME, _FOUND, _ALLOWED = 36, 20, 13  # columns; with the verdict 80
 _INDENT = "      "

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxlava.backend import mx, on_cpu, resident_memory
-from mlxlava.check.base import RECIPES, Check, device, reference
+from mlxlava.checks.base import RECIPES, Check, device, reference
 from mlxlava.config import load_recipe, override
 from mlxlava.models.registry import make_generator
 from mlxlava.models.state_step import make_dynamics

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlxlava import check
+import mlxlava
+from mlxlava import checks
 from mlxlava.backend import mx, on_gpu_path
-from mlxlava.check import arithmetic, training
-from mlxlava.check.base import Check, Result
+from mlxlava.checks import arithmetic, training
+from mlxlava.checks.base import Check, Result
 from mlxlava.cli import main
 from mlxlava.rollout import drawing, roll
 from mlxlava.training import objective
@@ -43,7 +44,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def results(only: str) -> list[Result]:
-    found = [each for _, group in check.run(only) for each in group]
+    found = mlxlava.check(only).results
     assert found
     return found
 
@@ -217,7 +218,7 @@ def test_an_error_is_a_line_and_not_the_end(monkeypatch: pytest.MonkeyPatch, run
         "two": cannot_be_made,
         "three": lambda: [good],
     }
-    monkeypatch.setattr(check, "GROUPS", groups)
+    monkeypatch.setattr(checks, "GROUPS", groups)
     status, said, _ = run("--json")
     found = json.loads(said)
     assert status == 1 and found["ok"] is False
@@ -232,7 +233,7 @@ def test_control_c_ends_it(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
         raise KeyboardInterrupt
 
     groups = {"one": lambda: [Check("slow", "1", "It is not 1.", interrupted)]}
-    monkeypatch.setattr(check, "GROUPS", groups)
+    monkeypatch.setattr(checks, "GROUPS", groups)
     assert run()[0] == 130
 
 
@@ -243,7 +244,7 @@ def test_a_pattern_without_a_match_is_one_line(run: Run, only: str, words: str) 
 
 
 def test_without_a_compiler_the_meaning_names_it(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
-    monkeypatch.setattr("mlxlava.check.base.lacks_compiler", lambda: True)
+    monkeypatch.setattr("mlxlava.checks.base.lacks_compiler", lambda: True)
     status, said, _ = run("--json", "--only", "compiled function|lava, compiled|in the largest kernel: lava")
     assert status == 1
     for each in json.loads(said)["results"]:
@@ -269,4 +270,4 @@ def test_the_whole_check_passes_here() -> None:
     ended = subprocess.run(command, capture_output=True, text=True)
     found = json.loads(ended.stdout)
     assert ended.returncode == 0, [each for each in found["results"] if not each["ok"]]
-    assert len({each["group"] for each in found["results"]}) == len(check.GROUPS)
+    assert len({each["group"] for each in found["results"]}) == len(checks.GROUPS)

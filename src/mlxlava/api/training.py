@@ -1,0 +1,246 @@
+"""Train a lamp, go on with a run, and say what fits into memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlxlava.api.arguments import require_integer, require_positive
+from mlxlava.config import Recipe, load_recipe, override
+from mlxlava.rollout.weights import find_weights, load_weights
+from mlxlava.training.plan import Row, table
+
+if TYPE_CHECKING:
+    from mlxlava.backend import Tree
+    from mlxlava.training.callbacks import Callbacks
+    from mlxlava.training.run import Run
+
+Sources = str | Path | Sequence[str | Path] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """A run, and how the training of it ended.
+
+    Attributes:
+        run: folder of the run; ``load`` and ``score`` take it.
+        step: training steps made, in all.
+        seconds: time spent on training, in all.
+        signal: number of the signal that ended it, for example of Ctrl-C; None if none did.
+    """
+
+    run: Path
+    step: int
+    seconds: float
+    signal: int | None
+
+
+def train(
+    footage: Sources = None,
+    recipe: str | Path | Recipe = "lava",
+    *,
+    run: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    steps: int | None = None,
+    minutes: float | None = None,
+    memory: float | None = None,
+    init: str | Path | None = None,
+    tensorboard: bool = False,
+    callbacks: Sequence[Callbacks] = (),
+    command: str = "mlxlava.train(…)",
+) -> TrainedRun:
+    """Learn a lamp from footage.
+
+    Progress is shown on stderr. The first Ctrl-C, SIGTERM or SIGHUP saves the run and ends the training;
+    ``resume`` goes on exactly where it stopped.
+
+    Args:
+        footage: videos, folders of images, or one folder of prepared footage; the built-in lamp when None.
+        recipe: name of a recipe, a TOML or JSON file, or a recipe.
+        run: folder to make; the first free one of ``runs/RECIPE-001`` … when None.
+        settings: settings of the recipe to change, for example ``{"data.size": (128, 128)}``.
+        steps: training steps in all; the recipe's when None.
+        minutes: stop after so many minutes.
+        memory: GB (10⁹ bytes) for MLX's arrays: batches are split so that a step fits. If None, a GPU's
+            memory is the limit.
+        init: weights whose generator and state step to start from. If their frames are 2, 4, 8 … times
+            smaller, the lamp grows from them: it has their networks and new layers; of a run it also has the
+            encoder and the discriminator (settings: ``growth``).
+        tensorboard: also write events for TensorBoard.
+        callbacks: told of steps, previews and checkpoints.
+        command: what began the run, for its config and its model card.
+
+    Raises:
+        UserError: a setting is wrong, footage cannot be read, a step does not fit into memory, or the folder
+            holds something else.
+        DeviceFailed: MLX's device failed, for example for lack of memory (``mlxlava.failures``).
+        Diverged: a loss or a weight is not finite any more (``mlxlava.training.failures``).
+        ProcessLost: another process that trained this run is gone (``mlxlava.training.failures``).
+    """
+    from mlxlava.training.run import begin, next_folder
+
+    _require_training_options("train", steps, minutes, memory, tensorboard)
+    _mute_other_processes()
+    changes = dict(settings or {})
+    if steps is not None:
+        changes |= {"training.steps": steps, "training.epochs": 0}
+    base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    warm = None
+    if init is not None:
+        base, warm = _start_from(init, base, override(base, changes).data.size)
+    chosen = override(base, changes)
+    name = recipe.name if isinstance(recipe, Recipe) else Path(recipe).stem
+    ready = begin(
+        next_folder(name) if run is None else Path(run),
+        chosen,
+        _as_sources(footage),
+        warm=warm,
+        memory=memory,
+        command=command,
+    )
+    return _train(ready, minutes, memory, tensorboard, callbacks)
+
+
+def resume(
+    run: str | Path | None = None,
+    *,
+    steps: int | None = None,
+    minutes: float | None = None,
+    memory: float | None = None,
+    tensorboard: bool = False,
+    callbacks: Sequence[Callbacks] = (),
+) -> TrainedRun:
+    """Go on with a run that was stopped. It learns what it would have learned without the stop.
+
+    Args:
+        run: its folder; the latest one in ``runs/`` when None.
+        steps: training steps in all from now on; as many as before when None.
+        minutes, memory, tensorboard, callbacks: as of ``train``.
+
+    Raises:
+        UserError: there is no such run, its footage has changed, or another process trains it. The run stays
+            as it was.
+        DeviceFailed, Diverged, ProcessLost: as ``train``.
+    """
+    from mlxlava.training.run import latest_folder
+    from mlxlava.training.run import resume as take_up
+
+    _require_training_options("resume", steps, minutes, memory, tensorboard)
+    _mute_other_processes()
+    ready = take_up(latest_folder() if run is None else Path(run), steps=steps, memory=memory)
+    return _train(ready, minutes, memory, tensorboard, callbacks)
+
+
+def _start_from(init: str | Path, recipe: Recipe, size: tuple[int, int]) -> tuple[Recipe, Tree]:
+    """The recipe and the arrays of a lamp that starts from other weights, or that grows from smaller ones."""
+    from mlxlava.training.growth import grown_recipe, learned_arrays
+
+    weights = load_weights(init)
+    if size == weights.recipe.data.size or size[0] <= weights.recipe.data.size[0]:
+        return recipe, weights.arrays
+    learned = learned_arrays(find_weights(init), weights.arrays)
+    return grown_recipe(recipe, weights.recipe, learned, size), learned
+
+
+def _train(
+    ready: Run,
+    minutes: float | None,
+    memory: float | None,
+    tensorboard: bool,
+    callbacks: Sequence[Callbacks],
+) -> TrainedRun:
+    """Train a run that is ready, while the machine stays awake."""
+    from mlxlava.awake import keep_awake
+    from mlxlava.backend import has_slow_blas
+    from mlxlava.console import say
+    from mlxlava.training.loop import train as train_run
+
+    folder, footage = ready.folder, ready.footage
+    say(f"train: {folder}: {len(footage.frames)} frames, {footage.step_fps:g} learned steps a second")
+    if has_slow_blas():
+        say('train: this will be many times slower than it could be; install "mlxlava[cpu]" and g++')
+    with keep_awake():
+        outcome = train_run(
+            folder,
+            ready.recipe,
+            footage,
+            minutes=minutes,
+            memory=memory,
+            tensorboard=tensorboard,
+            callbacks=callbacks,
+        )
+    return TrainedRun(folder, outcome.step, outcome.seconds, outcome.signal)
+
+
+def _mute_other_processes() -> None:
+    """Of the processes that mlx.launch has started, let only the first one report on stderr."""
+    if "MLX_RANK" in os.environ:
+        from mlxlava.backend.ranks import rank
+        from mlxlava.console import mute
+
+        if rank():
+            mute()
+
+
+def plan(
+    recipe: str | Path | Recipe = "lava",
+    *,
+    sizes: Sequence[tuple[int, int]] = ((64, 64), (128, 128), (256, 256)),
+    seq_lens: Sequence[int] = (20, 200),
+    batch_sizes: Sequence[int] = (8, 16, 32),
+    settings: Mapping[str, Any] | None = None,
+    memory: float | None = None,
+) -> list[Row]:
+    """Say what fits: the memory of a training step by size, sequence and batch.
+
+    On a GPU all of it is an estimate, which ``train`` checks in its first steps.
+
+    Args:
+        recipe: name of a recipe, a TOML or JSON file, or a recipe.
+        sizes: heights and widths of frames.
+        seq_lens: learned steps that a clip spans.
+        batch_sizes: clips that a training step looks at.
+        settings: other settings of the recipe to change, for example ``{"training.precision": "float16"}``.
+        memory: GB (10⁹ bytes) for MLX's arrays; this machine's when None.
+
+    Returns:
+        A row for each size, sequence and batch, in that order. ``peak`` is the predicted peak of MLX's arrays
+        in GB; the process takes some 20 % more. ``fitted`` is the recipe whose micro-batches fit into the
+        memory, with its ``fitted_peak``; both are None where nothing fits.
+
+    Raises:
+        UserError: a setting is wrong, or ``memory`` is not positive.
+    """
+    from mlxlava.backend import memory_budget, on_gpu_path
+
+    if memory is not None:
+        require_positive("plan: memory", memory)
+    chosen = override(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), dict(settings or {}))
+    gigabytes = memory_budget() if memory is None else memory
+    return table(chosen, gigabytes, sizes, seq_lens, batch_sizes, gpu=on_gpu_path())
+
+
+def _require_training_options(
+    what: str, steps: object, minutes: object, memory: object, tensorboard: bool
+) -> None:
+    """Refuse limits that are not positive, and TensorBoard where it is not installed."""
+    if steps is not None:
+        require_integer(f"{what}: steps", steps)
+        require_positive(f"{what}: steps", steps)
+    if minutes is not None:
+        require_positive(f"{what}: minutes", minutes, "; leave it out for no limit")
+    if memory is not None:
+        require_positive(f"{what}: memory", memory)
+    if tensorboard:
+        from mlxlava.training.tensorboard import require_tensorboard
+
+        require_tensorboard()
+
+
+def _as_sources(footage: Sources) -> list[str | Path]:
+    if footage is None:
+        return []
+    return [footage] if isinstance(footage, (str, Path)) else list(footage)
