@@ -1,6 +1,6 @@
 """What another version of a dependency costs or saves: training steps and frames under two Pythons, in turns.
 
-    python -m benchmarks.environments OLD/bin/python NEW/bin/python [--turns 15]
+    python -m benchmarks.environments OLD/bin/python NEW/bin/python [--turns 15] [--only PATTERN]
 
 Both run this checkout's mlxlava, each with the packages of its own environment. Ratios are medians of turns,
 with their quartiles: of wall time, and of processor time, which other work on the machine changes less. The
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import time
 from collections.abc import Sequence
@@ -27,9 +28,9 @@ _ROWS: list[tuple[str, str, dict[str, Any], str]] = [
     ("lava, step without D", "train", _TRAINED, "alone"),
     ("lava, step with D", "train", _TRAINED, "plain"),
     ("lava, step with penalties", "train", _TRAINED, "penalty"),
-    ("lava, 120 frames one at a time", "live", _LAVA, "120"),
-    ("lava 256×256, 10 frames one at a time", "live", {**_LAVA, "size": 256}, "10"),
-    ("lava, 120 frames for a file", "batched", _LAVA, "120"),
+    ("lava, 300 frames one at a time", "live", _LAVA, "300"),
+    ("lava 256×256, 30 frames one at a time", "live", {**_LAVA, "size": 256}, "30"),
+    ("lava, 600 frames for a file", "batched", _LAVA, "600"),
 ]
 _SETTLE = 0.2  # seconds in which the threads of who was just measured stop spinning
 
@@ -70,9 +71,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("pythons", nargs=2, metavar="PYTHON", help="interpreters of two environments")
     parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--only", default="", help="rows whose name this pattern matches")
     args = parser.parse_args()
     rows = []
     for row in _ROWS:
+        if not re.search(args.only, row[0]):
+            continue
         say(f"environments: {row[0]}")
         rows.append(race(args.pythons, row, args.turns))
     columns = ("what", "old, s", "new, s", "ratio (quartiles)", "old, CPU s", "new, CPU s", "ratio", "load")
