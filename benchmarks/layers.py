@@ -50,8 +50,12 @@ def _passes(way: str, kernel: int, side: int, inputs: int, outputs: int) -> list
         return total
 
     def by_input() -> mx.array:
-        with conv.without_weights():
+        if way != "mlxlava":
             gradient: mx.array = mx.grad(loss, 0)(x, weight)
+            return gradient
+        if not halving:  # the same convolution, of a weight that is turned about
+            return conv.conv3(y, weight[:, ::-1, ::-1].transpose(3, 1, 2, 0))
+        gradient = mx.grad(lambda x: (conv.conv4_stride2(x, weight, False) * y).sum())(x)
         return gradient
 
     return [lambda: form(x, weight), by_input, lambda: mx.grad(loss, 1)(x, weight)]

@@ -17,7 +17,7 @@ from mlxlava.backend.kernels import MOST_BUFFERS
 from mlxlava.backend.ops import Convolution, conv3, conv4_stride2, conv4_transposed
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.footage.prepare import prepare_lamp
-from mlxlava.models.duralava import batch_norm
+from mlxlava.models.duralava import batch_norm_leaky_relu
 from mlxlava.models.registry import make_generator
 from mlxlava.models.state_step import make_dynamics
 from mlxlava.paths import latest_checkpoint
@@ -105,7 +105,7 @@ def test_statistics_of_a_whole_batch_do_not_overflow_in_half_precision() -> None
     weights = {"scale": mx.full((8,), 1.5), "bias": mx.full((8,), 0.25)}
 
     def loss(weights: dict[str, mx.array], x: mx.array) -> tuple[mx.array, mx.array]:
-        (y,), stats = batch_norm(weights, Chunks([x]))
+        (y,), stats = batch_norm_leaky_relu(weights, Chunks([x]))
         return (y.astype(mx.float32) * slope).sum(), stats["var"]
 
     results = []

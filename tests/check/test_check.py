@@ -134,7 +134,7 @@ def overflowing_sums(monkeypatch: pytest.MonkeyPatch) -> None:
         var = square - mean * mean
         return [(x - mean) * mx.rsqrt(var + 1e-3) * weights["scale"] + weights["bias"]], {"var": var}
 
-    monkeypatch.setattr(arithmetic, "batch_norm", batch_norm)
+    monkeypatch.setattr(arithmetic, "batch_norm_leaky_relu", batch_norm)
 
 
 def wide_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

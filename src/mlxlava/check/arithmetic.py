@@ -17,7 +17,7 @@ from mlxlava.backend.cpu.chunks import Chunks
 from mlxlava.backend.ops import Convolution, conv3, conv4_stride2, conv4_transposed
 from mlxlava.check.base import RECIPES, Check, apart, at_most, device, reference, worst
 from mlxlava.config import Recipe, load_recipe, override
-from mlxlava.models.duralava import batch_norm
+from mlxlava.models.duralava import batch_norm_leaky_relu
 from mlxlava.models.encoder import Encoder
 from mlxlava.models.registry import make_discriminator, make_generator
 from mlxlava.models.state_step import make_dynamics
@@ -346,7 +346,7 @@ def _batch_norm_error() -> float:
     mx.eval(x, slope, weights)
 
     def loss(weights: Tree, x: mx.array) -> tuple[mx.array, mx.array]:
-        (y,), stats = batch_norm(weights, Chunks([x]))
+        (y,), stats = batch_norm_leaky_relu(weights, Chunks([x]))
         return (y.astype(mx.float32) * slope).sum(), stats["var"]
 
     def compute(dtype: mx.Dtype) -> dict[str, npt.NDArray[np.float64]]:
