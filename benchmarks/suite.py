@@ -42,7 +42,8 @@ from harness import (
     working_set,
 )
 from measures import sized
-from mlxlava.backend import on_cpu, on_gpu_path, parallel_streams
+from mlxlava.backend import on_cpu, on_gpu_path
+from mlxlava.backend.cpu.worker_streams import worker_streams
 from mlxlava.config import Recipe
 from mlxlava.console import print_table, say
 from mlxlava.errors import UserError
@@ -374,7 +375,7 @@ def rates_job() -> Job:
             seconds, _ = _asked("rates", arguments, what, 2, 7)
             row = _row(f"rate {what}", seconds, {})
             work = 2 * arguments["side"] ** 3 if what == "matmul" else 8 * arguments["floats"]
-            work *= len(parallel_streams())  # each does as much
+            work *= len(worker_streams())  # each does as much
             session.rates[what] = row["per_s"] = work / row["median_s"]
             found.append(row)
         return found

@@ -187,7 +187,7 @@ def test_networks_give_the_same_in_chunks(
 
         found = []
         for chunks in (1, 3):
-            name = "mlxlava.backend.cpu.chunks.part_count"
+            name = "mlxlava.backend.cpu.chunks.chunk_count"
             monkeypatch.setattr(name, lambda items, pixels, chunks=chunks: chunks)
             found.append(named_arrays({"gradient": mx.grad(loss, (0, 1))(weights, states)}))
         for name, array in found[0].items():
@@ -201,7 +201,7 @@ def test_an_encoder_gives_the_same_in_chunks(tiny: Recipe, monkeypatch: pytest.M
     frames = mx.random.uniform(shape=(5, 3, 16, 16, 3), key=mx.random.key(1)) - 0.5
     found = []
     for chunks in (1, 3):
-        name = "mlxlava.backend.cpu.chunks.part_count"
+        name = "mlxlava.backend.cpu.chunks.chunk_count"
         monkeypatch.setattr(name, lambda items, pixels, chunks=chunks: chunks)
         found.append([np.array(each) for each in encoder(weights, frames)])
     for one, other in zip(*found, strict=True):

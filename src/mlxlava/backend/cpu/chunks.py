@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from mlxlava.backend import Tree, mx, part_count, side_by_side, tree_map
+from mlxlava.backend import Tree, mx, tree_map
+from mlxlava.backend.cpu.worker_streams import chunk_count, map_chunks
 
 Network = TypeVar("Network")
 
@@ -42,11 +43,11 @@ class _InChunks:
     def __call__(self, weights: Tree, batch: Any, *rest: Any, **options: Any) -> Any:
         """What the network gives for the whole batch."""
         items = len(batch if isinstance(batch, mx.array) else batch[0])
-        count = part_count(items, self._pixels)
+        count = chunk_count(items, self._pixels)
         if count == 1:
             return self._network(weights, batch, *rest, **options)
         chunks = list(zip(*(_cut(each, count) for each in (batch, *rest)), strict=True))
-        first, *others = side_by_side(lambda chunk: self._network(weights, *chunk, **options), chunks)
+        first, *others = map_chunks(lambda chunk: self._network(weights, *chunk, **options), chunks)
         return tree_map(lambda *outputs: mx.concatenate(list(outputs)), first, *others)
 
 
@@ -65,15 +66,15 @@ class Chunks(list[mx.array]):
     @classmethod
     def of(cls, batch: mx.array, pixels: int) -> Chunks:
         """Cut a batch (N, …); ``pixels`` is what an item of it has."""
-        return cls(split(batch, part_count(len(batch), pixels)))
+        return cls(split(batch, chunk_count(len(batch), pixels)))
 
     def map(self, function: Callable[[mx.array], mx.array]) -> Chunks:
         """``function`` of each chunk."""
-        return Chunks(side_by_side(function, self))
+        return Chunks(map_chunks(function, self))
 
     def sum(self, function: Callable[[mx.array], tuple[mx.array, ...]]) -> list[mx.array]:
         """Each result of ``function``, summed over the chunks."""
-        return [mx.stack(list(each)).sum(0) for each in zip(*side_by_side(function, self), strict=True)]
+        return [mx.stack(list(each)).sum(0) for each in zip(*map_chunks(function, self), strict=True)]
 
     def join(self) -> mx.array:
         """The whole batch (N, …)."""
