@@ -184,6 +184,6 @@ def untrained_duralava(*, narrow: bool) -> Weights:
         recipe = override(recipe, {"generator.widths": [16, 8, 8, 8], "dynamics.hidden": [32]})
     generator, dynamics = make_generator(recipe), make_dynamics(recipe)
     keys = mx.random.split(mx.random.key(0))
-    stats = {"generator": generator.init_stats(), "dynamics": dynamics.init_stats()}
+    stats = {"generator": generator.init_stats(), "dynamics": dynamics.init_bases()}
     arrays = {"generator": generator.init(keys[0]), "dynamics": dynamics.init(keys[1]), "stats": stats}
     return Weights(recipe, 5.0, arrays, {})

@@ -56,7 +56,7 @@ def results(only: str) -> list[Result]:
         "random bits|normal numbers|norms",
         "duralava, (generator|discriminator)",
         "4 frames",
-        "(lava|duralava), (eager|in two parts|recomputed|float16: cosine)",
+        "(lava|duralava), (eager|in two micro-batches|recomputed|float16: cosine)",
         "kernel: lava, 32 learned steps",
         "^half precision",
         "duralava.*what grows",

@@ -84,11 +84,11 @@ def on_gpu_path() -> bool:
 def gpu_path(taken: bool = True) -> Iterator[None]:
     """Take the code for GPUs, or not, for a while; what was compiled before keeps the code that it has."""
     global _gpu_path
-    before, _gpu_path = _gpu_path, taken
+    previous, _gpu_path = _gpu_path, taken
     try:
         yield
     finally:
-        _gpu_path = before
+        _gpu_path = previous
 
 
 def prefer_exact_half_convolutions() -> None:

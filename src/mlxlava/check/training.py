@@ -78,14 +78,14 @@ def steps() -> list[Check]:
     checks = []
     for name in RECIPES:
         recipe = override(load_recipe(name), {**_TINY, **_TINY_OF[name]})
-        parts = override(recipe, {"training.micro_batches": 2})
-        # In parts, BatchNorm sees less of the batch: for duralava that is another step.
-        whole = parts if name == "duralava" else recipe
+        split = override(recipe, {"training.micro_batches": 2})
+        # In micro-batches, BatchNorm sees less of the batch: for duralava that is another step.
+        whole = split if name == "duralava" else recipe
         again = override(recipe, {"training.recompute": True})
         checks += [
             _same(f"{name}, eager", recipe, recipe),
             _same(f"{name}, compiled", recipe, recipe, compiled=True),
-            _same(f"{name}, in two parts", parts, whole),
+            _same(f"{name}, in two micro-batches", split, whole),
             _same(f"{name}, recomputed", again, recipe),
             _alike(f"{name}, float16: cosine to float32", override(recipe, _FLOAT16), recipe),
         ]

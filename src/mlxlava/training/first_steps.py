@@ -10,7 +10,7 @@ from mlxlava.backend import Tree, held_memory, mx, on_gpu_path
 from mlxlava.backend.ranks import any_rank, ranks
 from mlxlava.config import Recipe, override
 from mlxlava.console import say
-from mlxlava.training.plan import parts_of, predict
+from mlxlava.training.plan import micro_batch_counts, predict
 from mlxlava.training.step import Kind, Terms, Trainer
 
 # Above this share of the limit a step is made with more micro-batches. Near the limit MLX waits for memory in
@@ -64,14 +64,14 @@ class FirstSteps:
     def _react(self, held: float) -> None:
         """Use more micro-batches if a step held too much memory (GB), here or in another process."""
         now = self.recipe.training.micro_batches
-        counts = parts_of(self.recipe.data.batch_size // ranks(), now)
+        counts = micro_batch_counts(self.recipe.data.batch_size // ranks(), now)
         wanted = any_rank(self._count_for(held, counts))
         too_much = f"train: a step took {held:.2f} GB of the {self._limit:.2f} GB for MLX"
         if wanted > now:
             self.recipe = override(self.recipe, {"training.micro_batches": wanted})
             self._trainer = Trainer(self.recipe, self._trainer.total_steps)
             self._measured.clear()
-            say(f"{too_much}; from now on a batch is worked on in {wanted} parts, not {now}")
+            say(f"{too_much}; from now on a batch is worked on in {wanted} micro-batches, not {now}")
         elif held > SHARE * self._limit and not self._warned:
             self._warned = True
             say(

@@ -132,7 +132,7 @@ def clips_of_this_rank(recipe: Recipe) -> slice:
     if rest or count % micro_batches:
         raise UserError(
             f"train: a batch of {batch} clips cannot be shared by {ranks()} processes"
-            f" of {micro_batches} parts each; give another --batch-size"
+            f" of {micro_batches} micro-batches each; give another --batch-size"
         )
     return slice(rank() * count, (rank() + 1) * count)
 

@@ -186,7 +186,7 @@ class Objective:
             mx.concatenate(starts),
             roll_key,
             steps,
-            before=steps // 2 if self.dynamics.reversible else 0,
+            position=steps // 2 if self.dynamics.reversible else 0,
         )
         if penalties:
             terms |= penalties

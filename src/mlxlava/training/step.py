@@ -13,6 +13,7 @@ from mlxlava.backend import Tree, mx, named_arrays, tree_map
 from mlxlava.backend.ranks import gather, rank, ranks, sum_over_ranks
 from mlxlava.config import Recipe
 from mlxlava.models.normality import moments
+from mlxlava.models.state_step import fixed_bases
 from mlxlava.training.growth import rest_old_layers, resting_networks
 from mlxlava.training.objective import Batch, Clips, Objective, Terms
 from mlxlava.training.optimizers import average, clip_updates, ema_decay, make_optimizer
@@ -41,7 +42,7 @@ class Trainer:
     Everything that changes is in one tree, the run state:
 
     - ``generator``, ``dynamics``, ``discriminator`` and, where the recipe has one, ``encoder``: weights
-    - ``stats``: BatchNorm statistics and fixed bases, ``generator`` and ``dynamics``
+    - ``stats``: BatchNorm statistics (``generator``) and the state step's fixed bases (``dynamics``)
     - ``ema``: averaged weights of ``generator`` and ``dynamics``, the ones that are played
     - ``optimizer``: of ``model`` (generator, dynamics, encoder) and of ``discriminator``
     - ``carried``: last states of the batch before (B, Z)
@@ -86,7 +87,7 @@ class Trainer:
             "discriminator": discriminator,
             "stats": {
                 "generator": objective.generator.init_stats(),
-                "dynamics": objective.dynamics.init_stats(),
+                "dynamics": objective.dynamics.init_bases(),
             },
             "ema": tree_map(mx.array, played),
             "optimizer": optimizer_states,
@@ -142,7 +143,7 @@ class Trainer:
     ) -> tuple[Tree, Terms]:
         """A training step of a kind, with a key of its own; otherwise as a call."""
         if self._bases is None:
-            self._bases = self._objective.dynamics.prepare(state["stats"]["dynamics"])
+            self._bases = self._objective.dynamics.prepare(fixed_bases(state))
         new, terms = self._steps[Kind(adversarial, penalised)](state, frames, times, key, self._bases)
         return new, terms
 
@@ -188,8 +189,8 @@ class Trainer:
             terms: Terms = rolled["terms"] | drawn["terms"] | _observe(rolled["path"])
 
             new = self._update(state, gradients)
-            kept = state["stats"]["generator"]
-            new["stats"] = {**state["stats"], "generator": average(kept, drawn["stats"], _STATS_DECAY)}
+            stats = state["stats"]["generator"]
+            new["stats"] = {**state["stats"], "generator": average(stats, drawn["stats"], _STATS_DECAY)}
             new["carried"] = rolled["path"][:, -1]
             if recipe.encoder.whitening:
                 new["encoded_covariance"] = average(
@@ -240,8 +241,8 @@ class Trainer:
             total = _add(total, one) if start else one
         weight = 1 / (micro_batches * ranks())
         total = sum_over_ranks(tree_map(lambda array: weight * array, total))
-        own = mx.concatenate(state_gradients, axis=1).swapaxes(0, 1)
-        gradient = weight * gather(own).swapaxes(0, 1)  # (N / B, B, K, Z)
+        of_rank_clips = mx.concatenate(state_gradients, axis=1).swapaxes(0, 1)
+        gradient = weight * gather(of_rank_clips).swapaxes(0, 1)  # (N / B, B, K, Z)
         if kind.adversarial:  # D has judged the last set
             gradient = mx.concatenate([gradient[:-1], self.recipe.loss.state_gain * gradient[-1:]])
         total["gradients"]["states"] = gradient.reshape(states.shape)
@@ -325,8 +326,8 @@ def _skip_if_overflown(gradients: Tree, old: Tree, new: Tree) -> tuple[Tree, mx.
     overflown = mx.array(False)
     for gradient in named_arrays(gradients).values():
         overflown = overflown | mx.logical_not(mx.isfinite(gradient)).any()
-    kept: Tree = tree_map(lambda a, b: mx.where(overflown, a, b), old, new)
-    return {**kept, "step": new["step"]}, overflown.astype(mx.float32)
+    chosen: Tree = tree_map(lambda a, b: mx.where(overflown, a, b), old, new)
+    return {**chosen, "step": new["step"]}, overflown.astype(mx.float32)
 
 
 def _after(array: mx.array, done: Tree) -> mx.array:
