@@ -25,7 +25,7 @@ from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights, load_weights
 from mlxlava.training.checkpoint import load_checkpoint
 from mlxlava.training.folder import start_run
-from mlxlava.training.step import Trainer
+from mlxlava.training.step import Kind, Trainer
 
 pytestmark = pytest.mark.device
 
@@ -54,7 +54,7 @@ def widest(recipe: Recipe) -> dict[tuple[bool, bool], int]:
     times = mx.zeros((data.batch_size, count), mx.int32)
     most: dict[tuple[bool, bool], int] = {}
     for kind in trainer.kinds:
-        found = kernels(trainer.step_of(state, frames, times, mx.random.key(0), *kind))
+        found = kernels(trainer(state, frames, times, 0, kind=kind))
         most[kind] = max(kernel.buffers for kernel in found if kernel.fused)
     return most
 
@@ -144,9 +144,7 @@ def test_half_precision_learns_at_a_full_batch(name: str, tmp_path: Path) -> Non
         latest = latest_checkpoint(tmp_path / "run")
         assert latest is not None
         state, _ = load_checkpoint(latest, trainer.init())
-        after, terms = trainer.step_of(
-            state, mx.array(frames), mx.array(times), mx.random.key(1), True, False
-        )
+        after, terms = trainer(state, mx.array(frames), mx.array(times), 1, kind=Kind(True, False))
         mx.eval(after, terms)
     assert terms["skipped"].item() == 0
     assert not np.array_equal(

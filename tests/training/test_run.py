@@ -269,7 +269,10 @@ def test_the_next_smaller_parts_that_should_fit_are_taken(
     with gpu_path():
         trainer = Trainer(plain, 6)
         steps = FirstSteps(plain, trainer, limit)
-        steps(trainer.init(), mx.array(frames), mx.array(times), 0)
+        batch = (mx.array(frames), mx.array(times))
+        state = trainer.init()
+        steps.before_step(0, state, *batch)
+        steps.after_step(0, *trainer(state, *batch, 0))
     assert steps.recipe == override(plain, {"training.micro_batches": wanted})
 
 
