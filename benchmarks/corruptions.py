@@ -146,7 +146,7 @@ def broken(floors: dict[str, Any], clean: dict[str, float], values: dict[str, li
     wrong = []
     for name, one in MEASURES.items():
         floor, (low, high) = floors[name]["floor"], floors[name]["floor_interval"]
-        # Two samples of the same law differ by √2 of what the interval of one allows.
+        # Two samples of the same distribution differ by √2 of what the interval of one allows.
         slack = 1.5 * (high - low) / 2
         if abs(clean[name] - floor) > slack:
             wrong.append(f"{name} without corruption is {clean[name]:.4g}, not in {low:.4g} … {high:.4g}")

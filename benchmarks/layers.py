@@ -40,21 +40,25 @@ def _passes(way: str, kernel: int, side: int, inputs: int, outputs: int) -> list
     mx.eval(x, y, weight)
     own = conv.conv4_stride2 if halving else conv.conv3
 
-    def form(x: mx.array, weight: mx.array) -> mx.array:
+    def convolve(x: mx.array, weight: mx.array) -> mx.array:
         if way == "mlxlava":
             return own(x, weight)
         return mx.conv2d(x, weight, stride=1 + halving, padding=1)
 
     def loss(x: mx.array, weight: mx.array) -> mx.array:
-        total: mx.array = (form(x, weight) * y).sum()
+        total: mx.array = (convolve(x, weight) * y).sum()
         return total
 
     def by_input() -> mx.array:
-        with conv.without_weights():
+        if way != "mlxlava":
             gradient: mx.array = mx.grad(loss, 0)(x, weight)
+            return gradient
+        if not halving:  # the same convolution, of a weight that is turned about
+            return conv.conv3(y, weight[:, ::-1, ::-1].transpose(3, 1, 2, 0))
+        gradient = mx.grad(lambda x: (conv.conv4_stride2(x, weight, False) * y).sum())(x)
         return gradient
 
-    return [lambda: form(x, weight), by_input, lambda: mx.grad(loss, 1)(x, weight)]
+    return [lambda: convolve(x, weight), by_input, lambda: mx.grad(loss, 1)(x, weight)]
 
 
 def _milliseconds(function: Callable[[], mx.array]) -> float:

@@ -21,7 +21,7 @@ _DIRECTIONS = 64
 
 
 def moments(x: Any, xp: ModuleType = np) -> tuple[Any, Any, Any, Any]:
-    """Mean, standard deviation, skewness and kurtosis (3 for a normal law) of all numbers of ``x`` pooled."""
+    """Mean, standard deviation, skewness and kurtosis (3 where normal) of all numbers of ``x`` pooled."""
     mean = x.mean()
     centred = x - mean
     square = centred * centred
@@ -39,7 +39,7 @@ def epps_pulley(x: Any, xp: ModuleType = np) -> Any:
         xp: module of the arrays.
 
     Returns:
-        (K,); about 0.53 for N(0, 1), whatever N. It grows with N for other laws.
+        (K,); about 0.53 for N(0, 1), whatever N. It grows with N for other distributions.
     """
     knots = xp.linspace(0, 3, _KNOTS)
     normal = xp.exp(-knots * knots / 2)

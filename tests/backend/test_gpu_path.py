@@ -17,7 +17,7 @@ from mlxlava.backend.kernels import MOST_BUFFERS
 from mlxlava.backend.ops import Convolution, conv3, conv4_stride2, conv4_transposed
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.footage.prepare import prepare_lamp
-from mlxlava.models.duralava import batch_norm
+from mlxlava.models.duralava import batch_norm_leaky_relu
 from mlxlava.models.registry import make_generator
 from mlxlava.models.state_step import make_dynamics
 from mlxlava.paths import latest_checkpoint
@@ -25,7 +25,7 @@ from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights, load_weights
 from mlxlava.training.checkpoint import load_checkpoint
 from mlxlava.training.folder import start_run
-from mlxlava.training.step import Trainer
+from mlxlava.training.step import Kind, Trainer
 
 pytestmark = pytest.mark.device
 
@@ -54,7 +54,7 @@ def widest(recipe: Recipe) -> dict[tuple[bool, bool], int]:
     times = mx.zeros((data.batch_size, count), mx.int32)
     most: dict[tuple[bool, bool], int] = {}
     for kind in trainer.kinds:
-        found = kernels(trainer.step_of(state, frames, times, mx.random.key(0), *kind))
+        found = kernels(trainer(state, frames, times, 0, kind=kind))
         most[kind] = max(kernel.buffers for kernel in found if kernel.fused)
     return most
 
@@ -105,7 +105,7 @@ def test_statistics_of_a_whole_batch_do_not_overflow_in_half_precision() -> None
     weights = {"scale": mx.full((8,), 1.5), "bias": mx.full((8,), 0.25)}
 
     def loss(weights: dict[str, mx.array], x: mx.array) -> tuple[mx.array, mx.array]:
-        (y,), stats = batch_norm(weights, Chunks([x]))
+        (y,), stats = batch_norm_leaky_relu(weights, Chunks([x]))
         return (y.astype(mx.float32) * slope).sum(), stats["var"]
 
     results = []
@@ -144,9 +144,7 @@ def test_half_precision_learns_at_a_full_batch(name: str, tmp_path: Path) -> Non
         latest = latest_checkpoint(tmp_path / "run")
         assert latest is not None
         state, _ = load_checkpoint(latest, trainer.init())
-        after, terms = trainer.step_of(
-            state, mx.array(frames), mx.array(times), mx.random.key(1), True, False
-        )
+        after, terms = trainer(state, mx.array(frames), mx.array(times), 1, kind=Kind(True, False))
         mx.eval(after, terms)
     assert terms["skipped"].item() == 0
     assert not np.array_equal(
@@ -184,6 +182,6 @@ def untrained_duralava(*, narrow: bool) -> Weights:
         recipe = override(recipe, {"generator.widths": [16, 8, 8, 8], "dynamics.hidden": [32]})
     generator, dynamics = make_generator(recipe), make_dynamics(recipe)
     keys = mx.random.split(mx.random.key(0))
-    stats = {"generator": generator.init_stats(), "dynamics": dynamics.init_stats()}
+    stats = {"generator": generator.init_stats(), "dynamics": dynamics.init_bases()}
     arrays = {"generator": generator.init(keys[0]), "dynamics": dynamics.init(keys[1]), "stats": stats}
     return Weights(recipe, 5.0, arrays, {})

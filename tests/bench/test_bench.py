@@ -62,7 +62,7 @@ def test_layers_are_those_of_the_networks(name: str, request: pytest.FixtureRequ
     assert sum(map(counted, floor.discriminator(recipe))) == kernels("discriminator")
     if recipe.encoder.context_frames:
         assert sum(map(counted, floor.encoder(recipe))) == kernels("encoder")
-    bases = sum(basis.size for basis in named_arrays(make_dynamics(recipe).init_stats()).values())
+    bases = sum(basis.size for basis in named_arrays(make_dynamics(recipe).init_bases()).values())
     # Into a basis and back.
     assert counted(floor.state_step(recipe)) == kernels("dynamics") + 2 * bases
 

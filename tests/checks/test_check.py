@@ -57,7 +57,7 @@ def results(only: str) -> list[Result]:
         "random bits|normal numbers|norms",
         "duralava, (generator|discriminator)",
         "4 frames",
-        "(lava|duralava), (eager|in two parts|recomputed|float16: cosine)",
+        "(lava|duralava), (eager|in two micro-batches|recomputed|float16: cosine)",
         "kernel: lava, 32 learned steps",
         "^half precision",
         "duralava.*what grows",
@@ -135,7 +135,7 @@ def overflowing_sums(monkeypatch: pytest.MonkeyPatch) -> None:
         var = square - mean * mean
         return [(x - mean) * mx.rsqrt(var + 1e-3) * weights["scale"] + weights["bias"]], {"var": var}
 
-    monkeypatch.setattr(arithmetic, "batch_norm", batch_norm)
+    monkeypatch.setattr(arithmetic, "batch_norm_leaky_relu", batch_norm)
 
 
 def wide_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

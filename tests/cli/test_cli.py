@@ -26,7 +26,7 @@ from mlxlava.config import Recipe, recipe_from_dict
 from mlxlava.footage import lamp
 from mlxlava.playback.writers import open_writer
 from mlxlava.training.loop import Outcome
-from mlxlava.training.plan import memory_for_more_parts
+from mlxlava.training.plan import memory_for_more_micro_batches
 from mlxlava.training.step import Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -256,10 +256,10 @@ def _eager() -> Iterator[None]:
 @pytest.mark.usefixtures("_eager")
 def test_a_run_goes_on_with_less_memory(run: Run, video: Path, tmp_path: Path) -> None:
     assert run("train", str(video), "-o", "mine", "--steps", "1", *TINY)[0] == 0
-    less = memory_for_more_parts(recipe_of(tmp_path / "mine"), gpu=on_gpu_path())
+    less = memory_for_more_micro_batches(recipe_of(tmp_path / "mine"), gpu=on_gpu_path())
     status, said = run("train", "--resume", "-o", "mine", "--steps", "2", "--memory", str(less))
     assert status == 0, said
-    assert "train: a step in 2 parts: about 0.1" in said and f"of {less:g} GB" in said
+    assert "train: a step in 2 micro-batches: about 0.1" in said and f"of {less:g} GB" in said
     assert parts_of(tmp_path / "mine") == 2
     refuses(run("train", "--resume", "-o", "mine", "--memory", "0.01"), "0.01 GB are given")
     assert run("train", "--resume", "-o", "mine", "--steps", "3")[0] == 0
@@ -277,11 +277,11 @@ def test_on_a_gpu_a_step_is_made_to_fit_without_being_asked(
     with gpu_path():
         status, said = train("large", 8.0)
         assert status == 0 and "part" not in said
-        less = memory_for_more_parts(recipe_of(tmp_path / "large"), gpu=True)
+        less = memory_for_more_micro_batches(recipe_of(tmp_path / "large"), gpu=True)
         assert less is not None
         status, said = train("small", less)
         assert status == 0, said
-        assert "train: a step in 2 parts: about 0.1" in said and f"of {less:g} GB, estimated" in said
+        assert "train: a step in 2 micro-batches: about 0.1" in said and f"of {less:g} GB, estimated" in said
         refuses(train("tiny", 0.01), "estimated", "0.01 GB are given", "larger --memory")
     assert [parts_of(tmp_path / name) for name in ("large", "small")] == [1, 2]
     with gpu_path(False):

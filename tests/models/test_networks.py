@@ -9,7 +9,7 @@ from mlxlava.backend import Tree, mx, named_arrays
 from mlxlava.backend.cpu.chunks import Chunks, split
 from mlxlava.backend.ops import SLOPE
 from mlxlava.config import Recipe, load_recipe, override
-from mlxlava.models.duralava import RecurrentDiscriminator, batch_norm, init_batch_norm
+from mlxlava.models.duralava import RecurrentDiscriminator, batch_norm_leaky_relu, init_batch_norm
 from mlxlava.models.encoder import Encoder, inverse_root, standardise, whiten
 from mlxlava.models.generator import to_bytes
 from mlxlava.models.registry import Discriminator, Generator, make_discriminator, make_encoder, make_generator
@@ -143,11 +143,11 @@ def test_the_recurrent_discriminator_remembers_only_what_was(tiny_duralava: Reci
 def test_batch_norm_uses_its_batch_or_kept_statistics() -> None:
     x = 3 + 2 * mx.random.normal((9, 4, 4, 5), key=mx.random.key(0))
     weights = init_batch_norm(5)
-    whole, used = batch_norm(weights, Chunks([x]))
+    whole, used = batch_norm_leaky_relu(weights, Chunks([x]))
     before_relu = mx.where(whole[0] > 0, whole[0], whole[0] / SLOPE)
     assert np.allclose(np.array(before_relu.mean((0, 1, 2))), 0, atol=1e-4)
     assert np.allclose(np.array(before_relu.var((0, 1, 2))), 1, atol=1e-2)
-    alone, _ = batch_norm(weights, Chunks([x[:1]]), stats=used)
+    alone, _ = batch_norm_leaky_relu(weights, Chunks([x[:1]]), stats=used)
     assert np.allclose(np.array(alone[0]), np.array(whole[0][:1]), atol=1e-5)
 
 
@@ -155,12 +155,12 @@ def test_batch_norm_is_over_all_chunks_and_takes_a_bias_away() -> None:
     x = 3 + 2 * mx.random.normal((9, 4, 4, 5), key=mx.random.key(0))
     bias = mx.random.normal((5,), key=mx.random.key(1))
     weights = init_batch_norm(5)
-    whole, _ = batch_norm(weights, Chunks([x]))
-    chunks, used = batch_norm(weights, Chunks(split(x, 2)), bias)
+    whole, _ = batch_norm_leaky_relu(weights, Chunks([x]))
+    chunks, used = batch_norm_leaky_relu(weights, Chunks(split(x, 2)), bias)
     assert [len(chunk) for chunk in chunks] == [4, 5]
     assert np.allclose(np.array(chunks.join()), np.array(whole[0]), atol=1e-5)
     assert np.allclose(np.array(used["mean"]), np.array((x + bias).mean((0, 1, 2))), atol=1e-5)
-    kept, _ = batch_norm(weights, Chunks([x]), bias, used)  # as in playing
+    kept, _ = batch_norm_leaky_relu(weights, Chunks([x]), bias, used)  # as in playing
     assert np.allclose(np.array(kept[0]), np.array(whole[0]), atol=1e-5)
 
 
@@ -187,7 +187,7 @@ def test_networks_give_the_same_in_chunks(
 
         found = []
         for chunks in (1, 3):
-            name = "mlxlava.backend.cpu.chunks.part_count"
+            name = "mlxlava.backend.cpu.chunks.chunk_count"
             monkeypatch.setattr(name, lambda items, pixels, chunks=chunks: chunks)
             found.append(named_arrays({"gradient": mx.grad(loss, (0, 1))(weights, states)}))
         for name, array in found[0].items():
@@ -201,7 +201,7 @@ def test_an_encoder_gives_the_same_in_chunks(tiny: Recipe, monkeypatch: pytest.M
     frames = mx.random.uniform(shape=(5, 3, 16, 16, 3), key=mx.random.key(1)) - 0.5
     found = []
     for chunks in (1, 3):
-        name = "mlxlava.backend.cpu.chunks.part_count"
+        name = "mlxlava.backend.cpu.chunks.chunk_count"
         monkeypatch.setattr(name, lambda items, pixels, chunks=chunks: chunks)
         found.append([np.array(each) for each in encoder(weights, frames)])
     for one, other in zip(*found, strict=True):

@@ -23,7 +23,7 @@ def stationary(recipe: Recipe, rho: float) -> tuple[StationaryStep, Tree, Tree]:
     step = make_dynamics(override(recipe, {"dynamics.rho": rho}))
     assert isinstance(step, StationaryStep)
     weights = tree_map(lambda a: 3 * a, step.init(mx.random.key(3)))
-    return step, weights, step.prepare(step.init_stats())
+    return step, weights, step.prepare(step.init_bases())
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_a_wrong_start_is_forgotten_at_the_predicted_rate(tiny: Recipe) -> None:
 def test_each_number_may_learn_its_own_rho(tiny: Recipe) -> None:
     step = make_dynamics(override(tiny, {"dynamics.rho": 0.98, "dynamics.learn_rho": True}))
     assert isinstance(step, StationaryStep)
-    weights, bases = step.init(mx.random.key(3)), step.prepare(step.init_stats())
+    weights, bases = step.init(mx.random.key(3)), step.prepare(step.init_bases())
     fixed, _, _ = stationary(tiny, 0.98)
     states, noise = normal(20, 0), normal(20, 1)
     same = fixed.step(weights, bases, states, noise, 0.3)
@@ -105,7 +105,7 @@ def test_the_law_is_kept_over_100_000_steps(which: str, tiny: Recipe) -> None:
         recipe = override(tiny, {"dynamics.rho": 1.0 if which == "random, no noise" else 0.999})
         arrays = {"generator": {}, "dynamics": make_dynamics(recipe).init(mx.random.key(5))}
         arrays["dynamics"] = tree_map(lambda a: 3 * a, arrays["dynamics"])
-        stats = {"dynamics": make_dynamics(recipe).init_stats(), "generator": {}}
+        stats = {"dynamics": make_dynamics(recipe).init_bases(), "generator": {}}
         weights = Weights(recipe, 5.0, {**arrays, "stats": stats}, {})
     rollout = Rollout(weights, seed=3, lamps=64)
     first = rollout.states
@@ -175,7 +175,7 @@ def test_states_in_between_lie_on_the_way(tiny: Recipe) -> None:
 def test_rolling_is_advancing_again_and_again(kind: str, request: pytest.FixtureRequest) -> None:
     recipe: Recipe = request.getfixturevalue(kind)
     step = make_dynamics(recipe)
-    weights, bases = step.init(mx.random.key(0)), step.prepare(step.init_stats())
+    weights, bases = step.init(mx.random.key(0)), step.prepare(step.init_bases())
     states, key = normal(4, 1), mx.random.key(2)
     path, _ = step.roll(weights, bases, states, key, 5)
     noise = mx.random.normal((5, 4, 8), key=key)
@@ -186,7 +186,7 @@ def test_rolling_is_advancing_again_and_again(kind: str, request: pytest.Fixture
 
 def test_a_roll_may_begin_in_the_middle(tiny: Recipe) -> None:
     step, weights, bases = stationary(tiny, 0.98)
-    path, _ = step.roll(weights, bases, normal(2000, 1), mx.random.key(2), 12, before=6)
+    path, _ = step.roll(weights, bases, normal(2000, 1), mx.random.key(2), 12, position=6)
     assert np.array_equal(np.array(path[:, 5]), np.array(normal(2000, 1)))
     # Backwards or forwards: neighbours are alike in the same way, and every state is normal.
     moved = path[:, 1:] - mx.stack([step.transport(weights, bases, path[:, t]) for t in range(11)], axis=1)

@@ -13,7 +13,7 @@ import pytest
 from mlxlava.backend.ops import PATCH_BYTES
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.errors import UserError
-from mlxlava.training.plan import fit_into, largest_patches, memory_for_more_parts, predict, table
+from mlxlava.training.plan import fit_into, memory_for_more_micro_batches, predict, table
 
 LAVA, DURALAVA = load_recipe("lava"), load_recipe("duralava")
 ROOT = Path(__file__).parents[2]
@@ -57,28 +57,6 @@ def test_a_longer_roll_takes_no_more() -> None:
     assert predict(override(LAVA, {"data.seq_len": 200})) == predict(LAVA)
 
 
-@pytest.mark.parametrize("recipe", [LAVA, DURALAVA])
-@pytest.mark.parametrize(("size", "gigabytes"), [(64, 0.34), (128, 1.36), (256, 5.44)])
-def test_patches_are_counted_from_the_layers(recipe: Recipe, size: int, gigabytes: float) -> None:
-    # lava: 24 clips of 3 frames, drawn twice; 9 patches of 16 channels before the last convolution, float32.
-    # duralava: 32 clips of 20 frames; 16 patches of 32 channels, at a quarter of the size.
-    sized = override(recipe, {"data.size": [size, size]})
-    by_hand = 4 * 24 * 3 * 2 * size**2 * 9 * 16 if recipe is LAVA else 4 * 32 * 20 * size**2 / 16 * 16 * 32
-    assert largest_patches(sized) == by_hand
-    assert largest_patches(sized) / 1e9 == pytest.approx(gigabytes, rel=0.02)
-
-
-def test_patches_are_of_the_pictures_that_are_worked_on_at_once() -> None:
-    assert largest_patches(override(LAVA, {"training.micro_batches": 4})) == largest_patches(LAVA) / 4
-    assert largest_patches(LAVA, ranks=2) == largest_patches(LAVA) / 2
-    # The encoder looks at the whole batch: 4 frames of each clip, 16 patches of its first 16 channels.
-    single = override(LAVA, {"training.micro_batches": 24})
-    assert largest_patches(single) == 4 * 24 * 4 * 16**2 * 16 * 16
-    # A wide discriminator: 2 × 72 frames, real and drawn, 16 patches of 192 channels at 16×16.
-    wide = override(LAVA, {"discriminator.widths": [192, 96, 192]})
-    assert largest_patches(wide) == 4 * 2 * 72 * 16**2 * 16 * 192
-
-
 def test_a_gpu_takes_more_but_no_more_patches_than_a_chunk_has() -> None:
     def more(size: int) -> float:
         sized = override(LAVA, {"data.size": [size, size]})
@@ -101,10 +79,10 @@ def test_what_fits_a_gpu_is_chosen_by_what_a_gpu_takes() -> None:
 @pytest.mark.parametrize("gpu", [False, True])
 def test_what_is_advised_works_on_fewer_clips(gpu: bool) -> None:
     recipe = override(LAVA, {"training.micro_batches": 2})
-    gigabytes = memory_for_more_parts(recipe, gpu=gpu)
+    gigabytes = memory_for_more_micro_batches(recipe, gpu=gpu)
     assert gigabytes is not None
     assert fit_into(recipe, gigabytes, gpu=gpu).training.micro_batches == 3
-    assert memory_for_more_parts(override(LAVA, {"training.micro_batches": 24}), gpu=gpu) is None
+    assert memory_for_more_micro_batches(override(LAVA, {"training.micro_batches": 24}), gpu=gpu) is None
 
 
 def test_what_fits_is_left_as_it_is() -> None:

@@ -221,7 +221,7 @@ def test_measuring_the_first_steps_changes_nothing(
     said = capsys.readouterr().err
     assert said.count("compiling kernels") == 3  # a line for each kind of step, and nothing of parts
     assert said.index("the first step takes") < said.index("with the discriminator takes")
-    assert "gradient penalties takes longer" in said and "parts" not in said
+    assert "gradient penalties takes longer" in said and "micro-batch" not in said
 
 
 def test_nothing_is_measured_or_said_on_a_cpu(
@@ -231,7 +231,7 @@ def test_nothing_is_measured_or_said_on_a_cpu(
         begin(tmp_path, plain, footage)
         go(tmp_path, plain, footage, memory=1e-6)
     said = capsys.readouterr().err
-    assert "compiling" not in said and "parts" not in said
+    assert "compiling" not in said and "micro-batch" not in said
 
 
 def test_a_step_that_takes_too_much_makes_the_parts_smaller(
@@ -244,7 +244,7 @@ def test_a_step_that_takes_too_much_makes_the_parts_smaller(
         with stopping_at(run, 4):
             go(run, recipe, footage, memory=1e-4)
         said = capsys.readouterr().err
-        assert said.count("from now on a batch is worked on in 4 parts, not 1") == 1
+        assert said.count("from now on a batch is worked on in 4 micro-batches, not 1") == 1
         assert said.count("with one clip at a time already") == 1
         # A checkpoint of the step after which they changed, so that resuming goes on the same.
         assert [int(path.name) for path in checkpoints(run)] == [0, 1, 4]
@@ -269,7 +269,10 @@ def test_the_next_smaller_parts_that_should_fit_are_taken(
     with gpu_path():
         trainer = Trainer(plain, 6)
         steps = FirstSteps(plain, trainer, limit)
-        steps(trainer.init(), mx.array(frames), mx.array(times), 0)
+        batch = (mx.array(frames), mx.array(times))
+        state = trainer.init()
+        steps.before_step(0, state, *batch)
+        steps.after_step(0, *trainer(state, *batch, 0))
     assert steps.recipe == override(plain, {"training.micro_batches": wanted})
 
 

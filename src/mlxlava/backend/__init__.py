@@ -19,12 +19,9 @@ from mlxlava.backend.device import (
     on_cpu,
     on_gpu_path,
     optim,
-    parallel_streams,
-    part_count,
     prefer_exact_half_convolutions,
     processor,
     queue,
-    side_by_side,
     tree_map,
 )
 from mlxlava.backend.kernels import Kernel, kernels
@@ -48,13 +45,10 @@ __all__ = [
     "on_cpu",
     "on_gpu_path",
     "optim",
-    "parallel_streams",
-    "part_count",
     "peak_memory",
     "prefer_exact_half_convolutions",
     "processor",
     "queue",
     "resident_memory",
-    "side_by_side",
     "tree_map",
 ]

@@ -10,11 +10,10 @@ gradient of a transposed convolution with respect to its weight is a convolution
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 from mlxlava.backend import mx, on_gpu_path
@@ -37,9 +36,18 @@ def conv3(x: mx.array, weight: mx.array) -> mx.array:
     return _convolutions().conv3(x, weight)
 
 
-def conv4_stride2(x: mx.array, weight: mx.array) -> mx.array:
-    """4×4 convolution of stride 2: (N, H, W, I), (O, 4, 4, I) → (N, H/2, W/2, O)."""
-    return _convolutions().stride2(x, weight)
+def conv4_stride2(x: mx.array, weight: mx.array, weight_gradient_first: bool = True) -> mx.array:
+    """4×4 convolution of stride 2: (N, H, W, I), (O, 4, 4, I) → (N, H/2, W/2, O).
+
+    Args:
+        x: Feature maps.
+        weight: Kernels.
+        weight_gradient_first: Whether the backward pass goes on only when the gradient with respect to the
+            weight is computed, which saves memory. Without it, a backward pass that takes gradients with
+            respect to ``x`` alone computes none with respect to the weight.
+    """
+    convolutions = _convolutions()
+    return (convolutions.stride2 if weight_gradient_first else convolutions.stride2_unordered)(x, weight)
 
 
 def conv4_transposed(x: mx.array, weight: mx.array) -> mx.array:
@@ -102,6 +110,7 @@ class _Convolutions:
 
     Attributes:
         stride2: 4×4 of stride 2, padded by one: (N, 2H, 2W, I), (O, 4, 4, I) → (N, H, W, O).
+        stride2_unordered: the same. Its two gradients need not be computed in an order.
         transposed: the gradient of ``stride2`` with respect to its input, a transposed convolution:
             (N, H, W, O), (O, 4, 4, I) → (N, 2H, 2W, I).
         conv3: 3×3, padded by one: (N, H, W, I), (O, 3, 3, I) → (N, H, W, O). Its gradient with respect to the
@@ -109,6 +118,7 @@ class _Convolutions:
     """
 
     stride2: Convolution
+    stride2_unordered: Convolution
     transposed: Convolution
     conv3: Convolution
 
@@ -133,7 +143,9 @@ def _with_gradients(
     """
 
     def bilinear(
-        function: Convolution, gradients: Callable[[mx.array, mx.array, mx.array], tuple[mx.array, mx.array]]
+        function: Convolution,
+        gradients: Callable[[mx.array, mx.array, mx.array], tuple[mx.array, mx.array]],
+        ordered: bool = True,
     ) -> Convolution:
         """``function`` with ``gradients(first, second, cotangent)`` as its two gradients."""
 
@@ -141,7 +153,7 @@ def _with_gradients(
             inputs: list[mx.array], cotangent: mx.array, output: mx.array
         ) -> tuple[mx.array, mx.array]:
             first, second = gradients(inputs[0], inputs[1], cotangent)
-            if _by_weights:
+            if ordered:
                 # The backward pass goes on only when the weight's gradient is computed. Otherwise all weight
                 # gradients may wait until its end, and keep the feature maps that they need.
                 (first,) = mx.depends([first], [second])
@@ -149,7 +161,11 @@ def _with_gradients(
 
         return with_gradient(function, gradient)
 
-    stride2_ = bilinear(stride2, lambda x, w, y: (transposed_(y, w), stride2_weight_gradient_(x, y)))
+    def stride2_gradients(x: mx.array, w: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
+        return transposed_(y, w), stride2_weight_gradient_(x, y)
+
+    stride2_ = bilinear(stride2, stride2_gradients)
+    stride2_unordered = bilinear(stride2, stride2_gradients, ordered=False)
     transposed_ = bilinear(transposed, lambda y, w, x: (stride2_(x, w), stride2_weight_gradient_(x, y)))
     stride2_weight_gradient_ = bilinear(
         stride2_weight_gradient, lambda x, y, w: (transposed_(y, w), stride2_(x, w))
@@ -158,7 +174,7 @@ def _with_gradients(
     conv3_weight_gradient_ = bilinear(
         conv3_weight_gradient, lambda x, y, w: (conv3_(y, _turned(w)), conv3_(x, w))
     )
-    return _Convolutions(stride2_, transposed_, conv3_)
+    return _Convolutions(stride2_, stride2_unordered, transposed_, conv3_)
 
 
 def _convolutions() -> _Convolutions:
@@ -186,7 +202,10 @@ def _cpu() -> _Convolutions:
         partial(convolution.weight_gradient, Kind.CONV3),
     )
     return _Convolutions(
-        in_float32(convolutions.stride2), in_float32(convolutions.transposed), in_float32(convolutions.conv3)
+        in_float32(convolutions.stride2),
+        in_float32(convolutions.stride2_unordered),
+        in_float32(convolutions.transposed),
+        in_float32(convolutions.conv3),
     )
 
 
@@ -237,20 +256,6 @@ def _by_patches(forward: Convolution, side: int, x: mx.array, y: mx.array) -> mx
         total = gradient if total is None else total + gradient
     assert total is not None
     return total
-
-
-_by_weights = True
-
-
-@contextlib.contextmanager
-def without_weights() -> Iterator[None]:
-    """While gradients with respect to the input alone are taken: compute none with respect to weights."""
-    global _by_weights
-    before, _by_weights = _by_weights, False
-    try:
-        yield
-    finally:
-        _by_weights = before
 
 
 def _turned(weight: mx.array) -> mx.array:

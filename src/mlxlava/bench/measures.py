@@ -165,22 +165,23 @@ def score(frames: int) -> Answering:
 def rates(side: int, floats: int) -> Answering:
     """What MLX reaches at its best: large matrix products, and sums that read and write.
 
-    Both on all cores, as training is: one part for each of the streams that work is laid on.
+    Both on all cores, as training is: one chunk for each worker stream.
     """
-    from mlxlava.backend import mx, parallel_streams, side_by_side
+    from mlxlava.backend import mx
+    from mlxlava.backend.cpu.worker_streams import map_chunks, worker_streams
 
-    lanes = len(parallel_streams())
+    streams = len(worker_streams())
     b = mx.random.normal((side, side))
-    rows = [mx.random.normal((side, side)) for _ in range(lanes)]
-    pieces = [mx.zeros((floats,)) for _ in range(lanes)]
+    rows = [mx.random.normal((side, side)) for _ in range(streams)]
+    pieces = [mx.zeros((floats,)) for _ in range(streams)]
     mx.eval(rows, b, pieces)
 
     def answer(request: str) -> Answer:
         began = time.perf_counter()
         if request == "matmul":
-            mx.eval(side_by_side(lambda part: part @ b, rows))
+            mx.eval(map_chunks(lambda chunk: chunk @ b, rows))
         else:
-            mx.eval(side_by_side(lambda piece: piece + 1, pieces))
+            mx.eval(map_chunks(lambda chunk: chunk + 1, pieces))
         return {"seconds": time.perf_counter() - began}
 
     return answer

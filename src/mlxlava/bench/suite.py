@@ -28,7 +28,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlxlava.backend import on_cpu, on_gpu_path, parallel_streams
+from mlxlava.backend import on_cpu, on_gpu_path
+from mlxlava.backend.cpu.worker_streams import worker_streams
 from mlxlava.bench import chart
 from mlxlava.bench.floor import step_cost
 from mlxlava.bench.harness import (
@@ -355,7 +356,7 @@ def rates_job() -> Job:
             seconds, _ = _asked("rates", arguments, what, 2, 7)
             row = _row(f"rate {what}", seconds, {})
             work = 2 * arguments["side"] ** 3 if what == "matmul" else 8 * arguments["floats"]
-            work *= len(parallel_streams())  # each does as much
+            work *= len(worker_streams())  # each does as much
             session.rates[what] = row["per_s"] = work / row["median_s"]
             found.append(row)
         return found

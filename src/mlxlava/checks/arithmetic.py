@@ -17,10 +17,10 @@ from mlxlava.backend.cpu.chunks import Chunks
 from mlxlava.backend.ops import Convolution, conv3, conv4_stride2, conv4_transposed
 from mlxlava.checks.base import RECIPES, Check, apart, at_most, device, reference, worst
 from mlxlava.config import Recipe, load_recipe, override
-from mlxlava.models.duralava import batch_norm
+from mlxlava.models.duralava import batch_norm_leaky_relu
 from mlxlava.models.encoder import Encoder
 from mlxlava.models.registry import make_discriminator, make_generator
-from mlxlava.models.state_step import make_dynamics
+from mlxlava.models.state_step import fixed_bases, make_dynamics
 from mlxlava.rollout.weights import load_weights
 
 _STEPS, _LAMPS = 1000, 32
@@ -121,7 +121,7 @@ def _random_bits() -> tuple[str, bool]:
 
 
 def _normal_error() -> float:
-    """Against the inverse of the normal law's distribution function at the same uniform numbers."""
+    """Against the inverse of the normal distribution function at the same uniform numbers."""
     with device():
         found = np.array(mx.random.normal((_BITS,), key=_key()))
     uniform = np.clip(threefry(_KEY, _BITS) / (2.0**32 - 1), 1e-9, 1 - 1e-9)
@@ -135,7 +135,7 @@ def _states_error() -> float:
     dynamics = make_dynamics(weights.recipe)
     arrays = {
         "weights": weights.arrays["dynamics"],
-        "bases": dynamics.prepare(weights.arrays["stats"]["dynamics"]),
+        "bases": dynamics.prepare(fixed_bases(weights.arrays)),
         "states": mx.random.normal((_LAMPS, weights.recipe.generator.state_size), key=mx.random.key(1)),
     }
     shape = (_STEPS, *arrays["states"].shape)
@@ -162,7 +162,7 @@ def _norm_error() -> float:
     recipe = override(load_recipe("lava"), {"dynamics.rho": 1.0})
     dynamics = make_dynamics(recipe)
     with device():
-        weights, bases = dynamics.init(mx.random.key(0)), dynamics.prepare(dynamics.init_stats())
+        weights, bases = dynamics.init(mx.random.key(0)), dynamics.prepare(dynamics.init_bases())
         states = mx.random.normal((_LAMPS, recipe.generator.state_size), key=mx.random.key(1))
         before = np.linalg.norm(np.array(states), axis=1)
         for step in range(_STEPS):
@@ -179,9 +179,9 @@ def _norm_error() -> float:
 
 @dataclasses.dataclass(frozen=True)
 class _Layer:
-    """A convolution of a network: its form, the height and width of what goes in, and its weight's shape."""
+    """A convolution of a network: its function, its input's height and width, and its weight's shape."""
 
-    form: Convolution
+    convolution: Convolution
     size: tuple[int, int]
     weight: tuple[int, ...]  # (O, k, k, I)
 
@@ -265,7 +265,7 @@ def _given(layer: _Layer) -> list[mx.array]:
     keys = mx.random.split(mx.random.key(0), 5)
     x = mx.random.normal((frames, *layer.size, layer.weight[3]), key=keys[0])
     weight = mx.random.normal(layer.weight, key=keys[1]) / math.sqrt(math.prod(layer.weight[1:]))
-    result = mx.random.normal(layer.form(x, weight).shape, key=keys[2])
+    result = mx.random.normal(layer.convolution(x, weight).shape, key=keys[2])
     given = [
         x,
         weight,
@@ -283,18 +283,18 @@ def _values_and_gradients(
     """The convolution, its gradients, and theirs: with respect to all three that they depend on."""
 
     def gradients(x: mx.array, weight: mx.array, back: mx.array) -> tuple[mx.array, mx.array]:
-        _, (by_x, by_weight) = mx.vjp(layer.form, [x, weight], [back])
-        return by_x, by_weight
+        _, (x_gradient, weight_gradient) = mx.vjp(layer.convolution, [x, weight], [back])
+        return x_gradient, weight_gradient
 
     def look(x: mx.array, weight: mx.array, back: mx.array) -> mx.array:
-        by_x, by_weight = gradients(x, weight, back)
-        return (by_x * back_x).sum() + (by_weight * back_weight).sum()
+        x_gradient, weight_gradient = gradients(x, weight, back)
+        return (x_gradient * back_x).sum() + (weight_gradient * back_weight).sum()
 
-    by_x, by_weight = gradients(x, weight, back)
+    x_gradient, weight_gradient = gradients(x, weight, back)
     second = mx.grad(look, (0, 1, 2))(x, weight, back)
-    found = [layer.form(x, weight), by_x, by_weight, *second]
+    found = [layer.convolution(x, weight), x_gradient, weight_gradient, *second]
     mx.eval(found)
-    names = ("value", "by input", "by weight", "second by input", "second by weight", "second by gradient")
+    names = ("value", "input", "weight", "second, input", "second, weight", "second, gradient")
     return {name: np.array(array) for name, array in zip(names, found, strict=True)}
 
 
@@ -329,9 +329,9 @@ def _half_error() -> tuple[float, str]:
             for layer in itertools.chain.from_iterable(_networks(recipe).values()):
                 with reference():
                     x, weight, *_ = _given(layer)
-                    exact = np.array(layer.form(x, weight))
+                    exact = np.array(layer.convolution(x, weight))
                 with device():
-                    found = layer.form(x.astype(mx.float16), weight.astype(mx.float16))
+                    found = layer.convolution(x.astype(mx.float16), weight.astype(mx.float16))
                     yield apart(np.array(found.astype(mx.float32)), exact), layer.name
 
     return worst(errors())
@@ -346,13 +346,15 @@ def _batch_norm_error() -> float:
     mx.eval(x, slope, weights)
 
     def loss(weights: Tree, x: mx.array) -> tuple[mx.array, mx.array]:
-        (y,), stats = batch_norm(weights, Chunks([x]))
+        (y,), stats = batch_norm_leaky_relu(weights, Chunks([x]))
         return (y.astype(mx.float32) * slope).sum(), stats["var"]
 
     def compute(dtype: mx.Dtype) -> dict[str, npt.NDArray[np.float64]]:
         given = tree_map(lambda array: array.astype(dtype), (weights, x))
-        (_, variance), (by_weights, by_x) = mx.value_and_grad(loss, (0, 1))(*given)
-        found = named_arrays({"variance": variance, "by": by_weights, "by_x": by_x})
+        (_, variance), (weight_gradients, x_gradient) = mx.value_and_grad(loss, (0, 1))(*given)
+        found = named_arrays(
+            {"variance": variance, "weight_gradients": weight_gradients, "x_gradient": x_gradient}
+        )
         return {name: np.array(array.astype(mx.float32)).astype(float) for name, array in found.items()}
 
     with reference():

@@ -114,7 +114,7 @@ def _memory() -> Check:
     return Check(
         "memory for MLX",
         f"≥ {needed:.1f} GB",
-        "A training step of lava does not fit as it is. Train with --memory, which makes it in parts.",
+        "A training step of lava does not fit as it is. Train with --memory, which splits its batch.",
         lambda: (f"{memory_budget():.1f} GB", memory_budget() >= needed),
     )
 

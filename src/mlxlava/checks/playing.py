@@ -61,13 +61,13 @@ def _play(count: int, together: bool) -> npt.NDArray[np.uint8]:
 
 def endurance() -> list[Check]:
     """Lamps that play on: memory, caches, and frames a second."""
-    ways: dict[str, Callable[[], AbstractContextManager[None]]] = {"": device}
+    contexts: dict[str, Callable[[], AbstractContextManager[None]]] = {"": device}
     if on_cpu():
-        ways = {"": reference, ", as on GPUs": device}
+        contexts = {"": reference, ", as on GPUs": device}
     grows = "Something grows in every frame, so that a lamp cannot play for ever. Report it."
     checks = [
         Check(f"{name}{way}: what grows", f"0, ≤ {_MEGABYTES} MB", grows, partial(_growth, name, context))
-        for name, (way, context) in itertools.product(RECIPES, ways.items())
+        for name, (way, context) in itertools.product(RECIPES, contexts.items())
     ]
     least = 20 if on_cpu() else 60
     slow = "Lamps drop frames here. Close other programs, or play with a lower --fps."
@@ -106,7 +106,7 @@ def _lamp(name: str) -> Weights:
     recipe = override(load_recipe(name), {"generator.widths": (16, 8, 8, 8), "dynamics.hidden": (32,)})
     generator, dynamics = make_generator(recipe), make_dynamics(recipe)
     keys = mx.random.split(mx.random.key(0))
-    stats = {"generator": generator.init_stats(), "dynamics": dynamics.init_stats()}
+    stats = {"generator": generator.init_stats(), "dynamics": dynamics.init_bases()}
     arrays = {"generator": generator.init(keys[0]), "dynamics": dynamics.init(keys[1]), "stats": stats}
     return Weights(recipe, 5.0, arrays, {})
 

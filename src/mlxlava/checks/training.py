@@ -78,14 +78,14 @@ def steps() -> list[Check]:
     checks = []
     for name in RECIPES:
         recipe = override(load_recipe(name), {**_TINY, **_TINY_OF[name]})
-        parts = override(recipe, {"training.micro_batches": 2})
-        # In parts, BatchNorm sees less of the batch: for duralava that is another step.
-        whole = parts if name == "duralava" else recipe
+        split = override(recipe, {"training.micro_batches": 2})
+        # In micro-batches, BatchNorm sees less of the batch: for duralava that is another step.
+        whole = split if name == "duralava" else recipe
         again = override(recipe, {"training.recompute": True})
         checks += [
             _same(f"{name}, eager", recipe, recipe),
             _same(f"{name}, compiled", recipe, recipe, compiled=True),
-            _same(f"{name}, in two parts", parts, whole),
+            _same(f"{name}, in two micro-batches", split, whole),
             _same(f"{name}, recomputed", again, recipe),
             _alike(f"{name}, float16: cosine to float32", override(recipe, _FLOAT16), recipe),
         ]
@@ -116,11 +116,11 @@ def _alike(name: str, recipe: Recipe, other: Recipe) -> Check:
 Moves = dict[str, npt.NDArray[np.float64]]
 
 
-def _moves(recipe: Recipe, kind: tuple[bool, bool], compiled: bool) -> Moves:
+def _moves(recipe: Recipe, kind: Kind, compiled: bool) -> Moves:
     """How far a step of a kind moves each part's weights; and ``terms``, what it says of itself."""
     trainer = Trainer(recipe, 10, compiled=compiled)
     state = trainer.init()
-    after, terms = trainer.step_of(state, *_batch(recipe), mx.random.key(1), *kind)
+    after, terms = trainer(state, *_batch(recipe), 1, kind=kind)
     mx.eval(after, terms)
     if "skipped" in terms and terms.pop("skipped").item():
         raise ValueError("The step was skipped, since gradients overflowed.")
@@ -198,7 +198,7 @@ def _compile(name: str, settings: dict[str, Any]) -> tuple[str, bool]:
         trainer = Trainer(recipe, 10)
         state = trainer.init()
         kind = trainer.kinds[-1]  # with penalties, where there are any: the largest
-        after = trainer.step_of(state, *_batch(recipe), mx.random.key(1), *kind)
+        after = trainer(state, *_batch(recipe), 1, kind=kind)
         most = max((kernel.buffers for kernel in kernels(after) if kernel.fused), default=0)
         if not most:
             return "not compiled", False
@@ -268,7 +268,7 @@ def _three_steps(recipe: Recipe) -> tuple[float, float, float]:
         seconds = []
         for step in range(3):
             began = time.perf_counter()
-            state, terms = trainer.step_of(state, frames, times, mx.random.key(step), True, True)
+            state, terms = trainer(state, frames, times, step, kind=Kind(True, True))
             mx.eval(state, terms)
             seconds.append(time.perf_counter() - began)
             if not all(np.isfinite(np.array(term)) for term in terms.values()):

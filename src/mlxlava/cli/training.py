@@ -162,6 +162,6 @@ def _planned(row: Row, gigabytes: float) -> tuple[str, ...]:
     if row.fitted is None or row.fitted_peak is None:
         return (*head, "does not fit", "", "")
     training = row.fitted.training
-    parts = "as it is" if training.micro_batches == 1 else f"{training.micro_batches} parts"
+    split = "as it is" if training.micro_batches == 1 else f"{training.micro_batches} micro-batches"
     again = ", recomputed" if training.recompute else ""
-    return (*head, parts + again, f"{row.fitted_peak:.2f}", f"{gigabytes - row.fitted_peak:.1f}")
+    return (*head, split + again, f"{row.fitted_peak:.2f}", f"{gigabytes - row.fitted_peak:.1f}")

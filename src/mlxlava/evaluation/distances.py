@@ -13,7 +13,7 @@ Array = npt.NDArray[Any]
 
 
 def frechet(x: Array, y: Array) -> float:
-    """Fréchet distance of the normal laws fitted to points (N, d) and (M, d) (Heusel 2017, eq. 6)."""
+    """Fréchet distance of normal distributions fitted to points (N, d) and (M, d) (Heusel 2017, eq. 6)."""
     first, second = covariance(x), covariance(y)
     values, vectors = np.linalg.eigh(first)
     root = matmul(vectors * np.sqrt(np.maximum(values, 0)), vectors.T)

@@ -28,7 +28,7 @@ from mlxlava.evaluation.score import (
     split_footage,
 )
 from mlxlava.footage.dataset import Footage
-from mlxlava.models.state_step import make_dynamics
+from mlxlava.models.state_step import fixed_bases, make_dynamics
 from mlxlava.normality import normality, null
 from mlxlava.products import matmul
 from mlxlava.rollout.roll import Rollout
@@ -148,7 +148,7 @@ def lyapunov(weights: Weights, states: Array, seed: int) -> dict[str, Any]:
         ``per_step`` and ``per_second`` with ``interval`` a step over lamps, 1.96 standard errors either side.
     """
     dynamics = make_dynamics(weights.recipe)
-    arrays, bases = weights.arrays["dynamics"], dynamics.prepare(weights.arrays["stats"]["dynamics"])
+    arrays, bases = weights.arrays["dynamics"], dynamics.prepare(fixed_bases(weights.arrays))
     lamps = len(states)
     nudge = mx.random.normal(states.shape, key=mx.random.key(seed))
     here = mx.array(states)
@@ -228,7 +228,7 @@ def drift(
     window = real.length
     rollout = Rollout(weights, seed, lamps=LAMPS)
     first = rollout.roll(min(512, LEAST - window))
-    # States are centred already: their mean is zero by the law that they have.
+    # States are centred already: their mean is zero by their distribution.
     returns = Returns(min(5 * math.ceil(correlation_time(first)), _LONGEST_LAG))
     rows: list[dict[str, Any]] = []
     pictures: list[tuple[int, Array]] = []

@@ -297,7 +297,7 @@ class Lamp:
         gloss = 34 * streak[..., None]
         # A fixed grain in place of rounding: dark gradients would show bands.
         grain = np.random.default_rng(0).random((height, width, 1))
-        self._still = (picture + grain).astype(np.uint8)
+        self._background = (picture + grain).astype(np.uint8)
         self._frozen = (picture[self._box] * (1 - glass) + glass * gloss + 0.5).astype(np.float32)
         self._glass = glass.astype(np.float32)
         self._liquid = np.clip(liquid, 0, 200).astype(np.float32)
@@ -345,7 +345,7 @@ class Lamp:
 
         halo = np.exp(1.2 * np.minimum(field, 0))[..., None] * self._halo
         liquid = self._liquid + halo * self._light[..., None]
-        frame: NDArray[np.uint8] = self._still.copy()
+        frame: NDArray[np.uint8] = self._background.copy()
         frame[self._box] = np.minimum(self._frozen + self._glass * (liquid + cover * (wax - liquid)), 255)
         return frame
 

@@ -49,10 +49,13 @@ class FramesDiscriminator:
             weights["out"] = init_dense(next(keys), (pixels * last, *self.hidden)[-1], 1, 1.0)
         return weights
 
-    def __call__(self, weights: Tree, frames: Frames, times: mx.array) -> Any:
+    def __call__(
+        self, weights: Tree, frames: Frames, times: mx.array, *, weight_gradient_first: bool = True
+    ) -> Any:
         """Frames (B, K, H, W, 3) at learned steps ``times`` (B, K) → logits (B,).
 
         The same frames twice give logits twice, for two losses, and the weights only learn of the first.
+        ``weight_gradient_first`` is that of :func:`mlxlava.backend.ops.conv4_stride2`.
         """
         if not isinstance(frames, mx.array):
             first, second = frames
@@ -60,8 +63,8 @@ class FramesDiscriminator:
         batch, count = times.shape
         x = 2 * frames.flatten(0, 1) - 1  # (B, K, H, W, 3) -> (B K, H, W, 3)
         for i in range(len(self.widths)):
-            x = downsample(weights[f"down{i}"], x)
-        single = downsample(weights["single"], x).flatten(1)
+            x = downsample(weights[f"down{i}"], x, weight_gradient_first)
+        single = downsample(weights["single"], x, weight_gradient_first).flatten(1)
         logit = dense(weights["single_out"], single).reshape(batch, count).mean(1)
         if self.count == 1:
             return logit
@@ -72,7 +75,7 @@ class FramesDiscriminator:
         x = mx.concatenate([x[:, :1], scale * (x[:, 1:] - x[:, :-1])], axis=1)
         # (B, K, h, w, C) -> (B, h, w, K C)
         x = x.transpose(0, 2, 3, 1, 4).reshape(batch, height, width, count * channels)
-        x = downsample(weights["joint"], x).flatten(1)
+        x = downsample(weights["joint"], x, weight_gradient_first).flatten(1)
         for i in range(len(self.hidden)):
             x = leaky_relu(dense(weights[f"hidden{i}"], x))
         return logit + dense(weights["out"], x)[:, 0]

@@ -21,7 +21,7 @@ from mlxlava.config import Recipe
 from mlxlava.models.discriminator import Frames
 from mlxlava.models.layers import dense, glorot, init_conv, init_dense
 
-Layer = Callable[..., Chunks]  # (batch, weights …) → results
+Layer = Callable[..., Chunks]  # (batch, weights …, weight_gradient_first) → results
 
 
 def init_batch_norm(channels: int) -> Tree:
@@ -29,7 +29,7 @@ def init_batch_norm(channels: int) -> Tree:
     return {"scale": mx.ones((channels,)), "bias": mx.zeros((channels,))}
 
 
-def batch_norm(
+def batch_norm_leaky_relu(
     weights: Tree, batch: Chunks, bias: mx.array | float = 0.0, stats: Tree | None = None
 ) -> tuple[Chunks, Tree]:
     """BatchNorm over all axes but the last (Ioffe and Szegedy 2015), then leaky ReLU; in one pass.
@@ -62,7 +62,7 @@ def _sums(x: mx.array) -> tuple[mx.array, mx.array]:
 
 
 def _transpose_convolve(weights: Tree, x: mx.array) -> mx.array:
-    """(N, H, W, I) → (N, 2H, 2W, O), without the bias, which :func:`batch_norm` takes."""
+    """(N, H, W, I) → (N, 2H, 2W, O), without the bias, which :func:`batch_norm_leaky_relu` takes."""
     return conv4_transposed(x, weights["weight"])
 
 
@@ -107,7 +107,7 @@ class TransposedGenerator:
         bias: mx.array | float = 0.0  # that of the matrix differs from pixel to pixel
         for i in range(len(self.widths)):
             norm, up = f"norm{i}", weights[f"up{i}"]
-            batch, used[norm] = batch_norm(weights[norm], batch, bias, stats and stats[norm])
+            batch, used[norm] = batch_norm_leaky_relu(weights[norm], batch, bias, stats and stats[norm])
             batch = batch.map(partial(_transpose_convolve, up))
             bias = up["bias"]
         return batch.map(lambda x: mx.sigmoid(x + bias)).join(), used
@@ -146,19 +146,19 @@ class RecurrentDiscriminator:
         weights["head_out"] = layer(head, 1)
         return weights
 
-    def encode(self, weights: Tree, frames: mx.array) -> mx.array:
+    def encode(self, weights: Tree, frames: mx.array, *, weight_gradient_first: bool = True) -> mx.array:
         """Frames (N, H, W, 3) → features (N, F); BatchNorm uses the statistics of this call."""
         batch = Chunks.of(frames, math.prod(frames.shape[1:3]))
-        for layer, own in self._layers(weights):
-            batch = layer(batch, *own)
+        for layer, layer_weights in self._layers(weights):
+            batch = layer(batch, *layer_weights, weight_gradient_first=weight_gradient_first)
         return batch.join()
 
     def encode_twice(self, weights: Tree, first: mx.array, second: mx.array) -> tuple[mx.array, mx.array]:
         """Features of the same frames given twice, for two losses; the weights learn from the first only."""
         pixels = math.prod(first.shape[1:3])
         batches = Chunks.of(first, pixels), Chunks.of(second, pixels)
-        for layer, own in self._layers(weights):
-            batches = share_forward(layer, *batches, *own)
+        for layer, layer_weights in self._layers(weights):
+            batches = share_forward(layer, *batches, *layer_weights)
         return batches[0].join(), batches[1].join()
 
     def _layers(self, weights: Tree) -> list[tuple[Layer, tuple[mx.array, ...]]]:
@@ -168,32 +168,45 @@ class RecurrentDiscriminator:
         product. That is how :func:`share_forward` wants it.
         """
 
-        def first(frames: Chunks, kernel: mx.array) -> Chunks:
-            return frames.map(lambda x: conv4_stride2(x, kernel))
+        def first(frames: Chunks, kernel: mx.array, weight_gradient_first: bool) -> Chunks:
+            return frames.map(lambda x: conv4_stride2(x, kernel, weight_gradient_first))
 
-        def second(maps: Chunks, bias: mx.array, kernel: mx.array) -> Chunks:
-            return maps.map(lambda x: conv4_stride2(biased_leaky_relu(x, bias), kernel))
+        def second(maps: Chunks, bias: mx.array, kernel: mx.array, weight_gradient_first: bool) -> Chunks:
+            return maps.map(
+                lambda x: conv4_stride2(biased_leaky_relu(x, bias), kernel, weight_gradient_first)
+            )
 
         def normed(
-            maps: Chunks, scale: mx.array, shift: mx.array, bias: mx.array, kernel: mx.array
+            maps: Chunks,
+            scale: mx.array,
+            shift: mx.array,
+            bias: mx.array,
+            kernel: mx.array,
+            weight_gradient_first: bool,
         ) -> Chunks:
-            maps, _ = batch_norm({"scale": scale, "bias": shift}, maps, bias)
-            return maps.map(lambda x: conv4_stride2(x, kernel))
+            maps, _ = batch_norm_leaky_relu({"scale": scale, "bias": shift}, maps, bias)
+            return maps.map(lambda x: conv4_stride2(x, kernel, weight_gradient_first))
 
         def last(
-            maps: Chunks, scale: mx.array, shift: mx.array, bias: mx.array, matrix: mx.array, offset: mx.array
+            maps: Chunks,
+            scale: mx.array,
+            shift: mx.array,
+            bias: mx.array,
+            matrix: mx.array,
+            offset: mx.array,
+            weight_gradient_first: bool,  # a matrix product's gradients have no order
         ) -> Chunks:
-            maps, _ = batch_norm({"scale": scale, "bias": shift}, maps, bias)
+            maps, _ = batch_norm_leaky_relu({"scale": scale, "bias": shift}, maps, bias)
             out = {"weight": matrix, "bias": offset}
             return maps.map(lambda x: leaky_relu(dense(out, x.flatten(1))))
 
         downs = [weights[f"down{i}"] for i in range(len(self.widths))]
         layers: list[tuple[Layer, tuple[mx.array, ...]]] = [(first, (downs[0]["weight"],))]
-        before: tuple[mx.array, ...] = (downs[0]["bias"],)  # weights to activate what the layer before made
+        activation: tuple[mx.array, ...] = (downs[0]["bias"],)  # weights that activate the layer's results
         for i in range(1, len(self.widths)):
-            layers.append((normed if i > 1 else second, (*before, downs[i]["weight"])))
-            before = (weights[f"norm{i}"]["scale"], weights[f"norm{i}"]["bias"], downs[i]["bias"])
-        return [*layers, (last, (*before, weights["features"]["weight"], weights["features"]["bias"]))]
+            layers.append((normed if i > 1 else second, (*activation, downs[i]["weight"])))
+            activation = (weights[f"norm{i}"]["scale"], weights[f"norm{i}"]["bias"], downs[i]["bias"])
+        return [*layers, (last, (*activation, weights["features"]["weight"], weights["features"]["bias"]))]
 
     def cell(self, weights: Tree, features: mx.array, state: mx.array) -> mx.array:
         """Features (B, F) and what is remembered (B, S) → what is remembered next (B, S)."""
@@ -202,16 +215,21 @@ class RecurrentDiscriminator:
             x = leaky_relu(dense(weights[f"cell{i}"], x))
         return dense(weights["cell_out"], x)
 
-    def __call__(self, weights: Tree, frames: Frames, times: mx.array) -> Any:
+    def __call__(
+        self, weights: Tree, frames: Frames, times: mx.array, *, weight_gradient_first: bool = True
+    ) -> Any:
         """Frames (B, T, H, W, 3) → logits (B, T); ``times`` are all steps and not looked at.
 
         The same frames twice give logits twice, for two losses, and the weights only learn of the first.
+        ``weight_gradient_first`` is that of :func:`mlxlava.backend.ops.conv4_stride2`, for frames once.
         """
         if isinstance(frames, mx.array):
-            return self._remember(weights, self.encode(weights, frames.flatten(0, 1)), times)
+            frames = frames.flatten(0, 1)
+            features = self.encode(weights, frames, weight_gradient_first=weight_gradient_first)
+            return self._remember(weights, features, times)
         first, second = self.encode_twice(weights, *(each.flatten(0, 1) for each in frames))
-        kept = tree_map(mx.stop_gradient, weights)
-        return self._remember(weights, first, times), self._remember(kept, second, times)
+        constant = tree_map(mx.stop_gradient, weights)
+        return self._remember(weights, first, times), self._remember(constant, second, times)
 
     def _remember(self, weights: Tree, features: mx.array, times: mx.array) -> mx.array:
         batch, count = times.shape

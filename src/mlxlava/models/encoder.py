@@ -1,4 +1,4 @@
-"""The encoder E: a few frames of a clip → the normal law of its state. Training alone needs it."""
+"""The encoder E: a few frames of a clip → mean and variance of its state. Training alone needs it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ROOT_ROUNDS = 20
 
 
 class Encoder:
-    """A few frames of a clip, evenly spaced → the normal law of the state it is rolled from (training only).
+    """A few frames of a clip, evenly spaced → mean and log variance of its state (training only).
 
     It makes G and R a latent variable model of clips, the variational autoencoder of Kingma 2014 with a
     state that moves, as in latent ODEs (Rubanova 2019).
@@ -56,7 +56,7 @@ class Encoder:
 
 
 def standardise(mean: mx.array, log_variance: mx.array) -> tuple[mx.array, mx.array]:
-    """Laws of states (B, Z) such that over the batch each number of a state has mean 0 and variance 1.
+    """Encoded states (B, Z) such that over the batch each number of a state has mean 0 and variance 1.
 
     The means are standardised, as in Zhu 2020 (BN-VAE), to what the variances leave of that. Without it the
     encoder starts by saying little, and G learns states that are shorter than those it will play.
@@ -68,7 +68,7 @@ def standardise(mean: mx.array, log_variance: mx.array) -> tuple[mx.array, mx.ar
 def whiten(
     mean: mx.array, log_variance: mx.array, covariance: mx.array, ridge: float
 ) -> tuple[mx.array, mx.array]:
-    """Means of standardised laws (B, Z) made nearly uncorrelated, as the numbers of N(0, I) are.
+    """Means of standardised states (B, Z) made nearly uncorrelated, as the numbers of N(0, I) are.
 
     Numbers that are standardised one by one may still be strongly correlated. Then states lie in a thin
     ellipsoid, and lamps are played from states outside of it. The means are multiplied by the inverse root of
@@ -86,9 +86,9 @@ def whiten(
     """
     deviation = mx.sqrt(1 - mx.exp(log_variance).mean(0))
     unit = mean / deviation
-    own = mx.stop_gradient(unit.T @ unit / len(unit))
+    batch_covariance = mx.stop_gradient(unit.T @ unit / len(unit))
     root = inverse_root(mx.stop_gradient(covariance) + ridge * mx.eye(len(covariance)))
-    return (unit @ root) * deviation, own
+    return (unit @ root) * deviation, batch_covariance
 
 
 def inverse_root(matrix: mx.array) -> mx.array:

@@ -41,7 +41,9 @@ class ShuffleGenerator:
             # Taken from the footage (train.py), not learned. Glass, base and room stand still: convolutions
             # need not draw them anew in every frame, and cannot make them shimmer.
             weights["background"] = mx.zeros(self.background)
-            weights["gate"] = mx.ones(self.background)
+            weights["gate"] = mx.ones(
+                self.background
+            )  # the variance mask; files of weights keep the old name
         return weights
 
     def init_stats(self) -> Tree:

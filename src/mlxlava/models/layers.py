@@ -39,6 +39,9 @@ def convolve(weights: Tree, x: mx.array) -> mx.array:
     return conv3(x, weights["weight"]) + bias
 
 
-def downsample(weights: Tree, x: mx.array) -> mx.array:
-    """4×4 convolution of stride 2 with its bias, and leaky ReLU: (N, H, W, I) → (N, H/2, W/2, O)."""
-    return biased_leaky_relu(conv4_stride2(x, weights["weight"]), weights["bias"])
+def downsample(weights: Tree, x: mx.array, weight_gradient_first: bool = True) -> mx.array:
+    """4×4 convolution of stride 2 with its bias, and leaky ReLU: (N, H, W, I) → (N, H/2, W/2, O).
+
+    ``weight_gradient_first`` is that of :func:`mlxlava.backend.ops.conv4_stride2`.
+    """
+    return biased_leaky_relu(conv4_stride2(x, weights["weight"], weight_gradient_first), weights["bias"])

@@ -10,7 +10,7 @@ from mlxlava.backend import mx
 
 
 def moments(x: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-    """Mean, standard deviation, skewness and kurtosis (3 for a normal law) of all numbers of ``x``."""
+    """Mean, standard deviation, skewness and kurtosis (3 where normal) of all numbers of ``x``."""
     return normality.moments(x, mx)
 
 

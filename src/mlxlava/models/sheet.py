@@ -8,7 +8,7 @@ from mlxlava.backend import Tree, mx
 from mlxlava.config import Recipe
 from mlxlava.models.generator import to_bytes
 from mlxlava.models.registry import make_generator
-from mlxlava.models.state_step import make_dynamics
+from mlxlava.models.state_step import fixed_bases, make_dynamics
 
 _LAMPS = 4
 _COLUMNS = 8
@@ -32,7 +32,7 @@ def preview(recipe: Recipe, arrays: Tree, real: np.ndarray | None = None) -> np.
     generator, dynamics = make_generator(recipe), make_dynamics(recipe)
     columns, gap = preview_columns(recipe)
     stats = arrays["stats"]
-    bases = dynamics.prepare(stats["dynamics"])
+    bases = dynamics.prepare(fixed_bases(arrays))
     keys = mx.random.split(mx.random.key(_SEED), columns * gap)
     shape = (max(_LAMPS, dynamics.minimum_batch), recipe.generator.state_size)
     states = mx.random.normal(shape, key=keys[0])

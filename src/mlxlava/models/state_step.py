@@ -34,7 +34,7 @@ class StationaryStep:
 
     A coupling layer splits the state (in a fixed orthogonal basis) into two halves, and rotates
     pairs of numbers of one half by angles that a small network reads off the other. A rotation
-    keeps a normal law, and its angle depends only on what it leaves alone; so each layer keeps
+    keeps a normal distribution, and its angle depends only on what it leaves alone; so each layer keeps
     N(0, I) for any weights, and so does ``z' = rho T(z) + sqrt(1 - rho²) noise``, an
     Ornstein–Uhlenbeck process around it. With rho < 1 a wrong start is forgotten:
     KL(p_t ‖ N) <= rho^(2t) KL(p_0 ‖ N). With ``learn_rho`` each number of the state has a rho of its
@@ -70,21 +70,21 @@ class StationaryStep:
             weights["log_rate"] = mx.full((self.size,), np.log(-np.log(self.rho)))
         return weights
 
-    def init_stats(self) -> Tree:
+    def init_bases(self) -> Tree:
         """The fixed orthogonal bases, (Z, Z) each."""
         rng = np.random.default_rng(0)
         bases = (np.linalg.qr(rng.standard_normal((self.size, self.size)))[0] for _ in range(self.couplings))
         return {f"basis{c}": mx.array(basis.astype(np.float32)) for c, basis in enumerate(bases)}
 
-    def prepare(self, stats: Tree) -> Tree:
-        """The changes from basis to basis that a step takes, from ``stats``; made once for all steps.
+    def prepare(self, bases: Tree) -> Tree:
+        """The changes from basis to basis that a step takes, from the fixed bases; made once for all steps.
 
         States go from the basis of a coupling to that of the next one by the product of both: a step of C
         couplings has C + 1 products and not 2 C. They are made in float64: in float32 they would be less
         orthogonal than the bases, and twenty steps there and back would be off by twice as much.
         """
-        bases = [np.array(stats[f"basis{c}"]).astype(np.float64) for c in range(self.couplings)]
-        changes = [bases[0], *(one.T @ other for one, other in pairwise(bases)), bases[-1].T]
+        exact = [np.array(bases[f"basis{c}"]).astype(np.float64) for c in range(self.couplings)]
+        changes = [exact[0], *(one.T @ other for one, other in pairwise(exact)), exact[-1].T]
         return {f"change{n}": mx.array(change.astype(np.float32)) for n, change in enumerate(changes)}
 
     def transport(self, weights: Tree, bases: Tree, states: mx.array, dt: float | mx.array = 1.0) -> mx.array:
@@ -103,13 +103,13 @@ class StationaryStep:
 
     def _couple(self, layer: Tree, states: mx.array, dt: float | mx.array) -> mx.array:
         """Turn pairs of one half of the states by ``dt`` times the angles that the other half gives."""
-        first, second, kept = mx.split(states, [self.size // 4, self.size // 2], axis=-1)
-        x = kept
+        first, second, unchanged = mx.split(states, [self.size // 4, self.size // 2], axis=-1)
+        x = unchanged
         for i in range(len(self.hidden)):
             x = mx.tanh(dense(layer[f"hidden{i}"], x))
         angles = dt * dense(layer["angles"], x)
         cos, sin = mx.cos(angles), mx.sin(angles)
-        return mx.concatenate([first * cos - second * sin, first * sin + second * cos, kept], axis=-1)
+        return mx.concatenate([first * cos - second * sin, first * sin + second * cos, unchanged], axis=-1)
 
     def step(
         self, weights: Tree, bases: Tree, states: mx.array, noise: mx.array, dt: float | mx.array = 1.0
@@ -160,13 +160,13 @@ class StationaryStep:
         return scaled
 
     def roll(
-        self, weights: Tree, bases: Tree, states: mx.array, key: mx.array, steps: int, before: int = 0
+        self, weights: Tree, bases: Tree, states: mx.array, key: mx.array, steps: int, position: int = 0
     ) -> tuple[mx.array, dict[str, mx.array]]:
         """States (B, Z) → a path of ``steps`` states (B, steps, Z); no penalty.
 
-        The given states are number ``before`` of the path, counted from 1; or, with 0, those just before its
-        first. States after them are rolled forwards, states before them backwards. From the middle of a path,
-        gradients go through half as many steps.
+        The given states are number ``position`` of the path, counted from 1; or, with 0, those just before
+        its first. States after them are rolled forwards, states before them backwards. From the middle of a
+        path, gradients go through half as many steps.
         """
         noise = mx.random.normal((steps, *states.shape), key=key)
         length = checkpointed_steps()
@@ -185,14 +185,14 @@ class StationaryStep:
                 piece = mx.checkpoint(piece)
             path: list[mx.array] = []
             for t in range(0, len(noise), length):
-                own = tree_map(keep_gradient_apart, weights)
-                path += piece(own, bases, states, noise[t : t + length])
+                piece_weights = tree_map(keep_gradient_apart, weights)
+                path += piece(piece_weights, bases, states, noise[t : t + length])
                 states = path[-1]
             return path
 
-        after = go(states, noise[before:], self.step)
-        if before:
-            after = [*reversed(go(states, noise[1:before], self.inverse_step)), states, *after]
+        after = go(states, noise[position:], self.step)
+        if position:
+            after = [*reversed(go(states, noise[1:position], self.inverse_step)), states, *after]
         return mx.stack(after, axis=1), {}
 
 
@@ -222,11 +222,11 @@ class PenalisedStep:
         weights["out"] = init_dense(keys[-1], widths[-1], self.size, glorot(widths[-1], self.size))
         return weights
 
-    def init_stats(self) -> Tree:
-        """Nothing is kept."""
+    def init_bases(self) -> Tree:
+        """It has none."""
         return {}
 
-    def prepare(self, stats: Tree) -> Tree:
+    def prepare(self, bases: Tree) -> Tree:
         """Nothing is prepared."""
         return {}
 
@@ -250,11 +250,11 @@ class PenalisedStep:
         return slerp(states, after, dt)
 
     def roll(
-        self, weights: Tree, bases: Tree, states: mx.array, key: mx.array, steps: int, before: int = 0
+        self, weights: Tree, bases: Tree, states: mx.array, key: mx.array, steps: int, position: int = 0
     ) -> tuple[mx.array, dict[str, mx.array]]:
         """States (B, Z) → the states after 1 … ``steps`` steps (B, steps, Z), and the mean penalty terms.
 
-        The terms are of the states before re-standardisation. ``before`` must be 0: there is no way back.
+        The terms are of the states before re-standardisation. ``position`` must be 0: there is no way back.
         """
         path, terms = [], []
         for step_key in mx.random.split(key, steps):
@@ -288,6 +288,15 @@ def _epps_pulley_penalties(raw: mx.array, key: mx.array) -> dict[str, mx.array]:
 
 PENALTIES = {"moments": _moment_penalties, "epps_pulley": _epps_pulley_penalties}
 Dynamics = StationaryStep | PenalisedStep
+
+
+def fixed_bases(arrays: Tree) -> Tree:
+    """The fixed bases of the state step, from weights or from a run state.
+
+    They stand among the statistics, since no gradient changes them: ``stats.dynamics`` in files.
+    """
+    bases: Tree = arrays["stats"]["dynamics"]
+    return bases
 
 
 def make_dynamics(recipe: Recipe) -> Dynamics:

@@ -34,15 +34,17 @@ class _Shuffled:
         ups = [weights[f"up{i}"] for i in range(len(generator.widths) - 1)]
         self._ups = [_Transformed(Kind.CONV3_SHUFFLE, up["weight"], up["bias"]) for up in ups]
         self._out = _Transformed(Kind.CONV3, weights["out"]["weight"])
-        self._gate = weights.get("gate", mx.ones((1, 1, 3)))
-        self._offset = weights.get("background", mx.zeros((1, 1, 3))) + self._gate * weights["out"]["bias"]
-        mx.eval(self._offset, self._gate)
+        self._variance_mask = weights.get("gate", mx.ones((1, 1, 3)))
+        self._offset = (
+            weights.get("background", mx.zeros((1, 1, 3))) + self._variance_mask * weights["out"]["bias"]
+        )
+        mx.eval(self._offset, self._variance_mask)
 
     def __call__(self, states: mx.array) -> mx.array:
         x = leaky_relu(dense(self._dense, states)).reshape(-1, *self._base)
         for up in self._ups:
             x = up(x)
-        return to_bytes(mx.sigmoid(self._offset + self._gate * self._out(x)))
+        return to_bytes(mx.sigmoid(self._offset + self._variance_mask * self._out(x)))
 
 
 class _Transformed:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from mlxlava.backend import mx
 from mlxlava.models.registry import make_generator
-from mlxlava.models.state_step import StationaryStep, make_dynamics
+from mlxlava.models.state_step import StationaryStep, fixed_bases, make_dynamics
 from mlxlava.rollout.roll import frames_together
 from mlxlava.rollout.weights import Weights
 
@@ -52,7 +52,7 @@ def match_pace(weights: Weights, frames: npt.NDArray[np.uint8], cuts: Sequence[i
             mx.eval(chunk)
         return mx.concatenate(drawn)
 
-    bases = dynamics.prepare(stats["dynamics"])
+    bases = dynamics.prepare(fixed_bases(arrays))
     first, scale = draw(states), 1.0
     for _ in range(_ROUNDS):
         slow = dynamics.scaled_rotations(arrays["dynamics"], scale)

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from mlxlava.backend import mx, parallel_streams, queue
-from mlxlava.models.state_step import make_dynamics
+from mlxlava.backend import mx, queue
+from mlxlava.backend.cpu.worker_streams import worker_streams
+from mlxlava.models.state_step import fixed_bases, make_dynamics
 from mlxlava.rollout.drawing import Draw, make_draw
 from mlxlava.rollout.weights import Weights
 
@@ -52,8 +53,8 @@ class Rollout:
     ) -> None:
         self._recipe, self._arrays, self._seed = weights.recipe, weights.arrays, seed
         self._dynamics = make_dynamics(weights.recipe)
-        self._bases = self._dynamics.prepare(weights.arrays["stats"]["dynamics"])
-        self._streams = itertools.cycle(parallel_streams())
+        self._bases = self._dynamics.prepare(fixed_bases(weights.arrays))
+        self._streams = itertools.cycle(worker_streams())
         self._rate = weights.step_fps * speed
         least = self._dynamics.minimum_batch
         self._shape = (lamps if least == 1 else least, weights.recipe.generator.state_size)

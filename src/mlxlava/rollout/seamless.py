@@ -23,7 +23,7 @@ import numpy.typing as npt
 from mlxlava.backend import mx
 from mlxlava.errors import UserError
 from mlxlava.models.interpolation import slerp
-from mlxlava.models.state_step import StationaryStep, make_dynamics
+from mlxlava.models.state_step import StationaryStep, fixed_bases, make_dynamics
 from mlxlava.rollout.descent import OnProgress, descend
 from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights
@@ -73,7 +73,7 @@ class Loop:
             )
         steps = period * weights.step_fps
         count = max(_FEWEST, round(steps))
-        self._dynamics, self._bases = dynamics, dynamics.prepare(weights.arrays["stats"]["dynamics"])
+        self._dynamics, self._bases = dynamics, dynamics.prepare(fixed_bases(weights.arrays))
         # A whole number of steps fills the period, each a little longer or shorter than a learned one.
         self._weights = dynamics.scaled_rotations(weights.arrays["dynamics"], steps / count)
         self._per_second = count / period
@@ -95,16 +95,16 @@ class Loop:
         Between two states of the path it goes evenly from the way on of the first to the way back of the
         second: the velocity of the flow where it is, and all the way the same steering.
         """
-        whole, share = divmod(at * self._per_second, 1.0)
-        if share > 1 - 1e-6:  # a state of the path but for rounding
-            whole, share = whole + 1, 0.0
+        whole, fraction = divmod(at * self._per_second, 1.0)
+        if fraction > 1 - 1e-6:  # a state of the path but for rounding
+            whole, fraction = whole + 1, 0.0
         here = int(whole) % len(self._path)
         first, second = self._path[here : here + 1], self._path[(here + 1) % len(self._path)][None]
-        if share < 1e-6:
+        if fraction < 1e-6:
             return first
-        on = self._dynamics.transport(self._weights, self._bases, first, share)
-        back = self._dynamics.inverse(self._weights, self._bases, second, 1 - share)
-        return slerp(on, back, share)
+        on = self._dynamics.transport(self._weights, self._bases, first, fraction)
+        back = self._dynamics.inverse(self._weights, self._bases, second, 1 - fraction)
+        return slerp(on, back, fraction)
 
     def _bridge(self, starts: mx.array, count: int) -> mx.array:
         """Closed paths (K, B, Z) from states (B, Z): the first of the two stages."""

@@ -139,5 +139,5 @@ def _expected(recipe: Recipe) -> Tree:
     return {
         "generator": generator.init(key),
         "dynamics": dynamics.init(key),
-        "stats": {"generator": generator.init_stats(), "dynamics": dynamics.init_stats()},
+        "stats": {"generator": generator.init_stats(), "dynamics": dynamics.init_bases()},
     }

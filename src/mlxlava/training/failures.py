@@ -14,7 +14,7 @@ from mlxlava.backend.ranks import ranks
 from mlxlava.config import Recipe
 from mlxlava.failures import DeviceFailed, explain
 from mlxlava.paths import latest_checkpoint
-from mlxlava.training.plan import memory_for_more_parts
+from mlxlava.training.plan import memory_for_more_micro_batches
 
 
 class Diverged(Exception):
@@ -63,7 +63,9 @@ def explained_failures(run: Path, recipe: Callable[[], Recipe], step: Callable[[
                 f"train: {failure.what} at step {step() + 1}; the first process has the checkpoints, "
                 "and all of them are needed to go on with --resume"
             ) from error
-        less = memory_for_more_parts(recipe(), ranks(), gpu=on_gpu_path()) if failure.too_much else None
+        less = (
+            memory_for_more_micro_batches(recipe(), ranks(), gpu=on_gpu_path()) if failure.too_much else None
+        )
         how = f" --memory {less:g}, which works on fewer clips at a time" if less else f"; {failure.advice}"
         raise DeviceFailed(
             f"train: {failure.what} at step {step() + 1}; the last checkpoint is {last}; "

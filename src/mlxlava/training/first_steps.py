@@ -10,7 +10,7 @@ from mlxlava.backend import Tree, held_memory, mx, on_gpu_path
 from mlxlava.backend.ranks import any_rank, ranks
 from mlxlava.config import Recipe, override
 from mlxlava.console import say
-from mlxlava.training.plan import parts_of, predict
+from mlxlava.training.plan import micro_batch_counts, predict
 from mlxlava.training.step import Kind, Terms, Trainer
 
 # Above this share of the limit a step is made with more micro-batches. Near the limit MLX waits for memory in
@@ -25,53 +25,58 @@ _COMPILES = {
 
 
 class FirstSteps:
-    """A trainer that measures its first steps where the code for GPUs is used; elsewhere it only trains.
+    """Measures the first steps of a trainer where the code for GPUs is used; elsewhere it does nothing.
 
     Measuring does not change a step: state, batch and keys are the same. After a step that took too much, the
     number of micro-batches changes, and the trainer with it.
 
     Attributes:
-        recipe: the recipe of the next step; another object once its number of micro-batches has changed.
+        trainer: the trainer of the next step.
+        recipe: its recipe; another object once its number of micro-batches has changed.
     """
 
     def __init__(self, recipe: Recipe, trainer: Trainer, limit: float) -> None:
         """``limit``: GB that MLX may take."""
-        self.recipe = recipe
-        self._trainer, self._limit = trainer, limit
+        self.recipe, self.trainer = recipe, trainer
+        self._limit = limit
         # All processes of a run wait for one another's numbers: either all of them measure, or none does.
         self._measures = bool(any_rank(on_gpu_path()))
         self._said: set[Kind] = set()
         self._warned = False
         self._measured: set[Kind] = set()
 
-    def __call__(self, state: Tree, frames: mx.array, times: mx.array, index: int) -> tuple[Tree, Terms]:
-        """A step of the trainer (step.py); the first one of each kind is evaluated, others are not yet."""
-        kind = self._trainer.kind_of(index)
+    def before_step(self, index: int, state: Tree, frames: mx.array, times: mx.array) -> None:
+        """Prepare to measure step number ``index``, if it is the first one of its kind."""
+        kind = self.trainer.kind_of(index)
         if not self._measures or kind in self._measured:
-            return self._trainer(state, frames, times, index)
+            return
         if on_gpu_path() and kind not in self._said:
             say(f"train: compiling kernels; {_COMPILES[kind]}")
             self._said.add(kind)
         mx.eval(state, frames, times)
         mx.clear_cache()  # buffers that other kinds of steps have left are not this one's
         mx.reset_peak_memory()
-        state, terms = self._trainer(state, frames, times, index)
+
+    def after_step(self, index: int, state: Tree, terms: Terms) -> None:
+        """Evaluate and measure step number ``index``, if it is the first one of its kind."""
+        kind = self.trainer.kind_of(index)
+        if not self._measures or kind in self._measured:
+            return
         mx.eval(state, terms)
         self._measured.add(kind)
         self._react(held_memory())
-        return state, terms
 
     def _react(self, held: float) -> None:
         """Use more micro-batches if a step held too much memory (GB), here or in another process."""
         now = self.recipe.training.micro_batches
-        counts = parts_of(self.recipe.data.batch_size // ranks(), now)
+        counts = micro_batch_counts(self.recipe.data.batch_size // ranks(), now)
         wanted = any_rank(self._count_for(held, counts))
         too_much = f"train: a step took {held:.2f} GB of the {self._limit:.2f} GB for MLX"
         if wanted > now:
             self.recipe = override(self.recipe, {"training.micro_batches": wanted})
-            self._trainer = Trainer(self.recipe, self._trainer.total_steps)
+            self.trainer = Trainer(self.recipe, self.trainer.total_steps)
             self._measured.clear()
-            say(f"{too_much}; from now on a batch is worked on in {wanted} parts, not {now}")
+            say(f"{too_much}; from now on a batch is worked on in {wanted} micro-batches, not {now}")
         elif held > SHARE * self._limit and not self._warned:
             self._warned = True
             say(

@@ -169,7 +169,7 @@ def locked(run: Path) -> Iterator[None]:
 
 
 def _set_background(state: Tree, footage: Footage) -> None:
-    """Set G's background to the mean of the footage, and its gate to where the footage moves.
+    """Set G's background to the mean of the footage, and its variance mask to where the footage moves.
 
     So glass and room are drawn right from the first step on. Pixels that never change stay as they are.
     """
@@ -177,10 +177,10 @@ def _set_background(state: Tree, footage: Footage) -> None:
     frames = footage.frames[::stride].astype(np.float32) / 255
     mean, deviation = frames.mean(axis=0, dtype=np.float64), frames.std(axis=0, dtype=np.float64)
     mean = np.clip(mean, 1 / 255, 1 - 1 / 255)
-    gate = np.minimum(1, deviation / max(_FREE_DEVIATION * float(deviation.max()), 1e-6))
+    variance_mask = np.minimum(1, deviation / max(_FREE_DEVIATION * float(deviation.max()), 1e-6))
     for tree in (state, state["ema"]):
         tree["generator"]["background"] = mx.array(np.log(mean / (1 - mean)).astype(np.float32))
-        tree["generator"]["gate"] = mx.array(gate.astype(np.float32))
+        tree["generator"]["gate"] = mx.array(variance_mask.astype(np.float32))
 
 
 def _warm_start(state: Tree, warm: Tree) -> None:

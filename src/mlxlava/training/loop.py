@@ -74,7 +74,7 @@ def train(
     clips = clips_of_this_rank(recipe)
     trainer, state, step, seconds = open_run(run, recipe)
     total, saved = trainer.total_steps, step
-    make_step = FirstSteps(recipe, trainer, limit)
+    first_steps = FirstSteps(recipe, trainer, limit)
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
         listeners: list[Callbacks] = []
@@ -87,12 +87,15 @@ def train(
         request = enter(stop_signals())
         batches = _batches(recipe, footage, clips, step, enter(ThreadPoolExecutor(1)))
         watchdog = enter(lost_processes(run))
-        enter(explained_failures(run, lambda: make_step.recipe, lambda: step))
+        enter(explained_failures(run, lambda: first_steps.recipe, lambda: step))
         session = Session(run, recipe.data.batch_size, step, total, seconds, minutes)
 
         while step < total and not any_rank(request.signal is not None or session.is_over):
             began = time.monotonic()
-            state, terms = make_step(state, *next(batches), step)
+            batch = next(batches)
+            first_steps.before_step(step, state, *batch)
+            state, terms = first_steps.trainer(state, *batch, step)
+            first_steps.after_step(step, state, terms)
             queue(state, terms)
             step += 1
             # The terms of the step before are read now, so that the device always has a step to work on.
@@ -100,7 +103,7 @@ def train(
             session.pending = (step, terms)
             watchdog.saw_step(time.monotonic() - began)
 
-            split_further = make_step.recipe is not recipe
+            split_further = first_steps.recipe is not recipe
             saves = step % recipe.training.checkpoint_every == 0 or split_further
             shows = step % recipe.training.preview_every == 0 or step == total
             if saves or shows:
@@ -109,7 +112,7 @@ def train(
                 _save(run, recipe, state, step, session.seconds, listeners)
                 saved = step
             if split_further:  # resumed from this checkpoint, the run works on as small micro-batches
-                recipe = make_step.recipe
+                recipe = first_steps.recipe
                 change_recipe(run, recipe)
             if shows and rank() == 0:
                 sheet = draw_preview(recipe, state, footage)
@@ -132,7 +135,7 @@ def clips_of_this_rank(recipe: Recipe) -> slice:
     if rest or count % micro_batches:
         raise UserError(
             f"train: a batch of {batch} clips cannot be shared by {ranks()} processes"
-            f" of {micro_batches} parts each; give another --batch-size"
+            f" of {micro_batches} micro-batches each; give another --batch-size"
         )
     return slice(rank() * count, (rank() + 1) * count)
 

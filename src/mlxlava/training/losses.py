@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mlxlava.backend import mx
-from mlxlava.backend.ops import without_weights
 
 
 def _softplus(x: mx.array) -> mx.array:
@@ -45,11 +44,11 @@ def gradient_penalty(judge: Callable[[mx.array], mx.array], frames: mx.array) ->
     """½ · mean over clips of ‖∇ logit‖² (R1 on real clips, R2 on drawn ones; Mescheder 2018, R3GAN).
 
     Args:
-        judge: Clips (B, …) → logits (B,).
+        judge: Clips (B, …) → logits (B,). Its convolutions should not compute weight gradients first
+            (``weight_gradient_first``): the gradient here is with respect to clips alone.
         frames: Clips (B, …).
     """
-    with without_weights():
-        gradient: mx.array = mx.grad(lambda x: judge(x).sum())(frames)
+    gradient: mx.array = mx.grad(lambda x: judge(x).sum())(frames)
     return 0.5 * (gradient * gradient).sum() / frames.shape[0]
 
 

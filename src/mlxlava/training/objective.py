@@ -186,7 +186,7 @@ class Objective:
             mx.concatenate(starts),
             roll_key,
             steps,
-            before=steps // 2 if self.dynamics.reversible else 0,
+            position=steps // 2 if self.dynamics.reversible else 0,
         )
         if penalties:
             terms |= penalties
@@ -312,10 +312,13 @@ class Objective:
         """R1 and R2 of real and drawn clips (B, K, H, W, 3): their weighted sum, and the terms."""
 
         def penalty(frames: mx.array, keys: mx.array) -> mx.array:
-            return gradient_penalty(
-                lambda frames: self._exact_discriminator(weights, self._augment(frames, keys), clips.times),
-                frames,
-            )
+            def judge(frames: mx.array) -> mx.array:
+                logits: mx.array = self._exact_discriminator(
+                    weights, self._augment(frames, keys), clips.times, weight_gradient_first=False
+                )
+                return logits
+
+            return gradient_penalty(judge, frames)
 
         r1, r2 = penalty(clips.frames, clips.keys[:, 0]), penalty(drawn, clips.keys[:, 1])
         loss = self.recipe.loss

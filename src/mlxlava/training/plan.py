@@ -37,11 +37,11 @@ class Shape:
 
     Attributes:
         weights: of all networks.
-        drawn: outputs of G's layers, for the frames of one part of the batch.
-        judged: outputs of D's layers, for real and drawn frames of one part.
+        drawn: outputs of G's layers, for the frames of one micro-batch.
+        judged: outputs of D's layers, for real and drawn frames of one micro-batch.
         encoded: outputs of the encoder's layers, for all frames that it looks at.
         held: real frames of the whole batch; they are bytes, so a quarter of their number.
-        pixels: of the real frames of one part.
+        pixels: of the real frames of one micro-batch.
     """
 
     weights: float
@@ -52,7 +52,7 @@ class Shape:
     pixels: float
 
 
-def _planes(size: tuple[int, int], widths: Sequence[int], *, first: int = 1) -> float:
+def _feature_maps(size: tuple[int, int], widths: Sequence[int], *, first: int = 1) -> float:
     """Floats of maps of ``widths`` channels, each half as high and wide as the one before."""
     return sum(width * math.prod(size) / 4.0 ** (first + i) for i, width in enumerate(widths))
 
@@ -99,21 +99,21 @@ def shape(recipe: Recipe, ranks: int = 1) -> Shape:
     widths = recipe.generator.widths
     # From coarse to fine; the last map has the size of the picture.
     fine = recipe.generator.last_width if recipe.generator.kind == "shuffle" else 3
-    layers = _planes(size, [fine, *reversed(widths)], first=0)
+    layers = _feature_maps(size, [fine, *reversed(widths)], first=0)
     return Shape(
         weights=_weights(recipe),
         drawn=drawn * layers,
-        judged=2 * judged * _planes(size, recipe.discriminator.widths),
+        judged=2 * judged * _feature_maps(size, recipe.discriminator.widths),
         encoded=clips_of_rank
         * recipe.encoder.context_frames
-        * (_planes(recipe.encoder_size, recipe.encoder.widths) + 3 * pixels),
+        * (_feature_maps(recipe.encoder_size, recipe.encoder.widths) + 3 * pixels),
         held=clips_of_rank * frames * 3 * pixels / 4,
         pixels=judged * pixels,
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class _Live:
+class _LiveArrays:
     """How many arrays of each size live at the worst moment of a step; and what does not grow, GB."""
 
     weights: float  # with their gradients, averages and both moments of Adam
@@ -126,14 +126,14 @@ class _Live:
     crowd: float = 0.0  # share that a million pixels beyond ``_CROWDED`` add: more is under way at once then
 
 
-_CROWDED = 10e6  # pixels in one part, about 2,500 frames of 64×64
+_CROWDED = 10e6  # pixels in one micro-batch, about 2,500 frames of 64×64
 
 # Of relative errors over the configurations of benchmarks/memory.py, the largest is as small as can be, with
 # no number below zero. In the step of ``frames`` the layers of G and of D grow alike, so that one of them
-# stands for both; clips that are held stand for all that waits until its part is done.
+# stands for both; clips that are held stand for all that waits until its micro-batch is done.
 _LIVE = {
-    "frames": _Live(2.0, drawn=5.96, drawn_again=3.59, judged=0.0, encoded=0.0, held=76.3, rest=0.168),
-    "recurrent": _Live(
+    "frames": _LiveArrays(2.0, drawn=5.96, drawn_again=3.59, judged=0.0, encoded=0.0, held=76.3, rest=0.168),
+    "recurrent": _LiveArrays(
         2.83, drawn=0.09, drawn_again=0.0, judged=2.81, encoded=0.0, held=4.82, rest=0.134, crowd=0.047
     ),
 }
@@ -142,13 +142,13 @@ _LIVE = {
 def _patches(recipe: Recipe, ranks: int) -> list[tuple[float, float]]:
     """Pictures that go into each convolution with weights at once, and bytes of the patches of one of them.
 
-    MLX's gradient by the weights is a product with the patches that the kernel saw, written out as one
-    array: k² C numbers for each pixel that it was laid on.
+    MLX's gradient with respect to the weights is a product with the patches that the kernel saw, written out
+    as one array: k² C numbers for each pixel that it was laid on.
     """
     data, generator, encoder = recipe.data, recipe.generator, recipe.encoder
     pixels = math.prod(data.size)
     clips = data.batch_size / ranks
-    part = clips / recipe.training.micro_batches
+    micro_batch = clips / recipe.training.micro_batches
     frames = data.drawn_frames or data.seq_len
     found: list[tuple[float, float]] = []
 
@@ -159,7 +159,7 @@ def _patches(recipe: Recipe, ranks: int) -> list[tuple[float, float]]:
         for i, width in enumerate(widths):
             add(pictures, i + 1, 16 * width, pixels)
 
-    drawn = part * frames * (2 if encoder.context_frames else 1)
+    drawn = micro_batch * frames * (2 if encoder.context_frames else 1)
     layers = len(generator.widths)
     if generator.kind == "shuffle":
         for i, width in enumerate((*generator.widths, generator.last_width)):
@@ -170,19 +170,14 @@ def _patches(recipe: Recipe, ranks: int) -> list[tuple[float, float]]:
             add(drawn, layers - i, 16 * width)
     judge = recipe.discriminator
     if judge.kind == "frames":  # real and drawn frames in one call
-        add_halving(2 * part * frames, (3, *judge.widths))
+        add_halving(2 * micro_batch * frames, (3, *judge.widths))
         if frames > 1:
-            add(2 * part, len(judge.widths) + 1, 16 * frames * judge.widths[-1])
+            add(2 * micro_batch, len(judge.widths) + 1, 16 * frames * judge.widths[-1])
     else:
-        add_halving(part * frames, (3, *judge.widths[:-1]))
+        add_halving(micro_batch * frames, (3, *judge.widths[:-1]))
     if encoder.context_frames:
         add_halving(clips * encoder.context_frames, (3, *encoder.widths[:-1]), math.prod(recipe.encoder_size))
     return found
-
-
-def largest_patches(recipe: Recipe, ranks: int = 1) -> float:
-    """Bytes of the largest array of patches in a step on a GPU, if no batch were worked on in chunks."""
-    return max(pictures * one for pictures, one in _patches(recipe, ranks))
 
 
 def _more_on_gpu(recipe: Recipe, ranks: int, arrays: float) -> float:
@@ -217,16 +212,16 @@ def predict(recipe: Recipe, ranks: int = 1, *, gpu: bool = False) -> float:
     return predicted + (_more_on_gpu(recipe, ranks, 4 * floats) / GB if gpu else 0.0)
 
 
-def parts_of(clips: int, least: int = 1) -> list[int]:
-    """In how many parts ``clips`` clips can be worked on, ``least`` or more, fewest first."""
+def micro_batch_counts(clips: int, least: int = 1) -> list[int]:
+    """In how many micro-batches ``clips`` clips can be worked on, ``least`` or more, fewest first."""
     return [count for count in range(least, clips + 1) if clips % count == 0]
 
 
 def fit_into(recipe: Recipe, gigabytes: float, ranks: int = 1, *, gpu: bool = False) -> Recipe:
-    """The recipe in as few parts of a batch as its step needs to fit; if none do, with frames recomputed.
+    """The recipe with as few micro-batches as its step needs to fit; if none do, with frames recomputed.
 
-    Parts give the same result, but where BatchNorm sees less of the batch at once, and cost little as long as
-    they are of many frames.
+    Micro-batches give the same result, but where BatchNorm sees less of the batch at once, and cost little as
+    long as they are of many frames.
 
     Args:
         recipe: what is to be trained; its own ``micro_batches`` and ``recompute`` are the least.
@@ -237,8 +232,8 @@ def fit_into(recipe: Recipe, gigabytes: float, ranks: int = 1, *, gpu: bool = Fa
     Raises:
         UserError: not even single clips fit.
     """
-    parts = parts_of(recipe.data.batch_size // ranks, recipe.training.micro_batches)
-    choices = [(n, recipe.training.recompute) for n in parts] + [(n, True) for n in parts]
+    counts = micro_batch_counts(recipe.data.batch_size // ranks, recipe.training.micro_batches)
+    choices = [(n, recipe.training.recompute) for n in counts] + [(n, True) for n in counts]
     for micro_batches, recompute in choices:
         settings = {"training.micro_batches": micro_batches, "training.recompute": recompute}
         tried = override(recipe, settings)
@@ -252,10 +247,10 @@ def fit_into(recipe: Recipe, gigabytes: float, ranks: int = 1, *, gpu: bool = Fa
     )
 
 
-def memory_for_more_parts(recipe: Recipe, ranks: int = 1, *, gpu: bool = False) -> float | None:
+def memory_for_more_micro_batches(recipe: Recipe, ranks: int = 1, *, gpu: bool = False) -> float | None:
     """GB, short to type, with which :func:`fit_into` works on fewer clips at once; None if there are none."""
     whole = _MARGIN * predict(recipe, ranks, gpu=gpu)
-    for count in parts_of(recipe.data.batch_size // ranks, recipe.training.micro_batches)[1:]:
+    for count in micro_batch_counts(recipe.data.batch_size // ranks, recipe.training.micro_batches)[1:]:
         tried = override(recipe, {"training.micro_batches": count})
         needed = _MARGIN * predict(tried, ranks, gpu=gpu)
         for unit in (1, 10, 100, 1000):

@@ -86,8 +86,9 @@ def fit_to_memory(recipe: Recipe, gigabytes: float | None) -> Recipe:
     if asked or fitted != recipe:
         training = fitted.training
         again = ", frames recomputed" if training.recompute else ""
+        split = f"{training.micro_batches} micro-batch{'es' * (training.micro_batches > 1)}"
         say(
-            f"train: a step in {training.micro_batches} part{'s' * (training.micro_batches > 1)}{again}: "
+            f"train: a step in {split}{again}: "
             f"about {predict(fitted, ranks(), gpu=gpu):.2f} of {gigabytes:.3g} GB" + ", estimated" * gpu
         )
     return fitted

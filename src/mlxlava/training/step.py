@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from mlxlava.backend import Tree, mx, named_arrays, tree_map
 from mlxlava.backend.ranks import gather, rank, ranks, sum_over_ranks
 from mlxlava.config import Recipe
 from mlxlava.models.normality import moments
+from mlxlava.models.state_step import fixed_bases
 from mlxlava.training.growth import rest_old_layers, resting_networks
 from mlxlava.training.objective import Batch, Clips, Objective, Terms
 from mlxlava.training.optimizers import average, clip_updates, ema_decay, make_optimizer
@@ -41,7 +43,7 @@ class Trainer:
     Everything that changes is in one tree, the run state:
 
     - ``generator``, ``dynamics``, ``discriminator`` and, where the recipe has one, ``encoder``: weights
-    - ``stats``: BatchNorm statistics and fixed bases, ``generator`` and ``dynamics``
+    - ``stats``: BatchNorm statistics (``generator``) and the state step's fixed bases (``dynamics``)
     - ``ema``: averaged weights of ``generator`` and ``dynamics``, the ones that are played
     - ``optimizer``: of ``model`` (generator, dynamics, encoder) and of ``discriminator``
     - ``carried``: last states of the batch before (B, Z)
@@ -86,7 +88,7 @@ class Trainer:
             "discriminator": discriminator,
             "stats": {
                 "generator": objective.generator.init_stats(),
-                "dynamics": objective.dynamics.init_stats(),
+                "dynamics": objective.dynamics.init_bases(),
             },
             "ema": tree_map(mx.array, played),
             "optimizer": optimizer_states,
@@ -98,7 +100,9 @@ class Trainer:
         mx.eval(state)
         return state
 
-    def __call__(self, state: Tree, frames: mx.array, times: mx.array, index: int) -> tuple[Tree, Terms]:
+    def __call__(
+        self, state: Tree, frames: mx.array, times: mx.array, index: int, *, kind: Kind | None = None
+    ) -> tuple[Tree, Terms]:
         """One training step.
 
         Args:
@@ -107,12 +111,17 @@ class Trainer:
                 encoder, then K frames to be drawn and judged.
             times: Learned step of each frame in its clip, int32 (B, V + K), of all ranks' clips.
             index: Number of this step; with the recipe's seed it fixes all randomness.
+            kind: What the step does; that of its number when None.
 
         Returns:
             The next run state and the named terms (scalars), neither evaluated yet.
         """
+        if self._bases is None:
+            self._bases = self._objective.dynamics.prepare(fixed_bases(state))
         key = mx.random.key((self.recipe.training.seed << 32) + index)
-        return self.step_of(state, frames, times, key, *self.kind_of(index))
+        step = self._steps[self.kind_of(index) if kind is None else kind]
+        new, terms = step(state, frames, times, key, self._bases)
+        return new, terms
 
     def kind_of(self, index: int) -> Kind:
         """The kind of step that number ``index`` is."""
@@ -131,21 +140,6 @@ class Trainer:
                 kinds.append(Kind(True, True))
         return kinds
 
-    def step_of(
-        self,
-        state: Tree,
-        frames: mx.array,
-        times: mx.array,
-        key: mx.array,
-        adversarial: bool,
-        penalised: bool,
-    ) -> tuple[Tree, Terms]:
-        """A training step of a kind, with a key of its own; otherwise as a call."""
-        if self._bases is None:
-            self._bases = self._objective.dynamics.prepare(state["stats"]["dynamics"])
-        new, terms = self._steps[Kind(adversarial, penalised)](state, frames, times, key, self._bases)
-        return new, terms
-
     def encode(self, state: Tree, context: mx.array, key: mx.array) -> mx.array:
         """States (B, Z) of clips, from their context frames, uint8 (B, V, H, W, 3).
 
@@ -163,20 +157,13 @@ class Trainer:
             state: Tree, frames: mx.array, times: mx.array, key: mx.array, bases: Tree
         ) -> tuple[Tree, Terms]:
             batch = Batch(frames[:, :context], frames[:, context:], times[:, context:])
-            states_key, frames_key = mx.random.split(key)
-
-            def loss(weights: Tree) -> tuple[mx.array, Any]:
-                of_states, rolled = self._objective.state_loss(
-                    {**resting, **weights}, state, batch, bases, kind.adversarial, states_key
-                )
-                drawn = self._differentiate_frames(state, rolled["states"], batch, kind, frames_key)
-                # The loss of the frames is differentiated already. This sum has its gradient with respect to
-                # the states, and so passes it on to R and E.
-                of_frames = (rolled["states"] * drawn["gradients"].pop("states")).sum()
-                return of_states + of_frames, (rolled, drawn)
-
             weights: Tree = {name: state[name] for name in ("dynamics", "encoder") if name in state}
             resting = {name: weights.pop(name) for name in resting_networks(recipe) if name in weights}
+            # Bound beforehand: as an argument, the run state would cost MLX the gradient, since it holds the
+            # same dictionaries as weights.
+            loss = partial(
+                self._loss, resting=resting, state=state, batch=batch, bases=bases, kind=kind, key=key
+            )
             if weights:
                 (_, (rolled, drawn)), gradients = mx.value_and_grad(loss)(weights)
             else:
@@ -188,8 +175,8 @@ class Trainer:
             terms: Terms = rolled["terms"] | drawn["terms"] | _observe(rolled["path"])
 
             new = self._update(state, gradients)
-            kept = state["stats"]["generator"]
-            new["stats"] = {**state["stats"], "generator": average(kept, drawn["stats"], _STATS_DECAY)}
+            stats = state["stats"]["generator"]
+            new["stats"] = {**state["stats"], "generator": average(stats, drawn["stats"], _STATS_DECAY)}
             new["carried"] = rolled["path"][:, -1]
             if recipe.encoder.whitening:
                 new["encoded_covariance"] = average(
@@ -201,51 +188,97 @@ class Trainer:
 
         return step
 
-    def _differentiate_frames(
-        self, state: Tree, states: mx.array, batch: Batch, kind: Kind, key: mx.array
-    ) -> Tree:
-        """Draw the frames of states and judge them beside real ones, one micro-batch after the other.
+    def _loss(
+        self, weights: Tree, resting: Tree, state: Tree, batch: Batch, bases: Tree, kind: Kind, key: mx.array
+    ) -> tuple[mx.array, tuple[Tree, Tree]]:
+        """The loss as a function of the weights of R and E. The loss of the frames is differentiated here.
 
-        Drawing and judging takes most of a step's memory. Micro-batches give the same gradients as the whole
-        batch, but for BatchNorm.
+        Drawing and judging frames takes most of a step's memory. So it is done one micro-batch after the
+        other. That gives the same gradients as the whole batch, but for BatchNorm.
 
         Args:
+            weights: Of R and E, as far as they learn.
+            resting: Of R and E, as far as they do not.
             state: Run state.
-            states: (N, K, Z), N a multiple of B; no gradient is taken through them.
             batch: The batch.
+            bases: Of the state step.
             kind: Of the step.
-            key: For the augmentation of what D sees.
+            key: Random key.
 
         Returns:
-            Means over all clips of all ranks: ``gradients`` with respect to ``generator``, ``states`` and,
-            where D judges, ``discriminator``; BatchNorm's ``stats`` of G; ``terms``.
+            A number whose gradient with respect to ``weights`` is that of the loss; and what
+            ``Objective.state_loss`` gives, and :meth:`_average_micro_batches`.
         """
-        micro_batches, batch_size = self.recipe.training.micro_batches, len(batch.times)
-        of_rank = len(batch.frames)
-        count = of_rank // micro_batches
-        # (N, K, Z) -> (N / B, B, K, Z): encoded states, random states, or both
-        sets = mx.stop_gradient(states).reshape(-1, batch_size, *states.shape[1:])
-        keys = mx.random.split(key, 2 * batch_size).reshape(batch_size, 2, 2)
+        states_key, frames_key = mx.random.split(key)
+        of_states, rolled = self._objective.state_loss(
+            {**resting, **weights}, state, batch, bases, kind.adversarial, states_key
+        )
+        states = rolled["states"]
         total: Tree = {}
         state_gradients: list[mx.array] = []
-        for start in range(0, of_rank, count):
-            rows = slice(self._rank * of_rank + start, self._rank * of_rank + start + count)
-            chosen, frames = sets[:, rows].flatten(0, 1), batch.frames[start : start + count]
-            if start:  # begin when the micro-batch before is done, so that its memory is free
-                done = {"total": total, "states": state_gradients[-1]}
-                chosen, frames = _after(chosen, done), _after(frames, done)
-            clips = Clips(frames.astype(mx.float32) / 255, batch.times[rows], keys[rows])
+        for number in range(self.recipe.training.micro_batches):
+            done = {"total": total, "states": state_gradients[-1]} if number else {}
+            chosen, clips = self._micro_batch(number, states, batch, frames_key, done)
             one, gradient = self._differentiate_micro_batch(state, chosen, clips, kind)
-            state_gradients.append(gradient.reshape(len(sets), count, *states.shape[1:]))
-            total = _add(total, one) if start else one
+            state_gradients.append(gradient)
+            total = _add(total, one) if number else one
+        drawn = self._average_micro_batches(total, state_gradients, batch, kind)
+        # This sum has the gradient of the frames' loss with respect to the states, and so passes it on to R
+        # and E.
+        of_frames = (states * drawn["gradients"].pop("states")).sum()
+        return of_states + of_frames, (rolled, drawn)
+
+    def _micro_batch(
+        self, number: int, states: mx.array, batch: Batch, key: mx.array, done: Tree
+    ) -> tuple[mx.array, Clips]:
+        """The states and the real clips of a micro-batch of this rank.
+
+        Args:
+            number: Which micro-batch.
+            states: (N, K, Z), N a multiple of B; no gradient is taken through them.
+            batch: The batch.
+            key: For the augmentation of what D sees.
+            done: What has to be computed first, so that the memory of the micro-batch before is free.
+        """
+        batch_size, of_rank = len(batch.times), len(batch.frames)
+        count = of_rank // self.recipe.training.micro_batches
+        start = number * count
+        rows = slice(self._rank * of_rank + start, self._rank * of_rank + start + count)
+        # (N, K, Z) -> (N / B, B, K, Z): encoded states, random states, or both
+        sets = mx.stop_gradient(states).reshape(-1, batch_size, *states.shape[1:])
+        chosen, frames = sets[:, rows].flatten(0, 1), batch.frames[start : start + count]
+        if done:
+            chosen, frames = _after(chosen, done), _after(frames, done)
+        keys = mx.random.split(key, 2 * batch_size).reshape(batch_size, 2, 2)
+        return chosen, Clips(frames.astype(mx.float32) / 255, batch.times[rows], keys[rows])
+
+    def _average_micro_batches(
+        self, total: Tree, state_gradients: list[mx.array], batch: Batch, kind: Kind
+    ) -> Tree:
+        """Means over all clips of all ranks, from sums over the micro-batches of this rank.
+
+        Args:
+            total: Sum of what :meth:`_differentiate_micro_batch` gives.
+            state_gradients: With respect to the states of each micro-batch.
+            batch: The batch.
+            kind: Of the step.
+
+        Returns:
+            A tree of: ``gradients`` with respect to ``generator``, ``states`` (N, K, Z) and, where D judges,
+            ``discriminator``; BatchNorm's ``stats`` of G; ``terms``.
+        """
+        micro_batches = self.recipe.training.micro_batches
         weight = 1 / (micro_batches * ranks())
-        total = sum_over_ranks(tree_map(lambda array: weight * array, total))
-        own = mx.concatenate(state_gradients, axis=1).swapaxes(0, 1)
-        gradient = weight * gather(own).swapaxes(0, 1)  # (N / B, B, K, Z)
+        averages: Tree = sum_over_ranks(tree_map(lambda array: weight * array, total))
+        count = len(batch.frames) // micro_batches
+        # (N / B · clips, K, Z) each -> (N / B, B / ranks, K, Z)
+        sets = [each.reshape(-1, count, *each.shape[1:]) for each in state_gradients]
+        of_rank = mx.concatenate(sets, axis=1).swapaxes(0, 1)
+        gradient = weight * gather(of_rank).swapaxes(0, 1)  # (N / B, B, K, Z)
         if kind.adversarial:  # D has judged the last set
             gradient = mx.concatenate([gradient[:-1], self.recipe.loss.state_gain * gradient[-1:]])
-        total["gradients"]["states"] = gradient.reshape(states.shape)
-        return total
+        averages["gradients"]["states"] = gradient.flatten(0, 1)
+        return averages
 
     def _differentiate_micro_batch(
         self, state: Tree, states: mx.array, clips: Clips, kind: Kind
@@ -325,8 +358,8 @@ def _skip_if_overflown(gradients: Tree, old: Tree, new: Tree) -> tuple[Tree, mx.
     overflown = mx.array(False)
     for gradient in named_arrays(gradients).values():
         overflown = overflown | mx.logical_not(mx.isfinite(gradient)).any()
-    kept: Tree = tree_map(lambda a, b: mx.where(overflown, a, b), old, new)
-    return {**kept, "step": new["step"]}, overflown.astype(mx.float32)
+    chosen: Tree = tree_map(lambda a, b: mx.where(overflown, a, b), old, new)
+    return {**chosen, "step": new["step"]}, overflown.astype(mx.float32)
 
 
 def _after(array: mx.array, done: Tree) -> mx.array:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from mlxlava.backend import Tree, mx, part_count, side_by_side, tree_map
-from mlxlava.backend.ops import without_weights
+from mlxlava.backend import Tree, mx, tree_map
+from mlxlava.backend.cpu.worker_streams import chunk_count, map_chunks
 
 Network = TypeVar("Network")
 
@@ -40,14 +40,14 @@ class _InChunks:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._network, name)
 
-    def __call__(self, weights: Tree, batch: Any, *rest: Any) -> Any:
+    def __call__(self, weights: Tree, batch: Any, *rest: Any, **options: Any) -> Any:
         """What the network gives for the whole batch."""
         items = len(batch if isinstance(batch, mx.array) else batch[0])
-        count = part_count(items, self._pixels)
+        count = chunk_count(items, self._pixels)
         if count == 1:
-            return self._network(weights, batch, *rest)
+            return self._network(weights, batch, *rest, **options)
         chunks = list(zip(*(_cut(each, count) for each in (batch, *rest)), strict=True))
-        first, *others = side_by_side(lambda chunk: self._network(weights, *chunk), chunks)
+        first, *others = map_chunks(lambda chunk: self._network(weights, *chunk, **options), chunks)
         return tree_map(lambda *outputs: mx.concatenate(list(outputs)), first, *others)
 
 
@@ -66,15 +66,15 @@ class Chunks(list[mx.array]):
     @classmethod
     def of(cls, batch: mx.array, pixels: int) -> Chunks:
         """Cut a batch (N, …); ``pixels`` is what an item of it has."""
-        return cls(split(batch, part_count(len(batch), pixels)))
+        return cls(split(batch, chunk_count(len(batch), pixels)))
 
     def map(self, function: Callable[[mx.array], mx.array]) -> Chunks:
         """``function`` of each chunk."""
-        return Chunks(side_by_side(function, self))
+        return Chunks(map_chunks(function, self))
 
     def sum(self, function: Callable[[mx.array], tuple[mx.array, ...]]) -> list[mx.array]:
         """Each result of ``function``, summed over the chunks."""
-        return [mx.stack(list(each)).sum(0) for each in zip(*side_by_side(function, self), strict=True)]
+        return [mx.stack(list(each)).sum(0) for each in zip(*map_chunks(function, self), strict=True)]
 
     def join(self) -> mx.array:
         """The whole batch (N, …)."""
@@ -90,9 +90,10 @@ def share_forward(
     from the second only. So the forward pass is made once and the backward pass twice.
 
     Args:
-        layer: (batch, weights …) → results. It must end with a product or convolution: the backward pass
-            computes the layer again from its inputs, but for that last operation, whose result its gradient
-            does not need.
+        layer: (batch, weights …, ``weight_gradient_first``) → results; the option is that of
+            :func:`mlxlava.backend.ops.conv4_stride2`. It must end with a product or convolution: the backward
+            pass computes the layer again from its inputs, but for that last operation, whose result its
+            gradient does not need.
         first: The batch for the first loss. Its gradient also goes to the weights.
         second: The same batch for the second loss. Its gradient goes to the batch only.
         weights: Of the layer.
@@ -103,17 +104,20 @@ def share_forward(
     count, known = len(first), len(weights)
 
     def forward(*inputs: mx.array) -> list[mx.array]:
-        results = layer(Chunks(inputs[known : known + count]), *inputs[:known])
+        results = layer(Chunks(inputs[known : known + count]), *inputs[:known], weight_gradient_first=True)
         return [*results, *results]
 
     def backward(inputs: list[mx.array], cotangents: list[mx.array], _: list[mx.array]) -> list[mx.array]:
         weights, batch = inputs[:known], inputs[known : known + count]
         of_first, of_second = cotangents[:count], cotangents[count:]
         _, gradients = mx.vjp(
-            lambda *inputs: layer(Chunks(inputs[known:]), *inputs[:known]), [*weights, *batch], of_first
+            lambda *inputs: layer(Chunks(inputs[known:]), *inputs[:known], weight_gradient_first=True),
+            [*weights, *batch],
+            of_first,
         )
-        with without_weights():
-            _, more = mx.vjp(lambda *batch: layer(Chunks(batch), *weights), batch, of_second)
+        _, more = mx.vjp(
+            lambda *batch: layer(Chunks(batch), *weights, weight_gradient_first=False), batch, of_second
+        )
         return [*gradients, *more]
 
     custom: Any = mx.custom_function(forward)

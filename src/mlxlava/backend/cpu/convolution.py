@@ -273,8 +273,8 @@ def self_test(path: str) -> None:
     """
     mx.set_default_device(mx.cpu)
     library = _open(Path(path))
-    for kind, ways in _ALGORITHMS.items():
-        for algorithm in ways:
+    for kind, algorithms in _ALGORITHMS.items():
+        for algorithm in algorithms:
             _compare(library, kind, algorithm)
 
 
@@ -293,17 +293,17 @@ def _compare(library: Any, kind: Kind, algorithm: Algorithm) -> None:
         transformed = _call(library, "transform_filter", kind, algorithm, laid)
         return _call(library, "convolve", kind, algorithm, x, transformed, outputs, bias)
 
-    results = _own(kind, x, weight, bias)
+    results = _reference(kind, x, weight, bias)
     _require_close(f"{kind.name} {algorithm.name}", fast(x, laid), results)
     with mx.stream(mx.new_stream(mx.cpu)):
         _require_close(f"{kind.name} {algorithm.name} compiled", mx.compile(fast)(x, laid), results)
     if kind in (Kind.CONV4_STRIDE2, Kind.CONV3):
-        _, (wanted,) = mx.vjp(lambda weight: _own(kind, x, weight, None), [weight], [results])
+        _, (wanted,) = mx.vjp(lambda weight: _reference(kind, x, weight, None), [weight], [results])
         found = _call(library, "weight_gradient", kind, algorithm, x, results)
         _require_close(f"{kind.name} {algorithm.name} weight gradient", found, wanted)
 
 
-def _own(kind: Kind, x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
+def _reference(kind: Kind, x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
     """What :class:`Kind` says, in MLX's own operations, of a weight (O, side, side, I)."""
     if kind == Kind.CONV4_TRANSPOSED:
         return mx.conv_transpose2d(x, weight, stride=2, padding=1)
