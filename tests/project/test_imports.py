@@ -19,7 +19,7 @@ MODULES = sorted(
 
 # Rooms and modules from low to high: each imports from those before it, or from its own room.
 LAYERS = [
-    {"awake", "errors", "failures", "products"},
+    {"awake", "errors", "failures", "products", "resize"},
     {"paths"},
     {"config", "console", "normality"},
     {"backend", "playback"},
@@ -46,7 +46,6 @@ WITHOUT_MLX = [
     "footage.lamp",
     "footage.pictures",
     "footage.prepare",
-    "footage.resize",
     "footage.video",
     "normality",
     "paths",
@@ -59,6 +58,7 @@ WITHOUT_MLX = [
     "playback.session",
     "playback.writers",
     "products",
+    "resize",
     "training.plan",
 ]
 NEEDS = {"playback.screens.web": "aiohttp", "playback.screens.window": "pygame"}  # what is in an extra

@@ -18,7 +18,7 @@ from mlxlava.errors import UserError
 from mlxlava.evaluation.features import Array, ClipFeatures, PCAFeatures, evenly_spaced, extract_features
 from mlxlava.evaluation.measures import MEASURES, measure, standard_errors
 from mlxlava.footage.dataset import Footage
-from mlxlava.footage.resize import resize
+from mlxlava.resize import resize
 from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights
 

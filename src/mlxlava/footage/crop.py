@@ -108,6 +108,7 @@ def _deviation(runs: Iterable[Iterable[Image.Image]], picture: tuple[int, int]) 
     for run in runs:
         count, total, squares = 0, np.zeros(grid[::-1]), np.zeros(grid[::-1])
         for image in run:
+            # Means of cells, not a picture; in a small picture several cells repeat one pixel.
             grey = np.asarray(image.convert("L").resize(grid, Image.Resampling.BOX), dtype=np.float64)
             count, total, squares = count + 1, total + grey, squares + grey**2
         if count >= _ENOUGH:

@@ -6,7 +6,8 @@ import math
 from array import array
 
 import numpy as np
-from PIL import Image
+
+from mlxlava.resize import resize
 
 # A hard cut: the thumbnails of two neighbouring frames differ by more than this (of 255) …
 CUT_CHANGE = 4.0
@@ -53,8 +54,7 @@ class CutFinder:
 
     def add(self, frame: np.ndarray) -> None:
         """Look at the next frame, uint8 (H, W, 3)."""
-        thumbnail = Image.fromarray(frame).resize(_THUMBNAIL, Image.Resampling.BOX)
-        now = np.asarray(thumbnail, dtype=np.float32)
+        now = resize(frame, _THUMBNAIL).astype(np.float32)
         before = [*([now] * (2 - len(self._last))), *self._last]
         self._rows.append(float(np.abs(now - before[1]).mean()))
         for then in before[::-1]:

@@ -26,9 +26,9 @@ from mlxlava.footage.crop import Box, choose_box
 from mlxlava.footage.cuts import CutFinder
 from mlxlava.footage.dataset import FORMAT, Footage, open_footage, read_footage
 from mlxlava.footage.pictures import common_size, pictures_in, read_picture
-from mlxlava.footage.resize import resize
 from mlxlava.footage.video import UNKNOWN_FPS, VideoDecoder, sample_runs
 from mlxlava.paths import cache_folder, is_systems_own, is_taken, whole_folder
+from mlxlava.resize import resize
 
 LAMPS = 4  # different lamps in the built-in footage, so that no single start is learned by heart
 

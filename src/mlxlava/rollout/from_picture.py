@@ -15,9 +15,9 @@ from mlxlava.backend import mx
 from mlxlava.errors import UserError
 from mlxlava.footage.crop import centre_box
 from mlxlava.footage.pictures import read_picture
-from mlxlava.footage.resize import resize
 from mlxlava.models.generator import to_bytes
 from mlxlava.models.registry import make_generator
+from mlxlava.resize import resize
 from mlxlava.rollout.descent import OnProgress, descend
 from mlxlava.rollout.weights import Weights
 

@@ -21,7 +21,8 @@ from PIL import Image
 from mlxlava.errors import UserError
 from mlxlava.playback.keys import WINDOW, actions_of, help_rows, perform
 from mlxlava.playback.session import Session
-from mlxlava.playback.writers import Frame, enlarge
+from mlxlava.playback.writers import Frame
+from mlxlava.resize import enlarge
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 os.environ.setdefault("SDL_APP_NAME", "mlxlava")

@@ -21,7 +21,6 @@ from mlxlava.playback.writers.base import (
     Output,
     PipeClosed,
     Writer,
-    enlarge,
     unbuffered_stdout,
     write_all,
 )
@@ -35,7 +34,6 @@ __all__ = [
     "PipeClosed",
     "Writer",
     "check_quality",
-    "enlarge",
     "format_of",
     "open_writer",
     "unbuffered_stdout",

@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from mlxlava.errors import UserError
+from mlxlava.resize import enlarge
 
 Frame = npt.NDArray[np.uint8]
 
@@ -67,15 +67,6 @@ class Format(Writer, Protocol):
     settings: ClassVar[Settings]
 
     def __init__(self, path: str, size: tuple[int, int], rate: Fraction, quality: int) -> None: ...
-
-
-def enlarge(frame: Frame, scale: int) -> Frame:
-    """Enlarge a frame smoothly by a whole factor: (H, W, 3) → (scale·H, scale·W, 3)."""
-    if scale == 1:
-        return frame
-    height, width = frame.shape[:2]
-    image = Image.fromarray(frame).resize((width * scale, height * scale), Image.Resampling.BICUBIC)
-    return np.asarray(image)
 
 
 def write_all(stream: Any, data: bytes | memoryview) -> None:
