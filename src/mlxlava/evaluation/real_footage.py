@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from mlxlava.config import format_size
 from mlxlava.console import say
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage, open_footage
@@ -49,8 +50,8 @@ def _at_true_speed(weights: Weights, source: str | Path) -> Footage:
     if (Path(source) / "footage.json").is_file():
         found = open_footage(source)
         if found.size != data.size:
-            hxw = "×".join(map(str, found.size)), "×".join(map(str, data.size))
-            say(f"score: {source} is {hxw[0]}; it is resized to the {hxw[1]} of the weights")
+            there, wanted = format_size(found.size), format_size(data.size)
+            say(f"score: {source} is {there}; it is resized to the {wanted} of the weights")
     else:
         found = prepare_from_settings([source], data)
         every = max(1, round(found.fps / weights.step_fps))

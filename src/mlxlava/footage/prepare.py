@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from mlxlava.config import check_size
+from mlxlava.config import check_size, format_size
 from mlxlava.errors import UserError
 from mlxlava.footage import lamp
 from mlxlava.footage.crop import Box, choose_box
@@ -83,9 +83,10 @@ def prepare(
     if prepared:
         footage = open_footage(prepared[0])
         if footage.size != size:
+            found, wanted = format_size(footage.size, "x"), format_size(size, "x")
             raise UserError(
-                f"footage: {prepared[0]} is {_hxw(footage.size)}, not {_hxw(size)}; "
-                f"give --size {_hxw(footage.size)} or prepare the original files again"
+                f"footage: {prepared[0]} is {found}, not {wanted}; "
+                f"give --size {found} or prepare the original files again"
             )
         return footage
 
@@ -206,10 +207,6 @@ def _npy_header(shape: tuple[int, ...]) -> bytes:
     text = repr({"descr": "|u1", "fortran_order": False, "shape": shape})
     length = _HEADER - 10  # without the magic string, the version and the length itself
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", length) + text.ljust(length - 1).encode() + b"\n"
-
-
-def _hxw(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 @dataclasses.dataclass(frozen=True)

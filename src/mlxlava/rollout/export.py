@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from mlxlava.backend import mx, named_arrays, tree_map
+from mlxlava.config import format_size
 from mlxlava.console import clock
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import open_footage
@@ -32,7 +33,7 @@ fresh random states.
 | what | value |
 |---|---|
 | learned from | {sources}, {frames} frames |
-| picture | {height}×{width} RGB |
+| picture | {size} RGB |
 | learned steps | {step_fps:g} a second of true time; {pace} |
 | recipe | {recipe} |
 | parameters | {generator:,} in the generator, {dynamics:,} in the state step; {dtype} |
@@ -123,8 +124,7 @@ def card(weights: Weights, name: str) -> str:
         gap=recipe.data.seq_len // columns / weights.step_fps,
         sources=", ".join(sources) if sources else "the built-in lamp (`mlxlava lamp`)",
         frames=about["footage"]["frames"],
-        height=recipe.data.size[0],
-        width=recipe.data.size[1],
+        size=format_size(recipe.data.size),
         step_fps=weights.step_fps,
         pace=f"slowed to {about['pace']:.3f} of the learned pace"
         if about.get("pace", 1.0) < 1
@@ -170,7 +170,7 @@ def describe_weights(weights: Weights) -> dict[str, str]:
     parameters = count_parameters(weights)
     rows = {
         "recipe": recipe.name,
-        "picture": f"{recipe.data.size[0]}×{recipe.data.size[1]}",
+        "picture": format_size(recipe.data.size),
         "learned steps": f"{weights.step_fps:g} a second",
         "generator": f"{recipe.generator.kind}, {parameters['generator']:,} parameters",
         "state step": f"{recipe.dynamics.kind}, {parameters['dynamics']:,} parameters",
