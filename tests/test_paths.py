@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from mlxlava.paths import Draft, is_systems_own, is_taken, names_in, whole_folder, write_whole
+from mlxlava.paths import Draft, is_system_file, is_taken, names_in, whole_folder, write_whole
 
 
 @pytest.mark.parametrize(
     "name", [".DS_Store", "._lamp.mov", "._.DS_Store", "Thumbs.db", "thumbs.db", "desktop.ini", ".localized"]
 )
 def test_files_of_the_system(name: str) -> None:
-    assert is_systems_own(name)
+    assert is_system_file(name)
 
 
 @pytest.mark.parametrize("name", ["lamp.mov", ".git", ".env", "_lamp.mov", "DS_Store", "config.json"])
 def test_files_of_the_user(name: str) -> None:
-    assert not is_systems_own(name)
+    assert not is_system_file(name)
 
 
 def test_what_a_folder_holds(tmp_path: Path) -> None:

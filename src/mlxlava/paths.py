@@ -1,4 +1,4 @@
-"""Folders and files: the cache, runs, what an operating system adds by itself, and writing all or nothing."""
+"""Folders and files: the cache, runs, files that systems make by themselves, and writing all or nothing."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from typing import Any
 
 from mlxlava.errors import UserError
 
-_NAMES = {".ds_store", ".localized", "thumbs.db", "desktop.ini"}
+_SYSTEM_FILES = {".ds_store", ".localized", "thumbs.db", "desktop.ini"}
 # AppleDouble: "._NAME" holds what macOS knows of NAME, on disks that cannot keep it (exFAT, SMB).
 _APPLE_DOUBLE = "._"
 # A draft (``Draft``), or the folder whose place a draft is taking.
 _DRAFT = re.compile(r"\.(?P<name>.+)\.mlxlava-[0-9a-f]{8}\.(?P<kind>tmp|old)")
 
 
-def is_systems_own(name: str) -> bool:
-    """Whether a file of this name was made by macOS or Windows and not by the user or a program of theirs."""
-    return name.startswith(_APPLE_DOUBLE) or name.lower() in _NAMES
+def is_system_file(name: str) -> bool:
+    """Whether a file of this name was made by macOS or Windows by itself, and not for the user."""
+    return name.startswith(_APPLE_DOUBLE) or name.lower() in _SYSTEM_FILES
 
 
 def names_in(folder: Path) -> set[str]:
-    """The names in a folder, without the system's own and without drafts; none where there is no folder."""
+    """The names in a folder, without files of the system and drafts; none where there is no folder."""
     if not folder.is_dir():
         return set()
     names = (path.name for path in folder.iterdir())
-    return {name for name in names if not is_systems_own(name) and not _DRAFT.fullmatch(name)}
+    return {name for name in names if not is_system_file(name) and not _DRAFT.fullmatch(name)}
 
 
 def is_taken(path: Path) -> bool:
     """Whether something is there that must not be written over: a file, or a folder that is not empty.
 
-    Opening a folder in the Finder leaves a ``.DS_Store`` in it; that one is empty all the same.
+    Opening a folder in the Finder leaves a ``.DS_Store`` in it. Such a folder counts as empty.
     """
     return bool(names_in(path)) if path.is_dir() else path.exists()
 
 
 def cache_folder() -> Path:
-    """Where things that can be made again are kept between runs. It may not exist yet.
+    """The folder of files that can be made again at any time. It may not exist yet.
 
     An empty or relative XDG_CACHE_HOME counts as not set, as the XDG Base Directory specification demands:
     the folder would lie in the working folder, where others may have put files of the same names.
@@ -84,7 +84,11 @@ def latest_checkpoint(run: Path) -> Path | None:
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """The object in a JSON file; ``what`` stands before the error."""
+    """The object in a JSON file.
+
+    Raises:
+        UserError: it cannot be read or holds something else. ``what`` stands before the message.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -194,7 +198,7 @@ def write_whole(path: Path, text: str) -> None:
 def whole_folder(
     folder: Path,
     what: str,
-    is_ours: Callable[[Exception], bool] = lambda error: True,
+    is_write_error: Callable[[Exception], bool] = lambda error: True,
     *,
     advice: str = "what was there before is kept",
     private: bool = False,
@@ -204,7 +208,7 @@ def whole_folder(
     Args:
         folder: its real name.
         what: stands before an error.
-        is_ours: whether an error is one of writing; others are raised as they are.
+        is_write_error: whether an error comes from writing; others are raised as they are.
         advice: stands after an error.
         private: make missing folders above it for this user alone.
 
@@ -222,7 +226,7 @@ def whole_folder(
             draft.finish()
     # MLX reports a failed write as a RuntimeError.
     except (OSError, RuntimeError) as error:
-        if not is_ours(error):
+        if not is_write_error(error):
             raise
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{what}: cannot write {folder}: {reason}; {advice}") from error

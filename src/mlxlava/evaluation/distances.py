@@ -13,7 +13,7 @@ Array = npt.NDArray[Any]
 
 
 def frechet(x: Array, y: Array) -> float:
-    """Fréchet distance of the normal laws fitted to points (N, d) and (M, d) (Heusel 2017, eq. 6)."""
+    """Fréchet distance of normal distributions fitted to points (N, d) and (M, d) (Heusel 2017, eq. 6)."""
     first, second = covariance(x), covariance(y)
     values, vectors = np.linalg.eigh(first)
     root = matmul(vectors * np.sqrt(np.maximum(values, 0)), vectors.T)
@@ -29,8 +29,8 @@ def polynomial_mmd(x: Array, y: Array, x_names: Array, y_names: Array) -> float:
     Args:
         x: points (N, d).
         y: points (M, d).
-        x_names: which clip each is of; pairs of one clip are left out, not only a point with itself.
-        y_names: the same of ``y``.
+        x_names: the clip of each point. All pairs of one clip are left out, not only a point with itself.
+        y_names: the same for ``y``.
     """
 
     def within(points: Array, names: Array) -> float:

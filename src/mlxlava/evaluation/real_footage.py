@@ -1,4 +1,4 @@
-"""The real footage that weights are judged by: what they learned from, at their size and speed."""
+"""The real footage with which weights are compared: their training footage, at their size and speed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from mlxlava.footage.dataset import Footage, open_footage
 from mlxlava.footage.from_settings import prepare_from_settings
 from mlxlava.rollout.weights import Weights
 
-_SAME_SPEED = 0.05  # relative difference of two speeds that measures of motion do not notice
+_SAME_SPEED = 0.05  # a relative difference of speeds that measures of motion do not notice
 
 
 def open_real_footage(
     weights: Weights, source: str | Path | None = None, held_out: str | Path | None = None
 ) -> tuple[Footage, Footage | None]:
-    """Prepare or open the footage to judge weights by.
+    """Prepare or open the footage with which weights are compared.
 
-    The built-in lamp needs no source. It is rendered again from another seed to be held out.
+    The built-in lamp needs no source. Its held-out footage is rendered from another seed.
 
     Args:
         weights: a learned lamp.

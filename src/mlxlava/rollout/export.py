@@ -1,4 +1,4 @@
-"""Weights out of a run, with a model card and a picture of what they draw."""
+"""Export the weights of a run, with a model card and a sample of frames."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ A lava lamp learned by mlxlava, to be played for ever:
 
 ![Four lamps, time to the right]({picture})
 
-Each row is one lamp (time to the right, {gap:.2g} s between pictures); drawn by these weights from
-fresh random states.
+Each row is one lamp (time to the right, {gap:.2g} s between pictures). These weights drew it from a random
+state.
 
 | what | value |
 |---|---|
@@ -40,41 +40,42 @@ fresh random states.
 | training | {steps} steps of {batch} clips, {clock} on {machine} |
 | command | `{command}` |
 
-Played are the averaged (EMA) weights of that step. `config.json` holds every setting.
+The lamp plays with the averaged (EMA) weights of that step. `config.json` has all settings.
 """
 
 _SCORE = """
 ## Score
 
 `mlxlava score {name}{footage}`, {clips} clips of {length} learned steps: image **{image:.2f}**, motion
-**{motion:.2f}** times what real footage scores against itself (1 is as good as real).
+**{motion:.2f}** times what real footage scores against itself (1 is as good as real footage).
 
 | measure | drawn | real against real | ratio |
 |---|---|---|---|
 {rows}
 """
 
-_SCORED = ("headline", "clips", "clip_length", "seed", "measures")  # of a score, what the card keeps
+_SCORE_KEYS = ("headline", "clips", "clip_length", "seed", "measures")  # what the card needs of a score
 
 
 def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any] | None = None) -> Weights:
     """Write the averaged weights of a run with ``config.json``, ``README.md`` and ``sample.png``.
 
-    Where the run's footage is still at hand, they are slowed to its pace (pace.match_pace).
+    If the run's footage is still there, the lamp is slowed to its pace (``pace.match_pace``).
 
     Args:
         run: folder of the run.
         folder: where to write; weights that are there are replaced.
         half: store learned weights as float16, half the size; they are played as float32.
-        score: what ``mlxlava score --json`` printed of them, for the card.
+        score: the output of ``mlxlava score --json`` for these weights, shown on the card.
 
     Returns:
         What was written.
 
     Raises:
-        UserError: ``run`` is no run or has no checkpoint, ``score`` is none, or ``folder`` cannot be written.
+        UserError: ``run`` is not a run or has no checkpoint, ``score`` is not the output of ``mlxlava score
+            --json``, or ``folder`` cannot be written.
     """
-    if score is not None and not set(_SCORED) <= score.keys():
+    if score is not None and not set(_SCORE_KEYS) <= score.keys():
         raise UserError("export: --score is not what mlxlava score --json prints")
     latest = latest_checkpoint(run)
     if latest is None:
@@ -84,7 +85,7 @@ def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any]
     footage = weights.about.get("footage", {})
     about = {
         "footage": {
-            # Names, not paths: those are of the machine that trained.
+            # Names without folders, which mean something only on the machine that trained.
             "sources": [Path(source).name for source in footage.get("sources", [])],
             "frames": footage.get("frames"),
         },
@@ -96,14 +97,14 @@ def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any]
         },
     }
     if score is not None:
-        about["score"] = {key: score[key] for key in _SCORED}
+        about["score"] = {key: score[key] for key in _SCORE_KEYS}
     if (prepared := footage.get("prepared")) and (Path(prepared) / "footage.json").is_file():
         found = open_footage(prepared)
         weights, about["pace"] = match_pace(weights, found.frames, found.cuts)
     arrays = weights.arrays
     if half:
-        # Not the statistics: bases that are rounded are not orthogonal, and a state shrinks a little each
-        # step; a million steps later its deviation was 0.95 (docs/decisions.md, "What drift found").
+        # The statistics stay float32. Rounded bases are not orthogonal, so each step makes a state a little
+        # smaller. After a million steps its deviation was 0.95 (docs/decisions.md, "What drift found").
         learned = {part: arrays[part] for part in ("generator", "dynamics")}
         arrays = {**arrays, **tree_map(lambda a: a.astype(mx.float16), learned)}
     sample = io.BytesIO()
@@ -164,7 +165,7 @@ def count_parameters(weights: Weights) -> dict[str, int]:
 
 
 def describe_weights(weights: Weights) -> dict[str, str]:
-    """What there is to know of weights, for a table."""
+    """Facts about weights, by name, for a table."""
     recipe, about = weights.recipe, weights.about
     footage = about.get("footage", {})
     parameters = count_parameters(weights)
