@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from mlxlava.paths import is_systems_own, is_taken, names_in, write_whole
+from mlxlava.paths import Draft, is_system_file, is_taken, names_in, whole_folder, write_whole
 
 
 @pytest.mark.parametrize(
     "name", [".DS_Store", "._lamp.mov", "._.DS_Store", "Thumbs.db", "thumbs.db", "desktop.ini", ".localized"]
 )
 def test_files_of_the_system(name: str) -> None:
-    assert is_systems_own(name)
+    assert is_system_file(name)
 
 
 @pytest.mark.parametrize("name", ["lamp.mov", ".git", ".env", "_lamp.mov", "DS_Store", "config.json"])
 def test_files_of_the_user(name: str) -> None:
-    assert not is_systems_own(name)
+    assert not is_system_file(name)
 
 
 def test_what_a_folder_holds(tmp_path: Path) -> None:
@@ -47,3 +50,58 @@ def test_a_file_is_written_whole_or_stays(tmp_path: Path, monkeypatch: pytest.Mo
         write_whole(file, "ö 3\n")
     assert file.read_text(encoding="utf-8") == "ö 2\n"
     assert list(tmp_path.iterdir()) == [file]
+
+
+# A process that is killed while it writes a file and a folder, and (in "swap") while it replaces a folder.
+KILLED = """
+import os, sys
+from pathlib import Path
+from mlxlava.paths import Draft, whole_folder
+
+def die(*_): os.kill(os.getpid(), 9)
+
+folder = Path(sys.argv[1])
+if sys.argv[2] == "swap":
+    with whole_folder(folder / "weights", "test") as draft:
+        (draft / "new").touch()
+        rename = Path.rename
+        Path.rename = lambda path, target: die() if path.suffix == ".tmp" else rename(path, target)
+else:
+    Draft(folder / "config.json")
+    with whole_folder(folder / "weights", "test") as draft:
+        (draft / "new").touch()
+        die()
+"""
+
+
+def kill_in(folder: Path, when: str) -> None:
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(folder), when])
+    assert ended.returncode == -signal.SIGKILL
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_write(tmp_path: Path) -> None:
+    kill_in(tmp_path, "draft")
+    assert len(list(tmp_path.iterdir())) == 2
+    assert not is_taken(tmp_path)  # so that the same command can be given again
+    (tmp_path / ".notes.1a2b3c4d.tmp").touch()  # another program's
+    write_whole(tmp_path / "log.jsonl", "")
+    assert {path.name for path in tmp_path.iterdir()} == {"log.jsonl", ".notes.1a2b3c4d.tmp"}
+
+
+def test_a_folder_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "weights", "test") as draft:
+        (draft / "old").touch()
+    kill_in(tmp_path, "swap")
+    assert not (tmp_path / "weights").exists()
+    write_whole(tmp_path / "config.json", "{}")
+    assert names_in(tmp_path) == {"weights", "config.json"} == {path.name for path in tmp_path.iterdir()}
+    assert names_in(tmp_path / "weights") == {"old"}
+
+
+def test_what_is_being_written_stays(tmp_path: Path) -> None:
+    with Draft(tmp_path / "config.json") as one, whole_folder(tmp_path / "weights", "test") as two:
+        (two / "new").touch()
+        write_whole(tmp_path / "config.json", "{}")
+        assert one.path.exists() and two.exists()
+    assert names_in(tmp_path) == {"config.json", "weights"} == {path.name for path in tmp_path.iterdir()}
+    assert names_in(tmp_path / "weights") == {"new"}

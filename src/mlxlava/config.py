@@ -344,7 +344,7 @@ def _check(recipe: Recipe) -> None:
 def check_size(size: tuple[int, int]) -> None:
     """Refuse a frame size that is not made of positive multiples of 16."""
     if len(size) != 2 or any(side <= 0 or side % 16 for side in size):
-        text = "x".join(str(side) for side in size)
+        text = format_size(size, "x")
         raise UserError(f"size: {text} is not made of multiples of 16; give for example 64 or 128x64 (HxW)")
 
 
@@ -356,6 +356,11 @@ def parse_size(text: str) -> tuple[int, int]:
     size = (int(parts[0]), int(parts[-1]))
     check_size(size)
     return size
+
+
+def format_size(size: Sequence[int], sign: str = "×") -> str:
+    """Height and width as ``H×W``. ``parse_size`` reads it; with the sign ``x`` it is easier to type."""
+    return sign.join(map(str, size))
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

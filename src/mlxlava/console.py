@@ -1,4 +1,4 @@
-"""What long work says on stderr: a progress bar on a terminal, a plain line now and then elsewhere."""
+"""Messages, tables, and the progress of long work: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _quiet = False
 
 
 def mute() -> None:
-    """Say nothing more in this process: another one of the same work does."""
+    """Print no more messages in this process. Of several that do the same work, one is enough."""
     global _quiet
     _quiet = True
 
 
 def say(text: str) -> None:
-    """One line on stderr, above a bar that is shown."""
+    """Print a line on stderr, above the progress bar if there is one."""
     if _quiet:
         return
     _console().print(text, highlight=False, markup=False, soft_wrap=True)
@@ -34,13 +34,13 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def progress(what: str) -> Iterator[Update]:
-    """Show how far long work is.
+    """Show the progress of long work.
 
     Args:
         what: its name, at the start of the line.
 
     Yields:
-        A function to call with what is done, all there is to do (None if unknown) and a text.
+        A function of the amount done, the total amount (None if unknown) and a text.
     """
     if _quiet or not _console().is_terminal:
         yield _lines(what)
@@ -63,7 +63,7 @@ def table(rows: Mapping[str, str]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
-    """A table on stdout, not cut where that is no terminal; columns after the ``left`` first flush right."""
+    """A table on stdout, cut only on a terminal. All columns but the first ``left`` are aligned right."""
     shown = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         shown.add_column(column, justify="left" if index < left else "right", no_wrap=True)
@@ -88,18 +88,18 @@ def _lines(what: str) -> Update:
         finished = total is not None and done >= total
         if finished or time.monotonic() - last >= _LINE_EVERY:
             last = time.monotonic()
-            share = f"{done / total:4.0%} " if total else ""
-            say(f"{what} {share}{text}")
+            percent = f"{done / total:4.0%} " if total else ""
+            say(f"{what} {percent}{text}")
 
     return update
 
 
 def _console() -> Console:
-    global _shown
-    # stderr may have been replaced since (tests, redirection), a bar must share one console.
-    if _shown is None or _shown.file is not sys.stderr:
-        _shown = Console(file=sys.stderr)
-    return _shown
+    global _stderr
+    # Messages and a bar must use the same console. A new one is made where sys.stderr was replaced.
+    if _stderr is None or _stderr.file is not sys.stderr:
+        _stderr = Console(file=sys.stderr)
+    return _stderr
 
 
-_shown: Console | None = None
+_stderr: Console | None = None

@@ -1,7 +1,7 @@
-"""Is a set of states N(0, I)? Statistics that together see what four pooled moments do not.
+"""Is a set of states N(0, I)? These statistics also see what four pooled moments miss.
 
-Each statistic is written once, for NumPy arrays (to measure) and for MLX arrays (as a penalty that has a
-gradient): ``xp`` is the module of the arrays, ``numpy`` by default or ``mlx.core``. Nothing here imports MLX.
+Each statistic is written once, for NumPy arrays (to measure) and for MLX arrays (as a penalty, with a
+gradient). ``xp`` is the module of the arrays, ``numpy`` by default or ``mlx.core``. Nothing here imports MLX.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from mlxlava.products import matmul
 
 Array = npt.NDArray[Any]
 
-_KNOTS = 17  # of Epps–Pulley's integral over 0 … 3, by the trapezium rule
+_KNOTS = 17  # of Epps–Pulley's integral over 0 … 3, by the trapezoidal rule
 _DIRECTIONS = 64
 
 
 def moments(x: Any, xp: ModuleType = np) -> tuple[Any, Any, Any, Any]:
-    """Mean, standard deviation, skewness and kurtosis (3 where normal) of all numbers of ``x`` pooled."""
+    """Mean, standard deviation, skewness and kurtosis (3 if normal) of all numbers of ``x`` pooled."""
     mean = x.mean()
     centred = x - mean
     square = centred * centred
@@ -32,14 +32,15 @@ def moments(x: Any, xp: ModuleType = np) -> tuple[Any, Any, Any, Any]:
 def epps_pulley(x: Any, xp: ModuleType = np) -> Any:
     """N · ∫ |φ̂(t) − e^(−t²/2)|² e^(−t²/2) dt over 0 … 3, for each column (Epps and Pulley 1983).
 
-    Against N(0, 1) itself: mean and deviation are not fitted first, so it sees those as well.
+    The columns are compared with N(0, 1) itself. Mean and deviation are not fitted first, so these are tested
+    as well.
 
     Args:
         x: (N, K).
         xp: module of the arrays.
 
     Returns:
-        (K,); about 0.53 for N(0, 1), whatever N. It grows with N for other distributions.
+        (K,). It is about 0.53 for N(0, 1), whatever N. For other distributions it grows with N.
     """
     knots = xp.linspace(0, 3, _KNOTS)
     normal = xp.exp(-knots * knots / 2)
@@ -60,7 +61,7 @@ def normality(states: Array) -> dict[str, float]:
 
     ``mean``, ``deviation``, ``skewness`` and ``kurtosis`` of all numbers pooled; ``norm``, the mean length
     of a state; ``epps_pulley_axes`` and ``epps_pulley_directions``, means over the coordinate axes and over
-    64 fixed random directions (either alone is blind to some collapses); ``covariance``, ‖cov − I‖² / Z.
+    64 fixed random directions (each alone misses some collapses); ``covariance``, ‖cov − I‖² / Z.
     """
     x = states.astype(np.float64)
     directions = np.random.default_rng(0).standard_normal((x.shape[1], _DIRECTIONS))
@@ -81,7 +82,7 @@ def pooled_moments(states: Array) -> tuple[float, float, float, float]:
 
 
 def null(count: int, size: int, repeats: int = 400, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """The middle 95 % of each statistic for ``count`` independent states that are N(0, I), by simulation."""
+    """The central 95 % interval of each statistic of ``count`` states drawn from N(0, I), by simulation."""
     rng = np.random.default_rng(seed)
     rows = [list(normality(rng.standard_normal((count, size))).values()) for _ in range(repeats)]
     low, high = np.quantile(rows, [0.025, 0.975], axis=0)

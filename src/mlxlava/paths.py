@@ -1,46 +1,52 @@
-"""Folders and files: the cache, runs, what an operating system adds by itself, and writing all or nothing."""
+"""Folders and files: the cache, runs, files that systems make by themselves, and writing all or nothing."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from mlxlava.errors import UserError
 
-_NAMES = {".ds_store", ".localized", "thumbs.db", "desktop.ini"}
+_SYSTEM_FILES = {".ds_store", ".localized", "thumbs.db", "desktop.ini"}
 # AppleDouble: "._NAME" holds what macOS knows of NAME, on disks that cannot keep it (exFAT, SMB).
 _APPLE_DOUBLE = "._"
+# A draft (``Draft``), or the folder whose place a draft is taking.
+_DRAFT = re.compile(r"\.(?P<name>.+)\.mlxlava-[0-9a-f]{8}\.(?P<kind>tmp|old)")
 
 
-def is_systems_own(name: str) -> bool:
-    """Whether a file of this name was made by macOS or Windows and not by the user or a program of theirs."""
-    return name.startswith(_APPLE_DOUBLE) or name.lower() in _NAMES
+def is_system_file(name: str) -> bool:
+    """Whether a file of this name was made by macOS or Windows by itself, and not for the user."""
+    return name.startswith(_APPLE_DOUBLE) or name.lower() in _SYSTEM_FILES
 
 
 def names_in(folder: Path) -> set[str]:
-    """The names in a folder, without the system's own; none where there is no folder."""
+    """The names in a folder, without files of the system and drafts; none where there is no folder."""
     if not folder.is_dir():
         return set()
-    return {path.name for path in folder.iterdir() if not is_systems_own(path.name)}
+    names = (path.name for path in folder.iterdir())
+    return {name for name in names if not is_system_file(name) and not _DRAFT.fullmatch(name)}
 
 
 def is_taken(path: Path) -> bool:
     """Whether something is there that must not be written over: a file, or a folder that is not empty.
 
-    Opening a folder in the Finder leaves a ``.DS_Store`` in it; that one is empty all the same.
+    Opening a folder in the Finder leaves a ``.DS_Store`` in it. Such a folder counts as empty.
     """
     return bool(names_in(path)) if path.is_dir() else path.exists()
 
 
 def cache_folder() -> Path:
-    """Where things that can be made again are kept between runs. It may not exist yet.
+    """The folder of files that can be made again at any time. It may not exist yet.
 
     An empty or relative XDG_CACHE_HOME counts as not set, as the XDG Base Directory specification demands:
     the folder would lie in the working folder, where others may have put files of the same names.
@@ -78,7 +84,11 @@ def latest_checkpoint(run: Path) -> Path | None:
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """The object in a JSON file; ``what`` stands before the error."""
+    """The object in a JSON file.
+
+    Raises:
+        UserError: it cannot be read or holds something else. ``what`` stands before the message.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -90,29 +100,105 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return values
 
 
+class Draft:
+    """A file or a folder that is written under a temporary name, and takes its real name when it is finished.
+
+    The temporary name stands beside the real one: ``.NAME.mlxlava-1a2b3c4d.tmp``. A draft is locked (flock)
+    as long as its process lives. So a draft without a lock was left by a process that was killed, and the
+    next draft in the same folder removes it. Where a file system has no locks, it stays.
+
+    A context manager: on leaving, a draft that is not finished is removed.
+
+    Args:
+        target: the real name.
+        is_folder: whether to make a folder, with the folders above it that are missing, and not a file.
+
+    Attributes:
+        path: the temporary name. An empty file, or an empty folder, is there.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+
+    def __init__(self, target: Path, *, is_folder: bool = False) -> None:
+        self._target = target
+        _remove_leftovers(target.parent)
+        while True:
+            # Random, since containers give every process the same number.
+            self.path = target.with_name(f".{target.name}.mlxlava-{secrets.token_hex(4)}.tmp")
+            if is_folder:
+                self.path.mkdir(parents=True)
+            else:
+                self.path.touch(exist_ok=False)
+            self._lock = _lock(self.path, wait=True)
+            if self.path.exists():  # if not, another process has found it before it was locked
+                return
+            self.discard()
+
+    def __enter__(self) -> Draft:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.discard()
+
+    def finish(self) -> None:
+        """Give the draft its real name. What had that name is replaced.
+
+        Raises:
+            OSError: it cannot be renamed; what was there before is kept.
+        """
+        if self.path.is_dir():
+            self._replace_folder()
+        else:
+            self.path.replace(self._target)
+            _sync_folder(self._target.parent)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the draft. After ``finish`` this does nothing."""
+        _remove(self.path)
+        _unlock(self._lock)
+        self._lock = None
+
+    def _replace_folder(self) -> None:
+        old, lock = self.path.with_suffix(".old"), None
+        try:
+            if self._target.exists():
+                lock = _lock(self._target)
+                self._target.rename(old)
+            try:
+                self.path.rename(self._target)
+            except OSError:
+                if old.exists():
+                    old.rename(self._target)
+                raise
+            _sync_folder(self._target.parent)
+            _remove(old)
+        finally:
+            _unlock(lock)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a text file (UTF-8): the new text is there as a whole and on disk, or the old file stays.
 
     Raises:
         OSError: it cannot be written.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
+    with Draft(path) as draft:
+        with draft.path.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        draft.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        draft.unlink(missing_ok=True)
+        draft.finish()
 
 
 @contextlib.contextmanager
 def whole_folder(
     folder: Path,
     what: str,
-    is_ours: Callable[[Exception], bool] = lambda error: True,
+    is_write_error: Callable[[Exception], bool] = lambda error: True,
     *,
     advice: str = "what was there before is kept",
     private: bool = False,
@@ -122,43 +208,75 @@ def whole_folder(
     Args:
         folder: its real name.
         what: stands before an error.
-        is_ours: whether an error is one of writing; others go on as they are.
+        is_write_error: whether an error comes from writing; others are raised as they are.
         advice: stands after an error.
         private: make missing folders above it for this user alone.
 
     Raises:
         UserError: it cannot be written; what was there before is kept.
     """
-    # Random, since containers give every process the same number.
-    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
-    old = draft.with_suffix(".old")
     try:
         if private:
             make_private(folder.parent)
-        draft.mkdir(parents=True)
-        yield draft
-        for file in draft.iterdir():
-            with file.open("rb+") as opened:
-                os.fsync(opened.fileno())
-        if folder.exists():
-            folder.rename(old)
-        try:
-            draft.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
-        _sync_folder(folder.parent)
-        # Errors are no matter: on some disks macOS removes "._NAME" itself as soon as NAME is gone.
-        shutil.rmtree(old, ignore_errors=True)
+        with Draft(folder, is_folder=True) as draft:
+            yield draft.path
+            for file in draft.path.iterdir():
+                with file.open("rb+") as opened:
+                    os.fsync(opened.fileno())
+            draft.finish()
     # MLX reports a failed write as a RuntimeError.
     except (OSError, RuntimeError) as error:
-        if not is_ours(error):
+        if not is_write_error(error):
             raise
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{what}: cannot write {folder}: {reason}; {advice}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the drafts that killed processes have left in a folder."""
+    for path in folder.glob(".*.mlxlava-*.*"):
+        found = _DRAFT.fullmatch(path.name)
+        lock = _lock(path) if found else None
+        if not found or lock is None:  # a draft that a process is writing
+            continue
+        target = path.with_name(found["name"])
+        if found["kind"] == "old" and not target.exists():
+            # The process was killed after the old folder had lost its name, before the new one had it.
+            with contextlib.suppress(OSError):
+                path.rename(target)
+        else:
+            _remove(path)
+        _unlock(lock)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        # Errors are no matter: on some disks macOS removes "._NAME" itself as soon as NAME is gone.
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _lock(path: Path, *, wait: bool = False) -> int | None:
+    """Lock a file or a folder for this process; None if another has locked it or locks are not supported."""
+    # A folder can only be opened to read. A file is opened to write as well, which NFS demands for a lock.
+    try:
+        handle = os.open(path, os.O_NOFOLLOW | (os.O_RDONLY if path.is_dir() else os.O_RDWR))
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _unlock(handle: int | None) -> None:
+    if handle is not None:
+        os.close(handle)
 
 
 def _sync_folder(folder: Path) -> None:

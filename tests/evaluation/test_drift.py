@@ -120,9 +120,9 @@ def walk(period: int | None) -> np.ndarray:
 def test_a_secret_loop_is_found(period: int | None, looped: bool) -> None:
     path = walk(period)
     returns = Returns(lag=50)
-    returns.drop(100, path[:, 99])
+    returns.add_anchor(100, path[:, 99])
     for at in range(100, 3_000, 60):
-        returns.follow(at, path[:, at : at + 60])
+        returns.compare(at, path[:, at : at + 60])
     summary = returns.summary(16)
     assert summary["anchors"] == 1
     assert (summary["ratio"] < 0.1) == looped

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -19,7 +21,7 @@ MODULES = sorted(
 
 # Rooms and modules from low to high: each imports from those before it, or from its own room.
 LAYERS = [
-    {"awake", "errors", "failures", "products"},
+    {"awake", "errors", "failures", "products", "resize"},
     {"paths"},
     {"config", "console", "normality"},
     {"backend", "playback"},
@@ -47,7 +49,6 @@ WITHOUT_MLX = [
     "footage.lamp",
     "footage.pictures",
     "footage.prepare",
-    "footage.resize",
     "footage.video",
     "normality",
     "paths",
@@ -60,6 +61,7 @@ WITHOUT_MLX = [
     "playback.session",
     "playback.writers",
     "products",
+    "resize",
     "training.plan",
 ]
 NEEDS = {"playback.screens.web": "aiohttp", "playback.screens.window": "pygame"}  # what is in an extra
@@ -112,6 +114,41 @@ def test_what_has_no_need_of_mlx_does_not_load_it() -> None:
     installed = [name for name in WITHOUT_MLX if name not in NEEDS or find_spec(NEEDS[name])]
     loaded = loaded_by("; ".join(f"import mlxlava.{name}" for name in [*installed, "cli"]))
     assert "mlx.core" not in loaded
+
+
+IMPORTED = """
+import json, os, sys, threading
+before = dict(os.environ)
+import mlxlava
+dir(mlxlava), mlxlava.UserError, mlxlava.__version__
+changed = {name for name in before.keys() | os.environ.keys() if before.get(name) != os.environ.get(name)}
+print(json.dumps({
+    "changed": sorted(changed),
+    "ours": sorted(name for name in sys.modules if name.startswith("mlxlava")),
+    "ctypes": "ctypes" in sys.modules,
+    "threads": len(os.listdir("/proc/self/task")),
+    "loaded": sorted({line.split()[5] for line in open("/proc/self/maps") if ".so" in line}),
+}))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what a process has loaded")
+def test_importing_the_package_changes_nothing_in_the_host_process(tmp_path: Path) -> None:
+    """No library is loaded before others, nothing is compiled, no allocator is told anything."""
+    cache, kernels = tmp_path / "cache", tmp_path / "tmp"
+    kernels.mkdir()
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "TMPDIR": str(kernels)}
+    command = [sys.executable, "-c", IMPORTED]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    found = json.loads(ended.stdout)
+    assert found["changed"] == []
+    assert found["ours"] == ["mlxlava", "mlxlava.errors"]
+    assert not found["ctypes"]  # which is how glibc's allocator would be told
+    assert found["threads"] == 1
+    foreign = ("mlx", "dnnl", "blas", "gomp", "numpy")
+    assert not [path for path in found["loaded"] if any(name in Path(path).name for name in foreign)]
+    assert not cache.exists() and not list(kernels.iterdir())
+    assert ended.stderr == ""
 
 
 def test_help_loads_nothing_slow() -> None:

@@ -11,7 +11,7 @@ import click
 
 import mlxlava
 from mlxlava.cli.options import cutting, debug
-from mlxlava.config import Data, check_size
+from mlxlava.config import Data, check_size, format_size
 from mlxlava.errors import UserError
 
 
@@ -33,9 +33,8 @@ def footage(sources: tuple[str, ...], folder: Path, **changes: Any) -> None:
     data = Data(**{name: value for name, value in changes.items() if value is not None})
     check_size(data.size)
     prepared = prepare_from_settings(sources, data, folder=folder)
-    height, width = prepared.frames.shape[1:3]
     say(
-        f"footage: {prepared.path}: {len(prepared.frames)} frames of {height}×{width}, "
+        f"footage: {prepared.path}: {len(prepared.frames)} frames of {format_size(prepared.size)}, "
         f"{prepared.step_fps:g} a second; train: mlxlava train {shlex.quote(str(folder))}"
     )
 

@@ -12,7 +12,7 @@ import click
 
 import mlxlava
 from mlxlava.cli.options import SIZE, cutting, debug
-from mlxlava.config import parse_settings
+from mlxlava.config import format_size, parse_settings
 from mlxlava.errors import UserError
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def plan(
 def _planned(row: Row, gigabytes: float) -> tuple[str, ...]:
     """A line of the plan's table."""
     data = row.recipe.data
-    head = ("×".join(map(str, data.size)), str(data.seq_len), str(data.batch_size), f"{row.peak:.2f}")
+    head = (format_size(data.size), str(data.seq_len), str(data.batch_size), f"{row.peak:.2f}")
     if row.fitted is None or row.fitted_peak is None:
         return (*head, "does not fit", "", "")
     training = row.fitted.training

@@ -1,6 +1,6 @@
-"""Is it a lamp, and does it stay one? Measures against real footage, and how they change over a long time.
+"""Judging a learned lamp: measures against real footage, and how they change over a long time.
 
 May import rollout and footage. Start with score.py; a new measure goes into measures.py. Beside them:
-features.py and distances.py (what measures are made of), drift.py (long roll-outs), report.py (tables and
-one picture).
+features.py and distances.py (what measures are computed from), drift.py (long roll-outs), report.py (tables
+and one picture).
 """

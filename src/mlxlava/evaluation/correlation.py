@@ -1,4 +1,4 @@
-"""How long a series remembers where it was. NumPy only."""
+"""Autocorrelation of a series, and its correlation time. NumPy only."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Array = npt.NDArray[Any]
 
 
 def autocorrelation(series: Array) -> Array:
-    """Products of centred series (C, L, d) with themselves a lag later, summed over C and d: (L,).
+    """Autocorrelation of centred series (C, L, d) at each lag, summed over C and d: (L,).
 
-    Each lag is divided by the pairs that it has. Computed with Fourier transforms, padded so that the end
-    does not meet the start.
+    The sum at a lag is divided by its number of pairs. It is computed with Fourier transforms. The series are
+    padded with zeros, so that their ends do not wrap around to their starts.
     """
     length = series.shape[1]
     spectra = np.abs(np.fft.rfft(series, 2 * length, axis=1)) ** 2
@@ -23,7 +23,7 @@ def autocorrelation(series: Array) -> Array:
 
 
 def correlation_time(series: Array) -> float:
-    """Steps until the autocorrelation of centred series (C, L, d) has fallen to 1/2, between two if need be.
+    """Steps after which the autocorrelation of centred series (C, L, d) has fallen to 1/2, interpolated.
 
     L if it does not fall so far, or if nothing varies.
     """

@@ -29,8 +29,8 @@ def polynomial_mmd(x: Array, y: Array, x_names: Array, y_names: Array) -> float:
     Args:
         x: points (N, d).
         y: points (M, d).
-        x_names: which clip each is of; pairs of one clip are left out, not only a point with itself.
-        y_names: the same of ``y``.
+        x_names: the clip of each point. All pairs of one clip are left out, not only a point with itself.
+        y_names: the same for ``y``.
     """
 
     def within(points: Array, names: Array) -> float:

@@ -1,7 +1,7 @@
-"""Does a lamp stay what it is? One long roll-out of many lamps, looked at again and again.
+"""Does a lamp stay as it is? One long roll-out of many lamps, measured again and again.
 
-States are rolled for every learned step, but frames are drawn only in the windows that are measured: a
-frame does not change what follows. Memory does not grow with the length.
+States are rolled for every learned step. Frames are drawn only in the windows that are measured, since a
+frame does not affect later states. Memory does not grow with the length.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from mlxlava.products import matmul
 from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights
 
-WINDOW = 64  # learned steps of a window; so many of each lamp are drawn
-LEAST = 1_000  # learned steps that a slope needs
+WINDOW = 64  # learned steps of a window, which are drawn for each lamp
+LEAST = 1_000  # learned steps that are needed for a slope
 FOLLOWED = ("image.frechet", "image.sharpness", "image.colour", "motion.frechet", "motion.energy")
-_CHUNK = 64  # learned steps rolled between two looks for returns
-_LONGEST_LAG = 1_000  # learned steps: a state that hardly moves must be looked at too
+_CHUNK = 64  # learned steps that are rolled before states are compared with earlier ones
+_LONGEST_LAG = 1_000  # learned steps, so that a state that hardly moves is compared as well
 _LYAPUNOV = 512  # learned steps
-_NUDGE = 1e-3  # far above float32's rounding, far below the state's deviation of one
+_NUDGE = 1e-3  # far above the rounding of float32, far below the state's deviation of one
 
 
 def window_ends(frames: int) -> list[int]:
@@ -50,14 +50,14 @@ def window_ends(frames: int) -> list[int]:
 
 
 def slope(at: Iterable[float], values: Iterable[float], together: int = 1) -> dict[str, Any]:
-    """Least-squares slope a decade of learned steps, with confidence intervals (Student's t).
+    """Least-squares slope per decade of learned steps, with confidence intervals (Student's t).
 
     Args:
         at: learned steps.
-        values: what is followed, one for each.
-        together: slopes that are looked at. Of thirteen 95 % intervals every second set misses zero
-            somewhere by chance, so each also has one that is wider (Šidák 1967): all of those hold their
-            slopes at once with 95 %, or more where the slopes hang together.
+        values: a measure's value at each of them.
+        together: number of slopes that are judged together. Of thirteen 95 % intervals, one misses its true
+            slope by chance about every second time. So there is a wider interval as well (Šidák 1967): all of
+            them hold their slopes at once with a probability of 95 %, or more if the slopes are correlated.
 
     Returns:
         ``slope``, ``interval`` and ``holds_zero``; ``interval_together`` and ``holds_zero_together``.
@@ -65,7 +65,7 @@ def slope(at: Iterable[float], values: Iterable[float], together: int = 1) -> di
     from scipy import stats
 
     x, y = np.log10(list(at)), np.array(list(values))
-    if np.ptp(y) <= 1e-9 * np.abs(y).max():  # a lamp that stands still: no scatter to make an interval of
+    if np.ptp(y) <= 1e-9 * np.abs(y).max():  # a lamp that stands still has no scatter
         found, error = 0.0, 0.0
     else:
         fit = stats.linregress(x, y)
@@ -79,29 +79,31 @@ def slope(at: Iterable[float], values: Iterable[float], together: int = 1) -> di
 
 
 class Returns:
-    """How near lamps come to their own earlier states, and how near to those of others.
+    """How near lamps come to earlier states of themselves, and to earlier states of other lamps.
 
-    A lamp cannot loop to a state of another lamp. So the second distance is what chance gives in as many
-    steps. An anchor is the states of all lamps at one time.
+    A lamp cannot return to a state of another lamp. So the second distance is what chance gives in the same
+    number of steps. An anchor is the states of all lamps at one time.
 
     Args:
-        lag: learned steps before a lamp is compared with its anchor: it has to leave first.
+        lag: learned steps before a lamp is compared with its anchor, since it has to leave it first.
     """
 
     def __init__(self, lag: int) -> None:
         self.lag = lag
         self._since: list[int] = []
         self._anchors: list[Array] = []
-        self._nearest: list[Array] = []  # squared, of each anchor (lamps, 2): to its own, to another's
+        self._nearest: list[
+            Array
+        ] = []  # squared distances (lamps, 2) of each anchor: to the same lamp, to another
 
-    def drop(self, step: int, states: Array) -> None:
-        """Keep where all lamps are now, states (lamps, Z)."""
+    def add_anchor(self, step: int, states: Array) -> None:
+        """Make an anchor of the states of all lamps (lamps, Z)."""
         self._since.append(step)
         self._anchors.append(np.stack([states, np.roll(states, 1, axis=0)], axis=1))
         self._nearest.append(np.full((len(states), 2), np.inf))
 
-    def follow(self, step: int, path: Array) -> None:
-        """Look at the states after ``step`` (lamps, steps, Z)."""
+    def compare(self, step: int, path: Array) -> None:
+        """Compare the states after ``step`` (lamps, steps, Z) with all anchors."""
         if not self._anchors:
             return
         anchors = np.concatenate(self._anchors, axis=1)  # (lamps, 2 A, Z)
@@ -114,7 +116,7 @@ class Returns:
                 self._nearest[index] = np.minimum(self._nearest[index], near)
 
     def summary(self, size: int) -> dict[str, Any]:
-        """Mean distances over all lamps and anchors that had time to be met again; Z is ``size``."""
+        """Mean distances over all lamps and anchors that are older than the lag; Z is ``size``."""
         met = [nearest for nearest in self._nearest if np.isfinite(nearest).all()]
         if not met:
             return {"anchors": 0, "lag": self.lag}
@@ -134,18 +136,18 @@ class Returns:
 
 
 def lyapunov(weights: Weights, states: Array, seed: int) -> dict[str, Any]:
-    """The largest Lyapunov exponent: how fast lamps that differ by a thousandth part, under the same noise.
+    """The largest Lyapunov exponent: how fast two lamps part that differ by 0.001, with the same noise.
 
-    The difference is scaled back every step (Benettin 1980). Above zero, lamps part for ever (chaos, so no
-    loop); below, all lamps of one noise end up alike.
+    The difference is scaled back to 0.001 after every step (Benettin 1980). Above zero, lamps part (chaos, so
+    there is no loop). Below zero, all lamps with the same noise become equal.
 
     Args:
         weights: a learned lamp.
         states: where to start, (lamps, Z).
-        seed: of the nudge and the noise.
+        seed: of the first difference and of the noise.
 
     Returns:
-        ``per_step`` and ``per_second`` with ``interval`` a step over lamps, 1.96 standard errors either side.
+        ``per_step`` and ``per_second``; ``interval`` is ``per_step`` ± 1.96 standard errors over lamps.
     """
     dynamics = make_dynamics(weights.recipe)
     arrays, bases = weights.arrays["dynamics"], dynamics.prepare(fixed_bases(weights.arrays))
@@ -156,7 +158,7 @@ def lyapunov(weights: Weights, states: Array, seed: int) -> dict[str, Any]:
     growth = []
     for step in range(_LYAPUNOV):
         noise = mx.random.normal(states.shape, key=mx.random.key(seed + 1 + step))
-        # Apart, because a step that needs a minimum batch must not see both as one batch.
+        # Two calls: a step that computes statistics over the batch must not see both as one batch.
         here, there = (dynamics.step(arrays, bases, one, noise) for one in (here, there))
         distance = mx.linalg.norm(there - here, axis=-1, keepdims=True)
         growth.append(mx.log(mx.maximum(distance, 1e-12) / _NUDGE)[:, 0])
@@ -173,7 +175,7 @@ def lyapunov(weights: Weights, states: Array, seed: int) -> dict[str, Any]:
 
 
 def _floors(reference_set: ReferenceSet, count: int) -> dict[str, list[float]]:
-    """Measures of windows of held-out footage: lowest, mean, highest."""
+    """The lowest, mean and highest value of each measure over windows of held-out footage."""
     windows = [
         reference_set.held_out.take(np.arange(at, at + count))
         for at in range(0, len(reference_set.held_out) - count + 1, count)
@@ -186,7 +188,7 @@ def _floors(reference_set: ReferenceSet, count: int) -> dict[str, list[float]]:
 
 
 def split_for_drift(footage: Footage, held_out: Footage | None) -> tuple[RealClips, RealClips]:
-    """Real clips for ``drift``: as long as a window and enough for several, and long ones for loops.
+    """Real clips for ``drift``: as long as a window and enough for several windows, and long ones for loops.
 
     Raises:
         UserError: the footage is too short.
@@ -204,15 +206,15 @@ def drift(
     seed: int = 0,
     update: Notice = lambda done, total, text: None,
 ) -> tuple[dict[str, Any], list[tuple[int, Array]]]:
-    """Roll 32 lamps for ``frames`` learned steps each, and look at them on the way.
+    """Roll 32 lamps for ``frames`` learned steps each, and measure them on the way.
 
     Args:
         weights: a learned lamp.
         real: clips of real footage, one window long each.
         long: longer ones, for loops (both: ``split_for_drift``).
-        frames: learned steps, one frame each; 1,000 at least.
+        frames: learned steps of each lamp, at least 1,000.
         seed: of the lamps.
-        update: called with what is done, all there is to do and a text.
+        update: called with the amount done, the total amount and a text.
 
     Returns:
         What ``mlxlava drift --json`` prints, and for each window its end and one of its frames.
@@ -228,7 +230,7 @@ def drift(
     window = real.length
     rollout = Rollout(weights, seed, lamps=LAMPS)
     first = rollout.roll(min(512, LEAST - window))
-    # States are centred already: their mean is zero by their distribution.
+    # States need not be centred, since the mean of N(0, I) is zero.
     returns = Returns(min(5 * math.ceil(correlation_time(first)), _LONGEST_LAG))
     rows: list[dict[str, Any]] = []
     pictures: list[tuple[int, Array]] = []
@@ -247,7 +249,7 @@ def drift(
             row = {"frames": end, "measures": values, "state": normality(states)}
             rows.append({**row, "resident_gb": resident_memory(), "seconds": time.monotonic() - began})
             pictures.append((end, clips[0][-1]))
-            returns.drop(rollout.step, states)
+            returns.add_anchor(rollout.step, states)
     except KeyboardInterrupt:  # what has been found so far is not lost
         interrupted = True
     size = weights.recipe.generator.state_size
@@ -285,12 +287,12 @@ def drift(
 def _go_on(
     rollout: Rollout, returns: Returns, end: int, window: int, frames: int, update: Notice
 ) -> Array | None:
-    """Roll to ``end``: the states of its window (lamps, window, Z), None if they died on the way."""
+    """Roll to ``end``: the states of its window (lamps, window, Z); None if a state is not finite."""
     while True:
         before = rollout.step
         left = end - window - before
         path = rollout.roll(min(_CHUNK, left) if left > 0 else window)
-        returns.follow(before, path)
+        returns.compare(before, path)
         update(rollout.step, frames, f"{rollout.step} of {frames} frames")
         if not np.isfinite(path[:, -1]).all():
             return None
@@ -299,7 +301,7 @@ def _go_on(
 
 
 def _loops(reference_set: ReferenceSet, long: RealClips, rollout: Rollout) -> dict[str, float]:
-    """Nearest earlier frame in a long clip of each lamp, beside held-out clips of that length."""
+    """``motion_loops`` of a long clip of each lamp, and of held-out clips of that length."""
     path = rollout.roll(long.length)[: len(long)]
     drawn = extract_features(reference_set.pca, (rollout.draw(lamp) for lamp in path))
     held_out = extract_features(reference_set.pca, long.clips(1, rollout.size))

@@ -1,7 +1,7 @@
-"""What measures look at: features of clips (principal components), patches, colours, change. NumPy only.
+"""What measures are computed from: principal components, patches, colours and change of clips. NumPy only.
 
-A clip is uint8 (L, H, W, 3), one frame a learned step. Features are principal components of reference
-frames alone, so there is no network to download, and nothing was learned from what is judged.
+A clip is uint8 (L, H, W, 3), one frame for each learned step. The principal components are those of the
+reference frames alone. So no network has to be downloaded, and the judged clips do not affect the features.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from mlxlava.products import matmul
 Array = npt.NDArray[Any]
 
 RANK = 64  # features of a frame
-FRAMES = 16  # frames of a clip that are looked at where every one would be too many
+FRAMES = 16  # frames of a clip that are used where all would be too many
 LEVELS = 2  # finest levels of the Laplacian pyramid
 DIRECTIONS = 48  # random directions that patches are projected on
-_SIDE = 64  # longest side of the pictures that features are of; patches see what is finer
+_SIDE = 64  # longest side of the pictures for principal components; patches have the finer detail
 _FIT_FRAMES = 1024
 _PATCH = 7  # side of a patch (Karras 2018)
-_PATCHES = 64  # a clip and level
+_PATCHES = 64  # of each clip and level
 _PATCH_FRAMES = 4  # frames of a clip that patches are taken from
 
 
@@ -64,7 +64,7 @@ class PCAFeatures:
         if float(np.abs(x).max()) < 1:
             raise ValueError("nothing changes")
         rank = max(2, min(RANK, len(x) // 8))
-        # Eigenvectors of the Gram matrix, not of the covariance: there are fewer frames than numbers in one.
+        # Eigenvectors of the Gram matrix, which is smaller than the covariance: fewer frames than pixels.
         values, vectors = np.linalg.eigh(matmul(x, x.T))
         values, vectors = values[::-1][:rank], vectors[:, ::-1][:, :rank]
         values = np.maximum(values, 1e-6 * values[0])
@@ -79,14 +79,15 @@ class PCAFeatures:
 
 @dataclasses.dataclass(frozen=True)
 class ClipFeatures:
-    """What measures look at of C clips.
+    """What measures are computed from, for C clips.
 
     Attributes:
         features: principal components of each frame (C, L, d).
         energy: mean change of a frame to the next, grey levels (C, L − 1).
         patches: Laplacian patches along random directions (C, levels, patches, directions).
         colours: share of pixels at or below each grey level (C, 3, 256).
-        names: which clip each is (C,); repeated by the bootstrap, so that a clip never meets itself.
+        names: which clip each is (C,). The bootstrap repeats clips; the names keep a clip from being compared
+            with itself.
     """
 
     features: Array
@@ -96,7 +97,7 @@ class ClipFeatures:
     names: Array
 
     def take(self, clips: Array) -> ClipFeatures:
-        """The features of some of the clips, by index; one may come more than once."""
+        """The features of some of the clips, by index. An index may be repeated."""
         fields = (getattr(self, field.name)[clips] for field in dataclasses.fields(self))
         return ClipFeatures(*fields)
 
@@ -105,7 +106,7 @@ class ClipFeatures:
 
 
 def extract_features(pca: PCAFeatures, clips: Iterable[Array]) -> ClipFeatures:
-    """The features of clips, uint8 (L, H, W, 3) each; needs memory for one clip beside the result."""
+    """The features of clips, uint8 (L, H, W, 3) each. Only one clip is in memory at a time."""
     rows = []
     for clip in clips:
         small = shrink(clip)

@@ -1,8 +1,7 @@
 """Every measure of how far one set of clips is from another: pictures, motion, memory. NumPy only.
 
 A measure is a function (reference, other) of the :class:`ClipFeatures` of two sets. To add one, write the
-function and name it in ``MEASURES``, which says how each is read, which corruptions it sees and what it is
-blind to.
+function and name it in ``MEASURES``, with its kind, the corruptions that it detects and what it cannot see.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from mlxlava.evaluation.distances import (
 from mlxlava.evaluation.features import DIRECTIONS, FRAMES, LEVELS, Array, ClipFeatures, evenly_spaced
 from mlxlava.products import matmul
 
-MODES = 16  # the strongest principal components, for what is looked at over time
+MODES = 16  # the strongest principal components, for measures of motion
 _NEIGHBOURS = 5  # k of density and coverage (Naeem 2020)
-_PIECE = 8  # learned steps of a clip that is looked for in the reference
-_PAIRED = 8  # modes whose pairs the arrow of time looks at
-_RIDGE = 10.0
-_LIMIT = 3.0  # deviations beyond which a jump counts little more
+_PIECE = 8  # learned steps of the pieces that are searched for in the reference
+_PAIRED = 8  # modes whose pairs give the arrow of time
+_RIDGE = 10.0  # λ of the discriminant in motion_arrow
+_LIMIT = 3.0  # deviations to which long vectors are squashed
 
 
 # --- pictures ---
@@ -44,7 +43,7 @@ def _points(of: ClipFeatures) -> tuple[Array, Array]:
 
 def image_frechet(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Fréchet distance of frames."""
-    # Neighbouring frames are nearly alike, so every second one is enough.
+    # Neighbouring frames are almost equal, so every second one is enough.
     x, y = (of.features[:, ::2].reshape(-1, of.features.shape[-1]) for of in (reference, other))
     return frechet(x, y)
 
@@ -58,7 +57,7 @@ def image_kid(reference: ClipFeatures, other: ClipFeatures) -> float:
 def image_sharpness(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Sliced Wasserstein distance of patches of the fine levels of the Laplacian pyramid (Karras 2018).
 
-    Patches are scaled by the reference's deviation, not each set by its own, so that contrast counts.
+    Patches of both sets are divided by the reference's deviation, so that a loss of contrast is seen.
     """
     total = []
     for level in range(LEVELS):
@@ -73,7 +72,7 @@ def image_colour(reference: ClipFeatures, other: ClipFeatures) -> float:
 
 
 def _neighbourhoods(reference: ClipFeatures, other: ClipFeatures) -> tuple[Array, Array]:
-    """Squared distances of reference to other frames, and of each to its k-th of another clip."""
+    """Squared distances of reference frames: to other frames, and to their k-th neighbour of another clip."""
     (x, names), (y, _) = _points(reference), _points(other)
     within = squared_distances(x, x)
     within[names[:, None] == names[None]] = np.inf
@@ -82,19 +81,19 @@ def _neighbourhoods(reference: ClipFeatures, other: ClipFeatures) -> tuple[Array
 
 
 def image_density(reference: ClipFeatures, other: ClipFeatures) -> float:
-    """Density: in how many reference neighbourhoods a frame lies, over k (Naeem 2020, eq. 4)."""
+    """Density: number of reference neighbourhoods in which a frame lies, over k (Naeem 2020, eq. 4)."""
     distances, radii = _neighbourhoods(reference, other)
     return float((distances <= radii[:, None]).sum(0).mean() / _NEIGHBOURS)
 
 
 def image_coverage(reference: ClipFeatures, other: ClipFeatures) -> float:
-    """Coverage: share of reference neighbourhoods that a frame lies in (Naeem 2020, eq. 5)."""
+    """Coverage: fraction of reference neighbourhoods with a frame in them (Naeem 2020, eq. 5)."""
     distances, radii = _neighbourhoods(reference, other)
     return float((distances.min(1) <= radii).mean())
 
 
 def image_recall(reference: ClipFeatures, other: ClipFeatures) -> float:
-    """Recall: share of reference frames that lie in a neighbourhood of a frame (Kynkäänniemi 2019, eq. 2)."""
+    """Recall: fraction of reference frames in the neighbourhood of a frame (Kynkäänniemi 2019, eq. 2)."""
     distances, radii = _neighbourhoods(other, reference)
     return float((distances <= radii[:, None]).any(0).mean())
 
@@ -109,7 +108,7 @@ def _modes(of: ClipFeatures) -> Array:
 def _stacked(reference: ClipFeatures, of: ClipFeatures) -> ClipFeatures:
     """(x, Δx, Δ²x) of the modes as features (C, L − 2, 3 modes), each of variance one in the reference.
 
-    Lengths above three deviations are squashed: one jump must not outvote everything else.
+    Vectors longer than three deviations are squashed, so that a single jump cannot dominate the distance.
     """
     parts = []
     for order in range(3):
@@ -145,13 +144,13 @@ def motion_spectrum(reference: ClipFeatures, other: ClipFeatures) -> float:
 
 
 def _octaves(power: Array) -> Array:
-    """Mean power within each octave: high frequencies have many bins, and must not outvote the rest."""
+    """Mean power within each octave, since high frequencies have many more bins than low ones."""
     edges = [2**n - 1 for n in range(len(power).bit_length() + 1) if 2**n - 1 < len(power)]
     return np.stack([power[low:high].mean(0) for low, high in pairwise([*edges, len(power)])])
 
 
 def _correlation_time(of: ClipFeatures) -> float:
-    """Learned steps until the autocorrelation of all modes together has fallen to 1/2; L if it does not."""
+    """Correlation time of all modes together, in learned steps."""
     return correlation_time(_modes(of) - _modes(of).mean((0, 1)))
 
 
@@ -188,26 +187,26 @@ def _arrows(of: ClipFeatures, mean: Array, deviation: Array) -> Array:
 
 
 def motion_arrow(reference: ClipFeatures, other: ClipFeatures) -> float:
-    """Arrow of time: how clearly clips run the way that the reference does.
+    """Arrow of time: how clearly clips run in the reference's direction of time.
 
-    The direction that best tells reference clips from the same clips backwards (ridge-regularised
-    linear discriminant of the antisymmetric moments), projected on: mean over clips, in deviations of
-    one reference clip. Exactly minus as much for clips played backwards; 0 for what springs back and forth.
+    A linear discriminant (ridge-regularised, of the antisymmetric moments) is fitted to tell reference clips
+    from the same clips backwards. The result is its mean over clips, in deviations over reference clips.
+    Clips that are played backwards have minus that value. Motion back and forth has 0.
     """
     mean, deviation = _modes(reference).mean((0, 1)), _modes(reference).std((0, 1)) + 1e-6
     x, y = _arrows(reference, mean, deviation), _arrows(other, mean, deviation)
     scale = np.sqrt((x**2).mean(0)) + 1e-9
     x, y = x / scale, y / scale
-    # (XᵀX/C + λI)⁻¹ x̄ through the C×C kernel, which is the smaller one.
+    # (XᵀX/C + λI)⁻¹ x̄, computed with the C×C kernel matrix, which is smaller.
     kernel = matmul(x, x.T) / len(x) + _RIDGE * np.eye(len(x))
     weights = matmul(x.T, np.linalg.solve(kernel, np.full(len(x), 1 / len(x))))
     return float(matmul(y, weights).mean() / (matmul(x, weights).std() + 1e-9))
 
 
 def motion_loops(reference: ClipFeatures, other: ClipFeatures) -> float:
-    """Mean distance of a frame to the nearest of those well before it in the same clip: small in a loop.
+    """Mean distance of a frame to the nearest much earlier frame of its clip. It is small in a loop.
 
-    Well before: by two correlation times of the reference or more (at most half a clip).
+    Much earlier: by at least two correlation times of the reference, or half a clip if that is less.
     """
     length = other.features.shape[1]
     lag = int(min(max(2 * _correlation_time(reference), 2), length // 2))
@@ -215,7 +214,7 @@ def motion_loops(reference: ClipFeatures, other: ClipFeatures) -> float:
     nearest = []
     for clip in other.features:
         distances = squared_distances(clip[lag::stride], clip[:-lag:stride])
-        distances[np.triu_indices(len(distances), 1)] = np.inf  # frame t + lag looks at 0 … t
+        distances[np.triu_indices(len(distances), 1)] = np.inf  # frame t + lag is compared with 0 … t
         nearest.append(np.sqrt(distances.min(1)).mean())
     return float(np.mean(nearest))
 
@@ -224,13 +223,13 @@ def motion_loops(reference: ClipFeatures, other: ClipFeatures) -> float:
 
 
 def memory_frames(reference: ClipFeatures, other: ClipFeatures) -> float:
-    """Mean distance of a frame to the nearest reference frame: small where frames are replayed."""
+    """Mean distance of a frame to the nearest reference frame. It is small where frames are replayed."""
     x, (y, _) = reference.features[:, ::2].reshape(-1, reference.features.shape[-1]), _points(other)
     return float(nearest_distances(y, x).mean())
 
 
 def memory_clips(reference: ClipFeatures, other: ClipFeatures) -> float:
-    """The same of pieces of eight steps, all modes of each."""
+    """The same for pieces of eight steps, with all their modes."""
     length = min(_PIECE, reference.features.shape[1])
 
     def pieces(of: ClipFeatures, every: int) -> Array:
@@ -249,9 +248,9 @@ class Measure:
 
     Attributes:
         function: (reference, other) → number.
-        kind: ``distance`` (more is worse), ``unbiased`` (a distance that is 0 on average between halves of
-            one set, and so negative at times) or ``level`` (right where it is as in real footage).
-        sees: corruptions that it rises, or falls, with (benchmarks/corruptions.py checks it).
+        kind: ``distance`` (more is worse), ``unbiased`` (a distance with a mean of 0 between halves of one
+            set, so it can be negative) or ``level`` (best where it equals that of real footage).
+        sees: corruptions that change it (benchmarks/corruptions.py checks this).
         blind: what it cannot see.
     """
 
@@ -301,7 +300,7 @@ def measure(reference: ClipFeatures, other: ClipFeatures) -> dict[str, float]:
 
 
 def _resample(rng: np.random.Generator, count: int) -> Array:
-    """Clips with replacement, at least two different ones: some measures leave out pairs of one clip."""
+    """Indices of clips, drawn with replacement. Two differ at least: measures leave out pairs of one clip."""
     while True:
         chosen = rng.integers(0, count, count)
         if len(set(chosen.tolist())) > 1:

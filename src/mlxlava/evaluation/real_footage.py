@@ -1,25 +1,26 @@
-"""The real footage that weights are judged by: what they learned from, at their size and speed."""
+"""The real footage with which weights are compared: their training footage, at their size and speed."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
+from mlxlava.config import format_size
 from mlxlava.console import say
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage, open_footage
 from mlxlava.footage.from_settings import prepare_from_settings
 from mlxlava.rollout.weights import Weights
 
-_SAME_SPEED = 0.05  # relative difference of two speeds that measures of motion do not notice
+_SAME_SPEED = 0.05  # a relative difference of speeds that measures of motion do not notice
 
 
 def open_real_footage(
     weights: Weights, source: str | Path | None = None, held_out: str | Path | None = None
 ) -> tuple[Footage, Footage | None]:
-    """Prepare or open the footage to judge weights by.
+    """Prepare or open the footage with which weights are compared.
 
-    The built-in lamp needs no source. It is rendered again from another seed to be held out.
+    The built-in lamp needs no source. Its held-out footage is rendered from another seed.
 
     Args:
         weights: a learned lamp.
@@ -49,8 +50,8 @@ def _at_true_speed(weights: Weights, source: str | Path) -> Footage:
     if (Path(source) / "footage.json").is_file():
         found = open_footage(source)
         if found.size != data.size:
-            hxw = "×".join(map(str, found.size)), "×".join(map(str, data.size))
-            say(f"score: {source} is {hxw[0]}; it is resized to the {hxw[1]} of the weights")
+            there, wanted = format_size(found.size), format_size(data.size)
+            say(f"score: {source} is {there}; it is resized to the {wanted} of the weights")
     else:
         found = prepare_from_settings([source], data)
         every = max(1, round(found.fps / weights.step_fps))

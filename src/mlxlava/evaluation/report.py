@@ -1,4 +1,4 @@
-"""What ``score`` and ``drift`` show: tables for the terminal, and one picture."""
+"""The output of ``score`` and ``drift``: tables for the terminal, and one picture."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _READING = {
     "unbiased": "up to 1 is right",
     "level": "1 is right, less and more are not",
 }
-_SHOWN = 10  # frames of a row in the picture
+_SHOWN = 10  # frames in a row of the picture
 _STATE = ("deviation", "kurtosis", "norm", "epps_pulley_axes", "epps_pulley_directions", "covariance")
 _SHORT = {
     "epps_pulley_axes": "E–P axes",
@@ -59,7 +59,7 @@ def score_table(result: Result) -> None:
 
 
 def drift_table(result: Result) -> None:
-    """Windows beside real footage and the null, slopes, returns, loops and the Lyapunov exponent."""
+    """Windows beside real footage and N(0, I); slopes, returns, loops and the Lyapunov exponent."""
     columns = ("learned steps", *FOLLOWED, *(_SHORT.get(name, name) for name in _STATE), "memory, GB")
     rows = [
         (
@@ -131,7 +131,7 @@ def _interval(ends: Sequence[float]) -> str:
 
 
 def require(target: Path | None) -> None:
-    """Raise UserError unless a report can be made, before long work and not after it.
+    """Check that a report can be made, before long work and not after it.
 
     Raises:
         UserError: the extra ``score`` is not installed, or ``target`` is no PNG that could be written.
@@ -159,8 +159,8 @@ def picture(
 
     Args:
         path: PNG to write.
-        drift: what ``drift`` found.
-        ages: what it returned beside that: a frame of every window.
+        drift: the result of ``drift``.
+        ages: a frame of every window, which ``drift`` returned with it.
         clips: real and drawn clips, uint8 (L, H, W, 3) each; a row of frames is shown of each.
         features: of reference, held-out and drawn clips, for spectra.
         step_fps: learned steps a second.
@@ -227,7 +227,7 @@ def _draw_spectra(
         power = spectrum(one).sum(1)
         frequencies = (np.arange(len(power)) + 1) * step_fps / one.features.shape[1]
         axes.loglog(frequencies, power, label=name)
-    # A still lamp has next to none, which would squeeze the others.
+    # A lamp that stands still has almost no power; its curve would compress the others.
     real = spectrum(features[0]).sum(1)
     axes.set(title="power of all modes", xlabel="frequency, Hz", ylim=(1e-2 * real.min(), 1e2 * real.max()))
     axes.legend(fontsize="small")

@@ -1,7 +1,8 @@
-"""Score weights against real footage: every measure beside what real footage scores against itself.
+"""Score weights against real footage: every measure, beside its value for real footage itself.
 
-Real footage is split in two, *reference* (what the features are fitted on) and *held out*; the weights
-draw as many clips. The floor of a measure is held-out footage against the reference.
+Real footage is split into two halves: the *reference*, to which the features are fitted, and *held out*. The
+weights draw as many clips as a half has. The floor of a measure is its value for held-out footage against the
+reference.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from mlxlava.errors import UserError
 from mlxlava.evaluation.features import Array, ClipFeatures, PCAFeatures, evenly_spaced, extract_features
 from mlxlava.evaluation.measures import MEASURES, measure, standard_errors
 from mlxlava.footage.dataset import Footage
-from mlxlava.footage.resize import resize
+from mlxlava.resize import resize
 from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights
 
-LENGTHS = (256, 128, 64, 32, 16)  # learned steps of a clip; the longest that leaves enough clips is taken
-CLIPS = 256  # of either half, at most
-FRAMES = 16_384  # of either half, at most, unless asked for otherwise
-_ENOUGH = (16, 8)  # clips of a half: with fewer, shorter clips are taken
+LENGTHS = (256, 128, 64, 32, 16)  # learned steps of a clip; the longest with enough clips is used
+CLIPS = 256  # at most, of each half
+FRAMES = 16_384  # at most, of each half, by default
+_ENOUGH = (16, 8)  # clips of a half: if there are fewer, shorter clips are used
 _LEAST = 4  # clips of a half that measures need
-_BLOCKS = 8  # pieces that one footage is split in, reference and held out in turns
-_WARM_UP = 256  # learned steps before the first drawn frame
+_BLOCKS = 8  # pieces into which footage is split, in turns for the reference and to be held out
+_WARM_UP = 256  # learned steps before the first frame that is drawn
 LAMPS = 32  # rolled together
 REPEATS = 40  # of the bootstrap
 HEADLINES = {
@@ -44,8 +45,8 @@ class RealClips:
     """Real clips in two halves.
 
     Attributes:
-        frames: the frames of either half, uint8 (N, H, W, 3).
-        starts: first frames of the clips of either half.
+        frames: the frames of each half, uint8 (N, H, W, 3).
+        starts: first frames of the clips of each half.
         length: frames of a clip.
         step_fps: learned steps a second.
     """
@@ -56,7 +57,7 @@ class RealClips:
     step_fps: float
 
     def clips(self, half: int, size: tuple[int, int] | None = None) -> Iterator[Array]:
-        """The clips of the reference (0) or held out (1), resized where ``size`` is another."""
+        """The clips of the reference (0) or of held-out footage (1), resized to ``size``."""
         for start in self.starts[half]:
             yield _resized(np.asarray(self.frames[half][start : start + self.length]), size)
 
@@ -73,14 +74,14 @@ def _resized(clip: Array, size: tuple[int, int] | None) -> Array:
 def split_footage(
     footage: Footage, held_out: Footage | None, frames: int = FRAMES, lengths: Sequence[int] = LENGTHS
 ) -> RealClips:
-    """Split real footage in reference and held out.
+    """Split real footage into the reference and held-out footage.
 
     Args:
-        footage: the training footage; without ``held_out`` every second of eight blocks is held out.
+        footage: the training footage. Without ``held_out``, every second of its eight blocks is held out.
         held_out: footage that was not trained on.
-        frames: frames of either half, at most.
-        lengths: clip lengths to choose from, longest first: the first that leaves 16 clips or, if none
-            does, the first that leaves 8, or 4.
+        frames: frames of each half, at most.
+        lengths: clip lengths to choose from, longest first. The first one with 16 clips is used, or else the
+            first one with 8, or with 4.
 
     Raises:
         UserError: the footage is too short, or too few frames are asked for.
@@ -134,7 +135,7 @@ def _spread(starts: list[int], count: int) -> list[int]:
 def draw_clips(
     weights: Weights, count: int, length: int, seed: int, warm_up: int = _WARM_UP
 ) -> Iterator[Array]:
-    """Clips of as many lamps, uint8 (length, H, W, 3) each, drawn one by one.
+    """Draw clips one by one, each of another lamp, uint8 (length, H, W, 3).
 
     Raises:
         UserError: a state is not finite.
@@ -151,11 +152,11 @@ def draw_clips(
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceSet:
-    """Real footage that others are compared with.
+    """Real footage with which drawn clips are compared.
 
     Attributes:
         real: the clips.
-        pca: how frames become features; fitted on the reference.
+        pca: makes features of frames; fitted to the reference.
         reference: features of the reference.
         held_out: features of held-out footage.
     """
@@ -190,7 +191,7 @@ def compare(
     Returns:
         For each measure ``value``, ``interval`` (value ± 1.96 bootstrap standard errors), ``floor``,
         ``floor_interval`` and ``ratio``: value over floor. The floor of an unbiased measure is about
-        zero, so its ratio is to the upper end of the floor's interval.
+        zero, so its ratio is taken to the upper end of the floor's interval.
     """
     rows: dict[str, Any] = {}
     sides = []
@@ -228,13 +229,13 @@ def headline(rows: dict[str, Any]) -> dict[str, float]:
 def score(
     weights: Weights, real: RealClips, *, seed: int = 0, update: Notice = lambda done, total, text: None
 ) -> tuple[dict[str, Any], ReferenceSet, ClipFeatures]:
-    """Score weights: as many drawn clips as real ones.
+    """Score weights, with as many drawn clips as real ones.
 
     Args:
         weights: a learned lamp.
         real: clips of real footage (``split_footage``).
         seed: seed of the drawn lamps and of the bootstrap.
-        update: called with what is done, all there is to do and a text.
+        update: called with the amount done, the total amount and a text.
 
     Returns:
         What ``mlxlava score --json`` prints, the reference set, and the features of the drawn clips.

@@ -15,8 +15,8 @@ Box = tuple[int, int, int, int]  # x, y, width, height in source pixels
 _GRID = 160  # cells along the longer side of the grid that motion is looked for on
 _ENOUGH = 16  # pictures that show what moves
 _LEAST_SPREAD = 2.0  # grey levels of 255: what varies less is noise
-_LEAST_SHARE = 0.25  # of the liveliest part's deviation: what varies less is its glow
-_MARGIN = 1.2  # the box is so much larger than what moves: a tenth to spare on either side
+_LEAST_FRACTION = 0.25  # of the deviation of the part that moves most: what varies less is its glow
+_MARGIN = 1.2  # size of the box over that of what moves: a tenth is left free on either side
 
 
 def choose_box(
@@ -87,7 +87,7 @@ def _moving_box(
 ) -> Box | None:
     """The box around what changes in time; None where nothing does."""
     spread = _deviation(runs, picture)
-    threshold = max(_LEAST_SPREAD, _LEAST_SHARE * float(np.percentile(spread, 99.5)))
+    threshold = max(_LEAST_SPREAD, _LEAST_FRACTION * float(np.percentile(spread, 99.5)))
     energy = np.where(spread > threshold, spread, 0)
     if not energy.any():
         return None
@@ -100,7 +100,7 @@ def _moving_box(
 def _deviation(runs: Iterable[Iterable[Image.Image]], picture: tuple[int, int]) -> np.ndarray:
     """Standard deviation over time of each cell of a coarse grid, in grey levels: (rows, columns).
 
-    The runs are samples of the footage, the cheapest first; the first of 16 pictures or more is taken.
+    The runs are samples of the footage, the cheapest first. The first one with at least 16 pictures is taken.
     """
     longest = max(picture)
     grid = (max(1, round(picture[0] / longest * _GRID)), max(1, round(picture[1] / longest * _GRID)))
@@ -108,6 +108,7 @@ def _deviation(runs: Iterable[Iterable[Image.Image]], picture: tuple[int, int]) 
     for run in runs:
         count, total, squares = 0, np.zeros(grid[::-1]), np.zeros(grid[::-1])
         for image in run:
+            # Means of cells, not a picture; in a small picture several cells repeat one pixel.
             grey = np.asarray(image.convert("L").resize(grid, Image.Resampling.BOX), dtype=np.float64)
             count, total, squares = count + 1, total + grey, squares + grey**2
         if count >= _ENOUGH:
@@ -118,9 +119,6 @@ def _deviation(runs: Iterable[Iterable[Image.Image]], picture: tuple[int, int]) 
 
 
 def _central_range(weights: np.ndarray) -> tuple[int, int]:
-    """The range of cells that holds all but 1 % of the weight on either side.
-
-    So a speck far off counts for nothing.
-    """
-    share = np.cumsum(weights) / weights.sum()
-    return int(np.searchsorted(share, 0.01)), int(np.searchsorted(share, 0.99)) + 1
+    """The range of cells without 1 % of the weight on either side, so that a far speck does not count."""
+    cumulative = np.cumsum(weights) / weights.sum()
+    return int(np.searchsorted(cumulative, 0.01)), int(np.searchsorted(cumulative, 0.99)) + 1

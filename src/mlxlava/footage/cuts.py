@@ -6,13 +6,14 @@ import math
 from array import array
 
 import numpy as np
-from PIL import Image
+
+from mlxlava.resize import resize
 
 # A hard cut: the thumbnails of two neighbouring frames differ by more than this (of 255) …
 CUT_CHANGE = 4.0
-# … and by this many times what neighbours within half a second usually differ by. In a real lamp at
-# 30 fps neighbours were seen to differ by 0.2 and at most 0.8, moments 8 s apart by 6.5 and more;
-# a time-lapse differs by much throughout, so the ratio spares it.
+# … and by more than this many times the usual difference of neighbours within half a second. In a real lamp
+# at 30 fps, neighbours differed by 0.2 and at most by 0.8, and frames 8 s apart by at least 6.5. In a
+# time-lapse all neighbours differ much, so the ratio finds no cuts there.
 CUT_RATIO = 5.0
 CUT_WINDOW = 15  # frames looked at on either side
 
@@ -20,12 +21,12 @@ _THUMBNAIL = (16, 16)
 
 
 def find_cuts(changes: np.ndarray) -> list[int]:
-    """Find hard cuts; motion, flicker, time-lapse and single flashes are none.
+    """Find hard cuts. Motion, flicker, time-lapse and single flashes do not count as cuts.
 
     Args:
-        changes: (N, 3), for each frame the mean absolute differences (0 … 255) of its thumbnail to
-            the one before it; to that at the same brightness; to the last but one at the same
-            brightness. 0 where there is none before.
+        changes: (N, 3), three mean absolute differences (0 … 255) of each frame's thumbnail: to the one
+            before it; to that one, scaled to the same brightness; to the last but one, scaled as well. 0
+            where there is none before.
 
     Returns:
         Rising indices of the frames that begin a new scene.
@@ -45,7 +46,7 @@ def find_cuts(changes: np.ndarray) -> list[int]:
 
 
 class CutFinder:
-    """Finds the cuts in frames that come one by one; it keeps 12 bytes a frame."""
+    """Finds the cuts in frames that come one by one. It needs 12 bytes a frame."""
 
     def __init__(self) -> None:
         self._rows = array("f")
@@ -53,8 +54,7 @@ class CutFinder:
 
     def add(self, frame: np.ndarray) -> None:
         """Look at the next frame, uint8 (H, W, 3)."""
-        thumbnail = Image.fromarray(frame).resize(_THUMBNAIL, Image.Resampling.BOX)
-        now = np.asarray(thumbnail, dtype=np.float32)
+        now = resize(frame, _THUMBNAIL).astype(np.float32)
         before = [*([now] * (2 - len(self._last))), *self._last]
         self._rows.append(float(np.abs(now - before[1]).mean()))
         for then in before[::-1]:

@@ -1,7 +1,7 @@
 """Prepared footage, and the batches of clips that are drawn from it (``Footage.batch``).
 
-Prepared footage is a folder: ``frames.npy`` (uint8, N×H×W×3) and ``footage.json`` (where the frames
-come from, how they were cut out, and where no clip may cross). prepare.py writes it.
+Prepared footage is a folder: ``frames.npy`` (uint8, N×H×W×3) and ``footage.json`` (the sources, the crop,
+and the cuts, which no clip may cross). prepare.py writes it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Footage:
         path: the folder.
         frames: uint8 (N, H, W, 3), memory-mapped.
         fps: frames a second before ``every_nth``.
-        every_nth: every how many frames one was kept.
+        every_nth: one of so many frames was kept.
         size: height and width in pixels.
         cuts: rising indices of the frames that begin a new segment; no clip crosses one.
         key: hash of the sources and the settings.
@@ -87,7 +87,7 @@ class Footage:
             batch_size: clips, B; their starts are uniform among all valid ones.
             seq_len: learned steps that a clip spans.
             drawn_frames: frames of each clip to return, K (see ``draw_times``); 0 for all.
-            context_frames: evenly spaced frames of each clip, first to last, that come before those, V.
+            context_frames: evenly spaced frames of each clip, V, which are returned before those K.
             rows: clips of the batch to read; all by default.
 
         Returns:
@@ -144,11 +144,11 @@ def read_footage(path: Path) -> tuple[Footage, dict[str, Any]]:
 
 
 def draw_times(rng: np.random.Generator, batch_size: int, seq_len: int, drawn_frames: int) -> np.ndarray:
-    """Draw which learned steps of each clip are looked at.
+    """Draw the times in each clip of which frames are returned, in learned steps.
 
-    The span (last − first) is log-uniform over K − 1 … seq_len − 1, so that short gaps, which show
-    motion, are as common as long ones; the first time is uniform where the span fits, and the times
-    between are distinct and uniform.
+    The span (last − first) is log-uniform over K − 1 … seq_len − 1. So short gaps, which show motion, are as
+    common as long ones. The first time is uniform over all places where the span fits. The times between are
+    distinct and uniform.
 
     Args:
         rng: source of randomness.

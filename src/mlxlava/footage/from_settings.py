@@ -1,4 +1,4 @@
-"""Prepared footage as the ``data`` settings of a recipe ask for it."""
+"""Footage, prepared with the ``data`` settings of a recipe."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def prepare_from_settings(
 
     Args:
         sources: videos, folders of images, or one folder of prepared footage; the built-in lamp when empty.
-        data: size, crop, frame step, and what the built-in lamp is like.
+        data: size, crop and frame step; length, rate and colours of the built-in lamp.
         seed: of the built-in lamp.
         folder: where it goes; the cache when None. The built-in lamp always goes into the cache.
 

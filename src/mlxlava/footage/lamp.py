@@ -1,9 +1,9 @@
 """The built-in lava lamp: procedural, endless, seeded, any size; NumPy only.
 
-Five blobs of wax warm up at the bottom of the glass, rise, cool down at the top and sink. What is
-drawn is a level set of a soft field, the sum of one Gaussian a blob and one flat Gaussian for the
-pool, so wax merges and splits smoothly ("A generalization of algebraic surface drawing", Blinn,
-1982). The level is solved for in every picture such that the area of the wax never changes.
+Five blobs of wax warm up at the bottom of the glass, rise, cool down at the top and sink. The wax is drawn
+where a smooth field lies above a level. The field is a sum of Gaussians: one for each blob, and a flat one
+for the pool at the bottom. So wax merges and splits smoothly ("A generalization of algebraic surface
+drawing", Blinn, 1982). In every picture the level is chosen such that the area of the wax never changes.
 
 Lengths are in heights of the glass: y runs from 0 at its bottom to 1 at its top, x is 0 on its axis.
 """
@@ -22,7 +22,7 @@ from mlxlava.errors import UserError
 from mlxlava.playback.session import FrameSource
 from mlxlava.products import matmul
 
-# Raise it when the pictures change: prepared footage of another version is not used again.
+# Raise it when the pictures change. Footage that was prepared with another version is not used again.
 VERSION = 1
 
 Floats = NDArray[np.float32]
@@ -36,7 +36,7 @@ class Theme:
     Attributes:
         room: the background near the lamp; it darkens away from it.
         liquid: the liquid at the top, in the middle and at the lit bottom.
-        wax: the wax from least to most lit; evenly spaced on a ramp.
+        wax: the wax from the least to the most lit, at equal distances on a ramp of brightness.
         metal: base and cap where the light falls on them.
     """
 
@@ -93,19 +93,20 @@ _GLASS = (
 _CAP = ((1.0, 0.172), (1.03, 0.174), (1.08, 0.146), (1.10, 0.126))
 _WIDEST = 0.33
 
-_STEP = 1 / 30  # seconds; pictures fall between steps, so the motion does not depend on their rate
-_WARM_UP = 60.0  # seconds that pass before the first picture: it is as typical as any other
-_LUCK_TIME = 15.0  # seconds that a blob's luck lasts
+# Seconds of a simulation step. Pictures are interpolated, so the motion is the same at any frame rate.
+_STEP = 1 / 30
+_WARM_UP = 60.0  # seconds of simulation before the first picture, so that it is as typical as any other
+_NOISE_TIME = 15.0  # correlation time of a blob's noise in seconds
 _RADII = np.array([0.154, 0.136, 0.119, 0.102, 0.084])
 _CEILING = 0.93 - 0.6 * _RADII
 _POOL = (0.0, -0.03, 0.70, 0.115)  # x, y and the two radii of the pool's Gaussian
-_WAX = 0.32  # part of the glass that is wax
-_GRID = (72, 44)  # points that the level is solved on, the same ones for every picture size
-_SOFT = 5.0  # slope of the field, per length, below which an edge is drawn wider: necks part softly
+_WAX = 0.32  # fraction of the glass's area that is wax
+_GRID = (72, 44)  # rows and columns of points that the level is computed from; the same for every size
+_SOFT = 5.0  # slope of the field, per length, below which an edge is drawn wider, so that necks part softly
 
 
 def _half_width(profile: tuple[tuple[float, float], ...], y: Floats) -> Floats:
-    """Half the width at each height: a cubic through the outline's points, flat beyond its ends."""
+    """Half the width at each height: a cubic Hermite spline through the outline, constant beyond its ends."""
     heights, widths = np.array(profile).T
     slopes = np.gradient(widths, heights)
     y = np.clip(y, heights[0], heights[-1])
@@ -123,7 +124,7 @@ _WALL_X = _half_width(_GLASS, _WALL_Y.astype(np.float32)).astype(np.float64)
 
 
 class _Motion:
-    """Where the wax is: blobs pushed by buoyancy, by each other, by the glass and by chance."""
+    """The motion of the wax: buoyancy, other blobs, the glass and noise push each blob."""
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -132,37 +133,37 @@ class _Motion:
         self.x = self.rng.uniform(-0.1, 0.1, count)
         self.vx, self.vy = np.zeros(count), np.zeros(count)
         self.heat = self.rng.uniform(-0.7, 0.7, count)
-        self.luck = self.rng.standard_normal((2, count))  # of heating, of sideways drift; N(0, 1) always
+        # Of heating, and of sideways drift. An Ornstein-Uhlenbeck process, N(0, 1) at any time.
+        self.noise = self.rng.standard_normal((2, count))
         self.reach = (1.05 * (_RADII[:, None] + _RADII[None, :])) ** 2
-        self.noise = np.empty((0, 2, count))
-        self.used = 0
+        self.draws, self.used = np.empty((0, 2, count)), 0  # random numbers in stock, and how many were used
         for _ in range(600):
             self.step(_WARM_UP / 600)
 
     def step(self, dt: float = _STEP) -> None:
-        """Go on by ``dt`` seconds (semi-implicit Euler)."""
-        if self.used == len(self.noise):
-            self.noise, self.used = self.rng.standard_normal((256, *self.luck.shape)), 0
+        """Move on by ``dt`` seconds (semi-implicit Euler)."""
+        if self.used == len(self.draws):
+            self.draws, self.used = self.rng.standard_normal((256, *self.noise.shape)), 0
         x, y = self.x, self.y
-        keep = math.exp(-dt / _LUCK_TIME)
-        self.luck = keep * self.luck + math.sqrt(1 - keep * keep) * self.noise[self.used]
+        keep = math.exp(-dt / _NOISE_TIME)
+        self.noise = keep * self.noise + math.sqrt(1 - keep * keep) * self.draws[self.used]
         self.used += 1
 
-        # The lamp heats below and cools above. Wax stays hot (1) or cold (-1) on its way, two stable
-        # states, and rests at either end until it has turned; how long is a matter of luck.
+        # The lamp heats at the bottom and cools at the top. Between them wax stays hot (1) or cold (-1), the
+        # two stable states. At either end it rests until its heat has changed sign, for a random time.
         below, above = 1 / (1 + np.exp((y - 0.19) / 0.04)), 1 / (1 + np.exp((0.70 - y) / 0.04))
-        supply = (0.12 * below - 0.14 * above) * np.exp(0.45 * self.luck[0]) + 0.08 * (0.45 - y)
+        supply = (0.12 * below - 0.14 * above) * np.exp(0.45 * self.noise[0]) + 0.08 * (0.45 - y)
         self.heat += dt * (0.25 * (self.heat - self.heat * self.heat * self.heat) + supply)
         push_y = 0.054 * np.tanh(2.0 * self.heat)
-        push_x = 0.010 * self.luck[1]
+        push_x = 0.010 * self.noise[1]
 
-        # Blobs that overlap push one another aside, softly: they merge but do not hide in one another.
+        # Blobs that overlap push one another away, softly. They merge, but none hides behind another.
         dx, dy = x[:, None] - x, y[:, None] - y
         near = np.maximum(0.0, 1 - (dx * dx + dy * dy) / self.reach)
         push_x = push_x + 0.45 * (near * dx).sum(1)
         push_y = push_y + 0.18 * (near * dy).sum(1)
 
-        # The glass: stiff but smooth.
+        # The glass pushes blobs back, strongly but smoothly.
         room = np.maximum(np.interp(y, _WALL_Y, _WALL_X) - 0.85 * _RADII, 0.02)
         push_x -= 1.5 * (np.maximum(x - room, 0) + np.minimum(x + room, 0)) + 0.10 * x
         push_y -= 2.0 * (np.maximum(y - _CEILING, 0) + np.minimum(y - 0.02, 0))
@@ -173,18 +174,18 @@ class _Motion:
         self.y = y + dt * self.vy
 
     def blobs(self) -> NDArray[np.float64]:
-        """x, y and the radii along x and y of the pool and every blob: (6, 4)."""
+        """x, y and the radii along x and y, of the pool and of each blob: (6, 4)."""
         stretch = 1 + 0.25 * np.tanh((self.vy / 0.05) ** 2)
         rows = np.stack([self.x, self.y, _RADII / np.sqrt(stretch), _RADII * np.sqrt(stretch)], axis=1)
         return np.concatenate([[_POOL], rows])
 
 
 class _Field:
-    """The soft field of the wax on a grid of points inside the glass."""
+    """The field of the wax on a grid of points inside the glass."""
 
     def __init__(self, x: Floats, y: Floats) -> None:
         self.x, self.y = x, y
-        # Near the glass the field falls off, so that blobs round off before it; not so in the pool.
+        # Near the glass the field is smaller, so that blobs stay round there. The pool touches the glass.
         wall = _half_width(_GLASS, y)[:, None] - np.abs(x)[None, :]
         free = 1 / (1 + np.exp(-(y[:, None] - 0.20) / 0.03))
         self.fall = (-0.9 * free * np.exp(-np.maximum(wall, 0) / 0.022)).astype(np.float32)
@@ -208,16 +209,16 @@ class _Field:
 class Lamp:
     """An endless lava lamp: iterate over it for uint8 frames of shape (H, W, 3).
 
-    The same seed and settings give the same frames, for ever; another rate samples the same motion.
+    The same seed and settings always give the same frames. Another rate samples the same motion.
 
     Args:
-        size: height and width in pixels, multiples of 16; the lamp stands centred at its own aspect.
+        size: height and width in pixels, multiples of 16. The lamp stands in the middle, never distorted.
         fps: pictures per second of the lamp's time.
         seed: of the motion.
         theme: a key of ``THEMES``.
 
     Raises:
-        UserError: for a size, rate or theme that no lamp can have.
+        UserError: the size, the rate or the theme is not allowed.
     """
 
     def __init__(
@@ -234,7 +235,7 @@ class Lamp:
         self._motion = _Motion(seed)
         self._before = self._after = self._motion.blobs()
         self._paint(size, THEMES[theme])
-        self._aim()
+        self._prepare_grid()
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         return self
@@ -250,7 +251,7 @@ class Lamp:
             yield at, self._at(at)
 
     def _at(self, seconds: float) -> NDArray[np.uint8]:
-        """The frame at a time that is not before the last one asked for."""
+        """The frame at a time (seconds), which must not decrease from call to call."""
         time = seconds / _STEP
         while self._steps < time:
             self._motion.step()
@@ -260,7 +261,7 @@ class Lamp:
         return self._draw(late * self._before + (1 - late) * self._after)
 
     def _paint(self, size: tuple[int, int], theme: Theme) -> None:
-        """Draw all that never moves, once."""
+        """Draw once what never moves."""
         height, width = size
         low, high = _BASE[0][0], _CAP[-1][0]
         scale = 0.95 * min(height / (high - low), width / (2 * _WIDEST))  # pixels per length
@@ -295,10 +296,10 @@ class Lamp:
         streak = np.exp(-(((across + 0.72) / 0.09) ** 2)) + 0.45 * np.exp(-(((across - 0.80) / 0.06) ** 2))
         streak = streak * (np.clip(y / 0.15, 0, 1) * np.clip((1 - y) / 0.1, 0, 1))[:, None]
         gloss = 34 * streak[..., None]
-        # A fixed grain in place of rounding: dark gradients would show bands.
+        # Fixed noise in place of rounding, since smooth dark areas would show bands.
         grain = np.random.default_rng(0).random((height, width, 1))
         self._background = (picture + grain).astype(np.uint8)
-        self._frozen = (picture[self._box] * (1 - glass) + glass * gloss + 0.5).astype(np.float32)
+        self._room_and_gloss = (picture[self._box] * (1 - glass) + glass * gloss + 0.5).astype(np.float32)
         self._glass = glass.astype(np.float32)
         self._liquid = np.clip(liquid, 0, 200).astype(np.float32)
         self._halo = (0.35 * _rgb(theme.wax[len(theme.wax) // 2])).astype(np.float32)
@@ -307,8 +308,8 @@ class Lamp:
             np.float32
         )
 
-    def _aim(self) -> None:
-        """Prepare the grid that the level is solved on."""
+    def _prepare_grid(self) -> None:
+        """Prepare the grid that the level is computed from."""
         rows, columns = _GRID
         y = ((np.arange(rows) + 0.5) / rows).astype(np.float32)
         x = ((np.arange(columns) + 0.5) / columns * 2 - 1).astype(np.float32) * np.float32(_WIDEST)
@@ -335,7 +336,7 @@ class Lamp:
         steep = along_x * along_x + along_y * along_y
         cover = np.clip(field / (np.sqrt(steep + _SOFT**2) * self._pixel) + 0.5, 0, 1)[..., None]
 
-        # The slope of the field leans a surface normal outwards: round blobs, lit from below.
+        # The slope of the field tilts the normal of the surface outwards: blobs look round, lit from below.
         upright = 1 / np.sqrt(1 + (0.055 * 0.055) * steep)
         lean_x, lean_y = along_x * upright * -0.055, along_y * upright * -0.055
         shade = self._light * (0.70 + 0.30 * upright) - 0.16 * lean_y
@@ -346,7 +347,9 @@ class Lamp:
         halo = np.exp(1.2 * np.minimum(field, 0))[..., None] * self._halo
         liquid = self._liquid + halo * self._light[..., None]
         frame: NDArray[np.uint8] = self._background.copy()
-        frame[self._box] = np.minimum(self._frozen + self._glass * (liquid + cover * (wax - liquid)), 255)
+        frame[self._box] = np.minimum(
+            self._room_and_gloss + self._glass * (liquid + cover * (wax - liquid)), 255
+        )
         return frame
 
 
@@ -358,7 +361,7 @@ def frames(
 
 
 class Themes:
-    """The lamp in each of its colours, as a player opens them by name."""
+    """The built-in lamp in each of its colours, as a player's library."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         self._size = size

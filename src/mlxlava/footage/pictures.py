@@ -1,4 +1,4 @@
-"""The one reader of picture files: for footage, and for pictures that a lamp starts from."""
+"""The one reader of picture files, for footage and for pictures that a lamp starts from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlxlava.errors import UserError
 from mlxlava.paths import names_in
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-_ORIENTATION = 0x0112  # the EXIF tag; values of 5 and more mean that the picture lies on its side
+_ORIENTATION = 0x0112  # the EXIF tag; with values of 5 and more, width and height are exchanged
 
 
 def read_picture(path: str | Path, what: str = "footage", advice: str = "repair or remove it") -> Image.Image:
@@ -94,7 +94,7 @@ def _one_line_errors(path: str | Path, what: str, advice: str) -> Iterator[None]
     """Turn whatever goes wrong while a picture is read into one UserError."""
     try:
         with warnings.catch_warnings():
-            # Pillow warns of half the size that it refuses; a phone's 108 megapixels are no attack.
+            # Pillow warns already at half the size that it refuses. A phone's 108 megapixels are no attack.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             yield
     except UnidentifiedImageError as error:

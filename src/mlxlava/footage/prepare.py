@@ -1,7 +1,7 @@
 """Videos, folders of pictures or the built-in lamp → prepared footage (its folder: see dataset.py).
 
-Preparing streams: memory does not grow with the length. Footage that was prepared before, from the same
-sources with the same settings, is opened again.
+Frames are written one by one, so memory does not grow with the length. Footage that was prepared before,
+from the same sources with the same settings, is opened again.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from mlxlava.config import check_size
+from mlxlava.config import check_size, format_size
 from mlxlava.errors import UserError
 from mlxlava.footage import lamp
 from mlxlava.footage.crop import Box, choose_box
 from mlxlava.footage.cuts import CutFinder
 from mlxlava.footage.dataset import FORMAT, Footage, open_footage, read_footage
 from mlxlava.footage.pictures import common_size, pictures_in, read_picture
-from mlxlava.footage.resize import resize
 from mlxlava.footage.video import UNKNOWN_FPS, VideoDecoder, sample_runs
-from mlxlava.paths import cache_folder, is_systems_own, is_taken, whole_folder
+from mlxlava.paths import cache_folder, is_system_file, is_taken, whole_folder
+from mlxlava.resize import resize
 
-LAMPS = 4  # different lamps in the built-in footage, so that no single start is learned by heart
+LAMPS = 4  # different lamps in the built-in footage, so that a model cannot memorise a single one
 
 _HEADER = 128  # bytes of the header of frames.npy
 _AUTO_PICTURES = 64  # of a folder, looked at for what moves
@@ -75,7 +75,7 @@ def prepare(
     for path in paths:
         if not path.exists():
             raise UserError(f"footage: {path} does not exist; give a video file or a folder of images")
-        if is_systems_own(path.name):  # a shell whose * matches hidden files hands them on
+        if is_system_file(path.name):  # in some shells * matches hidden files too
             raise UserError(f"footage: {path} was made by the system and is no footage; leave it out")
     prepared = [path for path in paths if (path / "footage.json").is_file()]
     if prepared and len(paths) > 1:
@@ -83,9 +83,10 @@ def prepare(
     if prepared:
         footage = open_footage(prepared[0])
         if footage.size != size:
+            found, wanted = format_size(footage.size, "x"), format_size(size, "x")
             raise UserError(
-                f"footage: {prepared[0]} is {_hxw(footage.size)}, not {_hxw(size)}; "
-                f"give --size {_hxw(footage.size)} or prepare the original files again"
+                f"footage: {prepared[0]} is {found}, not {wanted}; "
+                f"give --size {found} or prepare the original files again"
             )
         return footage
 
@@ -124,7 +125,8 @@ def prepare_lamp(
 ) -> Footage:
     """Render the built-in lamp as prepared footage, or reopen it if that was done before.
 
-    Four lamps of a quarter of the time each. Only the kept frames are rendered, at ``fps / every_nth``.
+    There are four lamps, each for a quarter of the time. Only the frames that are kept are rendered, at
+    ``fps / every_nth``.
 
     Args:
         out: folder to write; None for one in the user's cache.
@@ -168,7 +170,7 @@ def _key(inputs: dict[str, Any]) -> str:
 def _reuse_or_write(
     out: Path | None, key: str, write: Callable[[IO[bytes]], dict[str, Any]]
 ) -> tuple[Footage, dict[str, Any]]:
-    """Open the folder if it holds the footage of this key, else write it whole, then move it there."""
+    """Open the folder if it holds the footage of this key; else write it."""
     path = (out or cache_folder() / "footage" / key).expanduser().resolve()
     found = _matching(path, key)
     if found:
@@ -177,11 +179,11 @@ def _reuse_or_write(
         raise UserError(f"footage: {path} exists and is no prepared footage; give another -o")
     advice = "free some space or give another -o"
 
-    def is_of_the_disk(error: Exception) -> bool:
+    def is_write_error(error: Exception) -> bool:
         return isinstance(error, OSError)
 
     # The cache folder holds libraries as well, which no other user may replace: hence private.
-    with whole_folder(path, "footage", is_of_the_disk, advice=advice, private=out is None) as draft:
+    with whole_folder(path, "footage", is_write_error, advice=advice, private=out is None) as draft:
         with (draft / "frames.npy").open("wb") as frames:
             frames.write(bytes(_HEADER))
             about = write(frames)
@@ -202,19 +204,15 @@ def _matching(path: Path, key: str) -> tuple[Footage, dict[str, Any]] | None:
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """A .npy header of fixed length, so that it can be written when the frames are counted."""
+    """A .npy header of fixed length: it is written last, when the number of frames is known."""
     text = repr({"descr": "|u1", "fortran_order": False, "shape": shape})
     length = _HEADER - 10  # without the magic string, the version and the length itself
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", length) + text.ljust(length - 1).encode() + b"\n"
 
 
-def _hxw(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
-
-
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """A source that was looked at and can be read."""
+    """A source that can be read, and what is known about it."""
 
     path: Path
     sha256: str
@@ -266,7 +264,7 @@ def _read_sources(
     every_nth: int,
     on_progress: OnProgress | None,
 ) -> dict[str, Any]:
-    """Hand on the kept frames of all sources in turn; returns what footage.json says of them."""
+    """Give every n-th frame of all sources to ``keep``; returns what footage.json says about them."""
     warnings = [text for source in sources for text in source.warnings]
     fps = sources[0].fps
     for source in sources[1:]:

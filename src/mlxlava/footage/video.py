@@ -14,17 +14,17 @@ from PIL import Image
 
 from mlxlava.errors import UserError
 
-UNKNOWN_FPS = 30.0  # where ffmpeg says no rate; a folder of pictures carries none either
+UNKNOWN_FPS = 30.0  # where ffmpeg finds no rate, and for folders of pictures
 
 _PASSTHROUGH = ("-fps_mode", "passthrough")  # frames as they are, none repeated to keep time
 
 
 class VideoDecoder:
-    """One run of ffmpeg: iterate over it for the frames that decode, RGB; then ask what went wrong.
+    """One run of ffmpeg. Iterate over it for the frames that can be decoded, RGB; then ask what went wrong.
 
-    Frames come as PPM, whose headers carry the size after rotation, at a constant rate: where a
-    video's rate varies, frames are repeated or left out, so that a step is always the same time.
-    Use it in a ``with`` statement, which ends the process.
+    Frames come as PPM, since its headers have the size after rotation. They come at a constant rate: where a
+    video's rate varies, frames are repeated or left out, so that a step always takes the same time. Use it in
+    a ``with`` statement, which ends the process.
 
     Args:
         path: the video.
@@ -73,26 +73,26 @@ class VideoDecoder:
             yield Image.frombuffer("RGB", (width, height), data, "raw", "RGB", 0, 1)
 
     def fps(self) -> float:
-        """Frames a second that ffmpeg puts out; its log has them before the first frame comes."""
+        """Frames a second of ffmpeg's output. They are known once the first frame has come."""
         found = re.search(r"Output #0.*?([0-9.]+)(k?) fps", self._text(), re.DOTALL)
         return float(found[1]) * (1000 if found[2] else 1) if found else UNKNOWN_FPS
 
     def expected_frames(self) -> int | None:
-        """Frames by the length that the file claims; None where it claims none."""
+        """Number of frames by the length in the file's header; None where it has none."""
         found = re.search(r"Duration: (\d+):(\d+):([0-9.]+)", self._text())
         if not found:
             return None
         return round((int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3])) * self.fps())
 
     def complaints(self) -> list[str]:
-        """What ffmpeg calls errors, without its prefixes, once all frames are read."""
+        """ffmpeg's error messages, without their prefixes. Call it once all frames are read."""
         code = self._process.wait()
         lines = [line for line in self._text().splitlines() if "[error]" in line or "[fatal]" in line]
         texts = [re.sub(r"^(\[[^]]*\] )*", "", line).strip() for line in lines]
         return texts or ([f"ffmpeg ended with code {code}"] if code else [])
 
     def is_text(self) -> bool:
-        """Whether ffmpeg draws a text file as if on a terminal; known from the first frame on."""
+        """Whether this is a text file, which ffmpeg draws too. Known once the first frame has come."""
         return "Input #0, tty" in self._text()
 
     def why_nothing(self) -> str:

@@ -1,4 +1,4 @@
-"""Learned lamps that play on: roll.py rolls states and draws frames, for ever and at any frame rate.
+"""Playing learned lamps: roll.py rolls states and draws frames, without end and at any frame rate.
 
 May import models, footage and playback. Start with roll.py. Beside it: weights.py (weights on disk),
 drawing.py (state → frame), seamless.py (clips that end where they begin), from_picture.py (picture → state),

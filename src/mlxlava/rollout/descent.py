@@ -18,20 +18,20 @@ def descend(
     rate: float,
     on_progress: OnProgress | None = None,
 ) -> mx.array:
-    """Minimise a function with Adam (Kingma 2015); its learning rate falls to 0 as a cosine.
+    """Minimise a function with Adam (Kingma 2015). The learning rate falls to 0 along a cosine.
 
     Args:
         loss: array → scalar.
         x: where to start.
         rounds: steps of Adam.
         rate: the first learning rate.
-        on_progress: called with the rounds done and all there are.
+        on_progress: called with the number of rounds done and the number of all rounds.
     """
-    gradient = mx.grad(loss)
+    gradient_of = mx.grad(loss)
     mean, square = mx.zeros_like(x), mx.zeros_like(x)
     for n in range(1, rounds + 1):
-        slope = gradient(x)
-        mean, square = 0.9 * mean + 0.1 * slope, 0.99 * square + 0.01 * slope * slope
+        gradient = gradient_of(x)
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.99 * square + 0.01 * gradient * gradient
         step = rate * 0.5 * (1 + math.cos(math.pi * n / rounds))
         x = x - step * (mean / (1 - 0.9**n)) / (mx.sqrt(square / (1 - 0.99**n)) + 1e-8)
         mx.eval(x, mean, square)

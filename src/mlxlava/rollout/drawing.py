@@ -1,4 +1,4 @@
-"""Frames from states for playing: the generator's function, arranged for few frames and no gradients."""
+"""Frames from states for playing: what the generator computes, faster for few frames without gradients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Draw = Callable[[mx.array], mx.array]
 
 
 def make_draw(recipe: Recipe, weights: Tree, stats: Tree) -> Draw:
-    """How frames are drawn with these weights of the recipe's generator, fastest on this device."""
+    """The fastest way on this device to draw frames with these weights of the recipe's generator."""
     if recipe.generator.kind == "shuffle" and convolution.available():
         return _Shuffled(ShuffleGenerator(recipe), weights)
     generator = make_generator(recipe)
@@ -32,8 +32,8 @@ class _Shuffled:
         self._base = (*generator.base, generator.widths[0])
         self._dense = weights["dense"]
         ups = [weights[f"up{i}"] for i in range(len(generator.widths) - 1)]
-        self._ups = [_Transformed(Kind.CONV3_SHUFFLE, up["weight"], up["bias"]) for up in ups]
-        self._out = _Transformed(Kind.CONV3, weights["out"]["weight"])
+        self._ups = [_FixedConvolution(Kind.CONV3_SHUFFLE, up["weight"], up["bias"]) for up in ups]
+        self._out = _FixedConvolution(Kind.CONV3, weights["out"]["weight"])
         self._variance_mask = weights.get("gate", mx.ones((1, 1, 3)))
         self._offset = (
             weights.get("background", mx.zeros((1, 1, 3))) + self._variance_mask * weights["out"]["bias"]
@@ -47,8 +47,8 @@ class _Shuffled:
         return to_bytes(mx.sigmoid(self._offset + self._variance_mask * self._out(x)))
 
 
-class _Transformed:
-    """A convolution whose weight (O, 3, 3, I) and bias (O,) do not change."""
+class _FixedConvolution:
+    """A convolution whose weight (O, 3, 3, I) and bias (O,) do not change: it is transformed once."""
 
     def __init__(self, kind: Kind, weight: mx.array, bias: mx.array | None = None) -> None:
         self._kind, self._weight, self._bias = kind, weight, bias

@@ -1,4 +1,4 @@
-"""Weights out of a run, with a model card and a picture of what they draw."""
+"""Export the weights of a run, with a model card and a sample of frames."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from mlxlava.backend import mx, named_arrays, tree_map
+from mlxlava.config import format_size
 from mlxlava.console import clock
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import open_footage
@@ -26,54 +27,55 @@ A lava lamp learned by mlxlava, to be played for ever:
 
 ![Four lamps, time to the right]({picture})
 
-Each row is one lamp (time to the right, {gap:.2g} s between pictures); drawn by these weights from
-fresh random states.
+Each row is one lamp (time to the right, {gap:.2g} s between pictures). These weights drew it from a random
+state.
 
 | what | value |
 |---|---|
 | learned from | {sources}, {frames} frames |
-| picture | {height}×{width} RGB |
+| picture | {size} RGB |
 | learned steps | {step_fps:g} a second of true time; {pace} |
 | recipe | {recipe} |
 | parameters | {generator:,} in the generator, {dynamics:,} in the state step; {dtype} |
 | training | {steps} steps of {batch} clips, {clock} on {machine} |
 | command | `{command}` |
 
-Played are the averaged (EMA) weights of that step. `config.json` holds every setting.
+The lamp plays with the averaged (EMA) weights of that step. `config.json` has all settings.
 """
 
 _SCORE = """
 ## Score
 
 `mlxlava score {name}{footage}`, {clips} clips of {length} learned steps: image **{image:.2f}**, motion
-**{motion:.2f}** times what real footage scores against itself (1 is as good as real).
+**{motion:.2f}** times what real footage scores against itself (1 is as good as real footage).
 
 | measure | drawn | real against real | ratio |
 |---|---|---|---|
 {rows}
 """
 
-_SCORED = ("headline", "clips", "clip_length", "seed", "measures")  # of a score, what the card keeps
+_SCORE_KEYS = ("headline", "clips", "clip_length", "seed", "measures")  # what the card needs of a score
 
 
 def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any] | None = None) -> Weights:
     """Write the averaged weights of a run with ``config.json``, ``README.md`` and ``sample.png``.
 
-    Where the run's footage is still at hand, they are slowed to its pace (pace.match_pace).
+    If the run's footage is still there, the lamp is slowed to its pace (``pace.match_pace``).
 
     Args:
         run: folder of the run.
         folder: where to write; weights that are there are replaced.
         half: store learned weights as float16, half the size; they are played as float32.
-        score: what ``mlxlava score --json`` printed of them, for the card.
+        score: the output of ``mlxlava score --json`` for these weights, shown on the card.
 
     Returns:
         What was written.
 
     Raises:
-        UserError: ``run`` is no run or has no checkpoint, ``score`` is none, or ``folder`` cannot be written.
+        UserError: ``run`` is not a run or has no checkpoint, ``score`` is not the output of ``mlxlava score
+            --json``, or ``folder`` cannot be written.
     """
-    if score is not None and not set(_SCORED) <= score.keys():
+    if score is not None and not set(_SCORE_KEYS) <= score.keys():
         raise UserError("export: --score is not what mlxlava score --json prints")
     latest = latest_checkpoint(run)
     if latest is None:
@@ -83,7 +85,7 @@ def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any]
     footage = weights.about.get("footage", {})
     about = {
         "footage": {
-            # Names, not paths: those are of the machine that trained.
+            # Names without folders, which mean something only on the machine that trained.
             "sources": [Path(source).name for source in footage.get("sources", [])],
             "frames": footage.get("frames"),
         },
@@ -95,14 +97,14 @@ def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any]
         },
     }
     if score is not None:
-        about["score"] = {key: score[key] for key in _SCORED}
+        about["score"] = {key: score[key] for key in _SCORE_KEYS}
     if (prepared := footage.get("prepared")) and (Path(prepared) / "footage.json").is_file():
         found = open_footage(prepared)
         weights, about["pace"] = match_pace(weights, found.frames, found.cuts)
     arrays = weights.arrays
     if half:
-        # Not the statistics: bases that are rounded are not orthogonal, and a state shrinks a little each
-        # step; a million steps later its deviation was 0.95 (docs/decisions.md, "What drift found").
+        # The statistics stay float32. Rounded bases are not orthogonal, so each step makes a state a little
+        # smaller. After a million steps its deviation was 0.95 (docs/decisions.md, "What drift found").
         learned = {part: arrays[part] for part in ("generator", "dynamics")}
         arrays = {**arrays, **tree_map(lambda a: a.astype(mx.float16), learned)}
     sample = io.BytesIO()
@@ -123,8 +125,7 @@ def card(weights: Weights, name: str) -> str:
         gap=recipe.data.seq_len // columns / weights.step_fps,
         sources=", ".join(sources) if sources else "the built-in lamp (`mlxlava lamp`)",
         frames=about["footage"]["frames"],
-        height=recipe.data.size[0],
-        width=recipe.data.size[1],
+        size=format_size(recipe.data.size),
         step_fps=weights.step_fps,
         pace=f"slowed to {about['pace']:.3f} of the learned pace"
         if about.get("pace", 1.0) < 1
@@ -164,13 +165,13 @@ def count_parameters(weights: Weights) -> dict[str, int]:
 
 
 def describe_weights(weights: Weights) -> dict[str, str]:
-    """What there is to know of weights, for a table."""
+    """Facts about weights, by name, for a table."""
     recipe, about = weights.recipe, weights.about
     footage = about.get("footage", {})
     parameters = count_parameters(weights)
     rows = {
         "recipe": recipe.name,
-        "picture": f"{recipe.data.size[0]}×{recipe.data.size[1]}",
+        "picture": format_size(recipe.data.size),
         "learned steps": f"{weights.step_fps:g} a second",
         "generator": f"{recipe.generator.kind}, {parameters['generator']:,} parameters",
         "state step": f"{recipe.dynamics.kind}, {parameters['dynamics']:,} parameters",

@@ -15,24 +15,24 @@ from mlxlava.backend import mx
 from mlxlava.errors import UserError
 from mlxlava.footage.crop import centre_box
 from mlxlava.footage.pictures import read_picture
-from mlxlava.footage.resize import resize
 from mlxlava.models.generator import to_bytes
 from mlxlava.models.registry import make_generator
+from mlxlava.resize import resize
 from mlxlava.rollout.descent import OnProgress, descend
 from mlxlava.rollout.weights import Weights
 
 Frame = npt.NDArray[np.uint8]
 
 _TRIED = 128  # random states that are drawn
-_KEPT = 2  # of them, the nearest, which gradient descent starts from
-_AT_ONCE = 8  # frames that are drawn together; more fall out of the processor's cache
+_DESCENDED = 2  # of them, the nearest, from which gradient descent starts
+_AT_ONCE = 8  # frames that are drawn together; more do not fit into the processor's cache
 _ROUNDS = 150
-_RATE = 0.1  # of Adam, falling to 0 as a cosine
+_RATE = 0.1  # Adam's first learning rate
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A state, and how much its frame is like the picture.
+    """A state, and how far its frame is from the picture.
 
     Attributes:
         state: float32 (Z,).
@@ -72,17 +72,17 @@ def start_picture(picture: str | Path | Frame, size: tuple[int, int]) -> Frame:
 def find_state(
     weights: Weights, picture: Frame, seed: int = 0, on_progress: OnProgress | None = None
 ) -> Found:
-    """The likeliest state that drew a picture: descent through G from the nearest of many random states.
+    """The most likely state of a picture: gradient descent through G from the nearest of many random states.
 
-    Minimised is the negative log posterior: squared error / (2 sigma²) + ‖z‖² / 2, with ``loss.sigma`` of the
-    recipe. It is that of the evidence bound in training (Kingma 2014). Last, the norm is clipped to what is
-    likely under N(0, I), since G was trained on no others.
+    The negative log posterior is minimised: squared error / (2 sigma²) + ‖z‖² / 2, with ``loss.sigma`` of the
+    recipe, as in the evidence bound of the training (Kingma 2014). Last, the norm is clipped to what is
+    likely under N(0, I), since G was trained on such states only.
 
     Args:
         weights: a learned lamp.
         picture: uint8 (H, W, 3) of the lamp's size.
         seed: of the random states.
-        on_progress: called with the rounds done and all there are.
+        on_progress: called with the number of rounds done and the number of all rounds.
     """
     generator, arrays = make_generator(weights.recipe), weights.arrays
     sigma, size = weights.recipe.loss.sigma, weights.recipe.generator.state_size
@@ -107,17 +107,17 @@ def find_state(
 
 
 def _nearest(cost: Callable[[mx.array], mx.array], states: mx.array) -> mx.array:
-    """The states of least cost (2, Z), of (N, Z)."""
+    """Of states (N, Z), the two with the least cost (2, Z)."""
     costs = []
     for at in range(0, len(states), _AT_ONCE):
         costs.append(cost(states[at : at + _AT_ONCE]))
         mx.eval(costs[-1])
-    return states[mx.argsort(mx.concatenate(costs))[:_KEPT]]
+    return states[mx.argsort(mx.concatenate(costs))[:_DESCENDED]]
 
 
 def _on_shell(states: mx.array) -> mx.array:
     """States (B, Z), scaled where their norm is more than three deviations from what N(0, I) has."""
-    # The norm of N(0, I) has mean √Z and deviation √½ nearly, whatever Z.
+    # The norm under N(0, I) has a mean of about √Z, and a deviation of about √½ for any Z.
     norms, typical = mx.linalg.norm(states, axis=-1, keepdims=True), math.sqrt(states.shape[-1])
     wide = 3 * math.sqrt(0.5)
     return states * (mx.clip(norms, max(typical - wide, typical / 2), typical + wide) / norms)

@@ -1,4 +1,4 @@
-"""A player's library of learned lamps. (The built-in lamp has its own, ``Themes`` in footage/lamp.py.)"""
+"""The player's library of learned lamps. (That of the built-in lamp is ``Themes`` in footage/lamp.py.)"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.seamless import Loop
 from mlxlava.rollout.weights import Weights, load_weights, shipped_weights
 
-# Steering of a closed path becomes visible above this fraction of the lamp's own motion.
+# Steering of a closed path becomes visible above this fraction of the lamp's natural motion.
 _VISIBLE_STEERING = 0.5
 
 
@@ -29,7 +29,7 @@ class WeightsLibrary:
 
     Attributes:
         names: what can be opened.
-        period: seconds of the lamp's time after which every lamp is back at its beginning; None for never.
+        period: seconds of the lamp's time after which every lamp begins again; None for lamps that never do.
 
     Raises:
         UserError: the weights or the picture cannot be read.

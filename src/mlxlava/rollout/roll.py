@@ -19,27 +19,27 @@ from mlxlava.models.state_step import fixed_bases, make_dynamics
 from mlxlava.rollout.drawing import Draw, make_draw
 from mlxlava.rollout.weights import Weights
 
-# Learned steps that are queued at most, so that memory does not grow where two frames lie far apart.
+# At most so many learned steps are queued, so that memory stays flat where two frames lie far apart.
 _QUEUED = 64
-PIXELS_TOGETHER = 2**16  # drawn together at most, where nobody waits for a frame: 16 frames of 64×64
+PIXELS_TOGETHER = 2**16  # drawn together at most (16 frames of 64×64), where nobody waits for a single frame
 
 # A play time and its frame, uint8 (H, W, 3).
 Timed = tuple[float, npt.NDArray[np.uint8]]
 
 
 class Rollout:
-    """One lamp, from a seed, for ever.
+    """One lamp, from a seed, without end.
 
-    The frame at a time is a function of (weights, seed, time) alone: dropping frames, or asking for
-    more of them a second, plays the same lamp. A frame between two learned steps
-    is drawn from a state in between: the state step makes any fraction of a step.
+    The frame at a time is a function of (weights, seed, time) alone. So the lamp is the same when frames are
+    dropped, and at any frame rate. A frame between two learned steps is drawn from a state between theirs:
+    the state step can make any fraction of a step.
 
     Args:
         weights: a learned lamp.
         seed: of the first state, and of the noise.
         speed: seconds of the lamp's time in a second of play time.
-        lamps: lamps rolled together, for ``roll``; ``play`` draws the first. duralava's step needs a batch
-            and rolls as many as that, whatever is asked for.
+        lamps: lamps rolled together, for ``roll``; ``play`` draws the first. duralava's state step needs a
+            batch of a certain size and always rolls so many.
         start: first state of the first lamp (Z,); random when None.
     """
 
@@ -68,7 +68,7 @@ class Rollout:
 
     @functools.cached_property
     def _frames(self) -> Draw:
-        """How frames are drawn. Prepared only when the first is drawn: rolling needs none of it."""
+        """How frames are drawn. Prepared with the first frame, since rolling does not need it."""
         return make_draw(self._recipe, self._arrays["generator"], self._arrays["stats"]["generator"])
 
     @property
@@ -88,7 +88,7 @@ class Rollout:
         frame, and a CPU draws two side by side.
 
         Args:
-            times: seconds of play time from the start, not falling. One more is taken than was yielded.
+            times: seconds of play time from the start, not decreasing. One more is read than was yielded.
 
         Yields:
             The time and its frame, uint8 (H, W, 3).
@@ -96,7 +96,7 @@ class Rollout:
         return self._play(iter(times), 1)
 
     def film(self, times: Iterable[float]) -> Iterator[Timed]:
-        """``play`` for a file: faster, since several frames are drawn together, and as many ahead."""
+        """``play`` for a file. It is faster, since several frames are drawn together."""
         return self._play(iter(times), frames_together(self.size))
 
     def _play(self, times: Iterator[float], together: int) -> Iterator[Timed]:
@@ -154,10 +154,12 @@ class Rollout:
         return self._advance(states, noise, mx.array([[fraction] for _, _, fraction in moments]))
 
     def _reach(self, at: float) -> tuple[mx.array, mx.array, float]:
-        """Move on to a play time: the states of the last learned step before it, the noise of the next step,
-        and the fraction of that step that is still to go.
+        """Roll to the last learned step before a play time.
+
+        Returns:
+            The states there, the noise of the next step, and the fraction of that step up to the play time.
         """
-        # A time that is a learned step but for rounding (1e-6) needs no state in between.
+        # A time that differs from a learned step's by rounding alone (1e-6) needs no state in between.
         whole, fraction = divmod(max(at * self._rate, 0.0), 1.0)
         if fraction > 1 - 1e-6:
             whole, fraction = whole + 1, 0.0
@@ -196,5 +198,5 @@ def frames_together(size: tuple[int, int]) -> int:
 
 
 def _mix(seed: int, step: int) -> int:
-    """A 64-bit key for a step of a seed's lamp (multiples of the golden ratio spread seeds apart)."""
+    """A 64-bit key for a step of a seed's lamp. Multiples of the golden ratio put seeds far apart."""
     return ((seed + 1) * 0x9E3779B97F4A7C15 + step) % 2**64

@@ -1,15 +1,16 @@
 """A clip that ends where it begins: a closed path of states that the lamp could have gone by itself.
 
-A lamp never comes back to a state by itself. So every learned step is steered a little, such that the path
-closes. The steering is found in two stages:
+A lamp never comes back to a state by itself. So every learned step is steered: its result is moved a little,
+such that the path closes. The steering is found in two stages:
 
-1. A bridge. The state step can be inverted. So for every time we know the state that would reach the start
-   by itself. A lamp rolls on from the start, and each step turns it a little towards that state.
-2. The path of least steering near the bridge, at the lamp's own pace, found by gradient descent. If the
-   steering were the Ornstein–Uhlenbeck noise of the step, this would be the likeliest closed path (least
+1. A bridge. The state step can be inverted. So for every time we know the state from which the lamp would
+   reach the start without steering. A lamp rolls on from the start, and each step turns it a little towards
+   that state.
+2. The path of least steering near the bridge, at the lamp's natural pace, found by gradient descent. If the
+   steering were the Ornstein–Uhlenbeck noise of the step, this would be the most likely closed path (least
    action, Onsager and Machlup 1953).
 
-Pictures are never blended: every frame is one state's, and states on the way keep the norm of the start.
+Pictures are never blended: every frame is drawn from one state. All states have the norm of the start.
 """
 
 from __future__ import annotations
@@ -28,33 +29,34 @@ from mlxlava.rollout.descent import OnProgress, descend
 from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights
 
-_STARTS = 16  # starts that are tried; the one whose bridge needs least steering is taken
-_LONG = 400  # learned steps; a loop that is longer needs so little steering that one start is enough
-_FEWEST = 8  # states of a loop
+_STARTS = 16  # starts that are tried; the one whose bridge needs the least steering is used
+_LONG = 400  # learned steps; a longer loop needs so little steering that one start is enough
+_FEWEST = 8  # states that a loop has at least
 _QUEUED = 64  # steps that are computed together: a long path stays flat in memory
 _ENOUGH = 0.05  # steering, as a fraction of the motion, that needs no descent
 _ROUNDS = 400
-_RATE = 0.02  # of Adam, falling to 0 as a cosine
+_RATE = 0.02  # Adam's first learning rate
 _PACE = 3.0  # weight of the pace against the steering
 
 
 class Loop:
-    """A closed path of a lamp, for ever: its frame at ``period`` is that at 0.
+    """A closed path of a lamp, played again and again: its frame at ``period`` is that at 0.
 
     Args:
         weights: a learned lamp with a stationary step.
-        period: seconds of the lamp's time after which it begins anew.
+        period: seconds of the lamp's time after which it begins again.
         seed: which lamp.
         start: state (Z,) to begin and end with; one of the seed's when None.
-        on_progress: called with the rounds done and all there are.
+        on_progress: called with the number of rounds done and the number of all rounds.
 
     Attributes:
         size: height and width of a frame.
         states: the path, float32 (K, Z), evenly spaced over the period.
-        steering: how much a learned step is steered, as a fraction of its own motion (root mean square).
+        steering: how far a learned step is moved by steering, over how far it moves a state by itself (root
+            mean square of both).
 
     Raises:
-        UserError: the weights' step cannot be undone.
+        UserError: the weights' state step cannot be inverted.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class Loop:
         steps = period * weights.step_fps
         count = max(_FEWEST, round(steps))
         self._dynamics, self._bases = dynamics, dynamics.prepare(fixed_bases(weights.arrays))
-        # A whole number of steps fills the period, each a little longer or shorter than a learned one.
+        # The period has to be a whole number of steps. So each is a little longer or shorter than learned.
         self._weights = dynamics.scaled_rotations(weights.arrays["dynamics"], steps / count)
         self._per_second = count / period
         self._drawer = Rollout(weights, seed)
@@ -92,23 +94,24 @@ class Loop:
     def state(self, at: float) -> mx.array:
         """The state (1, Z) at a time of the lamp (seconds).
 
-        Between two states of the path it goes evenly from the way on of the first to the way back of the
-        second: the velocity of the flow where it is, and all the way the same steering.
+        Between two states of the path there are two candidates: a fraction of a step forwards from the first
+        state, and the rest of a step backwards from the second. The result moves evenly from the one to the
+        other. So it has the velocity of the state step, and the steering is the same all the way.
         """
         whole, fraction = divmod(at * self._per_second, 1.0)
-        if fraction > 1 - 1e-6:  # a state of the path but for rounding
+        if fraction > 1 - 1e-6:  # rounding alone makes it differ from a state of the path
             whole, fraction = whole + 1, 0.0
         here = int(whole) % len(self._path)
         first, second = self._path[here : here + 1], self._path[(here + 1) % len(self._path)][None]
         if fraction < 1e-6:
             return first
-        on = self._dynamics.transport(self._weights, self._bases, first, fraction)
-        back = self._dynamics.inverse(self._weights, self._bases, second, 1 - fraction)
-        return slerp(on, back, fraction)
+        forwards = self._dynamics.transport(self._weights, self._bases, first, fraction)
+        backwards = self._dynamics.inverse(self._weights, self._bases, second, 1 - fraction)
+        return slerp(forwards, backwards, fraction)
 
     def _bridge(self, starts: mx.array, count: int) -> mx.array:
-        """Closed paths (K, B, Z) from states (B, Z): the first of the two stages."""
-        ahead = [starts]  # the states that reach the start by themselves in 0, 1, 2 … steps
+        """The bridges (K, B, Z) from states (B, Z): the first of the two stages."""
+        ahead = [starts]  # the states that reach the start in 0, 1, 2 … steps without steering
         for n in range(1, count):
             ahead.append(self._dynamics.inverse(self._weights, self._bases, ahead[-1]))
             if n % _QUEUED == 0:
@@ -124,7 +127,7 @@ class Loop:
     def _relax(self, path: mx.array, fixed: int, on_progress: OnProgress | None) -> tuple[mx.array, float]:
         """The path (K, Z) of least steering near the best of bridges (K, B, Z), and its steering.
 
-        The first ``fixed`` states stay what they are. Where the start is free, the path has no corner there.
+        The first ``fixed`` states do not change. If the start may move, the path has no corner there.
         """
         pace = self._pace()
         steering = self._steering(path)
@@ -145,12 +148,12 @@ class Loop:
         return path, math.sqrt(float(np.array(self._steering(path))) / pace)
 
     def _steering(self, path: mx.array) -> mx.array:
-        """Mean squared distance of next states to where the step alone would go, of (K, …, Z): (…)."""
+        """Mean squared distance of each next state to where the step leads by itself, (K, …, Z): (…)."""
         moved = self._dynamics.transport(self._weights, self._bases, path.reshape(-1, path.shape[-1]))
         return ((moved.reshape(path.shape) - _next(path)) ** 2).sum(-1).mean(0)
 
     def _pace(self) -> float:
-        """Mean squared distance that one step moves a random state."""
+        """Mean squared distance by which one step moves a random state."""
         states = mx.random.normal((256, self._dynamics.size), key=mx.random.key(0))
         moved = self._dynamics.transport(self._weights, self._bases, states)
         return float(np.array(((moved - states) ** 2).sum(-1).mean()))
@@ -164,10 +167,10 @@ def _starts(size: int, count: int, seed: int, start: npt.NDArray[np.float32] | N
 
 
 def _next(path: mx.array) -> mx.array:
-    """The state after each of a closed path's, (K, …, Z)."""
+    """The next state of each state of a closed path, (K, …, Z)."""
     return mx.concatenate([path[1:], path[:1]])
 
 
 def _moved(path: mx.array) -> mx.array:
-    """Mean squared distance of a state to the next, of closed paths (K, …, Z): (…)."""
+    """Mean squared distance from a state to the next one, of closed paths (K, …, Z): (…)."""
     return ((_next(path) - path) ** 2).sum(-1).mean(0)

@@ -33,7 +33,7 @@ class Weights:
         recipe: what it was trained with; the networks are rebuilt from it.
         step_fps: learned steps a second of true time.
         arrays: ``generator`` and ``dynamics`` weights, and ``stats`` of both.
-        about: the rest of ``config.json``: footage, steps, seconds, hardware.
+        about: the other entries of ``config.json``: footage, steps, seconds, hardware.
     """
 
     recipe: Recipe
@@ -43,7 +43,7 @@ class Weights:
 
 
 def save_weights(weights: Weights, folder: Path, *, card: str = "", sample: bytes = b"") -> None:
-    """Write a weights folder; a folder that is there is replaced once the new one is whole.
+    """Write a folder of weights. An older one is replaced once the new one is complete.
 
     Args:
         weights: what to write.

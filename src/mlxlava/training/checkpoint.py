@@ -1,4 +1,4 @@
-"""The full state of a run on disk, ``checkpoints/00000100/``: all or nothing, checked when it is read."""
+"""The state of a run on disk, ``checkpoints/00000100/``: written all or nothing, checked when it is read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mlxlava.paths import checkpoints, read_json
 
 
 def playable(state: Tree) -> Tree:
-    """What is played of a run state: the averaged weights and the statistics."""
+    """What playing needs of a run state: the averaged weights and the statistics."""
     return {**state["ema"], "stats": state["stats"]}
 
 
@@ -24,14 +24,14 @@ def save_checkpoint(run: Path, state: Tree, progress: Mapping[str, Any], keep: i
     Args:
         run: folder of the run.
         state: run state (training/step.py), evaluated and finite.
-        progress: what else resuming needs: ``step`` and ``seconds``.
+        progress: the rest that resuming needs: ``step`` and ``seconds``.
         keep: checkpoints to keep.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        UserError: it cannot be written; checkpoints before it stay.
+        UserError: it cannot be written. Earlier checkpoints stay.
     """
     folder = run / "checkpoints" / f"{progress['step']:08d}"
     with array_folder(folder, "checkpoint") as draft:

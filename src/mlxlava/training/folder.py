@@ -1,4 +1,4 @@
-"""The folder of a run: beginning one, locking it, and taking a run up at its latest checkpoint."""
+"""The folder of a run: starting a run, locking it, and opening it at its latest checkpoint."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from mlxlava.training import growth
 from mlxlava.training.checkpoint import load_checkpoint, save_checkpoint
 from mlxlava.training.step import Trainer
 
-_BACKGROUND_FRAMES = 1000  # at most so many frames give the generator's background
-# A pixel whose deviation over time is above this share of the largest one may change without limit.
+_BACKGROUND_FRAMES = 1000  # at most so many frames are averaged for the generator's background
+# A pixel whose deviation over time exceeds this fraction of the largest one may change without limit.
 _FREE_DEVIATION = 0.2
 
 

@@ -22,7 +22,8 @@ import pytest
 from PIL import Image
 
 from mlxlava.errors import UserError
-from mlxlava.playback.writers import FORMATS, Frame, PipeClosed, enlarge, format_of, open_writer, write_all
+from mlxlava.playback.writers import FORMATS, Frame, PipeClosed, format_of, open_writer, write_all
+from mlxlava.resize import enlarge
 
 COUNT, FPS = 20, 12.5
 

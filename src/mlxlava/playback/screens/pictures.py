@@ -18,6 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from mlxlava.playback.writers import Frame
+from mlxlava.resize import resize, resize_image
 
 # Sides in pixels up to which small frames are enlarged smoothly before they are sent. kitty shows the pixels
 # that it enlarges as squares. The bytes to send grow with the square of the side.
@@ -94,11 +95,6 @@ def fit(
     return rows, max(1, min(columns, round(width * factor / cell[1])))
 
 
-def _resize(frame: Frame, height: int, width: int) -> Image.Image:
-    how = Image.Resampling.BOX if width < frame.shape[1] else Image.Resampling.BICUBIC
-    return Image.fromarray(frame).resize((width, height), how)
-
-
 def _go(area: Area) -> bytes:
     return b"\x1b[%d;%dH" % (area.top, area.left)
 
@@ -152,7 +148,7 @@ class Blocks:
 
         A colour is RGB, or three times its number among 256 colours.
         """
-        pixels = np.asarray(_resize(frame, 2 * rows, columns))
+        pixels = resize(frame, (2 * rows, columns))
         if not self._true_colour:
             pixels = np.repeat(_to_256(pixels)[..., None], 3, axis=-1)
         return pixels.reshape(rows, 2, columns, 3).swapaxes(1, 2)
@@ -199,7 +195,7 @@ class _Pictures:
         self._shown = (frame, area)
         height, width = area.pixels
         shrink = min(1.0, max(self.side, *frame.shape[:2]) / max(height, width))
-        image = _resize(frame, max(1, round(height * shrink)), max(1, round(width * shrink)))
+        image = resize_image(frame, (max(1, round(height * shrink)), max(1, round(width * shrink))))
         return _go(area) + self._send(image, area)
 
     def erase(self) -> bytes:

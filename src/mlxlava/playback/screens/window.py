@@ -21,7 +21,8 @@ from PIL import Image
 from mlxlava.errors import UserError
 from mlxlava.playback.keys import WINDOW, actions_of, help_rows, perform
 from mlxlava.playback.session import Session
-from mlxlava.playback.writers import Frame, enlarge
+from mlxlava.playback.writers import Frame
+from mlxlava.resize import enlarge
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 os.environ.setdefault("SDL_APP_NAME", "mlxlava")
@@ -30,7 +31,7 @@ from pygame._sdl2.video import Renderer, Texture
 
 _FPS = 60.0  # where the display does not tell its rate
 _SIDE = 640  # longer side of the window at first, in points, for small frames
-_DESKTOP_SHARE = 0.8  # largest share of the desktop's width and height at first
+_DESKTOP_FRACTION = 0.8  # largest fraction of the desktop's width and height at first
 _NOTE = 2.0  # seconds for which a note is shown
 _SAVED = 512  # smallest shorter side of a saved picture, in pixels
 
@@ -118,7 +119,7 @@ class Window:
         self._frame: Frame | None = None
         self._full = self._help = False
         self._note: tuple[str, float] | None = None  # a text, and the time at which it disappears
-        self._own_actions: dict[str, Callable[[], None]] = {
+        self._window_actions: dict[str, Callable[[], None]] = {
             "save": self._save,
             "full_screen": self._toggle_full,
             "help": self._toggle_help,
@@ -175,7 +176,9 @@ class Window:
         if size is None:
             desktop = pygame.display.get_desktop_sizes()[0]
             factor = max(_SIDE / max(height, width), 1.0)
-            factor = min(factor, _DESKTOP_SHARE * desktop[0] / width, _DESKTOP_SHARE * desktop[1] / height)
+            factor = min(
+                factor, _DESKTOP_FRACTION * desktop[0] / width, _DESKTOP_FRACTION * desktop[1] / height
+            )
             size = (round(width * factor), round(height * factor))
         try:
             # Hidden until it has its renderer: for one that needs OpenGL, SDL makes the window again.
@@ -209,8 +212,8 @@ class Window:
                 # First what the key types, then its name: with Shift it may type something else.
                 name = chr(event.key) if event.key < 128 else ""
                 action = _action_of(event.unicode) or _action_of(name)
-                if action in self._own_actions:
-                    self._own_actions[action]()
+                if action in self._window_actions:
+                    self._window_actions[action]()
                 elif action is not None:
                     self._say(perform(self._session, action))
         return draw
@@ -287,9 +290,9 @@ class Window:
         least = 18 * width / max(self._window.size[0], 1)
         size = round(max(least, min(width, height) / 26))
         panel = _panel(rows, size)
-        share = min(0.96 * width / panel.width, 0.96 * height / panel.height)
-        if share < 1:
-            panel = _panel(rows, int(size * share))
+        factor = min(0.96 * width / panel.width, 0.96 * height / panel.height)
+        if factor < 1:
+            panel = _panel(rows, int(size * factor))
         margin = round(0.02 * min(width, height))
         place = (margin, margin if top else height - margin - panel.height, *panel.size)
         Texture.from_surface(self._renderer, panel).draw(dstrect=place)

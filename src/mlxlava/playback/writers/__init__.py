@@ -21,7 +21,6 @@ from mlxlava.playback.writers.base import (
     Output,
     PipeClosed,
     Writer,
-    enlarge,
     unbuffered_stdout,
     write_all,
 )
@@ -35,7 +34,6 @@ __all__ = [
     "PipeClosed",
     "Writer",
     "check_quality",
-    "enlarge",
     "format_of",
     "open_writer",
     "unbuffered_stdout",
@@ -98,9 +96,9 @@ def open_writer(
 ) -> Iterator[Output]:
     """Open a file, or stdout for ``-``, to write frames to. Leaving the block finishes it.
 
-    The file has a temporary name (``lava.mp4.1a2b3c.part``) until it is finished. To end a lamp is no
-    failure: ``PipeClosed``, Ctrl-C and ``SystemExit`` finish the file too. Any other exception removes it.
-    If no frame was written, no file is left.
+    The file has a temporary name until it is finished (``paths.Draft``). To end a lamp is no failure:
+    ``PipeClosed``, Ctrl-C and ``SystemExit`` finish the file too. Any other exception removes it. If no frame
+    was written, no file is left.
 
     Args:
         target: a file's name, or ``-`` for stdout.

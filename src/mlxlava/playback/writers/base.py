@@ -5,9 +5,7 @@ Frames are uint8 (H, W, 3).
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import secrets
 import sys
 import time
 from fractions import Fraction
@@ -16,9 +14,10 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from mlxlava.errors import UserError
+from mlxlava.paths import Draft
+from mlxlava.resize import enlarge
 
 Frame = npt.NDArray[np.uint8]
 
@@ -67,15 +66,6 @@ class Format(Writer, Protocol):
     settings: ClassVar[Settings]
 
     def __init__(self, path: str, size: tuple[int, int], rate: Fraction, quality: int) -> None: ...
-
-
-def enlarge(frame: Frame, scale: int) -> Frame:
-    """Enlarge a frame smoothly by a whole factor: (H, W, 3) → (scale·H, scale·W, 3)."""
-    if scale == 1:
-        return frame
-    height, width = frame.shape[:2]
-    image = Image.fromarray(frame).resize((width * scale, height * scale), Image.Resampling.BICUBIC)
-    return np.asarray(image)
 
 
 def write_all(stream: Any, data: bytes | memoryview) -> None:
@@ -134,26 +124,26 @@ class Output:
         quality: int,
     ) -> None:
         self._target, self._size, self._scale = target, size, scale
-        self._final = self._path = None if target == "-" else Path(target).resolve()
+        self._final = None if target == "-" else Path(target).resolve()
+        self._draft: Draft | None = None
         self.frames, self._open = 0, True
         try:
             # A device or a named pipe is written to directly.
             if self._final is not None and (self._final.is_file() or not self._final.exists()):
-                self._path = self._final.with_name(f"{self._final.name}.{secrets.token_hex(3)}.part")
                 # Made here, so that a place that cannot be written fails now and not once the encoder runs.
-                self._path.touch(exist_ok=False)
+                self._draft = Draft(self._final)
             elif self._final is not None and self._final.is_dir():
                 raise IsADirectoryError(errno.EISDIR, "is a folder; name a file in it")
             enlarged = (size[0] * scale, size[1] * scale)
-            self._writer = format("-" if self._path is None else str(self._path), enlarged, rate, quality)
+            path = self._final if self._draft is None else self._draft.path
+            self._writer = format("-" if path is None else str(path), enlarged, rate, quality)
         except BaseException as error:
             self._remove()
             raise self._plain(error) from None
 
     def _remove(self) -> None:
-        if self._path is not None and self._path != self._final:
-            with contextlib.suppress(OSError):
-                self._path.unlink(missing_ok=True)
+        if self._draft is not None:
+            self._draft.discard()
 
     def _plain(self, error: BaseException) -> BaseException:
         """An error of the system as a ``UserError``; any other error as it is."""
@@ -187,8 +177,8 @@ class Output:
             return
         try:
             self._writer.close()
-            if self._path is not None and self._final is not None and self._path != self._final:
-                self._path.replace(self._final)
+            if self._draft is not None:
+                self._draft.finish()
         except Exception as error:
             self.abort()
             raise self._plain(error) from None

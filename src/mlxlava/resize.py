@@ -1,0 +1,47 @@
+"""The one resizer of pictures: for footage, for files and for screens."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Frame = npt.NDArray[np.uint8]
+
+
+def resize(
+    image: Image.Image | Frame, size: tuple[int, int], box: tuple[int, int, int, int] | None = None
+) -> Frame:
+    """Crop and resize a picture.
+
+    A smaller picture takes the mean over the source pixels that fall into each of its pixels (area
+    resampling), so nothing flickers. A larger one is interpolated (bicubic).
+
+    Args:
+        image: RGB; an array is uint8 (H′, W′, 3).
+        size: height and width, H and W.
+        box: the region to take (x, y, width, height), in pixels; the whole picture when None.
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    return np.asarray(resize_image(image, size, box))
+
+
+def resize_image(
+    image: Image.Image | Frame, size: tuple[int, int], box: tuple[int, int, int, int] | None = None
+) -> Image.Image:
+    """``resize``, for what takes Pillow's images. A copy to an array is saved."""
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(image)
+    x, y, width, height = box or (0, 0, *image.size)
+    reducing = width >= size[1] and height >= size[0]
+    how = Image.Resampling.BOX if reducing else Image.Resampling.BICUBIC
+    return image.resize((size[1], size[0]), how, box=(x, y, x + width, y + height))
+
+
+def enlarge(frame: Frame, scale: int) -> Frame:
+    """Enlarge a frame smoothly by a whole factor: (H, W, 3) → (scale·H, scale·W, 3)."""
+    if scale == 1:
+        return frame
+    return resize(frame, (scale * frame.shape[0], scale * frame.shape[1]))
