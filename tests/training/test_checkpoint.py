@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def test_a_checkpoint_comes_back_and_only_the_last_are_kept(
 @pytest.mark.parametrize(
     "fail",
     [
-        lambda patch: patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0)),
+        lambda patch: patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0)),
         lambda patch: patch.setattr(mx, "save_safetensors", _fails),
     ],
     ids=["full disk", "failed write"],
