@@ -287,9 +287,10 @@ def test_a_fresh_process_imports_it_without_mlx_and_plays_it() -> None:
 def test_it_is_typed() -> None:
     assert (files("mlxlava") / "py.typed").is_file()
     user = (
-        "import mlxlava\n"
+        "import mlxlava, numpy.typing\n"
         "for frame in mlxlava.load('lava').frames(fps=24.0, seed=1, seconds=1.0):\n"
         "    reveal_type(frame)\n"
+        "    pixels: numpy.typing.NDArray[numpy.uint8] = frame\n"
         "mlxlava.load('lava').frames(seed='one')\n"
         "reveal_type(mlxlava.train(['a.mov'], minutes=1).run)\n"
         "reveal_type(mlxlava.score('lava'))\n"
@@ -297,8 +298,5 @@ def test_it_is_typed() -> None:
     mypy = pytest.importorskip("mypy.api")
     said, _, status = mypy.run(["--strict", "--config-file=", "-c", user])
     assert status == 1, said
-    assert (
-        'Revealed type is "numpy.ndarray[' in said
-        and "unsignedinteger[numpy._typing._nbit_base._8Bit]" in said
-    ), said
+    assert 'Revealed type is "numpy.ndarray[' in said, said  # and not Any, which would go with the next line
     assert said.count("error:") == 1 and 'incompatible type "str"; expected "int"' in said, said

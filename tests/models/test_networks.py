@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlxlava.backend import Tree, mx, named_arrays
+from mlxlava.backend import Tree, gpu_path, mx, named_arrays, tree_map
 from mlxlava.backend.cpu.chunks import Chunks, split
 from mlxlava.backend.ops import SLOPE
 from mlxlava.config import Recipe, load_recipe, override
@@ -162,6 +162,28 @@ def test_batch_norm_is_over_all_chunks_and_takes_a_bias_away() -> None:
     assert np.allclose(np.array(used["mean"]), np.array((x + bias).mean((0, 1, 2))), atol=1e-5)
     kept, _ = batch_norm_leaky_relu(weights, Chunks([x]), bias, used)  # as in playing
     assert np.allclose(np.array(kept[0]), np.array(whole[0]), atol=1e-5)
+
+
+def test_statistics_of_a_whole_batch_do_not_overflow_in_half_precision() -> None:
+    """640×16×16 values, as `duralava` has them: the sum of their squares is beyond float16."""
+    x = 3 * mx.random.normal((640, 16, 16, 8), key=mx.random.key(0)) + 1
+    slope = mx.random.normal(x.shape, key=mx.random.key(1)) / 64
+    weights = {"scale": mx.full((8,), 1.5), "bias": mx.full((8,), 0.25)}
+
+    def loss(weights: dict[str, mx.array], x: mx.array) -> tuple[mx.array, mx.array]:
+        (y,), stats = batch_norm_leaky_relu(weights, Chunks([x]))
+        return (y.astype(mx.float32) * slope).sum(), stats["var"]
+
+    results = []
+    for dtype in (mx.float32, mx.float16):
+        given = tree_map(lambda a, dtype=dtype: a.astype(dtype), (weights, x))
+        with gpu_path():
+            (value, var), gradients = mx.value_and_grad(loss, (0, 1))(*given)
+        by_weights, by_x = tree_map(lambda a: np.array(a.astype(mx.float32)), gradients)
+        results.append((value.item(), np.array(var), by_weights["scale"], by_weights["bias"], by_x))
+    for exact, half in zip(*results, strict=True):
+        assert np.isfinite(half).all()
+        assert np.linalg.norm(half - exact) <= 0.01 * np.linalg.norm(exact)
 
 
 def test_networks_give_the_same_in_chunks(

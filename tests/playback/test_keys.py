@@ -54,7 +54,7 @@ def test_a_key_that_two_screens_have_does_the_same_on_both() -> None:
 @pytest.mark.parametrize("screen", [TERMINAL, WINDOW])
 def test_every_action_is_done(screen: str, session: Session) -> None:
     for action in set(actions_of(screen).values()) - OWN[screen]:
-        session.clock.speed = 2.0
+        session.clock.speed = 2.0  # the key for normal speed changes nothing else
         before = (session.status(), session.ended)
         perform(session, action)
         assert (session.status(), session.ended) != before

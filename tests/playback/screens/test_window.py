@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import imageio.v3 as iio
 import numpy as np
@@ -26,6 +26,8 @@ from mlxlava.playback.session import SPEEDS, FrameSource, Session
 from mlxlava.playback.writers import Frame
 
 pytest.importorskip("pygame", reason="needs the extra `window`")
+
+from pygame._sdl2.video import Renderer
 
 from mlxlava.playback.screens.window import Window, fit, pygame
 
@@ -52,6 +54,7 @@ def plain(colour: tuple[int, int, int] = RED) -> Frame:
 @pytest.fixture(autouse=True)
 def dummy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    monkeypatch.setattr("mlxlava.playback.screens.window.Renderer", Screen)
 
 
 @pytest.fixture
@@ -74,9 +77,19 @@ def press(*keys: str) -> None:
         pygame.event.post(pygame.Event(pygame.KEYDOWN, key=code, unicode=key, mod=0))
 
 
-def picture(window: Window) -> Frame:
+class Screen(Renderer):
+    """A renderer that keeps what it was last told to present, as a display does."""
+
+    shown: ClassVar[Frame]
+
+    def present(self) -> None:
+        Screen.shown = np.array(pygame.surfarray.array3d(self.to_surface()).swapaxes(0, 1))
+        super().present()
+
+
+def picture() -> Frame:
     """What the window shows: (H, W, 3)."""
-    return np.array(pygame.surfarray.array3d(window._renderer.to_surface()).swapaxes(0, 1))
+    return Screen.shown
 
 
 @pytest.mark.parametrize(
@@ -128,7 +141,7 @@ def test_shortcuts_of_the_system_are_none_of_ours(window: Window, session: Sessi
 def test_the_aspect_is_kept_and_the_rest_is_black(window: Window) -> None:
     assert fit((16, 32), 300, 200) == (0, 25, 300, 150)
     assert fit((32, 16), 300, 200) == (100, 0, 100, 200)
-    seen = picture(window)
+    seen = picture()
     assert seen.shape == (200, 300, 3)
     assert not seen[:25].any() and not seen[175:].any()
     np.testing.assert_array_equal(seen[25:175], np.broadcast_to(RED, (150, 300, 3)))
@@ -138,42 +151,42 @@ def test_pictures_are_scaled_smoothly(window: Window) -> None:
     edge = plain()
     edge[:, 16:] = 0
     window.show(edge)
-    row = picture(window)[100, :, 0].astype(int)
+    row = picture()[100, :, 0].astype(int)
     assert np.abs(np.diff(row)).max() < 60  # in one step it would be 200
     assert row[140] > 190 and row[160] < 10
 
 
 def test_a_lamp_of_another_size(window: Window) -> None:
     window.show(np.full((64, 32, 3), 90, np.uint8))
-    seen = picture(window)
+    seen = picture()
     assert not seen[:, :99].any() and (seen[:, 101:199] == 90).all() and not seen[:, 201:].any()
 
 
 def test_texts_come_and_go(window: Window, monkeypatch: pytest.MonkeyPatch) -> None:
-    clear = picture(window)
+    clear = picture()
     press("h")
     window.idle(0.01)
-    assert (picture(window) == 255).all(-1).any()  # white letters
+    assert (picture() == 255).all(-1).any()  # white letters
     press("h", "+")
     window.idle(0.01)
-    assert (picture(window) != clear).any()
+    assert (picture() != clear).any()
     later = time.monotonic() + 60
     monkeypatch.setattr(time, "monotonic", lambda: later)
     window.idle(0.01)
-    np.testing.assert_array_equal(picture(window), clear)
+    np.testing.assert_array_equal(picture(), clear)
 
 
 def test_hidden_nothing_is_drawn(window: Window) -> None:
-    before = picture(window)
+    before = picture()
     pygame.event.post(pygame.Event(pygame.WINDOWMINIMIZED))
     window.idle(0.01)
     assert window.hidden
     window.show(plain((10, 200, 10)))
-    np.testing.assert_array_equal(picture(window), before)
+    np.testing.assert_array_equal(picture(), before)
     pygame.event.post(pygame.Event(pygame.WINDOWRESTORED))
     window.idle(0.01)
     assert not window.hidden
-    assert (picture(window)[100, 150] == (10, 200, 10)).all()
+    assert (picture()[100, 150] == (10, 200, 10)).all()
 
 
 def test_saved_pictures_never_overwrite(window: Window, session: Session, tmp_path: Path) -> None:
@@ -190,10 +203,10 @@ def test_saved_pictures_never_overwrite(window: Window, session: Session, tmp_pa
 def test_a_picture_that_cannot_be_saved_is_said(session: Session, tmp_path: Path) -> None:
     with Window(session, tmp_path / "gone", size=(300, 200)) as window:
         window.show(plain())
-        before = picture(window)
+        before = picture()
         press("s")
         window.idle(0.01)
-        assert (picture(window) != before).any()
+        assert (picture() != before).any()
 
 
 @pytest.fixture

@@ -1,0 +1,54 @@
+"""Training steps on the code for GPUs: no kernel has more buffers than Metal allows."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from mlxlava.backend import gpu_path, kernels, mx
+from mlxlava.backend.kernels import MOST_BUFFERS
+from mlxlava.config import Recipe, load_recipe, override
+from mlxlava.training.step import Trainer
+
+pytestmark = pytest.mark.device
+
+LENGTHS = [20, 32, 48, 64, 100, 128, 200, 256]
+VARIANTS: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "micro-batches": {"training.micro_batches": 4},
+    "recomputed": {"training.micro_batches": 2, "training.recompute": True},
+    "float16": {"training.precision": "float16"},
+}
+# Few of them quickly, all of them by `make test-slow`: a trace of 256 learned steps takes seconds.
+QUICK = {(20, "whole"), (64, "whole"), (32, "micro-batches"), (32, "recomputed"), (48, "float16")}
+CASES = [
+    pytest.param(length, name, marks=[] if (length, name) in QUICK else pytest.mark.slow)
+    for length, name in itertools.product(LENGTHS, VARIANTS)
+]
+
+
+def widest(recipe: Recipe) -> dict[tuple[bool, bool], int]:
+    """The most buffers of a fused kernel in each kind of step of a recipe; nothing is computed."""
+    data, views = recipe.data, recipe.encoder.context_frames
+    trainer = Trainer(recipe, 10)
+    state = trainer.init()
+    count = views + (data.drawn_frames or data.seq_len)
+    frames = mx.zeros((data.batch_size, count, *data.size, 3), mx.uint8)
+    times = mx.zeros((data.batch_size, count), mx.int32)
+    most: dict[tuple[bool, bool], int] = {}
+    for kind in trainer.kinds:
+        found = kernels(trainer(state, frames, times, 0, kind=kind))
+        most[kind] = max(kernel.buffers for kernel in found if kernel.fused)
+    return most
+
+
+@pytest.mark.parametrize("name", ["lava", "duralava"])
+@pytest.mark.parametrize(("length", "variant"), CASES)
+def test_no_kernel_of_a_step_has_more_buffers_than_metal(name: str, length: int, variant: str) -> None:
+    recipe = override(load_recipe(name), {"data.seq_len": length, **VARIANTS[variant]})
+    with gpu_path():
+        most = widest(recipe)
+    assert len(most) == (3 if name == "lava" else 1)
+    assert max(most.values()) <= MOST_BUFFERS, most
