@@ -20,7 +20,8 @@ from PIL import Image, ImageFilter
 
 from mlxlava.bench.harness import finish, machine
 from mlxlava.console import progress
-from mlxlava.evaluation.features import Array, extract_features
+from mlxlava.evaluation.features import extract_features
+from mlxlava.evaluation.frames import Array
 from mlxlava.evaluation.measures import MEASURES
 from mlxlava.evaluation.score import RealClips, ReferenceSet, compare, fit_reference, split_footage
 from mlxlava.footage.prepare import prepare_lamp
@@ -67,6 +68,27 @@ def shuffled(clip: Array, grade: float) -> Array:
     return mixed
 
 
+def faded(clips: Clips, grade: float, length: int, reference: Clips) -> Clips:
+    """Wax that fades away: from the first frame to the last, a share of up to ``grade`` of what moves."""
+    mean = np.mean([clip.mean(0) for clip in reference], axis=0)
+    strength = np.linspace(0, grade, length)[:, None, None, None]
+    return [(clip[:length] + strength * (mean - clip[:length]) + 0.5).astype(np.uint8) for clip in clips]
+
+
+def speckled(clip: Array, grade: float) -> Array:
+    """``grade`` small drops of wax at a time, each for 16 frames."""
+    rng = np.random.default_rng(0)
+    changed, (length, height, width, _) = clip.copy(), clip.shape
+    wax = np.median(clip[clip[..., 0] >= np.quantile(clip[..., 0], 0.95)], axis=0)
+    rows, columns = np.mgrid[:height, :width]
+    for start in range(0, length, 16):
+        for _ in range(round(grade)):
+            row, column = rng.uniform(0.15, 0.8) * height, rng.uniform(0.4, 0.6) * width
+            drop = (rows - row) ** 2 + (columns - column) ** 2 < (height / 24) ** 2
+            changed[start : start + 16, drop] = wax
+    return changed
+
+
 def _some(change: Callable[[Array, int], Array]) -> Callable[[Clips, float, int, Clips], Clips]:
     """A corruption of a share of the clips."""
 
@@ -94,6 +116,8 @@ CORRUPTIONS: dict[str, tuple[str, tuple[float, ...], Callable[[Clips, float, int
     "blur": ("sigma, pixels", (0.5, 1.0, 2.0), _each(blur)),
     "noise": ("grey levels", (2.0, 5.0, 15.0), _each(noise)),
     "colour": ("green less", (0.05, 0.1, 0.2), _each(colour)),
+    "faded": ("share at the end", (0.3, 0.6, 1.0), faded),
+    "speckled": ("drops", (2.0, 4.0, 8.0), _each(speckled)),
     "frozen": ("share of a clip", (0.5, 0.75, 1.0), _each(frozen)),
     "shuffled": ("share of frames", SHARES, _each(shuffled)),
     "reversed": ("share of clips", SHARES, _some(lambda clip, length: clip[:length][::-1])),
@@ -175,7 +199,7 @@ def main() -> None:
         clean: dict[str, float] = {}
         for corruption, grade, bad in grades(reference_set, clips):
             update(0, None, f"{corruption} {grade:g}")
-            other = extract_features(reference_set.pca, bad)
+            other = extract_features(reference_set.fitted, bad)
             for name, one in MEASURES.items():
                 value = one.function(reference_set.reference, other)
                 row = floors[name]

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.corruptions import CORRUPTIONS, Clips, lamp_clips
 from mlxlava.evaluation.correlation import correlation_time
 from mlxlava.evaluation.distances import frechet, polynomial_mmd
-from mlxlava.evaluation.features import PCAFeatures, extract_features
+from mlxlava.evaluation.features import FittedFeatures, extract_features
 from mlxlava.evaluation.measures import MEASURES, measure, standard_errors
 from mlxlava.evaluation.score import RealClips, ReferenceSet, fit_reference
 
@@ -42,7 +42,7 @@ def test_another_lamp_scores_as_the_held_out_one_does(
     floors: dict[str, float],
     errors: dict[str, float],
 ) -> None:
-    other = extract_features(reference_set.pca, [clip[: reference_set.real.length] for clip in lamps[1]])
+    other = extract_features(reference_set.fitted, [clip[: reference_set.real.length] for clip in lamps[1]])
     for name, value in measure(reference_set.reference, other).items():
         assert abs(value - floors[name]) < 4 * errors[name], name
 
@@ -58,7 +58,7 @@ def test_a_corruption_is_seen_by_all_that_claim_it(
     _, grades, corrupt = CORRUPTIONS[corruption]
     length = reference_set.real.length
     bad = corrupt(lamps[1], grades[-1], length, list(reference_set.real.clips(0)))
-    other = extract_features(reference_set.pca, bad)
+    other = extract_features(reference_set.fitted, bad)
     claimed = [name for name, one in MEASURES.items() if corruption in one.sees]
     assert claimed
     # Sixteen minutes are too few to be sure of the arrow of time, which has its own test below.
@@ -71,14 +71,14 @@ def test_a_corruption_is_seen_by_all_that_claim_it(
 def test_the_arrow_of_time_turns_with_the_footage(
     reference_set: ReferenceSet, floors: dict[str, float]
 ) -> None:
-    backwards = extract_features(reference_set.pca, [clip[::-1] for clip in reference_set.real.clips(1)])
+    backwards = extract_features(reference_set.fitted, [clip[::-1] for clip in reference_set.real.clips(1)])
     arrow = MEASURES["motion.arrow"].function(reference_set.reference, backwards)
     assert floors["motion.arrow"] > 0
     assert np.isclose(arrow, -floors["motion.arrow"], rtol=1e-3)
     half = reference_set.real.length // 2
     springs = [np.concatenate([clip[:half], clip[:half][::-1]]) for clip in reference_set.real.clips(1)]
     back_and_forth = MEASURES["motion.arrow"].function(
-        reference_set.reference, extract_features(reference_set.pca, springs)
+        reference_set.reference, extract_features(reference_set.fitted, springs)
     )
     assert abs(back_and_forth) < 1e-3
 
@@ -113,13 +113,13 @@ def test_the_kernel_distance_is_unbiased() -> None:
 
 def test_a_still_reference_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing changes"):
-        PCAFeatures([np.full((16, 16, 16, 3), 100, np.uint8)] * 4)
+        FittedFeatures([np.full((16, 16, 16, 3), 100, np.uint8)] * 4)
 
 
 def test_large_frames_are_shrunk_before_features() -> None:
     rng = np.random.default_rng(0)
     clips = [rng.integers(0, 255, (16, 128, 192, 3), dtype=np.uint8) for _ in range(4)]
-    features = extract_features(PCAFeatures(clips), clips)
+    features = extract_features(FittedFeatures(clips), clips)
     assert features.features.shape[:2] == (4, 16)
     assert np.isfinite(features.patches).all()
 

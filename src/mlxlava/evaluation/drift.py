@@ -16,7 +16,8 @@ import numpy as np
 from mlxlava.backend import mx, resident_memory
 from mlxlava.errors import UserError
 from mlxlava.evaluation.correlation import correlation_time
-from mlxlava.evaluation.features import Array, extract_features
+from mlxlava.evaluation.features import extract_features
+from mlxlava.evaluation.frames import Array
 from mlxlava.evaluation.measures import MEASURES, motion_loops
 from mlxlava.evaluation.score import (
     LAMPS,
@@ -244,7 +245,7 @@ def drift(
                 break
             states = path[:, -1]
             clips = [rollout.draw(lamp) for lamp in path[:count]]
-            other = extract_features(reference_set.pca, clips)
+            other = extract_features(reference_set.fitted, clips)
             values = {name: MEASURES[name].function(reference_set.reference, other) for name in FOLLOWED}
             row = {"frames": end, "measures": values, "state": normality(states)}
             rows.append({**row, "resident_gb": resident_memory(), "seconds": time.monotonic() - began})
@@ -303,8 +304,8 @@ def _go_on(
 def _loops(reference_set: ReferenceSet, long: RealClips, rollout: Rollout) -> dict[str, float]:
     """``motion_loops`` of a long clip of each lamp, and of held-out clips of that length."""
     path = rollout.roll(long.length)[: len(long)]
-    drawn = extract_features(reference_set.pca, (rollout.draw(lamp) for lamp in path))
-    held_out = extract_features(reference_set.pca, long.clips(1, rollout.size))
+    drawn = extract_features(reference_set.fitted, (rollout.draw(lamp) for lamp in path))
+    held_out = extract_features(reference_set.fitted, long.clips(1, rollout.size))
     values = [motion_loops(reference_set.reference, one) for one in (drawn, held_out)]
     return {
         "length": long.length,

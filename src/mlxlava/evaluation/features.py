@@ -9,40 +9,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from mlxlava.evaluation.frames import Array, evenly_spaced, shrink
+from mlxlava.evaluation.wax import WaxMask, count_blobs
 from mlxlava.products import matmul
-
-Array = npt.NDArray[Any]
 
 RANK = 64  # features of a frame
 FRAMES = 16  # frames of a clip that are used where all would be too many
 LEVELS = 2  # finest levels of the Laplacian pyramid
 DIRECTIONS = 48  # random directions that patches are projected on
-_SIDE = 64  # longest side of the pictures for principal components; patches have the finer detail
 _FIT_FRAMES = 1024
 _PATCH = 7  # side of a patch (Karras 2018)
 _PATCHES = 64  # of each clip and level
 _PATCH_FRAMES = 4  # frames of a clip that patches are taken from
-
-
-def evenly_spaced(length: int, count: int) -> Array:
-    """``count`` indices into ``length`` things, evenly spaced from the first to the last."""
-    return np.linspace(0, length - 1, count).round().astype(int)
-
-
-def shrink(frames: Array) -> Array:
-    """Frames (L, H, W, 3), area-averaged to 64 pixels on the longer side, float32 (L, h · w · 3)."""
-    _, height, width, channels = frames.shape
-    factor = max(1, max(height, width) // _SIDE)
-    small = frames[:, : height // factor * factor, : width // factor * factor].astype(np.float32)
-    if factor > 1:
-        shape = (len(frames), height // factor, factor, width // factor, factor, channels)
-        small = small.reshape(shape).mean((2, 4))
-    return small.reshape(len(frames), -1)
 
 
 class PCAFeatures:
@@ -59,6 +40,7 @@ class PCAFeatures:
         clips = list(clips)
         every = -(-sum(map(len, clips)) // _FIT_FRAMES)
         x = np.concatenate([shrink(clip[::every]) for clip in clips])
+        x = x.reshape(len(x), -1)
         self._mean = x.mean(0)
         x -= self._mean
         if float(np.abs(x).max()) < 1:
@@ -72,9 +54,26 @@ class PCAFeatures:
         self._scale = np.sqrt(values.sum() / len(x))
 
     def __call__(self, small: Array) -> Array:
-        """Shrunk frames (L, D) → features, float32 (L, d)."""
-        features: Array = matmul(small - self._mean, self._basis) / self._scale
+        """Shrunk frames (L, h, w, 3) → features, float32 (L, d)."""
+        features: Array = matmul(small.reshape(len(small), -1) - self._mean, self._basis) / self._scale
         return features
+
+
+class FittedFeatures:
+    """What features are, fitted on reference clips alone: each uint8 (L, H, W, 3).
+
+    Attributes:
+        pca: principal components of frames.
+        wax: which pixels are wax.
+
+    Raises:
+        ValueError: nothing changes in the reference.
+    """
+
+    def __init__(self, clips: Iterable[Array]) -> None:
+        clips = list(clips)
+        self.pca = PCAFeatures(clips)
+        self.wax = WaxMask(clips)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +85,9 @@ class ClipFeatures:
         energy: mean change of a frame to the next, grey levels (C, L − 1).
         patches: Laplacian patches along random directions (C, levels, patches, directions).
         colours: share of pixels at or below each grey level (C, 3, 256).
+        wax: share of pixels that are wax, in each frame (C, L).
+        blobs: connected pieces of wax in each frame (C, L).
+        edges: how steep edges of wax are, quantiles (C, Q).
         names: which clip each is (C,). The bootstrap repeats clips; the names keep a clip from being compared
             with itself.
     """
@@ -94,6 +96,9 @@ class ClipFeatures:
     energy: Array
     patches: Array
     colours: Array
+    wax: Array
+    blobs: Array
+    edges: Array
     names: Array
 
     def take(self, clips: Array) -> ClipFeatures:
@@ -105,7 +110,7 @@ class ClipFeatures:
         return len(self.names)
 
 
-def extract_features(pca: PCAFeatures, clips: Iterable[Array]) -> ClipFeatures:
+def extract_features(fitted: FittedFeatures, clips: Iterable[Array]) -> ClipFeatures:
     """The features of clips, uint8 (L, H, W, 3) each. Only one clip is in memory at a time."""
     rows = []
     for clip in clips:
@@ -114,10 +119,21 @@ def extract_features(pca: PCAFeatures, clips: Iterable[Array]) -> ClipFeatures:
         some = clip[evenly_spaced(len(clip), min(FRAMES, len(clip)))]
         counts = [np.bincount(some[..., channel].ravel(), minlength=256) for channel in range(3)]
         colours = np.cumsum(counts, axis=1) / some[..., 0].size
-        patches = _patches(some[:: max(1, len(some) // _PATCH_FRAMES)])
-        rows.append((pca(small), energy, patches, colours))
-    features, energies, all_patches, all_colours = (np.stack(column) for column in zip(*rows, strict=True))
-    return ClipFeatures(features, energies, all_patches, all_colours, np.arange(len(rows)))
+        few = some[:: max(1, len(some) // _PATCH_FRAMES)]
+        wax = fitted.wax(small)
+        rows.append(
+            (
+                fitted.pca(small),
+                energy,
+                _patches(few),
+                colours,
+                wax.mean((1, 2)),
+                count_blobs(wax),
+                fitted.wax.steepness(few),
+            )
+        )
+    columns = [np.stack(column) for column in zip(*rows, strict=True)]
+    return ClipFeatures(*columns, np.arange(len(rows)))
 
 
 def _patches(frames: Array) -> Array:

@@ -20,7 +20,8 @@ from mlxlava.evaluation.distances import (
     sliced_wasserstein,
     squared_distances,
 )
-from mlxlava.evaluation.features import DIRECTIONS, FRAMES, LEVELS, Array, ClipFeatures, evenly_spaced
+from mlxlava.evaluation.features import DIRECTIONS, FRAMES, LEVELS, ClipFeatures
+from mlxlava.evaluation.frames import Array, evenly_spaced
 from mlxlava.products import matmul
 
 MODES = 16  # the strongest principal components, for measures of motion
@@ -219,6 +220,49 @@ def motion_loops(reference: ClipFeatures, other: ClipFeatures) -> float:
     return float(np.mean(nearest))
 
 
+# --- wax ---
+
+
+def image_edges(reference: ClipFeatures, other: ClipFeatures) -> float:
+    """Ratio of how steep edges of wax are: below 1 they are soft."""
+    return float(other.edges.mean()) / (float(reference.edges.mean()) + 1e-6)
+
+
+def wax_amount(reference: ClipFeatures, other: ClipFeatures) -> float:
+    """Wasserstein-1 distance of the amounts of wax, in deviations of the reference's."""
+    x, y = (of.wax.reshape(-1, 1) for of in (reference, other))
+    return sliced_wasserstein(x, y) / (float(x.std()) + 1e-6)
+
+
+def wax_deviation(reference: ClipFeatures, other: ClipFeatures) -> float:
+    """Ratio of the deviations of the amount of wax: above 1, wax comes out of nothing and fades away."""
+    return float(other.wax.std()) / (float(reference.wax.std()) + 1e-6)
+
+
+def _wax_time(of: ClipFeatures) -> float:
+    return correlation_time((of.wax - of.wax.mean())[..., None])
+
+
+def wax_time(reference: ClipFeatures, other: ClipFeatures) -> float:
+    """Ratio of the correlation times of the amount of wax."""
+    return _wax_time(other) / _wax_time(reference)
+
+
+def wax_blobs(reference: ClipFeatures, other: ClipFeatures) -> float:
+    """Wasserstein-1 distance of the numbers of blobs in a frame."""
+    x, y = (of.blobs.reshape(-1, 1) for of in (reference, other))
+    return sliced_wasserstein(x, y)
+
+
+def _merging(of: ClipFeatures) -> float:
+    return float(np.abs(np.diff(of.blobs, axis=1)).mean())
+
+
+def wax_merging(reference: ClipFeatures, other: ClipFeatures) -> float:
+    """Ratio of how often blobs merge and part: changes of their number a learned step."""
+    return _merging(other) / (_merging(reference) + 1e-6)
+
+
 # --- memory ---
 
 
@@ -274,6 +318,7 @@ MEASURES: dict[str, Measure] = {
     "image.density": Measure(image_density, "level", ("blur",), f"{_ORDER}; missing variety"),
     "image.coverage": Measure(image_coverage, "level", ("frozen", "looped"), f"{_ORDER}; fine detail"),
     "image.recall": Measure(image_recall, "level", ("frozen",), f"{_ORDER}; fine detail"),
+    "image.edges": Measure(image_edges, "level", ("blur", "faded"), f"{_ORDER}; where things are"),
     "motion.frechet": Measure(
         motion_frechet, "distance", ("noise", "frozen", "shuffled", "dropped"), f"{_TIME}; fine detail"
     ),
@@ -288,6 +333,13 @@ MEASURES: dict[str, Measure] = {
     "motion.arrow": Measure(motion_arrow, "level", ("reversed", "pingpong", "shuffled"), "pictures; speed"),
     "motion.loops": Measure(
         motion_loops, "level", ("frozen", "looped", "pingpong"), f"{_TIME}; loops longer than a clip"
+    ),
+    "wax.amount": Measure(wax_amount, "distance", ("faded",), f"{_ORDER}; shapes"),
+    "wax.deviation": Measure(wax_deviation, "level", ("faded",), f"{_ORDER}; shapes"),
+    "wax.time": Measure(wax_time, "level", ("shuffled", "dropped"), f"{_TIME}; shapes"),
+    "wax.blobs": Measure(wax_blobs, "distance", ("speckled",), f"{_ORDER}; shapes of blobs"),
+    "wax.merging": Measure(
+        wax_merging, "level", ("shuffled", "dropped", "speckled"), f"{_TIME}; shapes of blobs"
     ),
     "memory.frames": Measure(memory_frames, "level", ("replayed",), "all motion; fine detail"),
     "memory.clips": Measure(memory_clips, "level", ("replayed",), "fine detail"),

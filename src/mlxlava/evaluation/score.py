@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from mlxlava.errors import UserError
-from mlxlava.evaluation.features import Array, ClipFeatures, PCAFeatures, evenly_spaced, extract_features
+from mlxlava.evaluation.features import ClipFeatures, FittedFeatures, extract_features
+from mlxlava.evaluation.frames import Array, evenly_spaced
 from mlxlava.evaluation.measures import MEASURES, measure, standard_errors
 from mlxlava.footage.dataset import Footage
 from mlxlava.resize import resize
@@ -156,13 +157,13 @@ class ReferenceSet:
 
     Attributes:
         real: the clips.
-        pca: makes features of frames; fitted to the reference.
+        fitted: makes features of frames; fitted to the reference.
         reference: features of the reference.
         held_out: features of held-out footage.
     """
 
     real: RealClips
-    pca: PCAFeatures
+    fitted: FittedFeatures
     reference: ClipFeatures
     held_out: ClipFeatures
 
@@ -176,11 +177,13 @@ def fit_reference(real: RealClips, size: tuple[int, int], update: Notice) -> Ref
     update(0, None, "fitting features to real footage")
     clips = list(real.clips(0, size))
     try:
-        pca = PCAFeatures(clips)
+        fitted = FittedFeatures(clips)
     except ValueError:
         raise UserError("score: nothing changes in this footage, so there is no motion to score") from None
     update(0, None, "extracting features of real footage")
-    return ReferenceSet(real, pca, extract_features(pca, clips), extract_features(pca, real.clips(1, size)))
+    return ReferenceSet(
+        real, fitted, extract_features(fitted, clips), extract_features(fitted, real.clips(1, size))
+    )
 
 
 def compare(
@@ -252,7 +255,7 @@ def score(
             update(index, count, f"drawing: {index} of {count} clips")
             yield clip
 
-    other = extract_features(reference_set.pca, drawn())
+    other = extract_features(reference_set.fitted, drawn())
     rows = compare(reference_set, other, seed, update)
     result = {
         "recipe": weights.recipe.name,

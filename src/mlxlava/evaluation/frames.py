@@ -1,0 +1,28 @@
+"""Frames of a clip, and their shrunk pictures. A clip is uint8 (L, H, W, 3), one frame a learned step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+_SIDE = 64  # longest side of shrunk pictures
+
+
+def evenly_spaced(length: int, count: int) -> Array:
+    """``count`` indices into ``length`` things, evenly spaced from the first to the last."""
+    return np.linspace(0, length - 1, count).round().astype(int)
+
+
+def shrink(frames: Array) -> Array:
+    """Frames (L, H, W, 3), area-averaged to 64 pixels on the longer side, float32 (L, h, w, 3)."""
+    _, height, width, channels = frames.shape
+    factor = max(1, max(height, width) // _SIDE)
+    small = frames[:, : height // factor * factor, : width // factor * factor].astype(np.float32)
+    if factor > 1:
+        shape = (len(frames), height // factor, factor, width // factor, factor, channels)
+        small = small.reshape(shape).mean((2, 4))
+    return small
