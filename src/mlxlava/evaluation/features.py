@@ -113,7 +113,7 @@ class ClipFeatures:
 def extract_features(fitted: FittedFeatures, clips: Iterable[Array]) -> ClipFeatures:
     """The features of clips, uint8 (L, H, W, 3) each. Only one clip is in memory at a time."""
     rows = []
-    for clip in clips:
+    for name, clip in enumerate(clips):
         small = shrink(clip)
         energy = np.array([np.abs(late - early).mean() for early, late in pairwise(small)], np.float32)
         some = clip[evenly_spaced(len(clip), min(FRAMES, len(clip)))]
@@ -130,10 +130,10 @@ def extract_features(fitted: FittedFeatures, clips: Iterable[Array]) -> ClipFeat
                 wax.mean((1, 2)),
                 count_blobs(wax),
                 fitted.wax.steepness(few),
+                name,
             )
         )
-    columns = [np.stack(column) for column in zip(*rows, strict=True)]
-    return ClipFeatures(*columns, np.arange(len(rows)))
+    return ClipFeatures(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
 def _patches(frames: Array) -> Array:
