@@ -25,6 +25,9 @@ test-slow: $(VENV)/.dev  ## all tests, also the long ones
 test-gpu-path: $(VENV)/.dev  ## the tests that compute, on the code that GPUs take
 	MLXLAVA_GPU_PATH=1 $(BIN)/python -m pytest -m "device and not slow"
 
+test-minimum: $(VENV)-minimum/.dev  ## quick tests with the oldest version of each dependency
+	$(VENV)-minimum/bin/python -m pytest
+
 check: $(VENV)/.dev  ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -40,7 +43,7 @@ bench-compare: $(VENV)/.run  ## the last saved benchmark against the one before,
 	@$(BIN)/python -m benchmarks.compare $(WITH)
 
 clean:  ## remove what can be made again; runs stay
-	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-minimum dist .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # pip is told `cpu` on every system: the extra is empty outside Linux.
@@ -56,9 +59,17 @@ $(VENV)/.dev: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[all,dev]"
 	@touch $@
 
+$(VENV)-minimum/.dev: pyproject.toml tools/minimum_versions.py
+	@$(PYTHON) tools/check_python.py
+	@$(PYTHON) -m venv $(VENV)-minimum
+	@$(PYTHON) tools/minimum_versions.py > $(VENV)-minimum/constraints.txt
+	$(VENV)-minimum/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint $(VENV)-minimum/constraints.txt --editable ".[all,dev]"
+	@touch $@
+
 # On Linux pip may bring the CUDA build of PyTorch, some GB; the CPU build is enough.
 $(VENV)/.peer: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[peer]"
 	@touch $@
 
-.PHONY: help setup loop train test test-slow test-gpu-path check bench bench-peer bench-compare clean
+.PHONY: help setup loop train test test-slow test-gpu-path test-minimum check bench bench-peer bench-compare clean

@@ -35,3 +35,7 @@ def test_the_oldest_python_of_the_package_is_tried() -> None:
     oldest = re.search(r'requires-python = ">=([\d.]+)"', pyproject)
     assert oldest is not None
     assert f"'{oldest[1]}'" in (GITHUB / "workflows/linux.yml").read_text(encoding="utf-8")
+
+
+def test_the_oldest_dependencies_are_tried() -> None:
+    assert "run: make test-minimum\n" in (GITHUB / "workflows/linux.yml").read_text(encoding="utf-8")
