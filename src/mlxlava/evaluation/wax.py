@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from mlxlava.evaluation.frames import Array, shrink
+from mlxlava.products import covariance, matmul
 
 _FIT_FRAMES = 512
 _MOVING = 0.3  # of the largest deviation over time: pixels with less stand still
@@ -34,16 +35,17 @@ class WaxMask:
         deviation = frames.std(0).sum(-1)
         self._moving = deviation > _MOVING * deviation.max()
         colours = frames[:, self._moving].reshape(-1, 3)
-        _, vectors = np.linalg.eigh(np.cov(colours, rowvar=False))
+        _, vectors = np.linalg.eigh(covariance(colours))
         self._axis = vectors[:, -1].astype(np.float32)
-        self._threshold, low, high = _otsu(colours @ self._axis)
-        if (colours @ self._axis > self._threshold).mean() > 0.5:
+        along = matmul(colours, self._axis)
+        self._threshold, low, high = _otsu(along)
+        if (along > self._threshold).mean() > 0.5:
             self._axis, self._threshold, low, high = -self._axis, -self._threshold, -high, -low
         self._contrast = max(high - low, 1e-3)
 
     def __call__(self, pictures: Array) -> Array:
         """Shrunk pictures (L, h, w, 3) → bool (L, h, w)."""
-        wax: Array = (pictures @ self._axis > self._threshold) & self._moving
+        wax: Array = (matmul(pictures, self._axis) > self._threshold) & self._moving
         return wax
 
     def steepness(self, frames: Array) -> Array:
@@ -56,7 +58,7 @@ class WaxMask:
             Change from a pixel to the next across an edge, where 1 is all the way from one matter to the
             other; 0 where there is no edge.
         """
-        x = (frames.astype(np.float32) @ self._axis - self._threshold) / self._contrast
+        x = (matmul(frames.astype(np.float32), self._axis) - self._threshold) / self._contrast
         height, width = x.shape[1:]
         rows = np.arange(height) * len(self._moving) // height
         columns = np.arange(width) * self._moving.shape[1] // width
