@@ -155,6 +155,9 @@ class Loss:
     state_gain: float = _setting(
         1.0, "factor on D's gradient by the states, which is what R learns from D; G's part stays as it is"
     )
+    feature_matching: float = _setting(
+        0.0, "weight of feature matching: average colours, spreads and changes as in real clips; 0 for none"
+    )
     d_start: float = _setting(0.0, "fraction of the training steps before the discriminator joins in")
 
 
@@ -278,6 +281,8 @@ def _check(recipe: Recipe) -> None:
         recipe.encoder.context_frames == 0 or data.batch_size > 1,
         "data.batch_size must be at least 2 with an encoder, which standardises states over the batch",
     )
+    _require(recipe.loss.feature_matching >= 0, "loss.feature_matching must not be negative")
+    _require(recipe.loss.feature_matching >= 0, "loss.feature_matching must not be negative")
     _require(recipe.loss.sigma > 0, "loss.sigma must be positive")
     _require(recipe.loss.state_gain >= 0, "loss.state_gain must not be negative")
     _require(

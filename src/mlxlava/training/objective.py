@@ -13,10 +13,11 @@ Symbols::
 
 What is minimised::
 
-    by G, R and E:   elbo_weight · bound  +  A_G  +  normality · N
+    by G, R and E:   elbo_weight · bound  +  A_G  +  feature_matching · F  +  normality · N
     by D:            A_D  +  gamma · (R1 + R2)
 
-where ``elbo_weight``, ``normality`` and ``gamma`` are settings of the recipe. The terms are:
+where ``elbo_weight``, ``feature_matching``, ``normality`` and ``gamma`` are settings of the recipe. The terms
+are:
 
 1. The negative evidence bound, in recipes with an encoder (Kingma and Welling 2014; with states that move,
    Rubanova 2019)::
@@ -40,7 +41,10 @@ where ``elbo_weight``, ``normality`` and ``gamma`` are settings of the recipe. T
 
    They are computed in every n-th step only, with n times the weight (n is ``loss.penalty_every``).
 
-4. The normality penalty N of the penalised state step: the sum of its terms, each averaged over the steps of
+4. Feature matching F, of clips y from random states: averages over many steps that are as those of real
+   clips (training/feature_matching.py).
+
+5. The normality penalty N of the penalised state step: the sum of its terms, each averaged over the steps of
    a roll (``models/state_step.py``). The stationary step needs none.
 
 In two places the gradient that is used is not that of these formulas. The gradient of A_G with respect to
@@ -68,6 +72,7 @@ from mlxlava.models.registry import (
     make_generator,
 )
 from mlxlava.models.state_step import Dynamics, make_dynamics
+from mlxlava.training.feature_matching import FeatureMatching
 from mlxlava.training.losses import (
     augment,
     cross_entropy,
@@ -131,6 +136,7 @@ class Objective:
         generator: G, in the recipe's precision.
         dynamics: R.
         encoder: E, or None.
+        feature_matching: The loss of that name, or None.
         discriminator: D, in the recipe's precision.
     """
 
@@ -141,6 +147,7 @@ class Objective:
         self.generator: Generator = half(make_generator(recipe), *precision)
         self.dynamics: Dynamics = make_dynamics(recipe)
         self.encoder = make_encoder(recipe)
+        self.feature_matching = FeatureMatching(recipe) if recipe.loss.feature_matching else None
         # Gradients of gradients are taken in float32: loss scaling is right for first gradients only.
         self._exact_discriminator: Discriminator = make_discriminator(recipe)
         self.discriminator: Discriminator = half(self._exact_discriminator, *precision)
@@ -197,8 +204,8 @@ class Objective:
             states = mx.take_along_axis(path, times[:, :, None], axis=1)
         return loss, {"states": states, "path": path[-count:], "covariance": covariance, "terms": terms}
 
-    def frame_loss(self, weights: Tree, states: mx.array, clips: Clips) -> tuple[mx.array, Tree]:
-        """Reconstruction error and adversarial loss of the frames that are drawn from states.
+    def frame_loss(self, weights: Tree, states: mx.array, clips: Clips, sums: Tree) -> tuple[mx.array, Tree]:
+        """Reconstruction error, adversarial loss and feature matching of frames that are drawn from states.
 
         The gradient with respect to D's weights is that of A_D, the one with respect to all else that of A_G.
         Of ``bce`` losses A_D is that of the drawn clips only; :meth:`real_loss` has the rest.
@@ -207,12 +214,14 @@ class Objective:
             weights: Of ``generator`` and, where it judges, ``discriminator``.
             states: (N, K, Z), as :meth:`state_loss` gives them, of the clips of a micro-batch.
             clips: Those clips.
+            sums: Of feature matching, from the run state; empty without it.
 
         Returns:
             The loss, and a tree of: ``drawn`` (B, K, H, W, 3), the frames that D has judged, without
-            gradient; ``stats``, G's BatchNorm statistics; ``terms``.
+            gradient; ``stats``, G's BatchNorm statistics; ``features``, what is added to ``sums``; ``terms``.
         """
         recipe, terms = self.recipe, Terms()
+        features: Tree = {}
         draw = mx.checkpoint(self.generator) if recipe.training.recompute else self.generator
         drawn, stats = draw(weights["generator"], states.flatten(0, 1))  # (N, K, Z) -> (N K, H, W, 3)
         drawn = observed = drawn.reshape(*states.shape[:2], *drawn.shape[1:])
@@ -227,9 +236,18 @@ class Objective:
             adversarial = self.relativistic if recipe.loss.kind == "relativistic" else self.drawn_loss
             more, terms_of_d = adversarial(weights["discriminator"], drawn, clips)
             loss, terms = loss + more, terms | terms_of_d
+            if self.feature_matching:
+                more, features = self.feature_matching.loss(sums, clips.frames, drawn, clips.times)
+                loss = loss + recipe.loss.feature_matching * more
+                terms["feature_error"] = self.feature_matching.error(sums)
         terms["motion_real"] = mx.abs(clips.frames[:, 1:] - clips.frames[:, :-1]).mean()
         terms["motion_drawn"] = mx.abs(observed[:, 1:] - observed[:, :-1]).mean()
-        return loss, {"drawn": mx.stop_gradient(drawn), "stats": stats, "terms": terms}
+        return loss, {
+            "drawn": mx.stop_gradient(drawn),
+            "stats": stats,
+            "features": features,
+            "terms": terms,
+        }
 
     # 1. The evidence bound
 

@@ -15,6 +15,7 @@ from mlxlava.backend.ranks import gather, rank, ranks, sum_over_ranks
 from mlxlava.config import Recipe
 from mlxlava.models.normality import moments
 from mlxlava.models.state_step import fixed_bases
+from mlxlava.training import feature_matching
 from mlxlava.training.growth import rest_old_layers, resting_networks
 from mlxlava.training.objective import Batch, Clips, Objective, Terms
 from mlxlava.training.optimizers import average, clip_updates, ema_decay, make_optimizer
@@ -48,6 +49,7 @@ class Trainer:
     - ``optimizer``: of ``model`` (generator, dynamics, encoder) and of ``discriminator``
     - ``carried``: last states of the batch before (B, Z)
     - ``encoded_covariance``, where the recipe whitens: running covariance (Z, Z) of encoded means
+    - ``features``, where the recipe matches features: running sums of them (training/feature_matching.py)
     - ``step``: training steps made
     """
 
@@ -97,6 +99,8 @@ class Trainer:
         }
         if recipe.encoder.whitening:
             state["encoded_covariance"] = mx.eye(recipe.generator.state_size)
+        if objective.feature_matching:
+            state["features"] = objective.feature_matching.init()
         mx.eval(state)
         return state
 
@@ -178,6 +182,8 @@ class Trainer:
             stats = state["stats"]["generator"]
             new["stats"] = {**state["stats"], "generator": average(stats, drawn["stats"], _STATS_DECAY)}
             new["carried"] = rolled["path"][:, -1]
+            if drawn["features"]:
+                new["features"] = feature_matching.add(state["features"], drawn["features"])
             if recipe.encoder.whitening:
                 new["encoded_covariance"] = average(
                     state["encoded_covariance"], rolled["covariance"], recipe.encoder.whitening_decay
@@ -265,7 +271,7 @@ class Trainer:
 
         Returns:
             A tree of: ``gradients`` with respect to ``generator``, ``states`` (N, K, Z) and, where D judges,
-            ``discriminator``; BatchNorm's ``stats`` of G; ``terms``.
+            ``discriminator``; BatchNorm's ``stats`` of G; ``features``; ``terms``.
         """
         micro_batches = self.recipe.training.micro_batches
         weight = 1 / (micro_batches * ranks())
@@ -294,8 +300,8 @@ class Trainer:
             kind: Of the step.
 
         Returns:
-            A tree of ``gradients`` with respect to weights, BatchNorm's ``stats`` of G and ``terms``; and the
-            gradient with respect to the states.
+            A tree of ``gradients`` with respect to weights, BatchNorm's ``stats`` of G, ``features`` and
+            ``terms``; and the gradient with respect to the states.
         """
         objective, terms, d_gradients = self._objective, Terms(), []
         weights = {"generator": state["generator"]}
@@ -306,7 +312,7 @@ class Trainer:
             d_gradients.append(gradient)
             states = _after(states, gradient)  # draw when the memory of this pass is free
         (_, drawn), (gradients, state_gradient) = mx.value_and_grad(objective.frame_loss, (0, 1))(
-            weights, states, clips
+            weights, states, clips, state.get("features", {})
         )
         for name, term in drawn["terms"].items():
             terms[name] = terms[name] + term if name in terms else term
@@ -320,7 +326,13 @@ class Trainer:
             terms |= more
         for gradient in d_gradients:
             gradients["discriminator"] = _add(gradients["discriminator"], gradient)
-        return {"gradients": gradients, "stats": drawn["stats"], "terms": terms}, state_gradient
+        result = {
+            "gradients": gradients,
+            "stats": drawn["stats"],
+            "features": drawn["features"],
+            "terms": terms,
+        }
+        return result, state_gradient
 
     def _update(self, state: Tree, gradients: Tree) -> Tree:
         """The next run state: optimisers' steps, update clipping, averaged weights, the count of steps.

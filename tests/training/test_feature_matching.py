@@ -1,0 +1,89 @@
+"""Feature matching sees what averages see, and moves drawn clips towards real ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mlxlava
+from mlxlava.backend import Tree, mx, tree_map
+from mlxlava.config import Recipe, override
+from mlxlava.training.feature_matching import FeatureMatching, add
+
+pytestmark = pytest.mark.device
+
+TIMES = mx.array(np.tile(np.array([[0, 1, 4]], np.int32), (8, 1)))
+
+
+def clips(seed: int, speed: float = 1.0, brightness: float = 0.0) -> mx.array:
+    """Clips (8, 3, 16, 16, 3) of a soft bar that sinks by ``speed`` pixels a learned step."""
+    rng = np.random.default_rng(seed)
+    start = rng.uniform(3, 7, (8, 1, 1, 1, 1))
+    rows = np.arange(16).reshape(1, 1, 16, 1, 1)
+    at = start + speed * np.array(TIMES)[:, :, None, None, None]
+    bar = 0.6 / (1 + np.exp(-2 * (2 - np.abs(rows - at)))) + brightness
+    return mx.array(np.broadcast_to(bar, (8, 3, 16, 16, 3)).astype(np.float32))
+
+
+def sums_of(matching: FeatureMatching, **drawn: float) -> Tree:
+    """The sums after forty steps of real clips and of drawn ones that differ."""
+    sums = matching.init()
+    for step in range(40):
+        _, added = matching.loss(sums, clips(step), clips(100 + step, **drawn), TIMES)
+        sums = add(sums, added)
+    return sums
+
+
+@pytest.fixture
+def matching(tiny: Recipe) -> FeatureMatching:
+    return FeatureMatching(tiny)
+
+
+def test_alike_clips_have_nearly_no_error(matching: FeatureMatching) -> None:
+    alike = float(matching.error(sums_of(matching)))
+    assert alike < 0.1 * float(matching.error(sums_of(matching, speed=1.3)))
+    assert alike < 0.1 * float(matching.error(sums_of(matching, brightness=0.05)))
+
+
+@pytest.mark.parametrize(("name", "wrong", "better"), [("speed", 1.3, 1.2), ("brightness", 0.05, 0.04)])
+def test_the_loss_falls_towards_real_clips(
+    matching: FeatureMatching, name: str, wrong: float, better: float
+) -> None:
+    sums = sums_of(matching, **{name: wrong})
+    there, _ = matching.loss(sums, clips(7), clips(8, **{name: wrong}), TIMES)
+    nearer, _ = matching.loss(sums, clips(7), clips(8, **{name: better}), TIMES)
+    assert float(nearer) < float(there)
+
+
+def test_nothing_is_learned_from_a_few_steps(matching: FeatureMatching) -> None:
+    loss, _ = matching.loss(matching.init(), clips(1), clips(2, speed=2.0), TIMES)
+    assert float(loss) == 0
+
+
+def test_micro_batches_give_what_the_whole_batch_gives(matching: FeatureMatching) -> None:
+    sums = sums_of(matching, speed=1.3)
+    real, drawn = clips(1), clips(2, speed=1.3)
+    whole, added = matching.loss(sums, real, drawn, TIMES)
+    halves = [matching.loss(sums, real[at], drawn[at], TIMES[at]) for at in (slice(4), slice(4, 8))]
+    assert float(whole) == pytest.approx(np.mean([float(loss) for loss, _ in halves]), rel=1e-4)
+    mean = tree_map(lambda a, b: (a + b) / 2, halves[0][1], halves[1][1])
+    for name in ("means", "spreads", "changes"):
+        np.testing.assert_allclose(added["drawn"][name], mean["drawn"][name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_that_matches_features_resumes_exactly(tiny: Recipe, tmp_path: Path) -> None:
+    settings = {"data.lamp_minutes": 0.1, "loss.feature_matching": 10.0, "loss.d_start": 0.2}
+    recipe = override(dataclasses.replace(tiny), settings)
+    mx.disable_compile()
+    try:
+        whole = mlxlava.train(recipe=recipe, run=tmp_path / "whole", steps=5).run
+        cut = mlxlava.train(recipe=recipe, run=tmp_path / "cut", steps=5, minutes=1e-9)
+        assert cut.step < 5
+        mlxlava.resume(cut.run)
+    finally:
+        mx.enable_compile()
+    newest = "checkpoints/00000005/state.safetensors"
+    assert (whole / newest).read_bytes() == (cut.run / newest).read_bytes()
