@@ -25,7 +25,7 @@ from mlxlava.cli import cli, main
 from mlxlava.config import Recipe, recipe_from_dict
 from mlxlava.footage import lamp
 from mlxlava.playback.writers import open_writer
-from mlxlava.training.loop import Outcome
+from mlxlava.training.outcome import TrainedRun
 from mlxlava.training.plan import memory_for_more_micro_batches
 from mlxlava.training.step import Trainer
 
@@ -227,9 +227,9 @@ def test_a_mac_stays_awake_while_it_trains(
         yield
         seen.append("may sleep")
 
-    def train(*_: object, **__: object) -> Outcome:
+    def train(*_: object, **__: object) -> TrainedRun:
         seen.append("trains")
-        return Outcome(1, 1.0, None)
+        return TrainedRun(Path("run"), 1, 1.0, None)
 
     monkeypatch.setattr("mlxlava.awake.keep_awake", keep_awake)
     monkeypatch.setattr("mlxlava.training.loop.train", train)

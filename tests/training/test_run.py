@@ -31,7 +31,8 @@ from mlxlava.training.checkpoint import load_checkpoint
 from mlxlava.training.failures import Diverged, ProcessLost
 from mlxlava.training.first_steps import SHARE, FirstSteps
 from mlxlava.training.folder import start_run
-from mlxlava.training.loop import Outcome, train
+from mlxlava.training.loop import train
+from mlxlava.training.outcome import TrainedRun
 from mlxlava.training.plan import predict
 from mlxlava.training.step import Trainer
 
@@ -50,7 +51,7 @@ def begin(run: Path, recipe: Recipe, footage: Footage) -> None:
     start_run(run, recipe, footage, ["lamp.mov"], "mlxlava train lamp.mov", None)
 
 
-def go(run: Path, recipe: Recipe, footage: Footage, **options: Any) -> Outcome:
+def go(run: Path, recipe: Recipe, footage: Footage, **options: Any) -> TrainedRun:
     return train(run, recipe, footage, **options)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,31 +10,14 @@ from typing import TYPE_CHECKING, Any
 from mlxlava.api.arguments import require_integer, require_positive
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.rollout.weights import find_weights, load_weights
+from mlxlava.training.outcome import TrainedRun
 from mlxlava.training.plan import Row, table
 
 if TYPE_CHECKING:
     from mlxlava.backend import Tree
     from mlxlava.training.callbacks import Callbacks
-    from mlxlava.training.run import Run
 
 Sources = str | Path | Sequence[str | Path] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainedRun:
-    """A run, and how the training of it ended.
-
-    Attributes:
-        run: folder of the run; ``load`` and ``score`` take it.
-        step: training steps made, in all.
-        seconds: time spent on training, in all.
-        signal: number of the signal that ended it, for example of Ctrl-C; None if none did.
-    """
-
-    run: Path
-    step: int
-    seconds: float
-    signal: int | None
 
 
 def train(
@@ -80,6 +62,7 @@ def train(
         Diverged: a loss or a weight is not finite any more (``mlxlava.training.failures``).
         ProcessLost: another process that trained this run is gone (``mlxlava.training.failures``).
     """
+    from mlxlava.training.loop import train as train_run
     from mlxlava.training.run import begin, next_folder
 
     _require_training_options("train", steps, minutes, memory, tensorboard)
@@ -101,7 +84,15 @@ def train(
         memory=memory,
         command=command,
     )
-    return _train(ready, minutes, memory, tensorboard, callbacks)
+    return train_run(
+        ready.folder,
+        ready.recipe,
+        ready.footage,
+        minutes=minutes,
+        memory=memory,
+        tensorboard=tensorboard,
+        callbacks=callbacks,
+    )
 
 
 def resume(
@@ -125,13 +116,22 @@ def resume(
             as it was.
         DeviceFailed, Diverged, ProcessLost: as ``train``.
     """
+    from mlxlava.training.loop import train as train_run
     from mlxlava.training.run import latest_folder
     from mlxlava.training.run import resume as take_up
 
     _require_training_options("resume", steps, minutes, memory, tensorboard)
     _mute_other_processes()
     ready = take_up(latest_folder() if run is None else Path(run), steps=steps, memory=memory)
-    return _train(ready, minutes, memory, tensorboard, callbacks)
+    return train_run(
+        ready.folder,
+        ready.recipe,
+        ready.footage,
+        minutes=minutes,
+        memory=memory,
+        tensorboard=tensorboard,
+        callbacks=callbacks,
+    )
 
 
 def _start_from(init: str | Path, recipe: Recipe, size: tuple[int, int]) -> tuple[Recipe, Tree]:
@@ -143,36 +143,6 @@ def _start_from(init: str | Path, recipe: Recipe, size: tuple[int, int]) -> tupl
         return recipe, weights.arrays
     learned = learned_arrays(find_weights(init), weights.arrays)
     return grown_recipe(recipe, weights.recipe, learned, size), learned
-
-
-def _train(
-    ready: Run,
-    minutes: float | None,
-    memory: float | None,
-    tensorboard: bool,
-    callbacks: Sequence[Callbacks],
-) -> TrainedRun:
-    """Train a run that is ready, while the machine stays awake."""
-    from mlxlava.awake import keep_awake
-    from mlxlava.backend import has_slow_blas
-    from mlxlava.console import say
-    from mlxlava.training.loop import train as train_run
-
-    folder, footage = ready.folder, ready.footage
-    say(f"train: {folder}: {len(footage.frames)} frames, {footage.step_fps:g} learned steps a second")
-    if has_slow_blas():
-        say('train: this will be many times slower than it could be; install "mlxlava[cpu]" and g++')
-    with keep_awake():
-        outcome = train_run(
-            folder,
-            ready.recipe,
-            footage,
-            minutes=minutes,
-            memory=memory,
-            tensorboard=tensorboard,
-            callbacks=callbacks,
-        )
-    return TrainedRun(folder, outcome.step, outcome.seconds, outcome.signal)
 
 
 def _mute_other_processes() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mlxlava.awake import keep_awake
 from mlxlava.backend import Tree, limit_memory, mx, queue
 from mlxlava.backend.ranks import any_rank, rank, ranks
 from mlxlava.config import Recipe
@@ -24,20 +24,12 @@ from mlxlava.training.failures import Diverged, explained_failures
 from mlxlava.training.first_steps import FirstSteps
 from mlxlava.training.folder import change_recipe, locked, open_run
 from mlxlava.training.log import open_log
+from mlxlava.training.outcome import TrainedRun
 from mlxlava.training.previews import Previews, draw_preview
 from mlxlava.training.progress import ProgressBar
 from mlxlava.training.session import Session
 from mlxlava.training.signals import lost_processes, stop_signals
 from mlxlava.training.tensorboard import open_tensorboard
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """How a session ended: at which step, after how many seconds of training, by which signal if any."""
-
-    step: int
-    seconds: float
-    signal: int | None
 
 
 def train(
@@ -49,7 +41,7 @@ def train(
     memory: float | None = None,
     tensorboard: bool = False,
     callbacks: Sequence[Callbacks] = (),
-) -> Outcome:
+) -> TrainedRun:
     """Train a run from its latest checkpoint until its last step, or until time is up or a signal comes.
 
     The weights are a function of the recipe and the footage alone: a run that was stopped and resumed gives
@@ -77,6 +69,7 @@ def train(
     first_steps = FirstSteps(recipe, trainer, limit)
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
+        enter(keep_awake())
         listeners: list[Callbacks] = []
         if rank() == 0:
             enter(locked(run))
@@ -121,7 +114,7 @@ def train(
         session.report(listeners)
         if step != saved:
             _save(run, recipe, state, step, session.seconds, listeners)
-    return Outcome(step, session.seconds, request.signal)
+    return TrainedRun(run, step, session.seconds, request.signal)
 
 
 def clips_of_this_rank(recipe: Recipe) -> slice:

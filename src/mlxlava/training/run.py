@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlxlava.backend import Tree, memory_budget, on_gpu_path
+from mlxlava.backend import Tree, has_slow_blas, memory_budget, on_gpu_path
 from mlxlava.backend.ranks import any_rank, first_rank_first, rank, ranks
 from mlxlava.config import Recipe, override, recipe_from_dict, recipe_to_dict
 from mlxlava.console import say
@@ -121,7 +121,7 @@ def begin(
     footage = _prepare(sources, recipe)
     absolute = [str(Path(source).expanduser().resolve()) for source in sources]
     start_run(folder, recipe, footage, absolute, command, warm)
-    return Run(folder, recipe, footage)
+    return _ready(folder, recipe, footage)
 
 
 def resume(folder: Path, *, steps: int | None = None, memory: float | None = None) -> Run:
@@ -166,7 +166,7 @@ def resume(folder: Path, *, steps: int | None = None, memory: float | None = Non
             write_config(folder, config)
     if steps is not None and recipe.training.schedule != "constant":
         say(f"train: the learning rate falls to 0 at step {steps} from now on")
-    return Run(folder, recipe, footage)
+    return _ready(folder, recipe, footage)
 
 
 def change_length(recipe: Recipe, before: int, after: int) -> Recipe:
@@ -181,6 +181,14 @@ def change_length(recipe: Recipe, before: int, after: int) -> Recipe:
     if after < 1:
         raise UserError(f"train: steps must be at least 1, not {after}")
     return override(recipe, {"loss.d_start": min(1.0, recipe.loss.d_start * before / after)})
+
+
+def _ready(folder: Path, recipe: Recipe, footage: Footage) -> Run:
+    """The run; says what is about to be trained."""
+    say(f"train: {folder}: {len(footage.frames)} frames, {footage.step_fps:g} learned steps a second")
+    if has_slow_blas():
+        say('train: this will be many times slower than it could be; install "mlxlava[cpu]" and g++')
+    return Run(folder, recipe, footage)
 
 
 def _prepare(sources: Sequence[str | Path], recipe: Recipe) -> Footage:
