@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.footage.dataset import Footage
 from mlxlava.footage.prepare import prepare_lamp
+from mlxlava.training.callbacks import Callbacks, StepReport
 
 _TINY = {
     "data.size": [16, 16],
@@ -78,3 +81,14 @@ def damaged_picture(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         second = data.index(b"IDAT", data.index(b"IDAT") + 4)
         path.write_bytes(data[:second] + b"\0\0\0\0" + data[second + 4 :])
     return path
+
+
+class StopAtNextStep(Callbacks):
+    """Ends a training as Ctrl-C does, after the first step that it reports."""
+
+    stopped = False
+
+    def on_step(self, report: StepReport) -> None:
+        if not self.stopped:  # a second Ctrl-C would not wait for the checkpoint
+            self.stopped = True
+            os.kill(os.getpid(), signal.SIGINT)

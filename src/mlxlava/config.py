@@ -204,6 +204,10 @@ class Training:
 class Growth:
     """A lamp that begins with what was learned from smaller pictures (``train --init SMALL --size …``)."""
 
+    start_recipe: str = _setting(
+        "", "recipe of the smaller lamp that is learned first, in the folder small of the run; empty for none"
+    )
+    start_size: tuple[int, int] = _setting((64, 32), "height and width of the smaller lamp's frames")
     factor: int = _setting(
         1, "how many times smaller the pictures were; a power of two, and 1 for a lamp that has not grown"
     )
@@ -447,10 +451,16 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"recipe: cannot read {path}: {error}") from error
+    parent = values.pop("extends", None)
     for section, table in values.items():
         for key in table if isinstance(table, dict) else ():
             _new_name(f"{section}.{key}")
-    return recipe_from_dict({"name": path.stem, **values})
+    if parent is None:
+        return recipe_from_dict({"name": path.stem, **values})
+    inherited = recipe_to_dict(load_recipe(parent))
+    for section, table in values.items():
+        inherited[section] = {**inherited.get(section, {}), **table} if isinstance(table, dict) else table
+    return recipe_from_dict({**inherited, "name": values.get("name", path.stem)})
 
 
 def override(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:

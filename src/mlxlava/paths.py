@@ -24,6 +24,9 @@ _APPLE_DOUBLE = "._"
 _DRAFT = re.compile(r"\.(?P<name>.+)\.mlxlava-[0-9a-f]{8}\.(?P<kind>tmp|old)")
 
 
+SMALL = "small"  # in the folder of a run that grows: the run of the smaller lamp
+
+
 def is_system_file(name: str) -> bool:
     """Whether a file of this name was made by macOS or Windows by itself, and not for the user."""
     return name.startswith(_APPLE_DOUBLE) or name.lower() in _SYSTEM_FILES

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 
 import mlxlava
 from mlxlava.backend import Tree, mx, named_arrays
-from mlxlava.config import Recipe, override, recipe_from_dict
+from mlxlava.config import Recipe, override, recipe_from_dict, recipe_to_dict
 from mlxlava.errors import UserError
 from mlxlava.paths import latest_checkpoint, read_json
 from mlxlava.rollout.weights import load_weights, save_weights
+from mlxlava.training.callbacks import Callbacks
 from mlxlava.training.checkpoint import load_checkpoint
 from mlxlava.training.step import Trainer
+from tests.conftest import StopAtNextStep
 
 pytestmark = pytest.mark.device
 
@@ -45,14 +48,14 @@ def grow(
     run: Path,
     steps: int,
     *,
-    minutes: float | None = None,
+    callbacks: Sequence[Callbacks] = (),
     size: tuple[int, int] = (64, 64),
     settings: dict[str, Any] | None = None,
 ) -> Path:
     recipe = override(tiny, {**LAMP, "growth.rest_steps": 2, **(settings or {})})
     changes = {"data.size": size}
     return mlxlava.train(
-        recipe=recipe, run=run, init=small, steps=steps, minutes=minutes, settings=changes
+        recipe=recipe, run=run, init=small, steps=steps, callbacks=callbacks, settings=changes
     ).run
 
 
@@ -117,8 +120,8 @@ def test_a_discriminator_grows_in_front(tiny: Recipe, small: Path, tmp_path: Pat
 
 def test_a_grown_run_resumes_exactly(tiny: Recipe, small: Path, tmp_path: Path) -> None:
     whole = state_of(grow(tiny, small, tmp_path / "whole", steps=5))
-    grow(tiny, small, tmp_path / "cut", steps=5, minutes=1e-9)
-    assert state_of(tmp_path / "cut")["step"].item() < 5
+    grow(tiny, small, tmp_path / "cut", steps=5, callbacks=[StopAtNextStep()])
+    assert 0 < state_of(tmp_path / "cut")["step"].item() < 5
     mlxlava.resume(tmp_path / "cut")
     assert not changed(whole, state_of(tmp_path / "cut"))
 
@@ -145,3 +148,68 @@ def test_sizes_that_a_lamp_cannot_grow_to_are_refused(
     with pytest.raises(UserError, match=message):
         grow(tiny, small, tmp_path / "grown", steps=1, size=size)
     assert not (tmp_path / "grown").exists()
+
+
+# --- in two stages ---
+
+STAGES = """
+extends = "{small}"
+[data]
+size = [64, 64]
+[growth]
+start_recipe = "{small}"
+start_size = [16, 16]
+rest_steps = 1
+[training]
+steps = 3
+"""
+
+
+@pytest.fixture
+def staged(tiny: Recipe, tmp_path: Path) -> Path:
+    """A recipe file: three steps at 16×16, then three at 64×64."""
+    settings = {**LAMP, "training.steps": 3, "training.checkpoint_every": 1, "generator.last_width": 6}
+    small = tmp_path / "small.json"
+    small.write_text(json.dumps(recipe_to_dict(override(tiny, settings))))
+    recipe = tmp_path / "staged.toml"
+    recipe.write_text(STAGES.format(small=small))
+    return recipe
+
+
+def test_a_recipe_learns_the_small_lamp_and_grows(staged: Path, tmp_path: Path) -> None:
+    done = mlxlava.train(recipe=staged, run=tmp_path / "run")
+    assert (done.run, done.step) == (tmp_path / "run", 3)
+    assert mlxlava.load(done.run).size == (64, 64)
+    assert mlxlava.load(done.run / "small").size == (16, 16)
+    assert not changed(state_of(done.run / "small")["ema"]["dynamics"], state_of(done.run)["dynamics"])
+
+
+def test_a_run_in_two_stages_resumes_exactly_in_both(staged: Path, tmp_path: Path) -> None:
+    whole = mlxlava.train(recipe=staged, run=tmp_path / "whole").run
+    cut = tmp_path / "cut"
+    first = mlxlava.train(recipe=staged, run=cut, callbacks=[StopAtNextStep()])
+    assert first.run == cut and 0 < first.step < 3
+    assert mlxlava.load(cut).size == (16, 16)  # what there is can be played
+    with pytest.raises(UserError, match="steps"):
+        mlxlava.resume(cut, steps=9)
+    sizes = [mlxlava.load(cut).size]
+    for _ in range(6):
+        mlxlava.resume(cut, callbacks=[StopAtNextStep()])
+        sizes.append(mlxlava.load(cut).size)
+    assert sizes[0] == (16, 16) and sizes[-1] == (64, 64)
+    assert not changed(state_of(whole), state_of(cut))
+
+
+def test_a_folder_that_holds_something_is_no_place_for_a_run_in_two_stages(
+    staged: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds something"):
+        mlxlava.train(recipe=staged, run=tmp_path / "run")
+
+
+def test_a_size_that_the_first_stage_cannot_grow_to_is_refused_at_once(staged: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="grows to 2, 4, 8"):
+        mlxlava.train(recipe=staged, run=tmp_path / "run", settings={"data.size": (48, 64)})
+    assert not (tmp_path / "run").exists()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxlava.api.arguments import require_integer, require_positive
 from mlxlava.config import Recipe, load_recipe, override
+from mlxlava.errors import UserError
+from mlxlava.paths import latest_checkpoint
 from mlxlava.rollout.weights import find_weights, load_weights
 from mlxlava.training.outcome import TrainedRun
 from mlxlava.training.plan import Row, table
@@ -16,6 +20,7 @@ from mlxlava.training.plan import Row, table
 if TYPE_CHECKING:
     from mlxlava.backend import Tree
     from mlxlava.training.callbacks import Callbacks
+    from mlxlava.training.run import Run
 
 Sources = str | Path | Sequence[str | Path] | None
 
@@ -64,6 +69,7 @@ def train(
     """
     from mlxlava.training.loop import train as train_run
     from mlxlava.training.run import begin, next_folder
+    from mlxlava.training.stages import Plan, begin_first_stage
 
     _require_training_options("train", steps, minutes, memory, tensorboard)
     _mute_other_processes()
@@ -76,8 +82,13 @@ def train(
         base, warm = _start_from(init, base, override(base, changes).data.size)
     chosen = override(base, changes)
     name = recipe.name if isinstance(recipe, Recipe) else Path(recipe).stem
+    folder = next_folder(name) if run is None else Path(run)
+    if init is None and chosen.growth.start_recipe:
+        plan = Plan(chosen, [str(source) for source in _as_sources(footage)], memory, command)
+        small = begin_first_stage(folder, plan)
+        return _train_stages(folder, small, minutes, memory, tensorboard, callbacks)
     ready = begin(
-        next_folder(name) if run is None else Path(run),
+        folder,
         chosen,
         _as_sources(footage),
         warm=warm,
@@ -119,10 +130,17 @@ def resume(
     from mlxlava.training.loop import train as train_run
     from mlxlava.training.run import latest_folder
     from mlxlava.training.run import resume as take_up
+    from mlxlava.training.stages import is_in_first_stage, resume_first_stage
 
     _require_training_options("resume", steps, minutes, memory, tensorboard)
     _mute_other_processes()
-    ready = take_up(latest_folder() if run is None else Path(run), steps=steps, memory=memory)
+    folder = latest_folder() if run is None else Path(run)
+    if is_in_first_stage(folder):
+        if steps is not None:
+            raise UserError("resume: a lamp that has not grown yet keeps its steps; leave --steps out")
+        small = resume_first_stage(folder, memory)
+        return _train_stages(folder, small, minutes, memory, tensorboard, callbacks)
+    ready = take_up(folder, steps=steps, memory=memory)
     return train_run(
         ready.folder,
         ready.recipe,
@@ -134,14 +152,40 @@ def resume(
     )
 
 
+def _train_stages(
+    folder: Path,
+    small: Run,
+    minutes: float | None,
+    memory: float | None,
+    tensorboard: bool,
+    callbacks: Sequence[Callbacks],
+) -> TrainedRun:
+    """Train the smaller lamp to its end, and then the one that grows from it, as far as the time goes."""
+    from mlxlava.training.folder import count_steps
+    from mlxlava.training.loop import train as train_run
+    from mlxlava.training.stages import begin_second_stage
+
+    began = time.monotonic()
+    options: dict[str, Any] = {"memory": memory, "tensorboard": tensorboard, "callbacks": callbacks}
+    done = train_run(small.folder, small.recipe, small.footage, minutes=minutes, **options)
+    if minutes is not None:
+        minutes -= (time.monotonic() - began) / 60
+    finished = done.step == count_steps(small.recipe, small.footage)
+    if not finished or done.signal is not None or (minutes is not None and minutes <= 0):
+        return dataclasses.replace(done, run=folder)
+    large = begin_second_stage(folder, memory)
+    return train_run(large.folder, large.recipe, large.footage, minutes=minutes, **options)
+
+
 def _start_from(init: str | Path, recipe: Recipe, size: tuple[int, int]) -> tuple[Recipe, Tree]:
     """The recipe and the arrays of a lamp that starts from other weights, or that grows from smaller ones."""
-    from mlxlava.training.growth import grown_recipe, learned_arrays
+    from mlxlava.training.growth import grown_recipe, learned_by_run
 
     weights = load_weights(init)
     if size == weights.recipe.data.size or size[0] <= weights.recipe.data.size[0]:
         return recipe, weights.arrays
-    learned = learned_arrays(find_weights(init), weights.arrays)
+    folder = find_weights(init)
+    learned = learned_by_run(folder) if latest_checkpoint(folder) else weights.arrays
     return grown_recipe(recipe, weights.recipe, learned, size), learned
 
 

@@ -22,7 +22,7 @@ from mlxlava.errors import UserError
 from mlxlava.models.registry import make_generator
 from mlxlava.models.state_step import make_dynamics
 from mlxlava.models.storage import FORMAT, array_folder, compare, fill, load_arrays, save_arrays
-from mlxlava.paths import is_taken, latest_checkpoint, read_json
+from mlxlava.paths import SMALL, is_taken, latest_checkpoint, read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +125,10 @@ def find_weights(name_or_path: str | Path | None) -> Path:
     if name in shipped:
         return shipped[name]
     path = Path(name).expanduser()
-    if (path / "config.json").is_file():
-        return path
+    # A run that grows plays its smaller lamp until the larger one begins.
+    for folder in (path, path / SMALL):
+        if (folder / "config.json").is_file():
+            return folder
     why = "is no folder of weights and no run" if path.exists() else "is not there"
     advice = nearest(name, list(shipped)) if shipped else "train a lamp with mlxlava train"
     raise UserError(f"weights: {name} {why}; {advice}")

@@ -19,7 +19,7 @@ from mlxlava.config import Recipe, recipe_to_dict
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage
 from mlxlava.models.storage import FORMAT
-from mlxlava.paths import checkpoints, latest_checkpoint, names_in, read_json, write_whole
+from mlxlava.paths import SMALL, checkpoints, latest_checkpoint, names_in, read_json, write_whole
 from mlxlava.training import growth
 from mlxlava.training.checkpoint import load_checkpoint, save_checkpoint
 from mlxlava.training.step import Trainer
@@ -51,7 +51,7 @@ def start_run(
         return
     if checkpoints(run):
         raise UserError(f"train: {run} is a run already; add --resume to go on, or give another -o")
-    if names_in(run) - {"config.json", "checkpoints"}:
+    if names_in(run) - {"config.json", "checkpoints", "growth.json", SMALL}:
         raise UserError(f"train: {run} holds something that is no run; give another -o")
     footage.require(recipe.data.seq_len)
     total = count_steps(recipe, footage)

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from mlxlava.backend import Tree, mx, named_arrays, tree_map
-from mlxlava.config import Recipe, override
+from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.errors import UserError
 from mlxlava.models.storage import load_arrays
 from mlxlava.paths import latest_checkpoint
 
 _NOISE = 0.1  # of the new layers' weights beside the identity, in He's deviations
-# Arrays of a run state that exported weights lack.
-_OF_RUNS = ("discriminator", "encoder", "encoded_covariance")
+# What a lamp takes over of a run state, beside the averaged weights.
+_LEARNED = ("stats", "discriminator", "encoder", "encoded_covariance")
 
 
 def growth_factor(small: Recipe, size: tuple[int, int]) -> int:
@@ -31,12 +31,23 @@ def growth_factor(small: Recipe, size: tuple[int, int]) -> int:
     factor = height // old_height
     if (factor * old_height, factor * old_width) != (height, width) or factor & (factor - 1) or not factor:
         raise UserError(
-            f"train: --init draws {old_height}x{old_width} (HxW), and a lamp grows to 2, 4, 8 … times that; "
+            f"train: a lamp of {old_height}x{old_width} (HxW) grows to 2, 4, 8 … times that; "
             f"give --size {2 * old_height}x{2 * old_width}, for example"
         )
     if factor > 1 and small.generator.kind != "shuffle":
-        raise UserError(f"train: --init has a generator of kind {small.generator.kind}, which cannot grow")
+        raise UserError(f"train: a lamp with a generator of kind {small.generator.kind} cannot grow")
     return factor
+
+
+def start_recipe(recipe: Recipe) -> Recipe:
+    """The recipe of the smaller lamp that a recipe grows from; it learns the same footage."""
+    small = load_recipe(recipe.growth.start_recipe)
+    same = ("every_nth", "crop", "lamp_minutes", "lamp_fps", "lamp_theme")
+    settings = {f"data.{name}": getattr(recipe.data, name) for name in same}
+    seed = recipe.training.seed
+    found = override(small, {**settings, "data.size": recipe.growth.start_size, "training.seed": seed})
+    growth_factor(found, recipe.data.size)
+    return found
 
 
 def grown_recipe(recipe: Recipe, small: Recipe, learned: Tree, size: tuple[int, int]) -> Recipe:
@@ -75,23 +86,20 @@ def grown_recipe(recipe: Recipe, small: Recipe, learned: Tree, size: tuple[int, 
     )
 
 
-def learned_arrays(folder: Path, weights: Tree) -> Tree:
-    """What a lamp to grow from has learned: its weights and, of a run, also its encoder and discriminator.
-
-    Args:
-        folder: of the weights or of the run.
-        weights: its averaged weights and their statistics.
+def learned_by_run(run: Path) -> Tree:
+    """What a run has learned: its averaged weights and their statistics, its encoder and discriminator.
 
     Raises:
-        UserError: the run's checkpoint is damaged.
+        UserError: the run has no checkpoint, or it is damaged.
     """
-    latest = latest_checkpoint(folder)
+    latest = latest_checkpoint(run)
     if latest is None:
-        return weights
-    learned: Tree = dict(weights)
+        raise UserError(f"train: {run} has no checkpoint to grow from")
+    learned: Tree = {}
     for name, array in load_arrays(latest / "state.safetensors").items():
-        if name.split(".")[0] in _OF_RUNS:
-            _put(learned, name.split("."), array)
+        path = name.removeprefix("ema.").split(".")
+        if name.startswith("ema.") or path[0] in _LEARNED:
+            _put(learned, path, array)
     return learned
 
 
@@ -100,7 +108,7 @@ def grow(state: Tree, learned: Tree, recipe: Recipe) -> None:
 
     Args:
         state: run state at step 0 of the grown recipe; it is changed.
-        learned: of :func:`learned_arrays`.
+        learned: arrays of weights, or of :func:`learned_by_run`.
         recipe: of :func:`grown_recipe`.
 
     Raises:

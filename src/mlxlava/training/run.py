@@ -16,7 +16,7 @@ from mlxlava.console import say
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage
 from mlxlava.footage.from_settings import prepare_from_settings
-from mlxlava.paths import read_json
+from mlxlava.paths import SMALL, read_json
 from mlxlava.training.checkpoint import load_checkpoint
 from mlxlava.training.folder import checkpoint_to_resume, locked, start_run, write_config
 from mlxlava.training.loop import clips_of_this_rank
@@ -52,10 +52,11 @@ def latest_folder() -> Path:
     Raises:
         UserError: there is none.
     """
-    logs = sorted(RUNS.glob("*/log.jsonl"), key=lambda path: path.stat().st_mtime)
+    logs = [*RUNS.glob("*/log.jsonl"), *RUNS.glob(f"*/{SMALL}/log.jsonl")]
     if not logs:
         raise UserError("train: there is no run in runs/ to resume; give its folder with -o")
-    return logs[-1].parent
+    newest = max(logs, key=lambda path: path.stat().st_mtime).parent
+    return newest.parent if newest.name == SMALL else newest
 
 
 def fit_to_memory(recipe: Recipe, gigabytes: float | None) -> Recipe:
