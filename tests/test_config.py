@@ -41,9 +41,15 @@ def test_a_recipe_survives_toml_and_json(name: str, tmp_path: Path) -> None:
 
 
 def test_the_recipes_are_found_by_name() -> None:
-    assert recipe_names() == ["duralava", "lava"]
+    assert recipe_names() == ["duralava", "lava", "lava-256x128"]
     with pytest.raises(UserError, match=r"lawa.*lava"):
         load_recipe("lawa")
+
+
+def test_a_recipe_extends_another() -> None:
+    large, small = load_recipe("lava-256x128"), load_recipe("lava")
+    assert (large.data.size, large.growth.start_recipe) == ((256, 128), "lava")
+    assert large.encoder == small.encoder and large.training.betas == small.training.betas
 
 
 def test_duralava_is_the_published_recipe() -> None:

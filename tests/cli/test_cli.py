@@ -25,7 +25,6 @@ from mlxlava.cli import cli, main
 from mlxlava.config import Recipe, recipe_from_dict
 from mlxlava.footage import lamp
 from mlxlava.playback.writers import open_writer
-from mlxlava.training.outcome import TrainedRun
 from mlxlava.training.plan import memory_for_more_micro_batches
 from mlxlava.training.step import Trainer
 
@@ -219,22 +218,18 @@ def test_without_a_name_a_run_takes_the_next_and_resumes_the_latest(
 def test_a_mac_stays_awake_while_it_trains(
     run: Run, video: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    seen: list[str] = []
+    seen: list[tuple[str, bool]] = []
+    trained = Path("mine/checkpoints/00000001")
 
     @contextlib.contextmanager
     def keep_awake() -> Iterator[None]:
-        seen.append("awake")
+        seen.append(("awake", trained.exists()))
         yield
-        seen.append("may sleep")
+        seen.append(("may sleep", trained.exists()))
 
-    def train(*_: object, **__: object) -> TrainedRun:
-        seen.append("trains")
-        return TrainedRun(Path("run"), 1, 1.0, None)
-
-    monkeypatch.setattr("mlxlava.awake.keep_awake", keep_awake)
-    monkeypatch.setattr("mlxlava.training.loop.train", train)
-    assert run("train", str(video), "-o", "mine", *TINY)[0] == 0
-    assert seen == ["awake", "trains", "may sleep"]
+    monkeypatch.setattr("mlxlava.training.loop.keep_awake", keep_awake)
+    assert run("train", str(video), "-o", "mine", "--steps", "1", *TINY)[0] == 0
+    assert seen == [("awake", False), ("may sleep", True)]
 
 
 def recipe_of(run: Path) -> Recipe:
