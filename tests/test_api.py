@@ -45,7 +45,7 @@ def refused(*words: str) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def lamp() -> mlxlava.LavaLamp:
-    return mlxlava.load("lava")
+    return mlxlava.load("lava-64")
 
 
 def test_frames_are_those_that_are_played(lamp: mlxlava.LavaLamp) -> None:
@@ -276,7 +276,7 @@ def test_a_fresh_process_imports_it_without_mlx_and_plays_it() -> None:
         import sys
         import mlxlava
         assert not [name for name in sys.modules if name.partition(".")[0] in ("mlx", "numpy", "click")]
-        frames = mlxlava.load("lava").frames(fps=30, seed=7)
+        frames = mlxlava.load("lava-64").frames(fps=30, seed=7)
         print(next(frames).shape, next(frames).dtype)
     """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -288,10 +288,10 @@ def test_it_is_typed() -> None:
     assert (files("mlxlava") / "py.typed").is_file()
     user = (
         "import mlxlava, numpy.typing\n"
-        "for frame in mlxlava.load('lava').frames(fps=24.0, seed=1, seconds=1.0):\n"
+        "for frame in mlxlava.load('lava-64').frames(fps=24.0, seed=1, seconds=1.0):\n"
         "    reveal_type(frame)\n"
         "    pixels: numpy.typing.NDArray[numpy.uint8] = frame\n"
-        "mlxlava.load('lava').frames(seed='one')\n"
+        "mlxlava.load('lava-64').frames(seed='one')\n"
         "reveal_type(mlxlava.train(['a.mov'], minutes=1).run)\n"
         "reveal_type(mlxlava.score('lava'))\n"
     )

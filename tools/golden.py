@@ -335,7 +335,7 @@ def lamp_frames() -> dict[str, Array]:
 
     import mlxlava as package
 
-    lamp = package.load("lava")
+    lamp = package.load("lava-64")
     found = {}
     for seed in SEEDS:
         # 0, 20.3 and 40.6 s: between two learned steps, and a few hundred of them from the start.
@@ -377,7 +377,7 @@ def score(work: Path, tree: Path | None = None) -> dict[str, Any]:
     # One thread for NumPy's products: they are so small that a second one only waits.
     (_, text) = mlxlava(
         ["footage", work / "lamp", "-o", footage, "--size", 64],
-        ["score", "lava", "--footage", footage, "--frames", 256, "--json"],
+        ["score", "lava-64", "--footage", footage, "--frames", 256, "--json"],
         folder=work,
         tree=tree,
         environment={"OPENBLAS_NUM_THREADS": "1"},
@@ -639,7 +639,7 @@ def _made(tree: Path, work: Path, real_sizes: bool) -> Iterator[tuple[str, Array
         "lava, from a picture": ["--from", "start/0000.bmp", "--frames", 3],
     }
     for name, options in playing.items():
-        mlxlava(["loop", "--weights", "lava", *options, "-o", "frames.raw"], folder=work, tree=tree)
+        mlxlava(["loop", "--weights", "lava-64", *options, "-o", "frames.raw"], folder=work, tree=tree)
         yield f"frames: {name}", {"frames": np.fromfile(work / "frames.raw", np.uint8)}
     mlxlava(["lamp", "--size", 64, "--frames", 20, "-o", "frames.raw"], folder=work, tree=tree)
     yield "frames: the built-in lamp", {"frames": np.fromfile(work / "frames.raw", np.uint8)}

@@ -100,7 +100,7 @@ def test_each_number_may_learn_its_own_rho(tiny: Recipe) -> None:
 @pytest.mark.parametrize("which", ["random", "random, no noise", "shipped"])
 def test_the_law_is_kept_over_100_000_steps(which: str, tiny: Recipe) -> None:
     if which == "shipped":
-        weights = load_weights("lava")
+        weights = load_weights("lava-64")
     else:
         recipe = override(tiny, {"dynamics.rho": 1.0 if which == "random, no noise" else 0.999})
         arrays = {"generator": {}, "dynamics": make_dynamics(recipe).init(mx.random.key(5))}

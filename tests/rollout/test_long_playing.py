@@ -44,7 +44,7 @@ def untrained_duralava(*, narrow: bool) -> Weights:
 @pytest.mark.parametrize("frames", [400, pytest.param(2000, marks=pytest.mark.slow)])
 def test_playing_keeps_caches_and_memory_flat(name: str, on_gpu: bool, frames: int, tmp_path: Path) -> None:
     with gpu_path(on_gpu):
-        weights = load_weights("lava") if name == "lava" else untrained_duralava(narrow=frames < 2000)
+        weights = load_weights("lava-64") if name == "lava" else untrained_duralava(narrow=frames < 2000)
         times = (n / 30 for n in itertools.count())
         playing = Rollout(weights).play(times)
         before = (0, 0.0)
