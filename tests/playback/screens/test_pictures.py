@@ -110,7 +110,11 @@ def frames() -> list[Frame]:
 
 
 def wanted(frame: Frame, like: Frame) -> Frame:
-    image = Image.fromarray(frame).resize((like.shape[1], like.shape[0]), Image.Resampling.BICUBIC)
+    """The frame at the size of ``like``; 48 pixels are doubled twice on their way to 240."""
+    image = Image.fromarray(frame)
+    for side in (96, 192, 240):
+        image = image.resize((side, side), Image.Resampling.BILINEAR)
+    assert image.size == like.shape[1::-1]
     return np.asarray(image)
 
 
@@ -154,6 +158,15 @@ def test_large_pictures_are_left_to_the_terminal_to_scale(frames: list[Frame]) -
         full = np.zeros((700, 700, 3), np.uint8)  # a frame's own pixels are all sent
         shown.feed(painter.paint(full, large))
         assert shown.picture.shape == full.shape
+
+
+@pytest.mark.parametrize("kind", [Kitty, pytest.param(Sixel, marks=needs_sixel)])
+def test_an_enlarged_edge_has_no_rim(kind: Callable[[], Painter]) -> None:
+    edge = np.full((48, 48, 3), 51, np.uint8)  # a colour that Sixel, which counts in percent, has
+    edge[:, 24:] = 204
+    shown = Shown()
+    shown.feed(kind().paint(edge, AREA))
+    assert shown.picture.min() == 51 and shown.picture.max() == 204
 
 
 @needs_sixel

@@ -20,7 +20,7 @@ from mlxlava.playback.screens.pictures import Blocks
 from mlxlava.playback.screens.terminal import Terminal, has_terminal, has_true_colour
 from mlxlava.playback.writers import Frame, PipeClosed
 
-SEQUENCE = re.compile(r"\x1b\[(\??)([\d;]*)([A-Za-z])|(▀)|\x1b\\")
+SEQUENCE = re.compile(r"\x1b\[(\??)([\d;]*)([A-Za-z])|(▀)|( +)|\x1b\\")
 
 
 class Emulator:
@@ -30,6 +30,7 @@ class Emulator:
         self.columns, self.lines = columns, lines
         self.modes: dict[str, bool] = {"25": True, "7": True}
         self.cells: dict[tuple[int, int], list[Any]] = {}
+        self.around: dict[tuple[int, int], Any] = {}  # background colours of spaces
         self.drawn = 0
         self.row = self.column = 0
         self.colours: list[Any] = [None, None]
@@ -39,18 +40,24 @@ class Emulator:
         for match in SEQUENCE.finditer(text):
             assert match.start() == end, repr(text[end : match.start()])
             end = match.end()
-            private, numbers, letter, block = match.groups()
+            private, numbers, letter, block, spaces = match.groups()
             if block:
                 assert 1 <= self.row <= self.lines and 1 <= self.column <= self.columns
                 self.cells[self.row, self.column] = list(self.colours)
                 self.column += 1
                 self.drawn += 1
+            elif spaces:
+                for column in range(self.column, self.column + len(spaces)):
+                    assert 1 <= self.row <= self.lines and 1 <= column <= self.columns
+                    self.around[self.row, column] = self.colours[1]
+                self.column += len(spaces)
             elif private:
                 self.modes[numbers] = letter == "h"
             elif letter == "H":
                 self.row, self.column = map(int, (numbers or "1;1").split(";"))
             elif letter == "J":
                 self.cells.clear()
+                self.around.clear()
             elif letter == "m":
                 self.paint([int(n) for n in numbers.split(";")])
         assert end == len(text)
@@ -148,6 +155,95 @@ def test_it_follows_the_terminals_size() -> None:
             if columns > 1:
                 assert np.abs(seen[:, 1].astype(int) - 40).max() <= 2
                 assert np.abs(seen[:, -2].astype(int) - 200).max() <= 2
+
+
+def lit(height: int = 32, width: int = 32) -> Frame:
+    """A lamp whose four sides differ, and that is brighter in the middle."""
+    down, across = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    inside = np.minimum(np.minimum(down, 1 - down), np.minimum(across, 1 - across))
+    return np.stack([30 + 40 * across, 20 + 40 * down, 50 + 200 * inside], -1).astype(np.uint8)
+
+
+@pytest.fixture
+def many_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+@pytest.mark.usefixtures("many_colours")
+@pytest.mark.parametrize(("columns", "lines"), [(60, 16), (32, 30), (60, 17)])
+def test_the_surround_continues_the_edge(columns: int, lines: int) -> None:
+    terminal, emulator, wire = make(columns, lines)
+    with terminal:
+        terminal.show(lit())
+        seen, (top, left) = emulator.picture()
+        rows, across = seen.shape[0] // 2, seen.shape[1]
+        assert len(emulator.around) == columns * lines - rows * across  # every other cell
+        for (row, column), colour in emulator.around.items():
+            pixel = min(max(2 * (row - top), 0), 2 * rows - 1), min(max(column - left, 0), across - 1)
+            assert np.abs(np.subtract(colour, seen[pixel], dtype=int)).max() <= 4, (row, column)
+        writes = wire.writes
+        terminal.show(lit())
+        assert wire.writes == writes
+        before = dict(emulator.around)
+        terminal.show(lit()[::-1])
+        assert emulator.around.keys() == before.keys() and emulator.around != before  # another lamp
+    assert emulator.colours == [None, None] and not emulator.around
+
+
+@pytest.mark.usefixtures("many_colours")
+def test_noise_at_the_edge_does_not_draw_the_surround_anew() -> None:
+    terminal, emulator, _ = make(60, 16)
+    noise = np.random.default_rng(0).integers(0, 4, (5, 32, 32, 3), dtype=np.uint8)
+    with terminal:
+        terminal.show(lit())
+        emulator.around.clear()
+        for extra in noise:
+            terminal.show(lit() + extra)
+    assert not emulator.around
+
+
+@pytest.mark.usefixtures("many_colours")
+def test_the_surround_in_256_colours_is_near_on_average() -> None:
+    terminal, emulator, _ = make(60, 16, painter=Blocks(true_colour=False))
+    with terminal:
+        terminal.show(np.full((32, 32, 3), (13, 9, 20), np.uint8))
+        around = np.array(list(emulator.around.values()))
+    assert len(around) == 28 * 16
+    assert np.abs(around.mean(0) - 14).max() < 4 and np.abs(around - 14).max() <= 14
+
+
+@pytest.mark.parametrize(
+    "variable", [("TERM", "linux"), ("TERM", "xterm-16color"), ("TERM", "vt340"), ("NO_COLOR", "1")]
+)
+@pytest.mark.usefixtures("many_colours")
+def test_few_colours_leave_the_surround_alone(
+    variable: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(*variable)
+    terminal, emulator, _ = make(60, 16)
+    with terminal:
+        terminal.show(lit())
+        assert emulator.cells and not emulator.around
+
+
+@pytest.mark.usefixtures("many_colours")
+def test_a_tall_lamp_has_the_terminals_height() -> None:
+    terminal, emulator, _ = make(80, 24)
+    with terminal:
+        terminal.show(lit(256, 128))
+        seen, (top, _) = emulator.picture()
+    assert top == 1 and seen.shape == (48, 24, 3)
+
+
+def test_an_enlarged_edge_has_no_rim() -> None:
+    terminal, emulator, _ = make(90, 41)
+    edge = np.full((32, 32, 3), 50, np.uint8)
+    edge[:, 16:] = 200
+    with terminal:
+        terminal.show(edge)
+        seen, _ = emulator.picture()
+    assert seen.shape == (82, 82, 3) and seen.min() == 50 and seen.max() == 200
 
 
 def test_256_colours_are_near_on_average() -> None:

@@ -252,6 +252,18 @@ async def test_viewers_see_the_same_lamp_move(session: Session, page: WebPage) -
 
 
 @viewed
+async def test_the_page_is_told_the_colours_of_the_pictures_edge(session: Session, page: WebPage) -> None:
+    async with watching(page) as viewer:
+        await pictures(viewer, 1)
+        for seed in (1, 9):
+            session.choose(seed=seed)
+            while (sides := (await status(viewer, seed=seed))["sides"])[0][0][1] != seed:
+                pass
+            left, right, top, bottom = sides
+            assert left == right == top == bottom and left == 16 * [left[0]]
+
+
+@viewed
 async def test_a_slow_viewer_drops_pictures_and_slows_nobody(session: Session, page: WebPage) -> None:
     async with watching(page) as slow, watching(page) as quick:
         before = await pictures(slow, web.AHEAD, drawn=False)  # as many as it gets without drawing any
@@ -731,6 +743,42 @@ async def test_the_controls_fade_and_stay_in_reach(browser: Browser) -> None:
         }
         found = {(role, name) for role, name in named if role != "StaticText"}
         assert expected <= {(role.replace("img", "image"), name) for role, name in found}, found
+
+
+async def bare(tab: Tab) -> Frame:
+    """What the page looks like once its controls have faded."""
+    await tab.until("document.getElementById('lamp').width > 100")
+    await tab.until("getComputedStyle(document.getElementById('controls')).opacity === '0'")
+    return np.asarray(Image.open(io.BytesIO(await tab.picture())).convert("RGB"))
+
+
+@browsed
+async def test_the_surround_continues_the_edge(browser: Browser) -> None:
+    with command("--size", "64x32", "--port", "0") as (_, url):
+        tab = await browser.open(url)
+        for width, height, first, last in ((900, 400, 350, 549), (200, 900, 250, 649)):
+            await tab.resize(width, height)
+            seen = (await bare(tab)).astype(int)
+            lines = seen.swapaxes(0, 1) if width > height else seen
+            assert lines[first:last].max() > 150  # the picture lies here
+            for beside, edge in ((50, first), (first - 5, first), (last + 5, last), (len(lines) - 50, last)):
+                assert lines[beside].any() and np.abs(lines[beside] - lines[edge]).max() <= 4
+        theme = await tab.run("document.querySelector('meta[name=theme-color]').content")
+        assert theme == await tab.run("getComputedStyle(document.body).backgroundColor")
+        red, green, blue = map(int, theme[4:-1].split(","))
+        assert blue > red > green > 0  # a dark violet room
+        assert tab.complaints == []
+
+
+@browsed
+async def test_an_enlarged_edge_has_no_rim(browser: Browser) -> None:
+    edge = np.full((32, 32, 3), 50, np.uint8)
+    edge[:, 16:] = 200
+    with WebPage(Session(Shades(), "a", 1, WallClock(30)), port=0) as page:
+        page.show(edge)
+        tab = await browser.open(page.url)
+        seen = await bare(tab)
+        assert seen.min() == 50 and seen.max() == 200
 
 
 @browsed

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import os
 import re
 import zlib
@@ -17,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from mlxlava.playback.screens.surround import Sides, stretch
 from mlxlava.playback.writers import Frame
-from mlxlava.resize import resize, resize_image
+from mlxlava.resize import resize_smoothly
 
 # Sides in pixels up to which small frames are enlarged smoothly before they are sent. kitty shows the pixels
 # that it enlarges as squares. The bytes to send grow with the square of the side.
@@ -62,8 +64,10 @@ class Painter(Protocol):
         cell: height and width of a cell in the painter's pixels; None for what the terminal says.
         spare: lines at the bottom that the picture must leave free.
         limit: largest side of a picture in pixels; None for no limit.
+        true_colour: whether the terminal shows 24-bit colours; else 256 colours.
     """
 
+    true_colour: bool
     cell: tuple[int, int] | None
     spare: int
     limit: int | None
@@ -99,6 +103,45 @@ def _go(area: Area) -> bytes:
     return b"\x1b[%d;%dH" % (area.top, area.left)
 
 
+def background(colour: list[int]) -> str:
+    """The control sequence that sets a background colour: RGB, or a number among 256 colours."""
+    return "\x1b[48;{};{}m".format(5 if len(colour) == 1 else 2, ";".join(map(str, colour)))
+
+
+def surround_cells(
+    sides: Sides, area: Area, lines: int, columns: int, true_colour: bool
+) -> npt.NDArray[np.uint8]:
+    """Background colours of a terminal's cells around a picture; those within ``area`` have no meaning.
+
+    Returns:
+        RGB, (lines, columns, 3), or numbers among 256 colours, (lines, columns, 1).
+    """
+    left, right, top, bottom = (
+        stretch(side, length)
+        for side, length in zip(sides, 2 * (area.rows,) + 2 * (area.columns,), strict=True)
+    )
+    beside = np.clip(np.arange(lines) - (area.top - 1), 0, area.rows - 1)  # the nearest row of the picture
+    cells = np.zeros((lines, columns, 3), np.uint8)
+    first, last = area.left - 1, area.left - 1 + area.columns
+    cells[:, :first], cells[:, last:] = left[beside, None], right[beside, None]
+    cells[: area.top - 1, first:last], cells[area.top - 1 :, first:last] = top, bottom
+    return cells if true_colour else _to_256(cells)[..., None]
+
+
+def paint_surround(cells: npt.NDArray[np.uint8], area: Area) -> str:
+    """Escape sequences that fill the cells around ``area`` with the colours that ``surround_cells`` gives."""
+    out = []
+    columns = cells.shape[1]
+    for row, colours in enumerate(cells.tolist()):
+        beside = ((0, area.left - 1), (area.left - 1 + area.columns, columns))
+        for start, end in beside if 0 <= row - (area.top - 1) < area.rows else ((0, columns),):
+            if start < end:
+                out.append(f"\x1b[{row + 1};{start + 1}H")
+            for colour, run in itertools.groupby(colours[start:end]):
+                out.append(background(colour) + " " * len(list(run)))
+    return "".join(out) + "\x1b[0m"
+
+
 def _to_256(pixels: Frame) -> npt.NDArray[np.uint8]:
     """Numbers of xterm's 256 colours, by ordered dither: (H, W, 3) → (H, W).
 
@@ -128,7 +171,7 @@ class Blocks:
     limit: int | None = None
 
     def __init__(self, true_colour: bool) -> None:
-        self._true_colour = true_colour
+        self.true_colour = true_colour
         self._shown: npt.NDArray[np.uint8] | None = None  # (rows, columns, upper and lower, 3)
 
     def paint(self, frame: Frame, area: Area) -> bytes:
@@ -148,8 +191,8 @@ class Blocks:
 
         A colour is RGB, or three times its number among 256 colours.
         """
-        pixels = resize(frame, (2 * rows, columns))
-        if not self._true_colour:
+        pixels = np.asarray(resize_smoothly(frame, (2 * rows, columns)))
+        if not self.true_colour:
             pixels = np.repeat(_to_256(pixels)[..., None], 3, axis=-1)
         return pixels.reshape(rows, 2, columns, 3).swapaxes(1, 2)
 
@@ -157,7 +200,7 @@ class Blocks:
         changed = (
             np.ones(cells.shape[:2], bool) if self._shown is None else (cells != self._shown).any((2, 3))
         )
-        kind = "2;{};{};{}" if self._true_colour else "5;{}"
+        kind = "2;{};{};{}" if self.true_colour else "5;{}"
         out: list[str] = []
         colours: list[list[int] | None] = [None, None]
         after = (-1, -1)  # where the terminal's cursor is
@@ -181,6 +224,7 @@ class _Pictures:
     """
 
     cell: tuple[int, int] | None = None
+    true_colour = True
     spare = 1  # after a picture that ends in the last line, some terminals scroll
     limit: int | None = None
     side: int
@@ -195,7 +239,7 @@ class _Pictures:
         self._shown = (frame, area)
         height, width = area.pixels
         shrink = min(1.0, max(self.side, *frame.shape[:2]) / max(height, width))
-        image = resize_image(frame, (max(1, round(height * shrink)), max(1, round(width * shrink))))
+        image = resize_smoothly(frame, (max(1, round(height * shrink)), max(1, round(width * shrink))))
         return _go(area) + self._send(image, area)
 
     def erase(self) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import select
 import shutil
 import signal
@@ -18,7 +19,19 @@ from typing import Any, NamedTuple
 
 from mlxlava.errors import UserError
 from mlxlava.playback.keys import TERMINAL, actions_of, help_line, perform
-from mlxlava.playback.screens.pictures import Area, Blocks, ITerm2, Kitty, Painter, Sixel, fit
+from mlxlava.playback.screens.pictures import (
+    Area,
+    Blocks,
+    ITerm2,
+    Kitty,
+    Painter,
+    Sixel,
+    background,
+    fit,
+    paint_surround,
+    surround_cells,
+)
+from mlxlava.playback.screens.surround import Surround
 from mlxlava.playback.screens.tty import Answers, Keyboard, cell_size, settle
 from mlxlava.playback.session import Session
 from mlxlava.playback.writers import Frame, PipeClosed, unbuffered_stdout, write_all
@@ -41,6 +54,9 @@ _LONGEST_WAIT = 0.1  # seconds after which keys, a new size and Ctrl-Z are notic
 # pictures on by default, so that the answer would be of no use.
 _NEVER_ASK = ("screen", "tmux", "linux", "dumb")
 
+# Terminals (by TERM) of 8 or 16 colours. None of these is near the edge of a frame.
+_FEW_COLOURS = re.compile(r"linux|ansi|vt\d+|.*-(8|16)color")
+
 MODES = ("auto", "kitty", "iterm2", "sixel", "blocks", "256")
 
 
@@ -57,6 +73,12 @@ def has_true_colour() -> bool:
     """
     said = os.environ.get("COLORTERM", "") in ("truecolor", "24bit")
     return said or os.environ.get("TERM_PROGRAM") != "Apple_Terminal"
+
+
+def may_colour_surround() -> bool:
+    """Whether the cells around the picture may be coloured: more than 16 colours, and no NO_COLOR."""
+    few = _FEW_COLOURS.fullmatch(os.environ.get("TERM", ""))
+    return few is None and not os.environ.get("NO_COLOR")
 
 
 def wanted_mode() -> str:
@@ -150,6 +172,7 @@ class Terminal:
             self._keyboard = Keyboard(sys.stdin.fileno())
         self._frame: Frame | None = None
         self._layout: _Layout | None = None
+        self._surround = Surround() if may_colour_surround() else None
         self._help = False
         self._entered = False
         self._stop = self._continued = False
@@ -298,13 +321,29 @@ class Terminal:
         body, cleared = b"", shown is None or shown[:3] != layout[:3]
         if cleared:
             body = self._painter.erase() + b"\x1b[0m\x1b[2J"
-        if layout.text != ("" if cleared or shown is None else shown.text):
-            body += b"\x1b[%d;1H\x1b[2K%s" % (layout.lines, layout.text.encode())
+        changed = self._surround is not None and self._surround.follow(self._frame)
+        before = "" if cleared or shown is None else shown.text
+        if cleared or changed or layout.text != before:
+            body += self._draw_surround(layout, self._painter.true_colour).encode()
         picture = self._painter.paint(self._frame, layout.area)
         self._layout = layout
         if body or picture:
             # Synchronised output: the terminal shows the whole frame at once, or ignores the request.
             self._write(b"\x1b[?2026h" + body + picture + b"\x1b[?2026l")
+
+    def _draw_surround(self, layout: _Layout, true_colour: bool) -> str:
+        """Escape sequences for the surround of the picture, and for the text in the last line."""
+        line = f"\x1b[{layout.lines};1H"
+        if self._surround is None:
+            return f"{line}\x1b[2K{layout.text}"
+        columns, lines, area, text = layout
+        cells = surround_cells(self._surround.sides, area, lines, columns, true_colour)
+        out = paint_surround(cells, area)
+        if text:
+            light = self._surround.sides.left[-1].mean() > 127
+            colours = f"\x1b[{30 if light else 97}m" + background(cells[-1, 0].tolist())
+            out += f"{line}{colours}{text.ljust(columns)}\x1b[0m"
+        return out
 
     def _write(self, data: bytes) -> None:
         try:

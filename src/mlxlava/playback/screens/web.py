@@ -3,8 +3,8 @@
 The server has its own thread and event loop. The player's thread only hands over the latest frame. A viewer
 is sent the latest picture whenever it is ready for one, so a slow viewer misses pictures and delays nobody.
 
-Pictures are binary messages. Text messages are JSON. To the page goes ``Session.status``, twice a second.
-From the page comes one request per message (``WebPage._hear``).
+Pictures are binary messages. Text messages are JSON. To the page goes ``Session.status``, twice a second,
+with the colours around the picture. From the page comes one request per message (``WebPage._hear``).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from PIL import Image
 from mlxlava.console import say
 from mlxlava.errors import UserError
 from mlxlava.playback.keys import WEB, actions_of, help_rows
+from mlxlava.playback.screens.surround import Surround
 from mlxlava.playback.session import SEEDS, SPEEDS, Session
 from mlxlava.playback.writers import Frame
 
@@ -133,6 +134,7 @@ class WebPage:
         self._hosts: frozenset[str] = frozenset()
         self._viewers: set[_Viewer] = set()
         self._frame: tuple[int, Frame | None] = (0, None)  # its number, from 1 on
+        self._surround = Surround()
         self._picture = (0, b"")  # the frame of this number, encoded
         self._news = (0, "")  # number and text of the latest status
         self._asked = threading.Event()  # a viewer has asked for something
@@ -185,6 +187,8 @@ class WebPage:
         if self._served.done():
             self._served.result()  # raises what ended the server
         self._frame = (self._frame[0] + 1, frame)
+        if self._surround.follow(frame):
+            self._call(self._tell)
         if not self.hidden:
             self._call(self._wake)
 
@@ -314,6 +318,8 @@ class WebPage:
         if status["moments"] is not None:  # JSON has no NaN, which a diverged lamp may have
             status["moments"] = [value if math.isfinite(value) else None for value in status["moments"]]
         status |= {"names": list(self._session.names), "speeds": SPEEDS, "viewers": len(self._viewers)}
+        # The page could take them from its pictures, but JPEG makes the edge flicker where wax is near.
+        status["sides"] = [side.tolist() for side in self._surround.sides]
         self._news = (self._news[0] + 1, json.dumps(status))
         self._wake()
 

@@ -20,9 +20,10 @@ from PIL import Image
 
 from mlxlava.errors import UserError
 from mlxlava.playback.keys import WINDOW, actions_of, help_rows, perform
+from mlxlava.playback.screens.surround import Surround
 from mlxlava.playback.session import Session
 from mlxlava.playback.writers import Frame
-from mlxlava.resize import enlarge
+from mlxlava.resize import enlarge, resize_smoothly
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 os.environ.setdefault("SDL_APP_NAME", "mlxlava")
@@ -30,14 +31,16 @@ import pygame
 from pygame._sdl2.video import Renderer, Texture
 
 _FPS = 60.0  # where the display does not tell its rate
-_SIDE = 640  # longer side of the window at first, in points, for small frames
+_SIDE = 640  # geometric mean of the window's sides at first, in points, for small frames
 _DESKTOP_FRACTION = 0.8  # largest fraction of the desktop's width and height at first
 _NOTE = 2.0  # seconds for which a note is shown
 _SAVED = 512  # smallest shorter side of a saved picture, in pixels
 
-# Frames with a shorter side below this are first enlarged by a whole factor (bicubic). The renderer's own
-# bilinear filter turns the highlights of a small frame into diamonds. 64 → 256 pixels costs 0.6 ms.
+# Frames with a shorter side below this are first enlarged by a whole factor. The renderer's own bilinear
+# filter turns the highlights of a small frame into diamonds. 64×64 → 256×256 pixels costs 0.6 ms.
 _SOFT = 256
+
+_UPRIGHT = (True, True, False, False)  # whether a side of the surround is a column
 
 _ACTIONS, _HELP = actions_of(WINDOW), help_rows(WINDOW)
 _KEY_NAMES = {"\x1b": "esc", "\b": "backspace", "\x7f": "backspace"}  # by what a key types
@@ -92,7 +95,7 @@ def fit(size: tuple[int, int], width: int, height: int) -> tuple[int, int, int, 
 
 
 class Window:
-    """A resizable window. The frame is as large as its aspect ratio allows, and black around it.
+    """A resizable window. The frame is as large as its aspect ratio allows, and its edge goes on around it.
 
     The window opens with its first frame. Everything happens in the thread that shows frames, as macOS
     demands.
@@ -116,6 +119,8 @@ class Window:
         self._window: pygame.Window | None = None
         self._renderer: Renderer  # exists while there is a window
         self._texture: Texture | None = None
+        self._surround = Surround()
+        self._beside: list[Texture] = []  # the surround's sides, in its order
         self._frame: Frame | None = None
         self._full = self._help = False
         self._note: tuple[str, float] | None = None  # a text, and the time at which it disappears
@@ -140,6 +145,7 @@ class Window:
             # This order matters: SDL frees a window's renderer and textures with the window, and pygame would
             # free them again.
             self._texture = None
+            self._beside = []
             del self._renderer
             self._window.destroy()
             self._window = None
@@ -175,7 +181,7 @@ class Window:
         size = self._size
         if size is None:
             desktop = pygame.display.get_desktop_sizes()[0]
-            factor = max(_SIDE / max(height, width), 1.0)
+            factor = max(_SIDE / (height * width) ** 0.5, 1.0)
             factor = min(
                 factor, _DESKTOP_FRACTION * desktop[0] / width, _DESKTOP_FRACTION * desktop[1] / height
             )
@@ -266,7 +272,9 @@ class Window:
         _, _, width, height = self._renderer.get_viewport()  # in pixels; a point may have several
         self._renderer.draw_color = "black"
         self._renderer.clear()
-        self._upload(self._frame).draw(dstrect=fit(self._frame.shape[:2], width, height))
+        place = fit(self._frame.shape[:2], width, height)
+        self._draw_surround(self._frame, place, width, height)
+        self._upload(self._frame).draw(dstrect=place)
         if self._help:
             self._write(_HELP, width, height, top=True)
         if self._note is not None and self._note[1] <= time.monotonic():
@@ -275,13 +283,39 @@ class Window:
             self._write(((self._note[0],),), width, height, top=False)
         self._renderer.present()
 
+    def _draw_surround(self, frame: Frame, place: tuple[int, int, int, int], width: int, height: int) -> None:
+        """Fill the window on both sides of ``place``, where the frame will be drawn."""
+        if self._surround.follow(frame) or not self._beside:
+            self._beside = [
+                self._strip(side, upright)
+                for side, upright in zip(self._surround.sides, _UPRIGHT, strict=True)
+            ]
+        left, top, wide, high = place
+        if wide < width:
+            self._beside[0].draw(dstrect=(0, 0, left, height))
+            self._beside[1].draw(dstrect=(left + wide, 0, width - left - wide, height))
+        elif high < height:
+            self._beside[2].draw(dstrect=(0, 0, width, top))
+            self._beside[3].draw(dstrect=(0, top + high, width, height - top - high))
+
+    def _strip(self, colours: Frame, upright: bool) -> Texture:
+        """A line of colours, two pixels thick, as a texture that the renderer stretches smoothly."""
+        pixels = np.stack([colours, colours], axis=1 if upright else 0)
+        size = (pixels.shape[1], pixels.shape[0])
+        texture = Texture(self._renderer, size, scale_quality=1)
+        texture.update(pygame.image.frombuffer(pixels.tobytes(), size, "RGB"))
+        return texture
+
     def _upload(self, frame: Frame) -> Texture:
         """Copy the frame into a texture that the renderer scales smoothly."""
-        frame = np.ascontiguousarray(enlarge(frame, -(-_SOFT // min(frame.shape[:2]))))
-        size = (frame.shape[1], frame.shape[0])
+        height, width = frame.shape[:2]
+        factor = -(-_SOFT // min(height, width))
+        size = (factor * width, factor * height)
+        if factor > 1:
+            frame = np.asarray(resize_smoothly(frame, size[::-1]))
         if self._texture is None or (self._texture.width, self._texture.height) != size:
             self._texture = Texture(self._renderer, size, streaming=True, scale_quality=1)
-        self._texture.update(pygame.image.frombuffer(frame.data, size, "RGB"))
+        self._texture.update(pygame.image.frombuffer(np.ascontiguousarray(frame).data, size, "RGB"))
         return self._texture
 
     def _write(self, rows: tuple[tuple[str, ...], ...], width: int, height: int, top: bool) -> None:

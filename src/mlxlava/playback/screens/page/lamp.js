@@ -81,7 +81,10 @@ document.addEventListener("visibilitychange", () => {
 
 // --- the picture ---
 
-/** Enlarge by doubling. The browser's linear filter alone turns the pixels of a small picture into diamonds. */
+/**
+ * Enlarge by doubling. The browser's linear filter alone turns the pixels of a small picture into diamonds. Quality
+ * "high" would leave dark and light rims at hard edges, in Chromium a cubic filter that rings.
+ */
 function enlarger(canvas) {
   const steps = [];
   return (picture, width, height, until) => {
@@ -93,7 +96,7 @@ function enlarger(canvas) {
       const to = last ? canvas : (steps[step] ??= document.createElement("canvas"));
       if (to.width !== width || to.height !== height) [to.width, to.height] = [width, height];
       const context = to.getContext("2d", { alpha: false });
-      context.imageSmoothingQuality = "high";
+      context.imageSmoothingQuality = "low";
       context.drawImage(from, 0, 0, width, height);
       from = to;
     }
@@ -136,25 +139,38 @@ async function rest() {
 
 function paint(picture) {
   const { width, height } = picture;
+  const before = shape;
   enlargeLamp(picture, width, height, SMOOTH);
   fit(width, height);
-  if (!document.body.classList.contains("fill")) paintRoom(picture, width, height);
+  if (shape !== before) paintRoom();
 }
 
-/** Fill the space beside the picture: its outermost pixels, stretched to the edges of the screen. */
-function paintRoom(picture, width, height) {
-  const room = find("room");
-  const scale = Math.min(innerWidth / width, innerHeight / height);
-  const beside = innerWidth - scale * width > innerHeight - scale * height;
-  [room.width, room.height] = beside ? [2, height] : [width, 2];
-  const context = room.getContext("2d", { alpha: false });
-  if (beside) {
-    context.drawImage(picture, 0, 0, 1, height, 0, 0, 1, height);
-    context.drawImage(picture, width - 1, 0, 1, height, 1, 0, 1, height);
-  } else {
-    context.drawImage(picture, 0, 0, width, 1, 0, 0, width, 1);
-    context.drawImage(picture, 0, height - 1, width, 1, 0, 1, width, 1);
+/** Fill the space beside the picture with the colours of its edge, which the style sheet stretches. */
+function paintRoom() {
+  if (status === null) return;
+  const canvas = find("room");
+  const length = canvas.width; // as many as each side has colours
+  const [left, right, top, bottom] = status.sides;
+  const isBeside = innerWidth / innerHeight > shape;
+  const pixels = new ImageData(length, length);
+  for (let y = 0; y < length; y += 1) {
+    for (let x = 0; x < length; x += 1) {
+      const colour = isBeside ? (2 * x < length ? left : right)[y] : (2 * y < length ? top : bottom)[x];
+      pixels.data.set([...colour, 255], 4 * (length * y + x));
+    }
   }
+  canvas.getContext("2d", { alpha: false }).putImageData(pixels, 0, 0);
+}
+
+/** The mean colour of the edge is for what no canvas covers: the ground, and a phone's own bars. */
+function colourGround(sides) {
+  const colours = sides.flat();
+  const mean = [0, 1, 2].map((channel) => {
+    return Math.round(colours.reduce((sum, colour) => sum + colour[channel], 0) / colours.length);
+  });
+  const ground = `rgb(${mean.join(", ")})`;
+  document.querySelector("meta[name=theme-color]").content = ground;
+  document.documentElement.style.setProperty("--ground", ground);
 }
 
 let shape = 1; // width over height of the picture
@@ -169,7 +185,10 @@ function fit(width, height) {
   find("fill").setAttribute("aria-pressed", fills);
 }
 
-addEventListener("resize", () => fit(shape, 1));
+addEventListener("resize", () => {
+  fit(shape, 1);
+  paintRoom();
+});
 
 // --- texts ---
 
@@ -186,7 +205,12 @@ const playing = () => status !== null && !status.paused && !still;
 const short = (value) => `${Number(value.toPrecision(2))}×`;
 
 function tell(news) {
+  const sides = String(status?.sides);
   status = news;
+  if (String(status.sides) !== sides) {
+    paintRoom();
+    colourGround(status.sides);
+  }
   if (away) note("");
   away = false;
   write("play-word", playing() ? "Pause" : "Play");
