@@ -88,3 +88,23 @@ def test_a_run_that_matches_features_resumes_exactly(tiny: Recipe, tmp_path: Pat
         mx.enable_compile()
     newest = "checkpoints/00000005/state.safetensors"
     assert (whole / newest).read_bytes() == (cut.run / newest).read_bytes()
+
+
+def test_the_amount_of_wax_counts_where_blocks_alone_would_not_tell(matching: FeatureMatching) -> None:
+    """Real clips keep their brightness; drawn ones have the same blocks on average, but all rise together."""
+
+    def varied(seed: int, together: bool) -> mx.array:
+        rng = np.random.default_rng(seed)
+        shape = (8, 1, 1, 1, 1) if together else (8, 1, 16, 16, 1)
+        return mx.array(
+            np.broadcast_to(0.5 + 0.1 * rng.standard_normal(shape), (8, 3, 16, 16, 3)), mx.float32
+        )
+
+    errors = []
+    for together in (False, True):
+        sums = matching.init()
+        for step in range(40):
+            drawn = varied(100 + step, together)
+            sums = add(sums, matching.loss(sums, varied(step, False), drawn, TIMES)[1])
+        errors.append(float(matching.error(sums)))
+    assert errors[1] > 100 * errors[0]

@@ -9,7 +9,8 @@ With f a feature, and averages over the last fifty steps or so, G and R minimise
 
 as if only this step's drawn clips could still change. The features of a clip are
 
-- means: of each block of its frames, for each colour;
+- means: of each block of its frames, for each colour. Blocks are of four sizes, up to the whole frame: so its
+  amount of wax counts as much as where the wax is;
 - spreads: the squared distance of these from the average of real clips;
 - changes: how much a pixel changes from one of its frames to another, by the learned steps between them (1,
   2 to 3, 4 to 7 …). As absolute values: a soft edge that moves changes as much as a sharp one.
@@ -22,7 +23,7 @@ import math
 from mlxlava.backend import Tree, mx, tree_map
 from mlxlava.config import Recipe
 
-_BLOCKS = (8, 4)  # rows and columns of blocks of a frame
+_LEVELS = ((1, 1), (2, 1), (4, 2), (8, 4))  # rows and columns of the blocks of a frame, a size of block each
 _DECAY = 0.98  # of the running sums, a step
 _FIRST = 15.0  # steps (as the sum decays) that make an average good enough to learn from
 _LEAST = 1e-6
@@ -37,12 +38,16 @@ class FeatureMatching:
 
     def __init__(self, recipe: Recipe) -> None:
         height, width = recipe.data.size
-        self._blocks = math.gcd(height, _BLOCKS[0]), math.gcd(width, _BLOCKS[1])
+        levels = [(math.gcd(height, rows), math.gcd(width, columns)) for rows, columns in _LEVELS]
+        self._levels = list(dict.fromkeys(levels))
+        # Each level counts alike, whatever the number of its blocks.
+        counts = [3 * math.prod(level) for level in self._levels]
+        self._shares = mx.concatenate([mx.full((count,), 1 / (count * len(counts))) for count in counts])
         self._spans = max(1, (recipe.data.seq_len - 1).bit_length())
 
     def init(self) -> Tree:
         """The sums before the first step."""
-        means = 3 * math.prod(self._blocks)
+        means = len(self._shares)
 
         def zeros() -> Tree:
             return {
@@ -71,9 +76,13 @@ class FeatureMatching:
 
         variance = averages["real"]["spreads"] + _LEAST
         change = averages["real"]["changes"] + _LEAST
-        weights = {"means": 1 / variance, "spreads": 0.5 / variance**2, "changes": 1 / change**2}
+        weights = {
+            "means": self._shares / variance,
+            "spreads": self._shares / (2 * variance**2),
+            "changes": 1 / (len(change) * change**2),
+        }
         terms = [
-            (weights[name] * (averages["drawn"][name] - averages["real"][name]) * of_drawn[name]).mean()
+            (weights[name] * (averages["drawn"][name] - averages["real"][name]) * of_drawn[name]).sum()
             for name in weights
         ]
         known = (sums["steps"] > _FIRST).astype(mx.float32)
@@ -81,23 +90,27 @@ class FeatureMatching:
         return known * sum(terms, mx.array(0.0)), tree_map(mx.stop_gradient, added)
 
     def error(self, sums: Tree) -> mx.array:
-        """How far apart the averages are: the mean over features of what the loss is half the sum of."""
+        """How far apart the averages are: about what the loss is half of."""
         steps = mx.maximum(sums["steps"], _LEAST)
         real, drawn = (tree_map(lambda array: array / steps, sums[name]) for name in ("real", "drawn"))
         variance, change = real["spreads"] + _LEAST, real["changes"] + _LEAST
         squares = (
-            (drawn["means"] - real["means"]) ** 2 / variance,
-            ((drawn["spreads"] - real["spreads"]) / variance) ** 2 / 2,
-            ((drawn["changes"] - real["changes"]) / change) ** 2,
+            self._shares * (drawn["means"] - real["means"]) ** 2 / variance,
+            self._shares * ((drawn["spreads"] - real["spreads"]) / variance) ** 2 / 2,
+            ((drawn["changes"] - real["changes"]) / change) ** 2 / len(change),
         )
-        return sum((square.mean() for square in squares), mx.array(0.0))
+        return sum((square.sum() for square in squares), mx.array(0.0))
 
     def _features(self, clips: mx.array, times: mx.array, centre: mx.array) -> Tree:
         """Features of clips (B, K, H, W, 3), averaged over the clips."""
-        count, frames, height, width, _ = clips.shape
-        rows, columns = self._blocks
-        blocks = clips.reshape(count * frames, rows, height // rows, columns, width // columns, 3)
-        means = blocks.mean((2, 4)).reshape(count * frames, -1)
+        count, frames = clips.shape[:2]
+        pixels = clips.flatten(0, 1)  # (B, K, H, W, 3) -> (B K, H, W, 3)
+        levels = []
+        for rows, columns in reversed(self._levels):  # finest first: a level is averaged from the one before
+            _, height, width, _ = pixels.shape
+            pixels = pixels.reshape(-1, rows, height // rows, columns, width // columns, 3).mean((2, 4))
+            levels.append(pixels.reshape(count * frames, -1))
+        means = mx.concatenate(levels[::-1], axis=1)  # (B K, M)
         gaps = (times[:, 1:] - times[:, :-1])[..., None]
         first = 2 ** mx.arange(self._spans)
         within = ((gaps >= first) & (gaps < 2 * first)).astype(mx.float32)  # (B, K − 1, S)
