@@ -80,9 +80,9 @@ def grown_recipe(recipe: Recipe, small: Recipe, learned: Tree, size: tuple[int, 
             "discriminator.widths": [*front, *discriminator.widths],
             # The squared error is summed over a frame: so it weighs as much beside all else as it did.
             "loss.sigma": recipe.loss.sigma * factor,
-            # What differs has factor² times as many pixels. So D needs gradients that are that much shorter,
-            # as squares, for the same logits; the penalty would hardly be felt (Karras 2020, appendix C).
-            "loss.gamma": recipe.loss.gamma * factor**2,
+            # A difference that is seen has factor² times as many pixels, so D needs shorter gradients for the
+            # same logits. With the old weight it soon won; with factor² times as much it saw nothing.
+            "loss.gamma": recipe.loss.gamma * factor,
             "growth.factor": factor,
             "growth.rest": rest,
         },
