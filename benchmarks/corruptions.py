@@ -18,12 +18,18 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from mlxlava.bench.harness import finish, machine
+from mlxlava.bench.harness import describe_machine, print_result
 from mlxlava.console import progress
 from mlxlava.evaluation.features import extract_features
 from mlxlava.evaluation.frames import Array
 from mlxlava.evaluation.measures import MEASURES
-from mlxlava.evaluation.score import RealClips, ReferenceSet, compare, fit_reference, split_footage
+from mlxlava.evaluation.score import (
+    RealClips,
+    ReferenceSet,
+    compare_with_floors,
+    fit_reference,
+    split_footage,
+)
 from mlxlava.footage.prepare import prepare_lamp
 
 Clips = list[Array]  # of twice the length, so that speed can be doubled
@@ -174,7 +180,7 @@ def broken(floors: dict[str, Any], clean: dict[str, float], values: dict[str, li
         slack = 1.5 * (high - low) / 2
         if abs(clean[name] - floor) > slack:
             wrong.append(f"{name} without corruption is {clean[name]:.4g}, not in {low:.4g} … {high:.4g}")
-        for corruption in one.sees:
+        for corruption in one.detects:
             path = [clean[name], *values[f"{corruption}/{name}"]]
             steps = np.diff(path)
             if not ((steps > 0).all() or (steps < 0).all()):
@@ -193,7 +199,7 @@ def main() -> None:
     real, clips = lamp_clips(args.minutes)
     with progress("corruptions") as update:
         reference_set = fit_reference(real, (64, 64), update)
-        floors = compare(reference_set, reference_set.held_out, 0, update)
+        floors = compare_with_floors(reference_set, reference_set.held_out, 0, update)
         values: dict[str, list[float]] = {}
         ratios: dict[str, list[str]] = {}
         clean: dict[str, float] = {}
@@ -214,16 +220,18 @@ def main() -> None:
     print(f"| *grades* | | {' | '.join(about)} |")
     for name, one in MEASURES.items():
         cells = [" ".join(ratios[f"{corruption}/{name}"]) for corruption in columns]
-        cells = [f"**{c}**" if column in one.sees else c for column, c in zip(columns, cells, strict=True)]
+        cells = [f"**{c}**" if column in one.detects else c for column, c in zip(columns, cells, strict=True)]
         print(f"| `{name}` | {' | '.join(cells)} |")
     print("\n| measure | sees | is blind to |\n|---|---|---|")
     for name, one in MEASURES.items():
-        print(f"| `{name}` | {', '.join(one.sees)} | {one.blind} |")
+        print(f"| `{name}` | {', '.join(one.detects)} | {one.cannot_see} |")
     wrong = broken(floors, clean, values)
-    print(f"\n{sum(len(one.sees) for one in MEASURES.values())} claims checked, {len(wrong)} broken.")
+    print(f"\n{sum(len(one.detects) for one in MEASURES.values())} claims checked, {len(wrong)} broken.")
     for text in wrong:
         print(f"- {text}")
-    finish("corruptions", {"machine": machine(), "floors": floors, "values": values}, args.save)
+    print_result(
+        "corruptions", {"machine": describe_machine(), "floors": floors, "values": values}, args.save
+    )
     sys.exit(bool(wrong))
 
 

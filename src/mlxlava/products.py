@@ -1,8 +1,8 @@
 """Matrix products of NumPy without its false warnings on macOS.
 
-There NumPy multiplies with Apple's Accelerate, which leaves floating-point flags behind. NumPy then warns of
-a "divide by zero encountered in matmul", although every number is finite and right (NumPy's issue 28687).
-Such lines would stand over a picture in the terminal. So the package multiplies NumPy arrays only here.
+On macOS NumPy multiplies with Apple's Accelerate, which leaves floating-point flags behind. NumPy then warns
+of a "divide by zero encountered in matmul", although every number is finite and right (NumPy's issue 28687).
+Such lines would spoil a picture in the terminal. So the package multiplies NumPy arrays only in this file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Array = npt.NDArray[Any]
 
 
 def matmul(x: Array, y: Array) -> Array:
-    """``x @ y``; of stacks of matrices as well."""
+    """``x @ y``. Stacks of matrices are allowed."""
     with np.errstate(all="ignore"):
         product: Array = x @ y
     return product

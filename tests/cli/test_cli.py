@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlxlava.backend import gpu_path, mx, on_gpu_path
+from mlxlava.backend import mx, on_gpu_path, use_gpu_path
 from mlxlava.cli import cli, main
 from mlxlava.config import Recipe, recipe_from_dict
 from mlxlava.footage import lamp
 from mlxlava.playback.writers import open_writer
-from mlxlava.training.plan import memory_for_more_micro_batches
+from mlxlava.training.memory_plan import gigabytes_for_more_micro_batches
 from mlxlava.training.step import Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -251,7 +251,7 @@ def _eager() -> Iterator[None]:
 @pytest.mark.usefixtures("_eager")
 def test_a_run_goes_on_with_less_memory(run: Run, video: Path, tmp_path: Path) -> None:
     assert run("train", str(video), "-o", "mine", "--steps", "1", *TINY)[0] == 0
-    less = memory_for_more_micro_batches(recipe_of(tmp_path / "mine"), gpu=on_gpu_path())
+    less = gigabytes_for_more_micro_batches(recipe_of(tmp_path / "mine"), gpu=on_gpu_path())
     status, said = run("train", "--resume", "-o", "mine", "--steps", "2", "--memory", str(less))
     assert status == 0, said
     assert "train: a step in 2 micro-batches: about 0.1" in said and f"of {less:g} GB" in said
@@ -269,24 +269,24 @@ def test_on_a_gpu_a_step_is_made_to_fit_without_being_asked(
         monkeypatch.setattr("mlxlava.training.run.memory_budget", lambda: budget)
         return run("train", str(video), "--steps", "1", *TINY, "-o", name)
 
-    with gpu_path():
+    with use_gpu_path():
         status, said = train("large", 8.0)
         assert status == 0 and "part" not in said
-        less = memory_for_more_micro_batches(recipe_of(tmp_path / "large"), gpu=True)
+        less = gigabytes_for_more_micro_batches(recipe_of(tmp_path / "large"), gpu=True)
         assert less is not None
         status, said = train("small", less)
         assert status == 0, said
         assert "train: a step in 2 micro-batches: about 0.1" in said and f"of {less:g} GB, estimated" in said
         refuses(train("tiny", 0.01), "estimated", "0.01 GB are given", "larger --memory")
     assert [parts_of(tmp_path / name) for name in ("large", "small")] == [1, 2]
-    with gpu_path(False):
+    with use_gpu_path(False):
         assert "part" not in train("cpu", 0.01)[1]
     assert parts_of(tmp_path / "cpu") == 1
 
 
 def test_a_plan_for_a_gpu_says_that_it_is_estimated(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     def planned(gpu: bool) -> str:
-        with pytest.MonkeyPatch.context() as patch, gpu_path(gpu):
+        with pytest.MonkeyPatch.context() as patch, use_gpu_path(gpu):
             patch.setattr(sys, "argv", ["mlxlava", "plan", "--memory", "10.3", "--size", "256"])
             main()
         return capsys.readouterr().out

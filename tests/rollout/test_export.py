@@ -15,7 +15,7 @@ from mlxlava.footage.dataset import Footage
 from mlxlava.rollout.export import describe_weights, export
 from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import load_weights
-from mlxlava.training.folder import start_run
+from mlxlava.training.folder import make_run_folder
 from mlxlava.training.loop import train
 
 pytestmark = pytest.mark.device
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.device
 def trained(tiny: Recipe, footage: Footage, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    start_run(folder, tiny, footage, ["/home/me/lamp.mov"], "mlxlava train lamp.mov", None)
+    make_run_folder(folder, tiny, footage, ["/home/me/lamp.mov"], "mlxlava train lamp.mov", None)
     mx.disable_compile()
     try:
         train(folder, tiny, footage)

@@ -23,9 +23,9 @@ def autocorrelation(series: Array) -> Array:
 
 
 def correlation_time(series: Array) -> float:
-    """Steps after which the autocorrelation of centred series (C, L, d) has fallen to 1/2, interpolated.
+    """The lag, interpolated, at which the autocorrelation of centred series (C, L, d) falls to 1/2.
 
-    L if it does not fall so far, or if nothing varies.
+    It is L if the autocorrelation does not fall so far, or if nothing varies.
     """
     products = autocorrelation(series)
     if products[0] <= 1e-12:

@@ -12,7 +12,7 @@ from mlxlava.products import covariance, matmul
 Array = npt.NDArray[Any]
 
 
-def frechet(x: Array, y: Array) -> float:
+def frechet_distance(x: Array, y: Array) -> float:
     """Fréchet distance of normal distributions fitted to points (N, d) and (M, d) (Heusel 2017, eq. 6)."""
     first, second = covariance(x), covariance(y)
     values, vectors = np.linalg.eigh(first)
@@ -23,32 +23,33 @@ def frechet(x: Array, y: Array) -> float:
     return float(shift + np.trace(first) + np.trace(second) - 2 * overlap)
 
 
-def polynomial_mmd(x: Array, y: Array, x_names: Array, y_names: Array) -> float:
+def polynomial_mmd(x: Array, y: Array, x_clips: Array, y_clips: Array) -> float:
     """Squared MMD with the kernel (⟨x, y⟩ + 1)³ (KID, Bińkowski 2018), unbiased.
 
     Args:
         x: points (N, d).
         y: points (M, d).
-        x_names: the clip of each point. All pairs of one clip are left out, not only a point with itself.
-        y_names: the same for ``y``.
+        x_clips: number of the clip that each point of ``x`` belongs to. Pairs of points of one clip are left
+            out.
+        y_clips: number of the clip that each point of ``y`` belongs to.
     """
 
-    def within(points: Array, names: Array) -> float:
-        apart = names[:, None] != names[None]
+    def within(points: Array, clips: Array) -> float:
+        apart = clips[:, None] != clips[None]
         return float(((matmul(points, points.T) + 1) ** 3).mean(where=apart, dtype=np.float64))
 
     across = ((matmul(x, y.T) + 1) ** 3).mean(dtype=np.float64)
-    return within(x, x_names) + within(y, y_names) - 2 * float(across)
+    return within(x, x_clips) + within(y, y_clips) - 2 * float(across)
 
 
 def sliced_wasserstein(x: Array, y: Array) -> float:
-    """Wasserstein-1 distance along one axis, mean over columns: (N, K), (M, K)."""
+    """Wasserstein-1 distance between columns of points (N, K) and (M, K), as a mean over the columns."""
     at = (np.arange(128) + 0.5) / 128
     return float(np.abs(_quantiles(x, at) - _quantiles(y, at)).mean())
 
 
-def _quantiles(x: Array, at: Array) -> Array:
-    ordered: Array = np.sort(x, axis=0)[(at * len(x)).astype(int)]
+def _quantiles(x: Array, levels: Array) -> Array:
+    ordered: Array = np.sort(x, axis=0)[(levels * len(x)).astype(int)]
     return ordered
 
 
@@ -59,7 +60,10 @@ def squared_distances(x: Array, y: Array) -> Array:
 
 
 def nearest_distances(x: Array, y: Array) -> Array:
-    """Distance of each of (N, d) to the nearest of (M, d); in blocks, which stay in the cache."""
+    """Distance of each point of ``x`` (N, d) to the nearest of ``y`` (M, d).
+
+    Blocks of x fit into the cache.
+    """
     lengths = (y**2).sum(1)
     parts = [(lengths - matmul(2 * x[at : at + 64], y.T)).min(1) for at in range(0, len(x), 64)]
     nearest: Array = np.sqrt(np.maximum(np.concatenate(parts) + (x**2).sum(1), 0))
