@@ -619,8 +619,8 @@ def main(quick: bool = False, only: str = "", save: bool = False, memory: float 
     """Run the benchmark and print tables. The last line is JSON.
 
     Args:
-        quick: whether to measure less: fewer repeats, and training only at 64×64. This takes two minutes on
-            two cores.
+        quick: whether to measure less: fewer repeats, and training only at 64×64. It takes less than
+            two minutes on two cores.
         only: regular expression; only measurements whose name it matches are made.
         save: whether to write the result to a file in ``results/``, and a chart beside it.
         memory: memory in GB that measurements may take; the memory of the machine when None.
