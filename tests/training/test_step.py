@@ -166,7 +166,8 @@ def test_every_weight_learns(
     averaged = {name.removeprefix("ema.") for name in still if name.startswith("ema.")}
     assert averaged == {name for name in fixed if f"ema.{name}" in old}
     others = {name for name in still if not name.startswith((*weights, "ema.", "optimizer."))}
-    assert others == {name for name in old if name.startswith("stats.dynamics.")}  # the fixed bases
+    unused = ("stats.dynamics.",) if adversarial else ("stats.dynamics.", "features.")
+    assert others == {name for name in old if name.startswith(unused)}  # the fixed bases; random clips' features
 
 
 def test_the_average_follows_the_weights(tiny: Recipe, footage: Footage) -> None:
