@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from mlxlava.bench.harness import describe_machine, print_result
+from mlxlava.bench.harness import machine_rows, print_result
 from mlxlava.console import progress
 from mlxlava.evaluation.features import extract_features
-from mlxlava.evaluation.frames import Array
+from mlxlava.evaluation.frames import NumpyArray
 from mlxlava.evaluation.measures import MEASURES
 from mlxlava.evaluation.score import (
     RealClips,
@@ -32,45 +32,45 @@ from mlxlava.evaluation.score import (
 )
 from mlxlava.footage.prepare import prepare_lamp
 
-Clips = list[Array]  # of twice the length, so that speed can be doubled
+Clips = list[NumpyArray]  # of twice the length, so that speed can be doubled
 
 
-def blur(clip: Array, grade: float) -> Array:
+def blur(clip: NumpyArray, grade: float) -> NumpyArray:
     """A Gaussian of ``grade`` pixels."""
     kernel = ImageFilter.GaussianBlur(grade)
-    blurred: Array = np.stack([np.asarray(Image.fromarray(frame).filter(kernel)) for frame in clip])
+    blurred: NumpyArray = np.stack([np.asarray(Image.fromarray(frame).filter(kernel)) for frame in clip])
     return blurred
 
 
-def noise(clip: Array, grade: float) -> Array:
+def noise(clip: NumpyArray, grade: float) -> NumpyArray:
     """Normal noise of ``grade`` grey levels."""
     rng = np.random.default_rng(0)
     noisy = clip + np.float32(grade) * rng.standard_normal(clip.shape, dtype=np.float32)
-    rounded: Array = np.clip(noisy + 0.5, 0, 255).astype(np.uint8)
+    rounded: NumpyArray = np.clip(noisy + 0.5, 0, 255).astype(np.uint8)
     return rounded
 
 
-def colour(clip: Array, grade: float) -> Array:
+def colour(clip: NumpyArray, grade: float) -> NumpyArray:
     """Green weaker by a share of ``grade``."""
     shifted = clip.copy()
     shifted[..., 1] = (clip[..., 1] * (1 - grade)).astype(np.uint8)
     return shifted
 
 
-def frozen(clip: Array, grade: float) -> Array:
+def frozen(clip: NumpyArray, grade: float) -> NumpyArray:
     """Still for the last share of ``grade`` of the clip."""
     moving = max(1, round(len(clip) * (1 - grade)))
-    still: Array = clip[np.minimum(np.arange(len(clip)), moving - 1)]
+    still: NumpyArray = clip[np.minimum(np.arange(len(clip)), moving - 1)]
     return still
 
 
-def shuffled(clip: Array, grade: float) -> Array:
+def shuffled(clip: NumpyArray, grade: float) -> NumpyArray:
     """A share of ``grade`` of the frames put in each other's places."""
     rng = np.random.default_rng(0)
     order = np.arange(len(clip))
     moved = rng.choice(len(clip), round(grade * len(clip)), replace=False)
     order[np.sort(moved)] = moved
-    mixed: Array = clip[order]
+    mixed: NumpyArray = clip[order]
     return mixed
 
 
@@ -81,7 +81,7 @@ def faded(clips: Clips, grade: float, length: int, reference: Clips) -> Clips:
     return [(clip[:length] + strength * (mean - clip[:length]) + 0.5).astype(np.uint8) for clip in clips]
 
 
-def speckled(clip: Array, grade: float) -> Array:
+def speckled(clip: NumpyArray, grade: float) -> NumpyArray:
     """``grade`` small drops of wax at a time, each for 16 frames."""
     rng = np.random.default_rng(0)
     changed, (length, height, width, _) = clip.copy(), clip.shape
@@ -95,7 +95,7 @@ def speckled(clip: Array, grade: float) -> Array:
     return changed
 
 
-def _some(change: Callable[[Array, int], Array]) -> Callable[[Clips, float, int, Clips], Clips]:
+def _some(change: Callable[[NumpyArray, int], NumpyArray]) -> Callable[[Clips, float, int, Clips], Clips]:
     """A corruption of a share of the clips."""
 
     def corrupt(clips: Clips, grade: float, length: int, reference: Clips) -> Clips:
@@ -106,7 +106,7 @@ def _some(change: Callable[[Array, int], Array]) -> Callable[[Clips, float, int,
     return corrupt
 
 
-def _each(change: Callable[[Array, float], Array]) -> Callable[[Clips, float, int, Clips], Clips]:
+def _each(change: Callable[[NumpyArray, float], NumpyArray]) -> Callable[[Clips, float, int, Clips], Clips]:
     """A corruption of every clip."""
     return lambda clips, grade, length, reference: [change(clip[:length], grade) for clip in clips]
 
@@ -229,9 +229,7 @@ def main() -> None:
     print(f"\n{sum(len(one.detects) for one in MEASURES.values())} claims checked, {len(wrong)} broken.")
     for text in wrong:
         print(f"- {text}")
-    print_result(
-        "corruptions", {"machine": describe_machine(), "floors": floors, "values": values}, args.save
-    )
+    print_result("corruptions", {"machine": machine_rows(), "floors": floors, "values": values}, args.save)
     sys.exit(bool(wrong))
 
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 from typing import Any
 
-from mlxlava.bench.harness import describe_machine
+from mlxlava.bench.harness import machine_rows
 from mlxlava.config import load_recipe, override
 from mlxlava.console import print_table
 from mlxlava.training.memory_plan import predict_peak
@@ -109,7 +109,7 @@ def main() -> None:
         print(*rows[-1], file=sys.stderr, flush=True)
     columns = ("recipe", "changed", "measured, GB", "estimated, GB" if gpu else "predicted, GB", "off")
     print_table("Peak of MLX's arrays in a step", columns, rows, left_aligned=2)
-    print(json.dumps({"benchmark": "memory", "machine": describe_machine(), "results": results}))
+    print(json.dumps({"benchmark": "memory", "machine": machine_rows(), "results": results}))
     if worst > (0 if gpu else _TOLERANCE):
         sys.exit(f"memory: a prediction is {worst:.0%} off")
 

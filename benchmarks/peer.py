@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mlxlava.bench.harness import Answer, core_count, serve_requests
+from mlxlava.bench.harness import Answer, cores_to_use, serve_requests
 from mlxlava.bench.measures import AnswerFunction, random_batch, resized_recipe
 
 
@@ -21,7 +21,7 @@ def peer(
     from benchmarks import peer_torch  # late: an error in importing PyTorch is answered as well
 
     if device == "cpu":
-        peer_torch.torch.set_num_threads(core_count())
+        peer_torch.torch.set_num_threads(cores_to_use())
     frames, times = random_batch(resized_recipe(recipe, size, seq_len, batch_size))
     options: dict[str, Any] = {"size": (size, size), "seq_len": seq_len, "batch_size": batch_size}
     options |= {"device": device, "channels_last": channels_last, "compiled": compiled}

@@ -513,7 +513,7 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def describe_settings(recipe: Recipe) -> list[tuple[str, Any, str]]:
+def setting_rows(recipe: Recipe) -> list[tuple[str, Any, str]]:
     """Every setting as (dotted name, value, help), in the order of the dataclasses."""
     rows: list[tuple[str, Any, str]] = []
     hints = get_type_hints(Recipe)

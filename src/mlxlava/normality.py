@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from mlxlava.products import matmul
 
-Array = npt.NDArray[Any]
+NumpyArray = npt.NDArray[Any]
 
 _KNOT_COUNT = 17  # knots of the trapezoidal rule for Epps–Pulley's integral over 0 … 3
 _DIRECTION_COUNT = 64  # random directions of ``epps_pulley_directions``
@@ -57,7 +57,7 @@ def covariance_distance(products: Any, xp: ModuleType = np) -> Any:
     return ((products - xp.eye(size)) ** 2).sum() / size
 
 
-def normality_statistics(states: Array) -> dict[str, float]:
+def normality_statistics(states: NumpyArray) -> dict[str, float]:
     """Statistics of states (N, Z).
 
     ``mean``, ``deviation``, ``skewness`` and ``kurtosis`` are those of all numbers pooled. ``norm`` is the
@@ -77,7 +77,7 @@ def normality_statistics(states: Array) -> dict[str, float]:
     }
 
 
-def pooled_moments(states: Array) -> tuple[float, float, float, float]:
+def pooled_moments(states: NumpyArray) -> tuple[float, float, float, float]:
     """``moments`` of NumPy states, as Python numbers."""
     mean, std, skewness, kurtosis = moments(states.astype(np.float64))
     return float(mean), float(std), float(skewness), float(kurtosis)

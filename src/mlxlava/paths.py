@@ -134,7 +134,7 @@ class Draft:
                 self.path.mkdir(parents=True)
             else:
                 self.path.touch(exist_ok=False)
-            self._lock = _lock(self.path, wait=True)
+            self._lock = _try_lock(self.path, wait=True)
             if self.path.exists():  # otherwise another process has removed it before it was locked
                 return
             self.discard()
@@ -170,7 +170,7 @@ class Draft:
         old, lock = self.path.with_suffix(".old"), None
         try:
             if self._target.exists():
-                lock = _lock(self._target)
+                lock = _try_lock(self._target)
                 self._target.rename(old)
             try:
                 self.path.rename(self._target)
@@ -242,7 +242,7 @@ def _remove_leftovers(folder: Path) -> None:
     """Remove the drafts that killed processes have left in a folder."""
     for path in folder.glob(".*.mlxlava-*.*"):
         found = _DRAFT_NAME.fullmatch(path.name)
-        lock = _lock(path) if found else None
+        lock = _try_lock(path) if found else None
         if not found or lock is None:  # a draft that a process is writing
             continue
         target = path.with_name(found["name"])
@@ -265,7 +265,7 @@ def _remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _lock(path: Path, *, wait: bool = False) -> int | None:
+def _try_lock(path: Path, *, wait: bool = False) -> int | None:
     """Lock a file or a folder. None if another process has locked it, or if locks are not supported."""
     # A folder can only be opened to read. A file is opened to write as well, which NFS demands for a lock.
     try:

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+NumpyArray = npt.NDArray[Any]
 
 
-def matmul(x: Array, y: Array) -> Array:
+def matmul(x: NumpyArray, y: NumpyArray) -> NumpyArray:
     """``x @ y``. Stacks of matrices are allowed."""
     with np.errstate(all="ignore"):
-        product: Array = x @ y
+        product: NumpyArray = x @ y
     return product
 
 
-def covariance(x: Array) -> Array:
+def covariance(x: NumpyArray) -> NumpyArray:
     """Covariance (d, d) of points (N, d)."""
     with np.errstate(all="ignore"):
-        found: Array = np.cov(x, rowvar=False)
+        found: NumpyArray = np.cov(x, rowvar=False)
     return found

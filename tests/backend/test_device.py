@@ -58,7 +58,7 @@ def test_matrix_products_are_right_in_every_orientation() -> None:
 
 
 def test_the_machine_is_described() -> None:
-    rows = backend.describe_device()
+    rows = backend.device_rows()
     assert rows["mlx"] and rows["processor"] and rows["device"].startswith(("CPU", "GPU"))
     assert backend.peak_memory()["process"] > 0
 

@@ -266,7 +266,7 @@ def test_on_a_gpu_a_step_is_made_to_fit_without_being_asked(
     run: Run, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def train(name: str, budget: float) -> tuple[int, str]:
-        monkeypatch.setattr("mlxlava.training.run.memory_budget", lambda: budget)
+        monkeypatch.setattr("mlxlava.training.run.memory_budget_gb", lambda: budget)
         return run("train", str(video), "--steps", "1", *TINY, "-o", name)
 
     with use_gpu_path():

@@ -61,7 +61,7 @@ def test_intervals_that_hold_together_are_as_wide_as_they_must_be() -> None:
     """Of 400 sets of thirteen slopes of nothing but chance, about one in twenty has one that misses zero."""
     ends, rng = window_ends(100_000), np.random.default_rng(1)
     sets = [
-        [slope_per_decade(ends, noise, judged_together=13) for noise in rng.standard_normal((13, len(ends)))]
+        [slope_per_decade(ends, noise, slope_count=13) for noise in rng.standard_normal((13, len(ends)))]
         for _ in range(400)
     ]
     misses = sum(not all(one["holds_zero_together"] for one in every) for every in sets)

@@ -117,7 +117,7 @@ def test_the_clock_of_a_roll_out_counts_learned_steps(weights: Weights) -> None:
 def change(weights: Weights) -> float:
     """Mean change of a frame to the next, grey levels, of many lamps."""
     rollout = Rollout(weights, seed=5, lamps=200)
-    path = rollout.roll(2)
+    path = rollout.roll_states(2)
     early, late = (rollout.draw(path[:, n]).astype(float) for n in (0, 1))
     return float(np.abs(late - early).mean())
 
@@ -159,7 +159,7 @@ def test_motion_between_frames_scales_with_the_time_between_them() -> None:
 def test_whole_steps_are_the_learned_ones_at_any_rate_and_speed() -> None:
     lamp = load_weights()
     rollout = Rollout(lamp, seed=2)
-    learned = rollout.draw(np.concatenate([rollout.states[None], rollout.roll(100)], axis=1)[0])
+    learned = rollout.draw(np.concatenate([rollout.states[None], rollout.roll_states(100)], axis=1)[0])
     for fps, speed in ((5, 1.0), (240, 1.0), (240, 0.05), (1, 10.0), (30, 50.0)):
         per_frame = 5 * speed / fps
         whole = [n for n in range(1, 5000) if abs(n * per_frame - round(n * per_frame)) < 1e-9][:2]

@@ -67,7 +67,7 @@ def test_states_stay_as_likely_and_the_lamp_keeps_its_pace(
     norms = np.linalg.norm(states, axis=1)
     assert norms.min() > 5.5 and norms.max() < 10.5  # N(0, I) in 64 numbers: 8 ± 0.7
     assert norms.max() - norms.min() < 1e-2
-    own = Rollout(lava, lamps=200).roll(2)
+    own = Rollout(lava, lamps=200).roll_states(2)
     pace = np.linalg.norm(own[:, 1] - own[:, 0], axis=1).mean()
     assert 0.8 < ways(loop.states).mean() / pace < 1.25
     assert loop.steering < 0.35

@@ -167,7 +167,7 @@ def test_every_weight_learns(
     assert averaged == {name for name in fixed if f"ema.{name}" in old}
     others = {name for name in still if not name.startswith((*weights, "ema.", "optimizer."))}
     unused = ("stats.dynamics.",) if adversarial else ("stats.dynamics.", "features.")
-    assert others == {name for name in old if name.startswith(unused)}  # the fixed bases; random clips' features
+    assert others == {name for name in old if name.startswith(unused)}
 
 
 def test_the_average_follows_the_weights(tiny: Recipe, footage: Footage) -> None:

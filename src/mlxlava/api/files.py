@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxlava.config import Recipe, describe_settings, load_recipe
+from mlxlava.config import Recipe, load_recipe, setting_rows
 
 if TYPE_CHECKING:
     from mlxlava.rollout.weights import Weights
@@ -53,13 +53,13 @@ def info(weights: str | Path | None = None) -> dict[str, str]:
         UserError: there are no such weights, or they are damaged.
     """
     if weights is not None:
-        from mlxlava.rollout.export import describe_weights
+        from mlxlava.rollout.export import weights_rows
         from mlxlava.rollout.weights import load_weights
 
-        return describe_weights(load_weights(weights))
+        return weights_rows(load_weights(weights))
 
     from mlxlava import __version__
-    from mlxlava.backend import describe_device
+    from mlxlava.backend import device_rows
     from mlxlava.paths import cache_folder
     from mlxlava.rollout.weights import shipped_weights
 
@@ -67,7 +67,7 @@ def info(weights: str | Path | None = None) -> dict[str, str]:
         "mlxlava": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        **describe_device(),
+        **device_rows(),
         "cache": str(cache_folder()),
         "weights": ", ".join(path.name for path in shipped_weights()) or "none",
     }
@@ -85,4 +85,4 @@ def settings(recipe: str | Path | Recipe = "lava") -> list[tuple[str, Any, str]]
     Raises:
         UserError: there is no such recipe, or it has a wrong setting.
     """
-    return describe_settings(recipe if isinstance(recipe, Recipe) else load_recipe(recipe))
+    return setting_rows(recipe if isinstance(recipe, Recipe) else load_recipe(recipe))

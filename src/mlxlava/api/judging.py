@@ -173,11 +173,11 @@ def check(only: str = "", *, on_group: Callable[[str, Sequence[Result]], None] |
     Raises:
         UserError: ``only`` is no regular expression or matches nothing.
     """
-    from mlxlava.checks import describe_machine, run_checks
+    from mlxlava.checks import machine_rows, run_checks
 
     began, results = time.monotonic(), []
     for group, found in run_checks(only):
         results += found
         if on_group is not None:
             on_group(group, found)
-    return CheckReport(describe_machine(), results, time.monotonic() - began)
+    return CheckReport(machine_rows(), results, time.monotonic() - began)

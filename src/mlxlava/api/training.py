@@ -231,12 +231,12 @@ def plan(
     Raises:
         UserError: a setting is wrong, or ``memory`` is not positive.
     """
-    from mlxlava.backend import memory_budget, on_gpu_path
+    from mlxlava.backend import memory_budget_gb, on_gpu_path
 
     if memory is not None:
         require_positive("plan: memory", memory)
     chosen = override(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), dict(settings or {}))
-    gigabytes = memory_budget() if memory is None else memory
+    gigabytes = memory_budget_gb() if memory is None else memory
     return plan_rows(chosen, gigabytes, sizes, seq_lens, batch_sizes, gpu=on_gpu_path())
 
 

@@ -10,7 +10,7 @@ from mlxlava.backend.device import (
     GPU_PATH_ENV_VAR,
     LOADED_BLAS,
     Tree,
-    describe_device,
+    device_rows,
     has_slow_blas,
     mx,
     mx_folder,
@@ -25,18 +25,24 @@ from mlxlava.backend.device import (
     use_gpu_path,
 )
 from mlxlava.backend.kernel_count import Kernel, graph_kernels
-from mlxlava.backend.memory import limit_memory, memory_budget, peak_held_memory, peak_memory, resident_memory
+from mlxlava.backend.memory import (
+    limit_memory,
+    memory_budget_gb,
+    peak_held_memory,
+    peak_memory,
+    resident_memory,
+)
 
 __all__ = [
     "GPU_PATH_ENV_VAR",
     "LOADED_BLAS",
     "Kernel",
     "Tree",
-    "describe_device",
+    "device_rows",
     "graph_kernels",
     "has_slow_blas",
     "limit_memory",
-    "memory_budget",
+    "memory_budget_gb",
     "mx",
     "mx_folder",
     "named_arrays",

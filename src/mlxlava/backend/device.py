@@ -123,7 +123,7 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def describe_device() -> dict[str, str]:
+def device_rows() -> dict[str, str]:
     """The device, its memory and the BLAS, for ``mlxlava info`` and benchmark headers."""
     device = "GPU" if not on_cpu() else "CPU, the code for GPUs" if on_gpu_path() else "CPU"
     rows = {"mlx": version("mlx"), "device": device, "processor": processor_name()}
@@ -134,7 +134,7 @@ def describe_device() -> dict[str, str]:
             rows[key.replace("_", " ")] = f"{value / 1e9:.1f} GB" if isinstance(value, int) else str(value)
     if sys.platform.startswith("linux") and on_cpu():
         rows["cores"] = str(len(os.sched_getaffinity(0)))
-        rows["LOADED_BLAS"] = (
+        rows["BLAS"] = (
             "{} ({})".format(*LOADED_BLAS)
             if LOADED_BLAS
             else 'reference (many times slower; install "mlxlava[cpu]" and g++)'
@@ -146,7 +146,7 @@ __all__ = [
     "GPU_PATH_ENV_VAR",
     "LOADED_BLAS",
     "Tree",
-    "describe_device",
+    "device_rows",
     "has_slow_blas",
     "mx",
     "mx_folder",

@@ -22,7 +22,7 @@ _MAX_SHARE_OF_GPU_MEMORY = 0.95  # of all its memory: MLX's own limit on CUDA
 _SHARE_OF_CPU_MEMORY = 0.75
 
 
-def memory_budget() -> float:
+def memory_budget_gb() -> float:
     """GB that MLX's arrays may take here.
 
     On a Mac it is 0.6 of the memory, but never more than the device recommends. On an NVIDIA GPU it is nine
@@ -49,12 +49,12 @@ def limit_memory(gigabytes: float | None = None) -> float:
     Weights and optimiser states may be wired, so that the system does not page them out.
 
     Args:
-        gigabytes: memory for MLX in GB; ``memory_budget`` when None.
+        gigabytes: memory for MLX in GB; ``memory_budget_gb`` when None.
 
     Returns:
         The limit, GB: what was asked for, or the most that the device allows if that is less.
     """
-    wanted = gigabytes or memory_budget()
+    wanted = gigabytes or memory_budget_gb()
     if on_cpu():
         return wanted  # the CPU back end keeps hardly any buffers, and has no wired memory
     info = mx.device_info()

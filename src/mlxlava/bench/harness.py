@@ -131,22 +131,22 @@ def serve_requests(make_answer_function: Callable[[], Callable[[str], Answer]]) 
             print(json.dumps(reply), file=answers, flush=True)
 
 
-def describe_machine() -> dict[str, str]:
+def machine_rows() -> dict[str, str]:
     """Facts about this machine: processor, memory, cores, load, system, versions, time."""
-    from mlxlava.backend import describe_device
+    from mlxlava.backend import device_rows
 
-    about = {**describe_device(), "python": platform.python_version(), "system": platform.platform()}
+    about = {**device_rows(), "python": platform.python_version(), "system": platform.platform()}
     memory = total_memory_gb()
     if memory is not None:
         about["memory"] = f"{memory:.1f} GB"
-    about["threads"] = str(core_count())
+    about["threads"] = str(cores_to_use())
     # Timings at a load above 0.5 are not reliable, since threads wait for other work.
     about["load average"] = f"{os.getloadavg()[0]:.2f}"
     about["time"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     return about
 
 
-def core_count() -> int:
+def cores_to_use() -> int:
     """The number of CPU cores that are used: MLXLAVA_CORES, or all."""
     return int(os.environ.get("MLXLAVA_CORES") or os.cpu_count() or 1)
 

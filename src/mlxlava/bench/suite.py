@@ -38,7 +38,7 @@ from mlxlava.bench.harness import (
     Answer,
     Worker,
     WorkerDied,
-    describe_machine,
+    machine_rows,
     recommended_working_set,
     summarise_timings,
     total_memory_gb,
@@ -639,7 +639,7 @@ def main(quick: bool = False, only: str = "", save: bool = False, memory: float 
     if not chosen:
         names = ", ".join(job.name for job in all_jobs(quick, with_peer))
         raise UserError(f"bench: --only {only} matches none of: {names}")
-    about = describe_machine()
+    about = machine_rows()
     if with_peer:
         about["torch"] = importlib.metadata.version("torch")
     elif CHECKOUT_FOLDER is None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from mlxlava import __version__
-from mlxlava.backend import describe_device, limit_memory, memory_budget
+from mlxlava.backend import device_rows, limit_memory, memory_budget_gb
 from mlxlava.checks.arithmetic import convolution_checks, half_precision_checks, product_checks, state_checks
 from mlxlava.checks.base import Check, Result, describe_comparison, run_check
 from mlxlava.checks.machine import machine_checks
@@ -92,7 +92,7 @@ def _make_checks(make: Callable[[], list[Check]]) -> list[Check]:
     return [Check("to be made", "no error", "None of these checks could be made. Report it.", fail)]
 
 
-def describe_machine() -> dict[str, str]:
+def machine_rows() -> dict[str, str]:
     """Versions of packages and facts about the machine, for a report."""
     rows = {"mlxlava": __version__, "python": platform.python_version(), "system": platform.platform()}
     for package in ("numpy", "pillow", "imageio-ffmpeg"):
@@ -102,7 +102,7 @@ def describe_machine() -> dict[str, str]:
             rows[package] = "not installed"
     return {
         **rows,
-        **describe_device(),
-        "memory budget": f"{memory_budget():.1f} GB",
+        **device_rows(),
+        "memory budget": f"{memory_budget_gb():.1f} GB",
         "compared": describe_comparison(),
     }

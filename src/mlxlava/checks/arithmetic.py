@@ -79,7 +79,7 @@ def state_checks() -> list[Check]:
     other = "A seed gives another lamp here than on other machines, and a run cannot be repeated elsewhere."
     return [
         Check("random bits", "0 wrong", other, _count_wrong_random_words),
-        at_most_check("normal numbers", 1e-3, other, _normal_error),
+        at_most_check("normal numbers", 1e-3, other, _random_normal_error),
         at_most_check(
             f"{_ROLLED_STEPS:,} state steps of {_ROLLED_LAMPS} lamps",
             1e-3,
@@ -128,7 +128,7 @@ def _count_wrong_random_words() -> tuple[str, bool]:
     return f"{wrong} of {_RANDOM_WORDS:,} wrong", wrong == 0
 
 
-def _normal_error() -> float:
+def _random_normal_error() -> float:
     """The largest error of normal numbers, against the inverse distribution function of the same words."""
     with on_checked_device():
         found = np.array(mx.random.normal((_RANDOM_WORDS,), key=_random_key()))

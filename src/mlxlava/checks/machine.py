@@ -17,7 +17,7 @@ from mlxlava.backend import (
     LOADED_BLAS,
     graph_kernels,
     has_slow_blas,
-    memory_budget,
+    memory_budget_gb,
     mx,
     on_cpu,
     use_gpu_path,
@@ -123,7 +123,7 @@ def _memory_check() -> Check:
         "memory for MLX",
         f"≥ {needed:.1f} GB",
         "A training step of lava does not fit as it is. Train with --memory, which splits its batch.",
-        lambda: (f"{memory_budget():.1f} GB", memory_budget() >= needed),
+        lambda: (f"{memory_budget_gb():.1f} GB", memory_budget_gb() >= needed),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlxlava.backend import Tree, graph_kernels, memory_budget, mx, named_arrays, on_cpu
+from mlxlava.backend import Tree, graph_kernels, memory_budget_gb, mx, named_arrays, on_cpu
 from mlxlava.backend.kernel_count import MAX_KERNEL_BUFFERS
 from mlxlava.checks.base import (
     CHECKED_RECIPES,
@@ -187,17 +187,17 @@ def compiled_step_checks() -> list[Check]:
     allowed = f"≤ {MAX_KERNEL_BUFFERS}" + ("" if on_cpu() else ", finite")
     return [
         fail_without_compiler(
-            Check(f"{name}, {how}", allowed, meaning, partial(_count_buffers_of_step, name, settings))
+            Check(f"{name}, {how}", allowed, meaning, partial(_check_buffers_of_step, name, settings))
         )
         for name, how, settings in cases
     ]
 
 
-def _count_buffers_of_step(name: str, settings: dict[str, Any]) -> tuple[str, bool]:
+def _check_buffers_of_step(name: str, settings: dict[str, Any]) -> tuple[str, bool]:
     """Count the arrays that a step's largest kernel reads and writes. On a GPU also compute the step."""
     recipe = override(load_recipe(name), {**settings, "loss.d_start": 0.0})
     if not on_cpu():
-        recipe = fit_into(recipe, memory_budget(), gpu=not on_cpu())
+        recipe = fit_into(recipe, memory_budget_gb(), gpu=not on_cpu())
     with on_checked_device():
         trainer = Trainer(recipe, 10)
         state = trainer.init()
@@ -261,7 +261,7 @@ def _recipe_of_full_steps() -> Recipe:
     recipe = override(load_recipe("lava"), {"loss.d_start": 0.0})
     if on_cpu():
         return override(recipe, {"data.batch_size": _CPU_BATCH_SIZE})
-    return fit_into(recipe, memory_budget(), gpu=not on_cpu())
+    return fit_into(recipe, memory_budget_gb(), gpu=not on_cpu())
 
 
 def _measure_three_steps(recipe: Recipe) -> tuple[float, float, float]:

@@ -100,14 +100,14 @@ def check(only: str, as_json: bool) -> None:
     To be run first on a new machine, above all on a Mac. What the GPU computes is compared with what the CPU
     does. The exit status is 1 if a check fails; what that means stands below its line.
     """
-    from mlxlava.checks import describe_machine, table
+    from mlxlava.checks import machine_rows, table
     from mlxlava.console import print_rows as print_rows
 
     if as_json:
         report = mlxlava.check(only)
         click.echo(table.as_json(report.about, report.results, report.seconds))
     else:
-        print_rows(describe_machine())
+        print_rows(machine_rows())
         click.echo(f"\n{table.format_heading()}")
         report = mlxlava.check(
             only, on_group=lambda group, found: click.echo(f"{table.format_group(group, found)}\n")

@@ -136,10 +136,10 @@ def plan(
     in parts (train --memory GB chooses the same): it takes no longer and learns the same. For GPUs all of it
     is an estimate, which train checks in its first steps.
     """
-    from mlxlava.backend import memory_budget, on_gpu_path
+    from mlxlava.backend import memory_budget_gb, on_gpu_path
     from mlxlava.console import print_table
 
-    gigabytes = memory_budget() if memory is None else memory
+    gigabytes = memory_budget_gb() if memory is None else memory
     rows = mlxlava.plan(
         recipe,
         sizes=sizes or ((64, 64), (128, 128), (256, 256)),

@@ -17,8 +17,8 @@ from mlxlava.backend import mx, resident_memory
 from mlxlava.errors import UserError
 from mlxlava.evaluation.correlation import correlation_time
 from mlxlava.evaluation.features import extract_features
-from mlxlava.evaluation.frames import Array
-from mlxlava.evaluation.measures import MEASURES, motion_loop_distance
+from mlxlava.evaluation.frames import NumpyArray
+from mlxlava.evaluation.measures import MEASURES, motion_distance_to_earlier_frames
 from mlxlava.evaluation.score import (
     CLIP_LENGTHS,
     LAMPS_AT_ONCE,
@@ -51,15 +51,13 @@ def window_ends(frames: int) -> list[int]:
     return [*(end for end in ends if end < frames), frames]
 
 
-def slope_per_decade(
-    steps: Iterable[float], values: Iterable[float], judged_together: int = 1
-) -> dict[str, Any]:
+def slope_per_decade(steps: Iterable[float], values: Iterable[float], slope_count: int = 1) -> dict[str, Any]:
     """Least-squares slope per decade of learned steps, with confidence intervals (Student's t).
 
     Args:
         steps: learned steps.
         values: value of a measure at each of these steps.
-        judged_together: number of slopes that are judged together. Of thirteen 95 % intervals, one misses its
+        slope_count: number of slopes that are judged together. Of thirteen 95 % intervals, one misses its
             true slope by chance about every second time. So there is a wider interval as well (Šidák 1967):
             with a probability of 95 %, or more, the wider intervals of all slopes hold the true slopes.
 
@@ -75,7 +73,7 @@ def slope_per_decade(
         fit = stats.linregress(x, y)
         found, error = float(fit.slope), float(fit.stderr)
     result: dict[str, Any] = {"slope": found}
-    for suffix, level in (("", 0.95), ("_together", 0.95 ** (1 / judged_together))):
+    for suffix, level in (("", 0.95), ("_together", 0.95 ** (1 / slope_count))):
         half = float(stats.t.ppf((1 + level) / 2, len(x) - 2)) * error if len(x) > 2 else float("inf")
         low, high = found - half, found + half
         result |= {f"interval{suffix}": [low, high], f"holds_zero{suffix}": bool(low <= 0 <= high)}
@@ -96,18 +94,18 @@ class ReturnDistances:
     def __init__(self, lag: int) -> None:
         self.lag = lag
         self._since: list[int] = []
-        self._anchors: list[Array] = []
+        self._anchors: list[NumpyArray] = []
         self._nearest: list[
-            Array
+            NumpyArray
         ] = []  # squared distances (lamps, 2) of each anchor: to the same lamp, to another
 
-    def add_anchor(self, step: int, states: Array) -> None:
+    def add_anchor(self, step: int, states: NumpyArray) -> None:
         """Add the states of all lamps (lamps, Z) as an anchor."""
         self._since.append(step)
         self._anchors.append(np.stack([states, np.roll(states, 1, axis=0)], axis=1))
         self._nearest.append(np.full((len(states), 2), np.inf))
 
-    def compare(self, step: int, path: Array) -> None:
+    def compare(self, step: int, path: NumpyArray) -> None:
         """Compare a path of states (lamps, steps, Z), which begins after ``step``, with all anchors."""
         if not self._anchors:
             return
@@ -140,7 +138,7 @@ class ReturnDistances:
         }
 
 
-def lyapunov_exponent(weights: Weights, states: Array, seed: int) -> dict[str, Any]:
+def lyapunov_exponent(weights: Weights, states: NumpyArray, seed: int) -> dict[str, Any]:
     """The largest Lyapunov exponent: how fast the distance of two lamps with the same noise grows.
 
     The lamps differ by 0.001 at first, and the difference is scaled back to 0.001 after every step (Benettin
@@ -211,7 +209,7 @@ def drift(
     *,
     seed: int = 0,
     on_progress: OnProgress = lambda done, total, text: None,
-) -> tuple[dict[str, Any], list[tuple[int, Array]]]:
+) -> tuple[dict[str, Any], list[tuple[int, NumpyArray]]]:
     """Roll 32 lamps for ``frames`` learned steps each, and measure them on the way.
 
     Args:
@@ -235,11 +233,11 @@ def drift(
     count = min(LAMPS_AT_ONCE, len(windows))
     window = windows.length
     rollout = Rollout(weights, seed, lamps=LAMPS_AT_ONCE)
-    first = rollout.roll(min(512, LEAST_STEPS - window))
+    first = rollout.roll_states(min(512, LEAST_STEPS - window))
     # States need not be centred, since the mean of N(0, I) is zero.
     returns = ReturnDistances(min(5 * math.ceil(correlation_time(first)), _LONGEST_LAG))
     rows: list[dict[str, Any]] = []
-    pictures: list[tuple[int, Array]] = []
+    pictures: list[tuple[int, NumpyArray]] = []
     states = first[:, -1]
     died, interrupted = None, False
     try:
@@ -296,12 +294,12 @@ def drift(
 
 def _roll_to_window(
     rollout: Rollout, returns: ReturnDistances, end: int, window: int, frames: int, on_progress: OnProgress
-) -> Array | None:
+) -> NumpyArray | None:
     """Roll to ``end``. Returns the states of the last window (lamps, window, Z), or None if not finite."""
     while True:
         before = rollout.steps_made
         left = end - window - before
-        path = rollout.roll(min(_STEPS_PER_COMPARISON, left) if left > 0 else window)
+        path = rollout.roll_states(min(_STEPS_PER_COMPARISON, left) if left > 0 else window)
         returns.compare(before, path)
         on_progress(rollout.steps_made, frames, f"{rollout.steps_made} of {frames} frames")
         if not np.isfinite(path[:, -1]).all():
@@ -311,11 +309,11 @@ def _roll_to_window(
 
 
 def _loop_distances(reference_set: ReferenceSet, long_clips: RealClips, rollout: Rollout) -> dict[str, float]:
-    """``motion_loop_distance`` of a long clip of each lamp, and of held-out clips of the same length."""
-    path = rollout.roll(long_clips.length)[: len(long_clips)]
+    """``motion_distance_to_earlier_frames`` of a long clip of each lamp, and of held-out clips as long."""
+    path = rollout.roll_states(long_clips.length)[: len(long_clips)]
     drawn = extract_features(reference_set.fitted, (rollout.draw(lamp) for lamp in path))
     held_out = extract_features(reference_set.fitted, long_clips.clips(1, rollout.size))
-    values = [motion_loop_distance(reference_set.reference, one) for one in (drawn, held_out)]
+    values = [motion_distance_to_earlier_frames(reference_set.reference, one) for one in (drawn, held_out)]
     return {
         "length": long_clips.length,
         "drawn": values[0],

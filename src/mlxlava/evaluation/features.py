@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from mlxlava.evaluation.frames import Array, evenly_spaced_indices, shrink
+from mlxlava.evaluation.frames import NumpyArray, evenly_spaced_indices, shrink
 from mlxlava.evaluation.wax import WaxMask, count_blobs
 from mlxlava.products import matmul
 
@@ -37,7 +37,7 @@ class PCAFeatures:
         ValueError: nothing changes in the reference.
     """
 
-    def __init__(self, clips: Iterable[Array]) -> None:
+    def __init__(self, clips: Iterable[NumpyArray]) -> None:
         clips = list(clips)
         every = -(-sum(map(len, clips)) // _FRAMES_TO_FIT)
         x = np.concatenate([shrink(clip[::every]) for clip in clips])
@@ -55,9 +55,9 @@ class PCAFeatures:
         self._basis = matmul(x.T, vectors) / np.sqrt(values)  # (D, d), orthonormal
         self._scale = np.sqrt(values.sum() / len(x))
 
-    def __call__(self, small: Array) -> Array:
+    def __call__(self, small: NumpyArray) -> NumpyArray:
         """Shrunk frames (L, h, w, 3) → features, float32 (L, d)."""
-        features: Array = matmul(small.reshape(len(small), -1) - self._mean, self._basis) / self._scale
+        features: NumpyArray = matmul(small.reshape(len(small), -1) - self._mean, self._basis) / self._scale
         return features
 
 
@@ -72,7 +72,7 @@ class FittedFeatures:
         ValueError: nothing changes in the reference.
     """
 
-    def __init__(self, clips: Iterable[Array]) -> None:
+    def __init__(self, clips: Iterable[NumpyArray]) -> None:
         clips = list(clips)
         self.pca = PCAFeatures(clips)
         self.wax = WaxMask(clips)
@@ -94,16 +94,16 @@ class ClipFeatures:
             compared with itself.
     """
 
-    features: Array
-    energy: Array
-    patches: Array
-    colours: Array
-    wax: Array
-    blobs: Array
-    edges: Array
-    clip_numbers: Array
+    features: NumpyArray
+    energy: NumpyArray
+    patches: NumpyArray
+    colours: NumpyArray
+    wax: NumpyArray
+    blobs: NumpyArray
+    edges: NumpyArray
+    clip_numbers: NumpyArray
 
-    def select(self, clips: Array) -> ClipFeatures:
+    def select(self, clips: NumpyArray) -> ClipFeatures:
         """The features of the clips with the given indices. An index may be repeated."""
         fields = (getattr(self, field.name)[clips] for field in dataclasses.fields(self))
         return ClipFeatures(*fields)
@@ -112,7 +112,7 @@ class ClipFeatures:
         return len(self.clip_numbers)
 
 
-def extract_features(fitted: FittedFeatures, clips: Iterable[Array]) -> ClipFeatures:
+def extract_features(fitted: FittedFeatures, clips: Iterable[NumpyArray]) -> ClipFeatures:
     """Compute the features of clips, uint8 (L, H, W, 3) each. Only one clip is in memory at a time."""
     rows = []
     for name, clip in enumerate(clips):
@@ -138,7 +138,7 @@ def extract_features(fitted: FittedFeatures, clips: Iterable[Array]) -> ClipFeat
     return ClipFeatures(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
-def _project_patches(frames: Array) -> Array:
+def _project_patches(frames: NumpyArray) -> NumpyArray:
     """Project patches of a Laplacian pyramid on random directions: (levels, P, directions).
 
     The places of the patches and the directions are the same for every clip.

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+NumpyArray = npt.NDArray[Any]
 
 _LONGEST_SIDE = 64  # longest side of shrunk pictures
 
 
-def evenly_spaced_indices(length: int, count: int) -> Array:
+def evenly_spaced_indices(length: int, count: int) -> NumpyArray:
     """``count`` indices from 0 to ``length`` − 1, evenly spaced."""
     return np.linspace(0, length - 1, count).round().astype(int)
 
 
-def shrink(frames: Array) -> Array:
+def shrink(frames: NumpyArray) -> NumpyArray:
     """Shrink frames (L, H, W, 3) to about 64 pixels on the longer side by averaging: float32 (L, h, w, 3)."""
     _, height, width, channels = frames.shape
     factor = max(1, max(height, width) // _LONGEST_SIDE)

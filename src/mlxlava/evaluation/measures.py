@@ -22,7 +22,7 @@ from mlxlava.evaluation.distances import (
     squared_distances,
 )
 from mlxlava.evaluation.features import FRAMES_PER_CLIP, PATCH_DIRECTIONS, PYRAMID_LEVELS, ClipFeatures
-from mlxlava.evaluation.frames import Array, evenly_spaced_indices
+from mlxlava.evaluation.frames import NumpyArray, evenly_spaced_indices
 from mlxlava.products import matmul
 
 MODE_COUNT = 16  # measures of motion use so many principal components, the strongest ones
@@ -36,7 +36,7 @@ _LONGEST_VECTOR = 3.0  # longest vector, in deviations: longer vectors are short
 # --- pictures ---
 
 
-def _sample_frames(clips: ClipFeatures) -> tuple[Array, Array]:
+def _sample_frames(clips: ClipFeatures) -> tuple[NumpyArray, NumpyArray]:
     """Features of a few frames of each clip (C · 16, d), and the number of the clip of each frame."""
     length = clips.features.shape[1]
     at = evenly_spaced_indices(length, min(FRAMES_PER_CLIP, length))
@@ -73,7 +73,7 @@ def image_colour(reference: ClipFeatures, other: ClipFeatures) -> float:
     return float(np.abs(reference.colours.mean(0) - other.colours.mean(0)).sum(1).mean())
 
 
-def _neighbourhoods(reference: ClipFeatures, other: ClipFeatures) -> tuple[Array, Array]:
+def _distances_and_radii(reference: ClipFeatures, other: ClipFeatures) -> tuple[NumpyArray, NumpyArray]:
     """Squared distances of reference frames to other frames, and to their k-th neighbours.
 
     Neighbours are reference frames of other clips.
@@ -87,26 +87,26 @@ def _neighbourhoods(reference: ClipFeatures, other: ClipFeatures) -> tuple[Array
 
 def image_density(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Density: number of reference neighbourhoods in which a frame lies, over k (Naeem 2020, eq. 4)."""
-    distances, radii = _neighbourhoods(reference, other)
+    distances, radii = _distances_and_radii(reference, other)
     return float((distances <= radii[:, None]).sum(0).mean() / _NEIGHBOUR_COUNT)
 
 
 def image_coverage(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Coverage: fraction of reference neighbourhoods with a frame in them (Naeem 2020, eq. 5)."""
-    distances, radii = _neighbourhoods(reference, other)
+    distances, radii = _distances_and_radii(reference, other)
     return float((distances.min(1) <= radii).mean())
 
 
 def image_recall(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Recall: fraction of reference frames in the neighbourhood of a frame (Kynkäänniemi 2019, eq. 2)."""
-    distances, radii = _neighbourhoods(other, reference)
+    distances, radii = _distances_and_radii(other, reference)
     return float((distances <= radii[:, None]).any(0).mean())
 
 
 # --- motion ---
 
 
-def _strongest_modes(clips: ClipFeatures) -> Array:
+def _strongest_modes(clips: ClipFeatures) -> NumpyArray:
     return clips.features[..., :MODE_COUNT]
 
 
@@ -134,11 +134,11 @@ def motion_kid(reference: ClipFeatures, other: ClipFeatures) -> float:
     return image_kid(_with_differences(reference, reference), _with_differences(reference, other))
 
 
-def power_spectrum(clips: ClipFeatures) -> Array:
+def power_spectrum(clips: ClipFeatures) -> NumpyArray:
     """Power spectrum of each mode, as a mean over clips (L / 2, modes). Frequency zero is left out."""
     x = _strongest_modes(clips) - _strongest_modes(clips).mean(1, keepdims=True)
     x = x * np.hanning(x.shape[1] + 2)[1:-1, None]
-    power: Array = (np.abs(np.fft.rfft(x, axis=1)) ** 2).mean(0)[1:]
+    power: NumpyArray = (np.abs(np.fft.rfft(x, axis=1)) ** 2).mean(0)[1:]
     return power
 
 
@@ -149,7 +149,7 @@ def motion_spectrum(reference: ClipFeatures, other: ClipFeatures) -> float:
     return float(np.sqrt((np.log((y + least) / (x + least)) ** 2).mean()))
 
 
-def _octave_means(power: Array) -> Array:
+def _octave_means(power: NumpyArray) -> NumpyArray:
     """The mean power of each octave.
 
     Octaves of high frequencies have many more bins than those of low ones.
@@ -174,7 +174,7 @@ def motion_energy(reference: ClipFeatures, other: ClipFeatures) -> float:
     return sliced_wasserstein(x, y) / (float(reference.energy.mean()) + 1e-6)
 
 
-def _time_asymmetry(clips: ClipFeatures, mean: Array, deviation: Array) -> Array:
+def _time_asymmetry(clips: ClipFeatures, mean: NumpyArray, deviation: NumpyArray) -> NumpyArray:
     """Statistics of each clip that change their sign if the clip is played backwards: (C, statistics).
 
     For lags τ of 1, 2, 4 … steps, up to a quarter of a clip, they are: ⟨x_i² (t) x_j (t+τ) − x_j (t) x_i²
@@ -213,7 +213,7 @@ def motion_arrow(reference: ClipFeatures, other: ClipFeatures) -> float:
     return float(matmul(y, weights).mean() / (matmul(x, weights).std() + 1e-9))
 
 
-def motion_loop_distance(reference: ClipFeatures, other: ClipFeatures) -> float:
+def motion_distance_to_earlier_frames(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Mean distance of a frame to the nearest much earlier frame of its clip. It is small in a loop.
 
     "Much earlier" means two correlation times of the reference, or half a clip if that is less.
@@ -285,7 +285,7 @@ def memory_clip_distance(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Mean distance of a piece of eight steps to the nearest piece of the reference, over all modes."""
     length = min(_PIECE_STEPS, reference.features.shape[1])
 
-    def pieces(clips: ClipFeatures, every: int) -> Array:
+    def pieces(clips: ClipFeatures, every: int) -> NumpyArray:
         starts = range(0, clips.features.shape[1] - length + 1, every)
         return np.concatenate(
             [_strongest_modes(clips)[:, at : at + length].reshape(len(clips), -1) for at in starts]
@@ -361,7 +361,7 @@ MEASURES: dict[str, Measure] = {
     ),
     "motion.arrow": Measure(motion_arrow, "level", ("reversed", "pingpong", "shuffled"), "pictures; speed"),
     "motion.loops": Measure(
-        motion_loop_distance,
+        motion_distance_to_earlier_frames,
         "level",
         ("frozen", "looped", "pingpong"),
         f"{_BLIND_TO_TIME}; loops longer than a clip",
@@ -383,7 +383,7 @@ def measure_all(reference: ClipFeatures, other: ClipFeatures) -> dict[str, float
     return {name: one.function(reference, other) for name, one in MEASURES.items()}
 
 
-def _resampled_indices(rng: np.random.Generator, count: int) -> Array:
+def _resampled_indices(rng: np.random.Generator, count: int) -> NumpyArray:
     """Draw indices of clips with replacement. At least two differ, since pairs of one clip are left out."""
     while True:
         chosen = rng.integers(0, count, count)

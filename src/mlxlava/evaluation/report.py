@@ -12,11 +12,11 @@ import numpy as np
 from mlxlava.console import print_table
 from mlxlava.errors import UserError
 from mlxlava.evaluation.drift import FOLLOWED_MEASURES
-from mlxlava.evaluation.features import Array, ClipFeatures, evenly_spaced_indices
+from mlxlava.evaluation.features import ClipFeatures, NumpyArray, evenly_spaced_indices
 from mlxlava.evaluation.measures import MEASURES, power_spectrum
 
 Result = dict[str, Any]
-WindowFrames = list[tuple[int, Array]]
+WindowFrames = list[tuple[int, NumpyArray]]
 
 _HOW_TO_READ = {
     "distance": "1 is right",
@@ -163,7 +163,7 @@ def write_figure(
     *,
     drift: Result,
     window_frames: WindowFrames,
-    clips: tuple[Sequence[Array], Sequence[Array]] | None = None,
+    clips: tuple[Sequence[NumpyArray], Sequence[NumpyArray]] | None = None,
     features: tuple[ClipFeatures, ClipFeatures, ClipFeatures] | None = None,
     step_fps: float,
 ) -> None:
@@ -210,8 +210,8 @@ def write_figure(
         raise UserError(f"score: cannot write {path}: {error.strerror}; give another -o") from error
 
 
-def _frames_of_row(clip: Array) -> Array:
-    shown: Array = clip[evenly_spaced_indices(len(clip), _FRAMES_PER_ROW)]
+def _frames_of_row(clip: NumpyArray) -> NumpyArray:
+    shown: NumpyArray = clip[evenly_spaced_indices(len(clip), _FRAMES_PER_ROW)]
     return shown
 
 

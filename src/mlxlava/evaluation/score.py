@@ -17,7 +17,7 @@ import numpy as np
 
 from mlxlava.errors import UserError
 from mlxlava.evaluation.features import ClipFeatures, FittedFeatures, extract_features
-from mlxlava.evaluation.frames import Array, evenly_spaced_indices
+from mlxlava.evaluation.frames import NumpyArray, evenly_spaced_indices
 from mlxlava.evaluation.measures import MEASURES, measure_all, standard_errors
 from mlxlava.footage.dataset import Footage
 from mlxlava.resize import resize
@@ -54,12 +54,12 @@ class RealClips:
         step_fps: learned steps per second.
     """
 
-    frames: tuple[Array, Array]
+    frames: tuple[NumpyArray, NumpyArray]
     starts: tuple[list[int], list[int]]
     length: int
     step_fps: float
 
-    def clips(self, half: int, size: tuple[int, int] | None = None) -> Iterator[Array]:
+    def clips(self, half: int, size: tuple[int, int] | None = None) -> Iterator[NumpyArray]:
         """The clips of the reference (half 0) or of the held-out footage (half 1), resized to ``size``."""
         for start in self.starts[half]:
             yield _resize_clip(np.asarray(self.frames[half][start : start + self.length]), size)
@@ -68,7 +68,7 @@ class RealClips:
         return len(self.starts[0])
 
 
-def _resize_clip(clip: Array, size: tuple[int, int] | None) -> Array:
+def _resize_clip(clip: NumpyArray, size: tuple[int, int] | None) -> NumpyArray:
     if size is None or clip.shape[1:3] == tuple(size):
         return clip
     return np.stack([resize(frame, size) for frame in clip])
@@ -146,7 +146,7 @@ def _evenly_spaced_starts(starts: list[int], count: int) -> list[int]:
 
 def draw_clips(
     weights: Weights, count: int, length: int, seed: int, warm_up: int = _WARM_UP_STEPS
-) -> Iterator[Array]:
+) -> Iterator[NumpyArray]:
     """Draw clips one by one, uint8 (length, H, W, 3). Each clip shows another lamp.
 
     Raises:
@@ -154,8 +154,8 @@ def draw_clips(
     """
     for group in range(math.ceil(count / LAMPS_AT_ONCE)):
         rollout = Rollout(weights, seed * 1000 + group, lamps=LAMPS_AT_ONCE)
-        rollout.roll(warm_up)
-        states = rollout.roll(length)
+        rollout.roll_states(warm_up)
+        states = rollout.roll_states(length)
         if not np.isfinite(states).all():
             raise UserError(f"score: the lamp died: states are not finite after {warm_up + length} steps")
         for lamp in states[: count - group * LAMPS_AT_ONCE]:
@@ -270,7 +270,7 @@ def score(
     reference_set = fit_reference(real, weights.recipe.data.size, on_progress)
     count = len(real)
 
-    def draw_with_progress() -> Iterator[Array]:
+    def draw_with_progress() -> Iterator[NumpyArray]:
         for index, clip in enumerate(draw_clips(weights, count, real.length, seed)):
             on_progress(index, count, f"drawing: {index} of {count} clips")
             yield clip

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from mlxlava.evaluation.frames import Array, shrink
+from mlxlava.evaluation.frames import NumpyArray, shrink
 from mlxlava.products import covariance, matmul
 
 _FRAMES_TO_FIT = 512
@@ -29,7 +29,7 @@ class WaxMask:
         clips: reference clips, each uint8 (L, H, W, 3), in which something moves.
     """
 
-    def __init__(self, clips: Iterable[Array]) -> None:
+    def __init__(self, clips: Iterable[NumpyArray]) -> None:
         clips = list(clips)
         every = -(-sum(map(len, clips)) // _FRAMES_TO_FIT)
         frames = np.concatenate([shrink(clip[::every]) for clip in clips])
@@ -44,12 +44,12 @@ class WaxMask:
             self._axis, self._threshold, low, high = -self._axis, -self._threshold, -high, -low
         self._contrast = max(high - low, 1e-3)
 
-    def __call__(self, pictures: Array) -> Array:
+    def __call__(self, pictures: NumpyArray) -> NumpyArray:
         """Shrunk pictures (L, h, w, 3) → whether each pixel is wax, bool (L, h, w)."""
-        wax: Array = (matmul(pictures, self._axis) > self._threshold) & self._moving
+        wax: NumpyArray = (matmul(pictures, self._axis) > self._threshold) & self._moving
         return wax
 
-    def edge_steepness(self, frames: Array) -> Array:
+    def edge_steepness(self, frames: NumpyArray) -> NumpyArray:
         """How steep the edges of wax are: quantiles over the pixels on edges.
 
         Args:
@@ -70,13 +70,13 @@ class WaxMask:
         on_edge = slope[edge & moving & np.isfinite(inner)]
         if not len(on_edge):
             return np.zeros(EDGE_QUANTILE_COUNT, np.float32)
-        quantiles: Array = np.quantile(on_edge, np.linspace(0.02, 0.98, EDGE_QUANTILE_COUNT)).astype(
+        quantiles: NumpyArray = np.quantile(on_edge, np.linspace(0.02, 0.98, EDGE_QUANTILE_COUNT)).astype(
             np.float32
         )
         return quantiles
 
 
-def _otsu_threshold(values: Array) -> tuple[float, float, float]:
+def _otsu_threshold(values: NumpyArray) -> tuple[float, float, float]:
     """The threshold that separates values into two classes of least variance, and both means."""
     counts, edges = np.histogram(values, _HISTOGRAM_BINS)
     centres = (edges[:-1] + edges[1:]) / 2
@@ -90,7 +90,7 @@ def _otsu_threshold(values: Array) -> tuple[float, float, float]:
     return float(edges[at + 1]), float(mean_below[at]), float(mean_above[at + 1])
 
 
-def count_blobs(wax: Array) -> Array:
+def count_blobs(wax: NumpyArray) -> NumpyArray:
     """Count the connected pieces of wax in each frame: bool (L, h, w) → float32 (L,)."""
     from scipy import ndimage
 
@@ -100,5 +100,5 @@ def count_blobs(wax: Array) -> Array:
     pixels = np.bincount(labels.ravel(), minlength=count + 1)
     large = pixels >= max(2, _LEAST_BLOB_SHARE * wax[0].size)
     large[0] = False
-    blobs: Array = np.array([large[np.unique(frame)].sum() for frame in labels], np.float32)
+    blobs: NumpyArray = np.array([large[np.unique(frame)].sum() for frame in labels], np.float32)
     return blobs

@@ -156,13 +156,12 @@ class RecurrentDiscriminator:
             batch = layer(batch, *layer_weights, weight_gradient_first=weight_gradient_first)
         return batch.join()
 
-    def encode_twice(self, weights: Tree, first: mx.array, second: mx.array) -> tuple[mx.array, mx.array]:
-        """Features of the same frames, given twice, for two losses.
-
-        The weights learn from the first loss only.
-        """
-        pixels = math.prod(first.shape[1:3])
-        batches = Chunks.from_batch(first, pixels), Chunks.from_batch(second, pixels)
+    def encode_for_two_losses(
+        self, weights: Tree, learned: mx.array, not_learned: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        """Features of the same frames, given twice, for two losses. Weights learn from the first one only."""
+        pixels = math.prod(learned.shape[1:3])
+        batches = Chunks.from_batch(learned, pixels), Chunks.from_batch(not_learned, pixels)
         for layer, layer_weights in self._frame_layers(weights):
             batches = share_forward(layer, *batches, *layer_weights)
         return batches[0].join(), batches[1].join()
@@ -238,7 +237,7 @@ class RecurrentDiscriminator:
             frames = frames.flatten(0, 1)
             features = self.encode(weights, frames, weight_gradient_first=weight_gradient_first)
             return self._recurrent_logits(weights, features, times)
-        first, second = self.encode_twice(weights, *(each.flatten(0, 1) for each in frames))
+        first, second = self.encode_for_two_losses(weights, *(each.flatten(0, 1) for each in frames))
         constant = tree_map(mx.stop_gradient, weights)
         return self._recurrent_logits(weights, first, times), self._recurrent_logits(constant, second, times)
 

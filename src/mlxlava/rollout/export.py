@@ -165,7 +165,7 @@ def count_parameters(weights: Weights) -> dict[str, int]:
     }
 
 
-def describe_weights(weights: Weights) -> dict[str, str]:
+def weights_rows(weights: Weights) -> dict[str, str]:
     """Facts about weights, by name, for ``mlxlava info``."""
     recipe, about = weights.recipe, weights.about
     footage = about.get("footage", {})

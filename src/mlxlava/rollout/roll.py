@@ -108,11 +108,11 @@ class Rollout:
             for frame in frames:
                 yield next(times), frame
 
-    def roll(self, steps: int) -> npt.NDArray[np.float32]:
+    def roll_states(self, steps: int) -> npt.NDArray[np.float32]:
         """Make ``steps`` learned steps. Returns the states after each step, float32 (lamps, steps, Z)."""
         path = []
         for _ in range(steps):
-            self._make_step()
+            self._take_step()
             path.append(self._states)
         return np.array(mx.stack(path, axis=1))
 
@@ -168,10 +168,10 @@ class Rollout:
         if fraction > 1 - 1e-6:
             whole, fraction = whole + 1, 0.0
         while self._step < whole:
-            self._make_step()
+            self._take_step()
         return self._states, self._noise, fraction
 
-    def _make_step(self) -> None:
+    def _take_step(self) -> None:
         """Make one learned step."""
         self._states = self._advance(self._states, self._noise, 1.0)
         self._step += 1

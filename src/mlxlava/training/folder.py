@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mlxlava.backend import Tree, describe_device, mx, tree_map
+from mlxlava.backend import Tree, device_rows, mx, tree_map
 from mlxlava.backend.ranks import copy_from_first_rank, rank
 from mlxlava.config import Recipe, recipe_to_dict
 from mlxlava.errors import UserError
@@ -82,7 +82,7 @@ def make_run_folder(
             "key": footage.key,
         },
         "command": command,
-        "machine": {"system": platform.platform(), **describe_device()},
+        "machine": {"system": platform.platform(), **device_rows()},
     }
     try:
         run.mkdir(parents=True, exist_ok=True)

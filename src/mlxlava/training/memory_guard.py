@@ -86,7 +86,7 @@ class MemoryGuard:
             )
 
     def _micro_batches_that_fit(self, held_gb: float, counts: list[int]) -> int:
-        """The first of ``counts`` that should fit, if a step with ``counts[0]`` held ``held`` GB."""
+        """The first of ``counts`` that should fit, if a step with ``counts[0]`` held ``held_gb`` GB."""
         if held_gb <= LARGEST_SHARE_OF_LIMIT * self._limit:
             return counts[0]
 

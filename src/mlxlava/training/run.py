@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlxlava.backend import Tree, has_slow_blas, memory_budget, on_gpu_path
+from mlxlava.backend import Tree, has_slow_blas, memory_budget_gb, on_gpu_path
 from mlxlava.backend.ranks import max_over_ranks, rank, rank_count, run_on_first_rank_first
 from mlxlava.config import Recipe, override, recipe_from_dict, recipe_to_dict
 from mlxlava.console import say
@@ -77,7 +77,7 @@ def fit_to_memory(recipe: Recipe, gigabytes: float | None) -> Recipe:
     if gigabytes is None:
         if not gpu:
             return recipe
-        gigabytes = -max_over_ranks(-int(1000 * memory_budget())) / 1000
+        gigabytes = -max_over_ranks(-int(1000 * memory_budget_gb())) / 1000
     try:
         fitted = fit_into(recipe, gigabytes, rank_count(), gpu=gpu)
     except UserError as error:
