@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlxlava.bench.harness import RESULTS
+from mlxlava.bench.harness import RESULTS_FOLDER
 from mlxlava.console import print_table
 
 Row = Mapping[str, Any]
@@ -89,7 +89,7 @@ def main(paths: Sequence[str]) -> None:
     if len(paths) > 2:
         sys.exit("compare: give no file, the old result, or the old and the new one")
     try:
-        sides = chosen(paths, RESULTS)
+        sides = chosen(paths, RESULTS_FOLDER)
         old, new = (json.loads(path.read_text(encoding="utf-8")) for path in sides)
         rows = list(compared(old, new))
     except (OSError, json.JSONDecodeError, KeyError) as error:
@@ -111,7 +111,7 @@ def main(paths: Sequence[str]) -> None:
         "new, GB",
         "new ÷ old",
     )
-    print_table("New against old", columns, rows, left=2)
+    print_table("New against old", columns, rows, left_aligned=2)
     told = [row for row in rows if row[5]]
     print(f"{len(rows)} rows, {len(told)} beyond the spread")
 

@@ -18,53 +18,59 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from mlxlava.bench.harness import finish, machine
+from mlxlava.bench.harness import machine_rows, print_result
 from mlxlava.console import progress
 from mlxlava.evaluation.features import extract_features
-from mlxlava.evaluation.frames import Array
+from mlxlava.evaluation.frames import NumpyArray
 from mlxlava.evaluation.measures import MEASURES
-from mlxlava.evaluation.score import RealClips, ReferenceSet, compare, fit_reference, split_footage
+from mlxlava.evaluation.score import (
+    RealClips,
+    ReferenceSet,
+    compare_with_floors,
+    fit_reference,
+    split_footage,
+)
 from mlxlava.footage.prepare import prepare_lamp
 
-Clips = list[Array]  # of twice the length, so that speed can be doubled
+Clips = list[NumpyArray]  # of twice the length, so that speed can be doubled
 
 
-def blur(clip: Array, grade: float) -> Array:
+def blur(clip: NumpyArray, grade: float) -> NumpyArray:
     """A Gaussian of ``grade`` pixels."""
     kernel = ImageFilter.GaussianBlur(grade)
-    blurred: Array = np.stack([np.asarray(Image.fromarray(frame).filter(kernel)) for frame in clip])
+    blurred: NumpyArray = np.stack([np.asarray(Image.fromarray(frame).filter(kernel)) for frame in clip])
     return blurred
 
 
-def noise(clip: Array, grade: float) -> Array:
+def noise(clip: NumpyArray, grade: float) -> NumpyArray:
     """Normal noise of ``grade`` grey levels."""
     rng = np.random.default_rng(0)
     noisy = clip + np.float32(grade) * rng.standard_normal(clip.shape, dtype=np.float32)
-    rounded: Array = np.clip(noisy + 0.5, 0, 255).astype(np.uint8)
+    rounded: NumpyArray = np.clip(noisy + 0.5, 0, 255).astype(np.uint8)
     return rounded
 
 
-def colour(clip: Array, grade: float) -> Array:
+def colour(clip: NumpyArray, grade: float) -> NumpyArray:
     """Green weaker by a share of ``grade``."""
     shifted = clip.copy()
     shifted[..., 1] = (clip[..., 1] * (1 - grade)).astype(np.uint8)
     return shifted
 
 
-def frozen(clip: Array, grade: float) -> Array:
+def frozen(clip: NumpyArray, grade: float) -> NumpyArray:
     """Still for the last share of ``grade`` of the clip."""
     moving = max(1, round(len(clip) * (1 - grade)))
-    still: Array = clip[np.minimum(np.arange(len(clip)), moving - 1)]
+    still: NumpyArray = clip[np.minimum(np.arange(len(clip)), moving - 1)]
     return still
 
 
-def shuffled(clip: Array, grade: float) -> Array:
+def shuffled(clip: NumpyArray, grade: float) -> NumpyArray:
     """A share of ``grade`` of the frames put in each other's places."""
     rng = np.random.default_rng(0)
     order = np.arange(len(clip))
     moved = rng.choice(len(clip), round(grade * len(clip)), replace=False)
     order[np.sort(moved)] = moved
-    mixed: Array = clip[order]
+    mixed: NumpyArray = clip[order]
     return mixed
 
 
@@ -75,7 +81,7 @@ def faded(clips: Clips, grade: float, length: int, reference: Clips) -> Clips:
     return [(clip[:length] + strength * (mean - clip[:length]) + 0.5).astype(np.uint8) for clip in clips]
 
 
-def speckled(clip: Array, grade: float) -> Array:
+def speckled(clip: NumpyArray, grade: float) -> NumpyArray:
     """``grade`` small drops of wax at a time, each for 16 frames."""
     rng = np.random.default_rng(0)
     changed, (length, height, width, _) = clip.copy(), clip.shape
@@ -89,7 +95,7 @@ def speckled(clip: Array, grade: float) -> Array:
     return changed
 
 
-def _some(change: Callable[[Array, int], Array]) -> Callable[[Clips, float, int, Clips], Clips]:
+def _some(change: Callable[[NumpyArray, int], NumpyArray]) -> Callable[[Clips, float, int, Clips], Clips]:
     """A corruption of a share of the clips."""
 
     def corrupt(clips: Clips, grade: float, length: int, reference: Clips) -> Clips:
@@ -100,7 +106,7 @@ def _some(change: Callable[[Array, int], Array]) -> Callable[[Clips, float, int,
     return corrupt
 
 
-def _each(change: Callable[[Array, float], Array]) -> Callable[[Clips, float, int, Clips], Clips]:
+def _each(change: Callable[[NumpyArray, float], NumpyArray]) -> Callable[[Clips, float, int, Clips], Clips]:
     """A corruption of every clip."""
     return lambda clips, grade, length, reference: [change(clip[:length], grade) for clip in clips]
 
@@ -174,7 +180,7 @@ def broken(floors: dict[str, Any], clean: dict[str, float], values: dict[str, li
         slack = 1.5 * (high - low) / 2
         if abs(clean[name] - floor) > slack:
             wrong.append(f"{name} without corruption is {clean[name]:.4g}, not in {low:.4g} … {high:.4g}")
-        for corruption in one.sees:
+        for corruption in one.detects:
             path = [clean[name], *values[f"{corruption}/{name}"]]
             steps = np.diff(path)
             if not ((steps > 0).all() or (steps < 0).all()):
@@ -193,7 +199,7 @@ def main() -> None:
     real, clips = lamp_clips(args.minutes)
     with progress("corruptions") as update:
         reference_set = fit_reference(real, (64, 64), update)
-        floors = compare(reference_set, reference_set.held_out, 0, update)
+        floors = compare_with_floors(reference_set, reference_set.held_out, 0, update)
         values: dict[str, list[float]] = {}
         ratios: dict[str, list[str]] = {}
         clean: dict[str, float] = {}
@@ -214,16 +220,16 @@ def main() -> None:
     print(f"| *grades* | | {' | '.join(about)} |")
     for name, one in MEASURES.items():
         cells = [" ".join(ratios[f"{corruption}/{name}"]) for corruption in columns]
-        cells = [f"**{c}**" if column in one.sees else c for column, c in zip(columns, cells, strict=True)]
+        cells = [f"**{c}**" if column in one.detects else c for column, c in zip(columns, cells, strict=True)]
         print(f"| `{name}` | {' | '.join(cells)} |")
     print("\n| measure | sees | is blind to |\n|---|---|---|")
     for name, one in MEASURES.items():
-        print(f"| `{name}` | {', '.join(one.sees)} | {one.blind} |")
+        print(f"| `{name}` | {', '.join(one.detects)} | {one.cannot_see} |")
     wrong = broken(floors, clean, values)
-    print(f"\n{sum(len(one.sees) for one in MEASURES.values())} claims checked, {len(wrong)} broken.")
+    print(f"\n{sum(len(one.detects) for one in MEASURES.values())} claims checked, {len(wrong)} broken.")
     for text in wrong:
         print(f"- {text}")
-    finish("corruptions", {"machine": machine(), "floors": floors, "values": values}, args.save)
+    print_result("corruptions", {"machine": machine_rows(), "floors": floors, "values": values}, args.save)
     sys.exit(bool(wrong))
 
 

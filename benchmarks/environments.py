@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from mlxlava.bench.harness import CHECKOUT, Worker
+from mlxlava.bench.harness import CHECKOUT_FOLDER, Worker
 from mlxlava.console import print_table, say
 
 _LAVA = {"recipe": "lava", "size": 64}
@@ -38,7 +38,7 @@ _SETTLE = 0.2  # seconds in which the threads of who was just measured stop spin
 def race(pythons: Sequence[str], row: tuple[str, str, dict[str, Any], str], turns: int) -> dict[str, Any]:
     """Medians of each Python and the ratios of the second to the first."""
     name, measure, arguments, request = row
-    environment = {"PYTHONPATH": str(CHECKOUT and CHECKOUT / "src")}
+    environment = {"PYTHONPATH": str(CHECKOUT_FOLDER and CHECKOUT_FOLDER / "src")}
     command = ["-m", "mlxlava.bench.measures", measure, json.dumps(arguments)]
     old, new = (Worker(command, environment, python=python) for python in pythons)
     answers: dict[Worker, list[dict[str, float]]] = {old: [], new: []}
@@ -80,7 +80,7 @@ def main() -> None:
         say(f"environments: {row[0]}")
         rows.append(race(args.pythons, row, args.turns))
     columns = ("what", "old, s", "new, s", "ratio (quartiles)", "old, CPU s", "new, CPU s", "ratio", "load")
-    print_table("New by old", columns, [_cells(row) for row in rows], left=1)
+    print_table("New by old", columns, [_cells(row) for row in rows], left_aligned=1)
     print(json.dumps({"pythons": args.pythons, "rows": rows}))
 
 

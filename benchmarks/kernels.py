@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from typing import Any
 
-from mlxlava.backend import gpu_path, kernels, mx
+from mlxlava.backend import graph_kernels, mx, use_gpu_path
 from mlxlava.config import load_recipe, override
 from mlxlava.console import print_table
 from mlxlava.training.step import Trainer
@@ -39,16 +39,16 @@ def count(name: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
     clips = mx.zeros((data.batch_size, frames, *data.size, 3), mx.uint8)
     times = mx.zeros((data.batch_size, frames), mx.int32)
     rows = []
-    for kind in trainer.kinds:
-        found = kernels(trainer(state, clips, times, 0, kind=kind))
-        fused = [kernel for kernel in found if kernel.fused]
+    for kind in trainer.step_kinds:
+        found = graph_kernels(trainer(state, clips, times, 0, kind=kind))
+        fused = [kernel for kernel in found if kernel.is_fused]
         names = Counter(kernel.name for kernel in found)
         rows.append(
             {
                 "recipe": name,
                 "settings": settings,
                 "kind": _KINDS[kind],
-                "kernels": sum(kernel.launched for kernel in found),
+                "kernels": sum(kernel.is_launched for kernel in found),
                 "fused": len(fused),
                 "distinct_fused": len({kernel.name for kernel in fused}),
                 "widest": max(kernel.buffers for kernel in fused),
@@ -63,7 +63,7 @@ def main() -> None:
     """Count every case, print a table and JSON."""
     results = []
     for name, settings in _CASES:
-        with gpu_path():
+        with use_gpu_path():
             results += count(name, settings)
         print(name, settings, file=sys.stderr, flush=True)
     shown = ("kernels", "fused", "distinct_fused", "widest", "products", "convolutions")
@@ -82,7 +82,7 @@ def main() -> None:
         "products",
         "convolutions",
     )
-    print_table("Kernels of a compiled step on a GPU", columns, rows, left=3)
+    print_table("Kernels of a compiled step on a GPU", columns, rows, left_aligned=3)
     print(json.dumps({"benchmark": "kernels", "results": results}))
 
 

@@ -82,7 +82,10 @@ def main() -> None:
             rows.append((layer, way, *(f"{median:.1f}" for median in medians)))
             print(*rows[-1], file=sys.stderr, flush=True)
     print_table(
-        "Convolutions, ms", ("layer", "way", "forward", "by the input", "by the weights"), rows, left=2
+        "Convolutions, ms",
+        ("layer", "way", "forward", "by the input", "by the weights"),
+        rows,
+        left_aligned=2,
     )
 
 

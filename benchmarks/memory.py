@@ -16,10 +16,10 @@ import subprocess
 import sys
 from typing import Any
 
-from mlxlava.bench.harness import machine
+from mlxlava.bench.harness import machine_rows
 from mlxlava.config import load_recipe, override
 from mlxlava.console import print_table
-from mlxlava.training.plan import predict
+from mlxlava.training.memory_plan import predict_peak
 
 _TOLERANCE = 0.15
 
@@ -100,7 +100,7 @@ def main() -> None:
     for name, settings in ON_GPU_PATH if gpu else CONFIGURATIONS:
         command = [sys.executable, "-m", "benchmarks.memory", "--child", name, json.dumps(settings)]
         peak = float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
-        predicted = predict(override(load_recipe(name), settings), gpu=gpu)
+        predicted = predict_peak(override(load_recipe(name), settings), gpu=gpu)
         off = predicted / peak - 1
         worst = max(worst, -off if gpu else abs(off))
         results.append({"recipe": name, "settings": settings, "peak_gb": peak, "predicted_gb": predicted})
@@ -108,8 +108,8 @@ def main() -> None:
         rows.append((name, changed or "as it is", f"{peak:.3f}", f"{predicted:.3f}", f"{off:+.1%}"))
         print(*rows[-1], file=sys.stderr, flush=True)
     columns = ("recipe", "changed", "measured, GB", "estimated, GB" if gpu else "predicted, GB", "off")
-    print_table("Peak of MLX's arrays in a step", columns, rows, left=2)
-    print(json.dumps({"benchmark": "memory", "machine": machine(), "results": results}))
+    print_table("Peak of MLX's arrays in a step", columns, rows, left_aligned=2)
+    print(json.dumps({"benchmark": "memory", "machine": machine_rows(), "results": results}))
     if worst > (0 if gpu else _TOLERANCE):
         sys.exit(f"memory: a prediction is {worst:.0%} off")
 

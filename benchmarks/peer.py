@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from mlxlava.bench.harness import Answer, serve, threads
-from mlxlava.bench.measures import Answering, random_batch, sized
+from mlxlava.bench.harness import Answer, cores_to_use, serve_requests
+from mlxlava.bench.measures import AnswerFunction, random_batch, resized_recipe
 
 
 def peer(
     recipe: str, size: int, seq_len: int, batch_size: int, device: str, channels_last: bool, compiled: bool
-) -> Answering:
+) -> AnswerFunction:
     """The peer's training steps, on the same data; asked as ``measures.train`` is."""
     from benchmarks import peer_torch  # late: an error in importing PyTorch is answered as well
 
     if device == "cpu":
-        peer_torch.torch.set_num_threads(threads())
-    frames, times = random_batch(sized(recipe, size, seq_len, batch_size))
+        peer_torch.torch.set_num_threads(cores_to_use())
+    frames, times = random_batch(resized_recipe(recipe, size, seq_len, batch_size))
     options: dict[str, Any] = {"size": (size, size), "seq_len": seq_len, "batch_size": batch_size}
     options |= {"device": device, "channels_last": channels_last, "compiled": compiled}
     run: Callable[[str], dict[str, float]]
@@ -48,4 +48,4 @@ def peer(
 
 
 if __name__ == "__main__":
-    serve(lambda: peer(**json.loads(sys.argv[1])))
+    serve_requests(lambda: peer(**json.loads(sys.argv[1])))

@@ -57,7 +57,7 @@ def window(size: tuple[int, int], hidden: bool) -> dict[str, float]:
                 shown += 1
                 if not start and at >= _WARM_UP:
                     shown, start, busy = 0, time.perf_counter(), time.process_time()
-                if session.changed or (start and time.perf_counter() - start >= _SECONDS):
+                if session.should_leave_lamp or (start and time.perf_counter() - start >= _SECONDS):
                     break
             session.end()
         wall = time.perf_counter() - start

@@ -71,7 +71,9 @@ def main() -> None:
         ratio = statistics.median(a / b for a, b in zip(contestant.seconds[1:], plain, strict=True))
         setting = ", ".join(f"{key}={value}" for key, value in contestant.settings.items()) or "as it is"
         rows.append((setting, f"{ratio:.2f} ×", f"{contestant.peak():.2f}"))
-    print_table("Settings that save memory", ("setting", "time of a step", "arrays, GB"), rows, left=1)
+    print_table(
+        "Settings that save memory", ("setting", "time of a step", "arrays, GB"), rows, left_aligned=1
+    )
 
 
 if __name__ == "__main__":

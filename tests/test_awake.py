@@ -28,7 +28,7 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     stub, said = tmp_path / "caffeinate", tmp_path / "said"
     stub.write_text(STUB.format(said=said))
     stub.chmod(0o755)
-    monkeypatch.setattr(awake, "CAFFEINATE", stub)
+    monkeypatch.setattr(awake, "CAFFEINATE_PATH", stub)
     monkeypatch.setattr(awake, "ON_MACOS", True)
     return said
 
@@ -67,7 +67,7 @@ def test_it_may_sleep_again_after_an_error(said: Path) -> None:
 def test_a_process_that_is_killed_keeps_nothing_awake(said: Path) -> None:
     code = (
         "import time; from pathlib import Path; from mlxlava import awake\n"
-        f"awake.CAFFEINATE, awake.ON_MACOS = Path({str(awake.CAFFEINATE)!r}), True\n"
+        f"awake.CAFFEINATE_PATH, awake.ON_MACOS = Path({str(awake.CAFFEINATE_PATH)!r}), True\n"
         "with awake.keep_awake(): time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
@@ -87,7 +87,7 @@ def test_ctrl_c_in_the_terminal_does_not_reach_it(said: Path) -> None:
 
 
 def test_without_caffeinate_nothing_happens(said: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(awake, "CAFFEINATE", said.parent / "missing")
+    monkeypatch.setattr(awake, "CAFFEINATE_PATH", said.parent / "missing")
     with awake.keep_awake():
         pass
 

@@ -10,7 +10,6 @@ import pytest
 
 from mlxlava.config import (
     Recipe,
-    describe_settings,
     load_recipe,
     override,
     parse_settings,
@@ -18,6 +17,7 @@ from mlxlava.config import (
     recipe_from_dict,
     recipe_names,
     recipe_to_dict,
+    setting_rows,
 )
 from mlxlava.errors import UserError
 
@@ -132,7 +132,7 @@ def test_settings_on_the_command_line_are_toml_or_words() -> None:
 
 
 def test_every_setting_has_help() -> None:
-    rows = describe_settings(load_recipe("duralava"))
+    rows = setting_rows(load_recipe("duralava"))
     assert all(text for _, _, text in rows)
     assert ("training.optimizer", "sgd", "adam or sgd") in rows
 

@@ -8,18 +8,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mlxlava.normality import normality, null
+from mlxlava.normality import normality_statistics, null_intervals
 
 COUNT, SIZE = 256, 64
 
 
 @pytest.fixture(scope="module")
 def law() -> dict[str, tuple[float, float]]:
-    return null(COUNT, SIZE, repeats=60)
+    return null_intervals(COUNT, SIZE, repeats=60)
 
 
 def outside(states: npt.NDArray[Any], law: dict[str, tuple[float, float]]) -> set[str]:
-    values = normality(states)
+    values = normality_statistics(states)
     return {name for name, (low, high) in law.items() if not low <= values[name] <= high}
 
 

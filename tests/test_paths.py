@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxlava.paths import Draft, is_system_file, is_taken, names_in, whole_folder, write_whole
+from mlxlava.paths import Draft, atomic_folder, is_system_file, is_taken, names_in, write_text_atomically
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,8 @@ def test_what_a_folder_holds(tmp_path: Path) -> None:
 
 def test_a_file_is_written_whole_or_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "config.json"
-    write_whole(file, "ö 1\n")
-    write_whole(file, "ö 2\n")
+    write_text_atomically(file, "ö 1\n")
+    write_text_atomically(file, "ö 2\n")
     assert file.read_text(encoding="utf-8") == "ö 2\n"
 
     def full(handle: int) -> None:
@@ -47,7 +47,7 @@ def test_a_file_is_written_whole_or_stays(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        write_whole(file, "ö 3\n")
+        write_text_atomically(file, "ö 3\n")
     assert file.read_text(encoding="utf-8") == "ö 2\n"
     assert list(tmp_path.iterdir()) == [file]
 
@@ -56,19 +56,19 @@ def test_a_file_is_written_whole_or_stays(tmp_path: Path, monkeypatch: pytest.Mo
 KILLED = """
 import os, sys
 from pathlib import Path
-from mlxlava.paths import Draft, whole_folder
+from mlxlava.paths import Draft, atomic_folder
 
 def die(*_): os.kill(os.getpid(), 9)
 
 folder = Path(sys.argv[1])
 if sys.argv[2] == "swap":
-    with whole_folder(folder / "weights", "test") as draft:
+    with atomic_folder(folder / "weights", "test") as draft:
         (draft / "new").touch()
         rename = Path.rename
         Path.rename = lambda path, target: die() if path.suffix == ".tmp" else rename(path, target)
 else:
     Draft(folder / "config.json")
-    with whole_folder(folder / "weights", "test") as draft:
+    with atomic_folder(folder / "weights", "test") as draft:
         (draft / "new").touch()
         die()
 """
@@ -84,24 +84,24 @@ def test_what_a_killed_process_left_is_removed_by_the_next_write(tmp_path: Path)
     assert len(list(tmp_path.iterdir())) == 2
     assert not is_taken(tmp_path)  # so that the same command can be given again
     (tmp_path / ".notes.1a2b3c4d.tmp").touch()  # another program's
-    write_whole(tmp_path / "log.jsonl", "")
+    write_text_atomically(tmp_path / "log.jsonl", "")
     assert {path.name for path in tmp_path.iterdir()} == {"log.jsonl", ".notes.1a2b3c4d.tmp"}
 
 
 def test_a_folder_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
-    with whole_folder(tmp_path / "weights", "test") as draft:
+    with atomic_folder(tmp_path / "weights", "test") as draft:
         (draft / "old").touch()
     kill_in(tmp_path, "swap")
     assert not (tmp_path / "weights").exists()
-    write_whole(tmp_path / "config.json", "{}")
+    write_text_atomically(tmp_path / "config.json", "{}")
     assert names_in(tmp_path) == {"weights", "config.json"} == {path.name for path in tmp_path.iterdir()}
     assert names_in(tmp_path / "weights") == {"old"}
 
 
 def test_what_is_being_written_stays(tmp_path: Path) -> None:
-    with Draft(tmp_path / "config.json") as one, whole_folder(tmp_path / "weights", "test") as two:
+    with Draft(tmp_path / "config.json") as one, atomic_folder(tmp_path / "weights", "test") as two:
         (two / "new").touch()
-        write_whole(tmp_path / "config.json", "{}")
+        write_text_atomically(tmp_path / "config.json", "{}")
         assert one.path.exists() and two.exists()
     assert names_in(tmp_path) == {"config.json", "weights"} == {path.name for path in tmp_path.iterdir()}
     assert names_in(tmp_path / "weights") == {"new"}

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-CAFFEINATE = Path("/usr/bin/caffeinate")  # part of macOS
+CAFFEINATE_PATH = Path("/usr/bin/caffeinate")  # part of macOS
 ON_MACOS = sys.platform == "darwin"
 
 
@@ -17,19 +17,21 @@ ON_MACOS = sys.platform == "darwin"
 def keep_awake() -> Iterator[None]:
     """Keep this Mac from idle sleep inside the block; its display may still go dark.
 
-    Whoever closes the lid still sends it to sleep, and the work goes on when it wakes up. Nothing happens on
-    other systems, nor where ``caffeinate`` is missing. ``caffeinate`` ends with the block; ``-w`` ends it as
-    well when this process is killed. Of a distributed run each process has its own: it may be on another Mac.
+    Closing the lid still sends the Mac to sleep, and the work goes on when it wakes up. On other systems, or
+    without ``caffeinate``, nothing happens. ``caffeinate`` ends with the block; with ``-w`` it also ends when
+    this process is killed. In a distributed run each process has its own ``caffeinate``, since it may run on
+    another Mac.
     """
     helper = None
     if ON_MACOS:
         with contextlib.suppress(OSError):
             helper = subprocess.Popen(
-                [CAFFEINATE, "-i", "-w", str(os.getpid())],
+                [CAFFEINATE_PATH, "-i", "-w", str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                # A terminal sends Ctrl-C to all of a session. After it there is still a checkpoint to write.
+                # A terminal sends Ctrl-C to its whole session. After Ctrl-C a checkpoint still has to be
+                # written.
                 start_new_session=True,
             )
     try:

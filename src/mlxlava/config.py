@@ -1,6 +1,6 @@
-"""Every setting with its default and its help text, and the way from and to TOML and JSON.
+"""Every setting with its default and its help text; reading and writing settings as TOML and JSON.
 
-A recipe says what to train and how. It is a frozen tree of dataclasses, passed whole; the
+A recipe says what to train and how. It is a frozen tree of dataclasses, and is always passed as a whole. The
 TOML files in ``recipes/`` and the ``config.json`` of runs and weights hold the same keys.
 """
 
@@ -22,8 +22,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-GROWTH_RESTS = ("dynamics", "encoder")
-RECIPES = Path(__file__).parent / "recipes"
+FREEZABLE_NETWORKS = ("dynamics", "encoder")
+RECIPES_FOLDER = Path(__file__).parent / "recipes"
 SCREENS = (
     "auto",
     "window",
@@ -39,7 +39,7 @@ def _setting(default: Any, help: str, choices: Sequence[str] = ()) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What a batch of clips is."""
+    """Settings of footage, clips and batches."""
 
     size: tuple[int, int] = _setting((64, 64), "height and width of a frame; multiples of 16")
     every_nth: int = _setting(1, "keep every n-th frame of the footage; a kept frame is a learned step")
@@ -54,7 +54,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """State → frame."""
+    """Settings of the generator: state → frame."""
 
     kind: str = _setting(
         "shuffle",
@@ -75,7 +75,7 @@ class Generator:
 
 @dataclasses.dataclass(frozen=True)
 class Dynamics:
-    """State → next state."""
+    """Settings of the state step: state → next state."""
 
     kind: str = _setting(
         "stationary",
@@ -100,7 +100,7 @@ class Dynamics:
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """Frames of a real clip → the state it starts from; for training only."""
+    """Settings of the encoder, which training alone uses: frames of a real clip → its state."""
 
     context_frames: int = _setting(0, "frames of a clip that are encoded, evenly spaced; 0 for no encoder")
     widths: tuple[int, ...] = _setting((32, 64, 128, 256), "channels after each halving of the resolution")
@@ -118,7 +118,7 @@ class Encoder:
 
 @dataclasses.dataclass(frozen=True)
 class Discriminator:
-    """Frames of a clip → logits."""
+    """Settings of the discriminator: frames of a clip → logits."""
 
     kind: str = _setting(
         "frames",
@@ -134,7 +134,7 @@ class Discriminator:
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """What G, R and D minimise."""
+    """Settings of the loss of G, R and D."""
 
     kind: str = _setting(
         "relativistic",
@@ -163,7 +163,7 @@ class Loss:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How the weights move."""
+    """Settings of optimisers, schedules, checkpoints and memory."""
 
     optimizer: str = _setting("adam", "adam or sgd", ("adam", "sgd"))
     learning_rate: float = _setting(4e-4, "step size at the start, for G, R and D")
@@ -202,7 +202,7 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Growth:
-    """A lamp that begins with what was learned from smaller pictures (``train --init SMALL --size …``)."""
+    """Settings of a lamp that grows from a lamp of smaller pictures (``train --init SMALL --size …``)."""
 
     start_recipe: str = _setting(
         "", "recipe of the smaller lamp that is learned first, in the folder small of the run; empty for none"
@@ -221,7 +221,7 @@ class Growth:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What to train and how, whole."""
+    """What to train and how: all settings."""
 
     name: str = _setting("lava", "what the recipe is called")
     data: Data = dataclasses.field(default_factory=Data)
@@ -234,16 +234,16 @@ class Recipe:
     growth: Growth = dataclasses.field(default_factory=Growth)
 
     @property
-    def encoder_size(self) -> tuple[int, int]:
-        """Height and width of what the encoder sees."""
+    def encoder_input_size(self) -> tuple[int, int]:
+        """Height and width of the frames that the encoder sees."""
         return self.encoder.size if any(self.encoder.size) else self.data.size
 
     def __post_init__(self) -> None:
-        _check(self)
+        _check_recipe(self)
 
 
-# Names that settings had before, and what they are called now. Files of runs and weights keep the old ones.
-RENAMED = {
+# Old names of settings, with their present names. Older files of runs and weights have the old names.
+RENAMED_SETTINGS = {
     "encoder.views": "encoder.context_frames",
     "loss.alone": "loss.d_start",
     "loss.evidence": "loss.elbo_weight",
@@ -252,13 +252,13 @@ RENAMED = {
 }
 
 
-def _require(holds: bool, what: str) -> None:
-    if not holds:
-        raise UserError(f"recipe: {what}")
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(f"recipe: {message}")
 
 
-def _check(recipe: Recipe) -> None:
-    """Refuse settings that no network or batch can be built from."""
+def _check_recipe(recipe: Recipe) -> None:
+    """Raise UserError for settings from which no network or batch can be built."""
     data, training = recipe.data, recipe.training
     check_size(data.size)
     _require(data.seq_len >= 1, "data.seq_len must be at least 1")
@@ -297,9 +297,10 @@ def _check(recipe: Recipe) -> None:
         recipe.loss.d_start == 0 or (0 < recipe.loss.d_start <= 1 and recipe.loss.elbo_weight > 0),
         "loss.d_start must lie in [0, 1], and needs loss.elbo_weight: else nothing is learned until then",
     )
-    # A discriminator of frames halves once more, where it looks at several frames together.
+    # A discriminator of kind ``frames`` halves the size once more, in the layer that sees several frames
+    # together.
     more = 1 if recipe.discriminator.kind == "frames" else 0
-    height, width = recipe.encoder_size
+    height, width = recipe.encoder_input_size
     _require(
         data.size[0] % max(1, height) == 0 and data.size[1] * height == data.size[0] * width,
         f"encoder.size must be data.size ({data.size[0]}x{data.size[1]}) or that divided by a whole number",
@@ -311,11 +312,13 @@ def _check(recipe: Recipe) -> None:
     )
     _require(growth.rest_steps >= 0, "growth.rest_steps must not be negative")
     for name in growth.rest:
-        _require(name in GROWTH_RESTS, f"growth.rest = {name!r}; {nearest(name, GROWTH_RESTS)}")
+        _require(
+            name in FREEZABLE_NETWORKS, f"growth.rest = {name!r}; {did_you_mean(name, FREEZABLE_NETWORKS)}"
+        )
     for part, size, widths, halvings in (
         ("generator", data.size, recipe.generator.widths, len(recipe.generator.widths)),
         ("discriminator", data.size, recipe.discriminator.widths, len(recipe.discriminator.widths) + more),
-        ("encoder", recipe.encoder_size, recipe.encoder.widths, len(recipe.encoder.widths)),
+        ("encoder", recipe.encoder_input_size, recipe.encoder.widths, len(recipe.encoder.widths)),
     ):
         _require(len(widths) >= 1 and min(widths) >= 1, f"{part}.widths must be positive numbers")
         factor = 2**halvings
@@ -351,7 +354,7 @@ def _check(recipe: Recipe) -> None:
 
 
 def check_size(size: tuple[int, int]) -> None:
-    """Refuse a frame size that is not made of positive multiples of 16."""
+    """Raise UserError unless a frame size is made of positive multiples of 16."""
     if len(size) != 2 or any(side <= 0 or side % 16 for side in size):
         text = format_size(size, "x")
         raise UserError(f"size: {text} is not made of multiples of 16; give for example 64 or 128x64 (HxW)")
@@ -372,24 +375,24 @@ def format_size(size: Sequence[int], sign: str = "×") -> str:
     return sign.join(map(str, size))
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
-    """A clause that names the known word nearest to ``word``, or all of them."""
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """A clause for a message: the known word nearest to ``word``, or all known words."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
 
 
-def _convert(value: Any, kind: Any, where: str) -> Any:
-    """Check one value against its annotation; lists become tuples."""
+def _convert_value(value: Any, kind: Any, where: str) -> Any:
+    """Check the type of a value. Lists become tuples."""
     origin = get_origin(kind)
     if origin is tuple:
         args = get_args(kind)
         if not isinstance(value, (list, tuple)):
             raise UserError(f"recipe: {where} must be a list")
         if args[-1] is Ellipsis:
-            return tuple(_convert(item, args[0], where) for item in value)
+            return tuple(_convert_value(item, args[0], where) for item in value)
         if len(value) != len(args):
             raise UserError(f"recipe: {where} must hold {len(args)} numbers")
-        return tuple(_convert(item, arg, where) for item, arg in zip(value, args, strict=True))
+        return tuple(_convert_value(item, arg, where) for item, arg in zip(value, args, strict=True))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:
@@ -397,31 +400,31 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     return value
 
 
-def _build(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
+def _build_section(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
     fields = {field.name: field for field in dataclasses.fields(cls)}
     hints = get_type_hints(cls)
     arguments: dict[str, Any] = {}
     for key, value in values.items():
-        path = RENAMED.get(f"{where}{key}", f"{where}{key}")
+        path = RENAMED_SETTINGS.get(f"{where}{key}", f"{where}{key}")
         key = path.removeprefix(where)
         if key not in fields:
-            raise UserError(f"recipe: unknown key {path!r}; {nearest(key, list(fields))}")
+            raise UserError(f"recipe: unknown key {path!r}; {did_you_mean(key, list(fields))}")
         kind = hints[key]
         if dataclasses.is_dataclass(kind):
             if not isinstance(value, Mapping):
                 raise UserError(f"recipe: {path} must be a table of settings")
-            arguments[key] = _build(typing.cast(type, kind), value, f"{path}.")
+            arguments[key] = _build_section(typing.cast(type, kind), value, f"{path}.")
             continue
-        arguments[key] = _convert(value, kind, path)
+        arguments[key] = _convert_value(value, kind, path)
         choices = fields[key].metadata.get("choices", ())
         if choices and arguments[key] not in choices:
-            raise UserError(f"recipe: {path} = {value!r}; {nearest(str(value), choices)}")
+            raise UserError(f"recipe: {path} = {value!r}; {did_you_mean(str(value), choices)}")
     return cls(**arguments)
 
 
 def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
     """Build a recipe from nested tables; a missing key takes its default, an unknown one is an error."""
-    return typing.cast(Recipe, _build(Recipe, values))
+    return typing.cast(Recipe, _build_section(Recipe, values))
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
@@ -437,15 +440,15 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
 
 def recipe_names() -> list[str]:
     """The recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES.glob("[!.]*.toml"))
+    return sorted(path.stem for path in RECIPES_FOLDER.glob("[!.]*.toml"))
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """Read a recipe by name (one that comes with the package) or from a TOML or JSON file."""
     name = str(name_or_path)
-    path = RECIPES / f"{name}.toml" if name in recipe_names() else Path(name_or_path)
+    path = RECIPES_FOLDER / f"{name}.toml" if name in recipe_names() else Path(name_or_path)
     if not path.is_file():
-        raise UserError(f"recipe: no recipe or file named {name!r}; {nearest(name, recipe_names())}")
+        raise UserError(f"recipe: no recipe or file named {name!r}; {did_you_mean(name, recipe_names())}")
     try:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
@@ -454,7 +457,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     parent = values.pop("extends", None)
     for section, table in values.items():
         for key in table if isinstance(table, dict) else ():
-            _new_name(f"{section}.{key}")
+            _current_setting_name(f"{section}.{key}")
     if parent is None:
         return recipe_from_dict({"name": path.stem, **values})
     inherited = recipe_to_dict(load_recipe(parent))
@@ -471,7 +474,9 @@ def override(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
         table = values
         for section in sections:
             if not isinstance(table.get(section), dict):
-                raise UserError(f"recipe: unknown section {section!r}; {nearest(section, _sections())}")
+                raise UserError(
+                    f"recipe: unknown section {section!r}; {did_you_mean(section, _section_names())}"
+                )
             table = table[section]
         if isinstance(table.get(key), dict):
             raise UserError(f"recipe: {path} is a section; name a setting in it")
@@ -479,13 +484,13 @@ def override(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     return recipe_from_dict(values)
 
 
-def _sections() -> list[str]:
+def _section_names() -> list[str]:
     return [f.name for f in dataclasses.fields(Recipe) if f.default_factory is not dataclasses.MISSING]
 
 
-def _new_name(path: str) -> str:
-    """What a setting that a user names is called now; says so in a line where that is new."""
-    name = RENAMED.get(path, path)
+def _current_setting_name(path: str) -> str:
+    """The present name of a setting that a user names. Prints a line if the user gave an old name."""
+    name = RENAMED_SETTINGS.get(path, path)
     if name != path:
         print(f"mlxlava: the setting {path} is called {name} now", file=sys.stderr)
     return name
@@ -500,7 +505,7 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
             raise UserError(
                 f"--set: cannot read {pair!r}; give section.key=value, for example data.seq_len=20"
             )
-        name = _new_name(key.strip())
+        name = _current_setting_name(key.strip())
         try:
             settings[name] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
@@ -508,11 +513,11 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def describe_settings(recipe: Recipe) -> list[tuple[str, Any, str]]:
+def setting_rows(recipe: Recipe) -> list[tuple[str, Any, str]]:
     """Every setting as (dotted name, value, help), in the order of the dataclasses."""
     rows: list[tuple[str, Any, str]] = []
     hints = get_type_hints(Recipe)
-    for section in _sections():
+    for section in _section_names():
         for field in dataclasses.fields(hints[section]):
             value = getattr(getattr(recipe, section), field.name)
             rows.append((f"{section}.{field.name}", value, field.metadata["help"]))

@@ -11,42 +11,42 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-Update = Callable[[float, "float | None", str], None]
+OnProgress = Callable[[float, "float | None", str], None]
 
-_LINE_EVERY = 10.0  # seconds between plain lines
+_SECONDS_BETWEEN_LINES = 10.0  # seconds between plain lines
 
 
-_quiet = False
+_muted = False
 
 
 def mute() -> None:
-    """Print no more messages in this process. Of several that do the same work, one is enough."""
-    global _quiet
-    _quiet = True
+    """Print no more messages in this process. If several processes do the same work, one of them prints."""
+    global _muted
+    _muted = True
 
 
 def say(text: str) -> None:
     """Print a line on stderr, above the progress bar if there is one."""
-    if _quiet:
+    if _muted:
         return
-    _console().print(text, highlight=False, markup=False, soft_wrap=True)
+    _stderr_console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
-def progress(what: str) -> Iterator[Update]:
+def progress(what: str) -> Iterator[OnProgress]:
     """Show the progress of long work.
 
     Args:
-        what: its name, at the start of the line.
+        what: name of the work, at the start of the line.
 
     Yields:
-        A function of the amount done, the total amount (None if unknown) and a text.
+        A function to be called with the amount done, the total amount (None if unknown) and a text.
     """
-    if _quiet or not _console().is_terminal:
-        yield _lines(what)
+    if _muted or not _stderr_console().is_terminal:
+        yield _plain_line_progress(what)
         return
     columns = (TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[text]}"))
-    with Progress(*columns, console=_console(), transient=True, expand=True) as shown:
+    with Progress(*columns, console=_stderr_console(), transient=True, expand=True) as shown:
         task = shown.add_task(what, total=None, text="")
 
         def update(done: float, total: float | None, text: str) -> None:
@@ -55,38 +55,43 @@ def progress(what: str) -> Iterator[Update]:
         yield update
 
 
-def table(rows: Mapping[str, str]) -> None:
-    """Names and values on stdout, in two columns."""
+def print_rows(rows: Mapping[str, str]) -> None:
+    """Print names and values on stdout, in two columns."""
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:{width}}  {value}")
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
-    """A table on stdout, cut only on a terminal. All columns but the first ``left`` are aligned right."""
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left_aligned: int = 1
+) -> None:
+    """Print a table on stdout; only a terminal cuts it.
+
+    The first ``left_aligned`` columns are aligned left.
+    """
     shown = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        shown.add_column(column, justify="left" if index < left else "right", no_wrap=True)
+        shown.add_column(column, justify="left" if index < left_aligned else "right", no_wrap=True)
     for row in rows:
         shown.add_row(*row)
     console = Console()
     Console(width=console.width if console.is_terminal else 200, highlight=False).print(shown)
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as 1:02:03 or 2:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _lines(what: str) -> Update:
-    last = -_LINE_EVERY
+def _plain_line_progress(what: str) -> OnProgress:
+    last = -_SECONDS_BETWEEN_LINES
 
     def update(done: float, total: float | None, text: str) -> None:
         nonlocal last
         finished = total is not None and done >= total
-        if finished or time.monotonic() - last >= _LINE_EVERY:
+        if finished or time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
             last = time.monotonic()
             percent = f"{done / total:4.0%} " if total else ""
             say(f"{what} {percent}{text}")
@@ -94,12 +99,12 @@ def _lines(what: str) -> Update:
     return update
 
 
-def _console() -> Console:
-    global _stderr
-    # Messages and a bar must use the same console. A new one is made where sys.stderr was replaced.
-    if _stderr is None or _stderr.file is not sys.stderr:
-        _stderr = Console(file=sys.stderr)
-    return _stderr
+def _stderr_console() -> Console:
+    global _cached_console
+    # Messages and a bar must use the same console. A new console is made if sys.stderr was replaced.
+    if _cached_console is None or _cached_console.file is not sys.stderr:
+        _cached_console = Console(file=sys.stderr)
+    return _cached_console
 
 
-_stderr: Console | None = None
+_cached_console: Console | None = None

@@ -1,7 +1,7 @@
-"""The one exception for what a user has to mend."""
+"""The exception for mistakes that the user can correct."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """A mistake of the user's making: one line that says what is wrong and what to do (exit 2)."""
+    """A mistake of the user. The text is one line that says what is wrong and what to do (exit status 2)."""

@@ -1,8 +1,8 @@
-"""What went wrong when MLX's device failed, in plain words.
+"""Explains failures of MLX's device in plain words.
 
-MLX tells all of it as a RuntimeError, whose text comes from Metal, from CUDA or from MLX itself. The texts
-are those of MLX's sources: device.cpp, allocator.cpp and compiled.cpp of its Metal back end, utils.cpp and
-cublas_utils.cpp of its CUDA back end.
+MLX reports them as a RuntimeError, whose text comes from Metal, from CUDA or from MLX itself. The patterns
+here were taken from MLX's sources: device.cpp, allocator.cpp and compiled.cpp of its Metal back end,
+utils.cpp and cublas_utils.cpp of its CUDA back end.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from __future__ import annotations
 import dataclasses
 import re
 
-# Texts of a device's failures begin so. CUDA's begin with the call: "cudaMalloc(&data, size) failed: …".
-_DEVICE = re.compile(
+# Texts of a device's failures begin with one of these patterns. Those of CUDA begin with the call:
+# "cudaMalloc(&data, size) failed: …".
+_DEVICE_FAILURE_TEXT = re.compile(
     r"\[METAL\]|\[Metal::|\[metal::|\[malloc\]|\[compile\] Too many|\[conv\] A single unfolding row"
     r"|Failed to (load|compile)|[\w.:>-]+\(.*\) failed( with code)?: ",
     re.DOTALL,
 )
 
-# The first pattern that is found says what it was; behind it stand what to do, and whether less work at once
-# would help.
+# Each row has a pattern, the cause in plain words, an advice, and whether less work at once would help. The
+# first pattern that is found in the text counts.
 _CAUSES = (
     (
         r"OutOfMemory|Insufficient Memory|out of memory|Unable to allocate|OUT_OF_MEMORY|ALLOC_FAILED",
@@ -58,35 +59,35 @@ _CAUSES = (
     ),
     (r"", "the GPU failed", "try again, and report it if it fails again", True),
 )
-_LONGEST = 200  # characters of MLX's own text that are shown
+_LONGEST_TEXT = 200  # characters of MLX's own text that are shown
 
 
 @dataclasses.dataclass(frozen=True)
-class Failure:
+class DeviceFailure:
     """A failure of MLX's device.
 
     Attributes:
-        what: what it was, in plain words, with the beginning of MLX's own text.
-        advice: what to do about it.
-        too_much: whether less work at once would help.
+        what: the cause in plain words, with the beginning of MLX's own text.
+        advice: what the user can do.
+        less_work_helps: whether less work at once would help.
     """
 
     what: str
     advice: str
-    too_much: bool
+    less_work_helps: bool
 
 
 class DeviceFailed(Exception):
-    """MLX's device failed during work that can be gone on with; the text says how (exit 1)."""
+    """MLX's device failed during work that can be continued. The text says how (exit status 1)."""
 
 
-def explain(error: BaseException) -> Failure | None:
-    """What an error of MLX's device means; None for any other error."""
+def explain_device_failure(error: BaseException) -> DeviceFailure | None:
+    """Explain an error of MLX's device. Returns None for any other error."""
     text = " ".join(str(error).split()).rstrip(".")
     if isinstance(error, MemoryError):
         text = f"[malloc] Unable to allocate: {text or 'no memory'}"
-    elif not isinstance(error, RuntimeError) or not _DEVICE.match(text):
+    elif not isinstance(error, RuntimeError) or not _DEVICE_FAILURE_TEXT.match(text):
         return None
     what, advice, too_much = next(cause[1:] for cause in _CAUSES if re.search(cause[0], text))
-    shown = text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
-    return Failure(f"{what} ({shown})", advice, too_much)
+    shown = text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " …"
+    return DeviceFailure(f"{what} ({shown})", advice, too_much)

@@ -1,7 +1,7 @@
-"""Is a set of states N(0, I)? These statistics also see what four pooled moments miss.
+"""Statistics of whether a set of states is distributed as N(0, I). They see more than four pooled moments.
 
-Each statistic is written once, for NumPy arrays (to measure) and for MLX arrays (as a penalty, with a
-gradient). ``xp`` is the module of the arrays, ``numpy`` by default or ``mlx.core``. Nothing here imports MLX.
+Each statistic is written once. It works for NumPy arrays, to measure, and for MLX arrays, as a penalty with a
+gradient. ``xp`` is the module of the arrays, ``numpy`` by default or ``mlx.core``. Nothing here imports MLX.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from mlxlava.products import matmul
 
-Array = npt.NDArray[Any]
+NumpyArray = npt.NDArray[Any]
 
-_KNOTS = 17  # of Epps–Pulley's integral over 0 … 3, by the trapezoidal rule
-_DIRECTIONS = 64
+_KNOT_COUNT = 17  # knots of the trapezoidal rule for Epps–Pulley's integral over 0 … 3
+_DIRECTION_COUNT = 64  # random directions of ``epps_pulley_directions``
 
 
 def moments(x: Any, xp: ModuleType = np) -> tuple[Any, Any, Any, Any]:
@@ -32,17 +32,18 @@ def moments(x: Any, xp: ModuleType = np) -> tuple[Any, Any, Any, Any]:
 def epps_pulley(x: Any, xp: ModuleType = np) -> Any:
     """N · ∫ |φ̂(t) − e^(−t²/2)|² e^(−t²/2) dt over 0 … 3, for each column (Epps and Pulley 1983).
 
-    The columns are compared with N(0, 1) itself. Mean and deviation are not fitted first, so these are tested
+    The columns are compared with N(0, 1) itself. Mean and deviation are not fitted first, so they are tested
     as well.
 
     Args:
-        x: (N, K).
+        x: points (N, K).
         xp: module of the arrays.
 
     Returns:
-        (K,). It is about 0.53 for N(0, 1), whatever N. For other distributions it grows with N.
+        The statistic of each column (K,). It is about 0.53 for N(0, 1), whatever N. For other distributions
+        it grows with N.
     """
-    knots = xp.linspace(0, 3, _KNOTS)
+    knots = xp.linspace(0, 3, _KNOT_COUNT)
     normal = xp.exp(-knots * knots / 2)
     angles = x[..., None] * knots  # (N, K, knots)
     square = (xp.cos(angles).mean(0) - normal) ** 2 + xp.sin(angles).mean(0) ** 2
@@ -51,20 +52,21 @@ def epps_pulley(x: Any, xp: ModuleType = np) -> Any:
 
 
 def covariance_distance(products: Any, xp: ModuleType = np) -> Any:
-    """‖S − I‖² / Z of second moments S about zero (Z, Z): xᵀx / N of states x (N, Z)."""
+    """‖S − I‖² / Z for second moments S about zero (Z, Z). For states x (N, Z), S is xᵀx / N."""
     size = products.shape[0]
     return ((products - xp.eye(size)) ** 2).sum() / size
 
 
-def normality(states: Array) -> dict[str, float]:
+def normality_statistics(states: NumpyArray) -> dict[str, float]:
     """Statistics of states (N, Z).
 
-    ``mean``, ``deviation``, ``skewness`` and ``kurtosis`` of all numbers pooled; ``norm``, the mean length
-    of a state; ``epps_pulley_axes`` and ``epps_pulley_directions``, means over the coordinate axes and over
-    64 fixed random directions (each alone misses some collapses); ``covariance``, ‖cov − I‖² / Z.
+    ``mean``, ``deviation``, ``skewness`` and ``kurtosis`` are those of all numbers pooled. ``norm`` is the
+    mean length of a state. ``epps_pulley_axes`` is a mean over the coordinate axes,
+    ``epps_pulley_directions`` one over 64 fixed random directions; each alone misses some collapses.
+    ``covariance`` is ‖cov − I‖² / Z.
     """
     x = states.astype(np.float64)
-    directions = np.random.default_rng(0).standard_normal((x.shape[1], _DIRECTIONS))
+    directions = np.random.default_rng(0).standard_normal((x.shape[1], _DIRECTION_COUNT))
     directions /= np.linalg.norm(directions, axis=0)
     return {
         **dict(zip(("mean", "deviation", "skewness", "kurtosis"), pooled_moments(x), strict=True)),
@@ -75,17 +77,23 @@ def normality(states: Array) -> dict[str, float]:
     }
 
 
-def pooled_moments(states: Array) -> tuple[float, float, float, float]:
-    """``moments`` of NumPy states, as numbers."""
+def pooled_moments(states: NumpyArray) -> tuple[float, float, float, float]:
+    """``moments`` of NumPy states, as Python numbers."""
     mean, std, skewness, kurtosis = moments(states.astype(np.float64))
     return float(mean), float(std), float(skewness), float(kurtosis)
 
 
-def null(count: int, size: int, repeats: int = 400, seed: int = 0) -> dict[str, tuple[float, float]]:
+def null_intervals(
+    count: int, size: int, repeats: int = 400, seed: int = 0
+) -> dict[str, tuple[float, float]]:
     """The central 95 % interval of each statistic of ``count`` states drawn from N(0, I), by simulation."""
     rng = np.random.default_rng(seed)
-    rows = [list(normality(rng.standard_normal((count, size))).values()) for _ in range(repeats)]
+    rows = [list(normality_statistics(rng.standard_normal((count, size))).values()) for _ in range(repeats)]
     low, high = np.quantile(rows, [0.025, 0.975], axis=0)
     return dict(
-        zip(normality(np.zeros((2, size))), zip(low.tolist(), high.tolist(), strict=True), strict=True)
+        zip(
+            normality_statistics(np.zeros((2, size))),
+            zip(low.tolist(), high.tolist(), strict=True),
+            strict=True,
+        )
     )

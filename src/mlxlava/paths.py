@@ -1,4 +1,4 @@
-"""Folders and files: the cache, runs, files that systems make by themselves, and writing all or nothing."""
+"""Folders and files: the cache folder, runs, files made by the operating system, and atomic writing."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from mlxlava.errors import UserError
 
 _SYSTEM_FILES = {".ds_store", ".localized", "thumbs.db", "desktop.ini"}
 # AppleDouble: "._NAME" holds what macOS knows of NAME, on disks that cannot keep it (exFAT, SMB).
-_APPLE_DOUBLE = "._"
-# A draft (``Draft``), or the folder whose place a draft is taking.
-_DRAFT = re.compile(r"\.(?P<name>.+)\.mlxlava-[0-9a-f]{8}\.(?P<kind>tmp|old)")
+_APPLE_DOUBLE_PREFIX = "._"
+# The name of a draft (``Draft``), or of the old folder that a draft replaces.
+_DRAFT_NAME = re.compile(r"\.(?P<name>.+)\.mlxlava-[0-9a-f]{8}\.(?P<kind>tmp|old)")
 
 
-SMALL = "small"  # in the folder of a run that grows: the run of the smaller lamp
+SMALL_LAMP_FOLDER = "small"  # in the folder of a run that grows: the run of the smaller lamp
 
 
 def is_system_file(name: str) -> bool:
-    """Whether a file of this name was made by macOS or Windows by itself, and not for the user."""
-    return name.startswith(_APPLE_DOUBLE) or name.lower() in _SYSTEM_FILES
+    """Whether a file of this name was made by macOS or Windows, and not by the user."""
+    return name.startswith(_APPLE_DOUBLE_PREFIX) or name.lower() in _SYSTEM_FILES
 
 
 def names_in(folder: Path) -> set[str]:
-    """The names in a folder, without files of the system and drafts; none where there is no folder."""
+    """The names in a folder, without system files and drafts; empty if there is no such folder."""
     if not folder.is_dir():
         return set()
     names = (path.name for path in folder.iterdir())
-    return {name for name in names if not is_system_file(name) and not _DRAFT.fullmatch(name)}
+    return {name for name in names if not is_system_file(name) and not _DRAFT_NAME.fullmatch(name)}
 
 
 def is_taken(path: Path) -> bool:
-    """Whether something is there that must not be written over: a file, or a folder that is not empty.
+    """Whether a path has something that must not be overwritten: a file, or a folder that is not empty.
 
     Opening a folder in the Finder leaves a ``.DS_Store`` in it. Such a folder counts as empty.
     """
@@ -49,10 +49,10 @@ def is_taken(path: Path) -> bool:
 
 
 def cache_folder() -> Path:
-    """The folder of files that can be made again at any time. It may not exist yet.
+    """The cache folder, for files that can be made again at any time. It may not exist yet.
 
-    An empty or relative XDG_CACHE_HOME counts as not set, as the XDG Base Directory specification demands:
-    the folder would lie in the working folder, where others may have put files of the same names.
+    An empty or relative XDG_CACHE_HOME counts as not set, as the XDG Base Directory specification demands. A
+    relative one would lie in the working folder, where others may have put files of the same names.
 
     Raises:
         UserError: There is neither XDG_CACHE_HOME nor a home folder.
@@ -67,30 +67,30 @@ def cache_folder() -> Path:
     raise UserError("cache: no home folder is known; set XDG_CACHE_HOME to a folder of yours")
 
 
-def make_private(folder: Path) -> Path:
-    """Make a folder, and those above it that are missing, for this user alone (mode 0700)."""
+def make_private_folder(folder: Path) -> Path:
+    """Make a folder and its missing parents, for this user alone (mode 0700)."""
     for each in (*reversed(folder.parents), folder):
         if not each.is_dir():
             each.mkdir(mode=0o700, exist_ok=True)
     return folder
 
 
-def checkpoints(run: Path) -> list[Path]:
+def checkpoint_folders(run: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     return sorted(path.parent for path in (run / "checkpoints").glob("[0-9]*/progress.json"))
 
 
 def latest_checkpoint(run: Path) -> Path | None:
     """The last checkpoint of a run, if there is one."""
-    found = checkpoints(run)
+    found = checkpoint_folders(run)
     return found[-1] if found else None
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
 
     Raises:
-        UserError: it cannot be read or holds something else. ``what`` stands before the message.
+        UserError: the file cannot be read, or holds no object. ``what`` stands before the message.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -104,37 +104,38 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 class Draft:
-    """A file or a folder that is written under a temporary name, and takes its real name when it is finished.
+    """A file or a folder that has a temporary name while it is written, and takes its real name at the end.
 
-    The temporary name stands beside the real one: ``.NAME.mlxlava-1a2b3c4d.tmp``. A draft is locked (flock)
-    as long as its process lives. So a draft without a lock was left by a process that was killed, and the
-    next draft in the same folder removes it. Where a file system has no locks, it stays.
+    The temporary name is in the same folder: ``.NAME.mlxlava-1a2b3c4d.tmp``. A draft is locked (flock) as
+        long as
+    its process lives. So a draft without a lock was left by a process that was killed, and the next draft in
+    the same folder removes it. If a file system has no locks, such a draft stays.
 
-    A context manager: on leaving, a draft that is not finished is removed.
+    A draft is a context manager. A draft that is not finished is removed at the end of the block.
 
     Args:
         target: the real name.
-        is_folder: whether to make a folder, with the folders above it that are missing, and not a file.
+        is_folder: whether to make a folder, with its missing parents, and not a file.
 
     Attributes:
-        path: the temporary name. An empty file, or an empty folder, is there.
+        path: path with the temporary name. At first it is an empty file or folder.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the draft cannot be made.
     """
 
     def __init__(self, target: Path, *, is_folder: bool = False) -> None:
         self._target = target
         _remove_leftovers(target.parent)
         while True:
-            # Random, since containers give every process the same number.
+            # The name is random, since processes in different containers may have the same number.
             self.path = target.with_name(f".{target.name}.mlxlava-{secrets.token_hex(4)}.tmp")
             if is_folder:
                 self.path.mkdir(parents=True)
             else:
                 self.path.touch(exist_ok=False)
-            self._lock = _lock(self.path, wait=True)
-            if self.path.exists():  # if not, another process has found it before it was locked
+            self._lock = _try_lock(self.path, wait=True)
+            if self.path.exists():  # otherwise another process has removed it before it was locked
                 return
             self.discard()
 
@@ -147,10 +148,10 @@ class Draft:
         self.discard()
 
     def finish(self) -> None:
-        """Give the draft its real name. What had that name is replaced.
+        """Give the draft its real name. A file or folder that had this name is replaced.
 
         Raises:
-            OSError: it cannot be renamed; what was there before is kept.
+            OSError: the draft cannot be renamed. The old file or folder is kept.
         """
         if self.path.is_dir():
             self._replace_folder()
@@ -169,7 +170,7 @@ class Draft:
         old, lock = self.path.with_suffix(".old"), None
         try:
             if self._target.exists():
-                lock = _lock(self._target)
+                lock = _try_lock(self._target)
                 self._target.rename(old)
             try:
                 self.path.rename(self._target)
@@ -183,11 +184,11 @@ class Draft:
             _unlock(lock)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file (UTF-8): the new text is there as a whole and on disk, or the old file stays.
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a text file (UTF-8) to the disk. If that fails, the old file stays.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     with Draft(path) as draft:
         with draft.path.open("w", encoding="utf-8") as file:
@@ -198,7 +199,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(
+def atomic_folder(
     folder: Path,
     what: str,
     is_write_error: Callable[[Exception], bool] = lambda error: True,
@@ -206,21 +207,23 @@ def whole_folder(
     advice: str = "what was there before is kept",
     private: bool = False,
 ) -> Iterator[Path]:
-    """Give a folder under a temporary name; it takes its real name on the way out, when all is on disk.
+    """Yield a folder with a temporary name. At the end of the block it takes its real name.
+
+    All files are on the disk before the folder is renamed. So the folder is complete, or the old one stays.
 
     Args:
-        folder: its real name.
-        what: stands before an error.
-        is_write_error: whether an error comes from writing; others are raised as they are.
-        advice: stands after an error.
-        private: make missing folders above it for this user alone.
+        folder: path with the real name.
+        what: text before an error message.
+        is_write_error: whether an error was caused by writing. Other errors are raised unchanged.
+        advice: text after an error message.
+        private: whether missing parents are made for this user alone.
 
     Raises:
-        UserError: it cannot be written; what was there before is kept.
+        UserError: the folder cannot be written. The old folder is kept.
     """
     try:
         if private:
-            make_private(folder.parent)
+            make_private_folder(folder.parent)
         with Draft(folder, is_folder=True) as draft:
             yield draft.path
             for file in draft.path.iterdir():
@@ -238,13 +241,13 @@ def whole_folder(
 def _remove_leftovers(folder: Path) -> None:
     """Remove the drafts that killed processes have left in a folder."""
     for path in folder.glob(".*.mlxlava-*.*"):
-        found = _DRAFT.fullmatch(path.name)
-        lock = _lock(path) if found else None
+        found = _DRAFT_NAME.fullmatch(path.name)
+        lock = _try_lock(path) if found else None
         if not found or lock is None:  # a draft that a process is writing
             continue
         target = path.with_name(found["name"])
         if found["kind"] == "old" and not target.exists():
-            # The process was killed after the old folder had lost its name, before the new one had it.
+            # The process was killed after it had renamed the old folder and before it renamed the new one.
             with contextlib.suppress(OSError):
                 path.rename(target)
         else:
@@ -255,15 +258,15 @@ def _remove_leftovers(folder: Path) -> None:
 def _remove(path: Path) -> None:
     """Remove a file or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
-        # Errors are no matter: on some disks macOS removes "._NAME" itself as soon as NAME is gone.
+        # Errors are ignored: on some disks macOS itself removes "._NAME" as soon as NAME is removed.
         shutil.rmtree(path, ignore_errors=True)
     else:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
 
 
-def _lock(path: Path, *, wait: bool = False) -> int | None:
-    """Lock a file or a folder for this process; None if another has locked it or locks are not supported."""
+def _try_lock(path: Path, *, wait: bool = False) -> int | None:
+    """Lock a file or a folder. None if another process has locked it, or if locks are not supported."""
     # A folder can only be opened to read. A file is opened to write as well, which NFS demands for a lock.
     try:
         handle = os.open(path, os.O_NOFOLLOW | (os.O_RDONLY if path.is_dir() else os.O_RDWR))

@@ -1,8 +1,8 @@
 """Matrix products of NumPy without its false warnings on macOS.
 
-There NumPy multiplies with Apple's Accelerate, which leaves floating-point flags behind. NumPy then warns of
-a "divide by zero encountered in matmul", although every number is finite and right (NumPy's issue 28687).
-Such lines would stand over a picture in the terminal. So the package multiplies NumPy arrays only here.
+On macOS NumPy multiplies with Apple's Accelerate, which leaves floating-point flags behind. NumPy then warns
+of a "divide by zero encountered in matmul", although every number is finite and right (NumPy's issue 28687).
+Such lines would spoil a picture in the terminal. So the package multiplies NumPy arrays only in this file.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+NumpyArray = npt.NDArray[Any]
 
 
-def matmul(x: Array, y: Array) -> Array:
-    """``x @ y``; of stacks of matrices as well."""
+def matmul(x: NumpyArray, y: NumpyArray) -> NumpyArray:
+    """``x @ y``. Stacks of matrices are allowed."""
     with np.errstate(all="ignore"):
-        product: Array = x @ y
+        product: NumpyArray = x @ y
     return product
 
 
-def covariance(x: Array) -> Array:
+def covariance(x: NumpyArray) -> NumpyArray:
     """Covariance (d, d) of points (N, d)."""
     with np.errstate(all="ignore"):
-        found: Array = np.cov(x, rowvar=False)
+        found: NumpyArray = np.cov(x, rowvar=False)
     return found

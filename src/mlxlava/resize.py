@@ -18,12 +18,12 @@ def resize(
     resampling), so nothing flickers. A larger one is interpolated (bicubic).
 
     Args:
-        image: RGB; an array is uint8 (H′, W′, 3).
-        size: height and width, H and W.
-        box: the region to take (x, y, width, height), in pixels; the whole picture when None.
+        image: RGB picture; an array must be uint8 (H′, W′, 3).
+        size: height H and width W of the result.
+        box: region to cut out (x, y, width, height), in pixels; the whole picture when None.
 
     Returns:
-        uint8 (H, W, 3).
+        The picture, uint8 (H, W, 3).
     """
     if not isinstance(image, Image.Image):
         image = Image.fromarray(image)
@@ -42,8 +42,8 @@ def resize_smoothly(image: Image.Image | Frame, size: tuple[int, int]) -> Image.
     ``resize``. 256×128 → 512×256 takes 1.0 ms, and 1.4 ms by ``resize``.
 
     Args:
-        image: RGB; an array is uint8 (H′, W′, 3).
-        size: height and width, H and W.
+        image: RGB picture; an array must be uint8 (H′, W′, 3).
+        size: height H and width W of the result.
     """
     if not isinstance(image, Image.Image):
         image = Image.fromarray(image)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlxlava.backend import gpu_path, mx, on_cpu, on_gpu_path
+from mlxlava.backend import mx, on_cpu, on_gpu_path, use_gpu_path
 from mlxlava.backend.cpu import convolution
 from mlxlava.backend.ops import Convolution, conv3, conv4_stride2, conv4_transposed
 from tests.definitions import spread, taps
@@ -45,14 +45,14 @@ def test_forms_are_what_they_are_defined_as(
     on_gpu: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mlxlava.backend.ops.PATCH_BYTES", 40_000)  # the clips in two to four chunks
+    monkeypatch.setattr("mlxlava.backend.ops.MAX_PATCH_BYTES", 40_000)  # the clips in two to four chunks
     if form is conv3 and size == (6, 10):
         size = (5, 7)  # tiles of 2×2 do not fit
     keys = mx.random.split(mx.random.key(0), 2)
     x = mx.random.normal((4, *size, inputs), key=keys[0])
     weight = mx.random.normal((outputs, side, side, inputs), key=keys[1])
     slow = defined(form)
-    with gpu_path(on_gpu):
+    with use_gpu_path(on_gpu):
         assert form(x, weight).shape == slow(x, weight).shape
         assert close(form(x, weight), slow(x, weight))
 
@@ -83,7 +83,7 @@ def test_it_compiles() -> None:
 
 def test_cpus_of_linux_have_operations_of_their_own() -> None:
     on_linux = sys.platform.startswith("linux") and not on_gpu_path() and shutil.which("g++") is not None
-    assert convolution.available() == (on_linux and version("mlx") in convolution.TESTED)
+    assert convolution.available() == (on_linux and version("mlx") in convolution.TESTED_MLX_VERSIONS)
 
 
 @pytest.mark.skipif(

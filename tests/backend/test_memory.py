@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mlxlava.backend import limit_memory, memory, memory_budget, mx, peak_memory, resident_memory
+from mlxlava.backend import limit_memory, memory, memory_budget_gb, mx, peak_memory, resident_memory
 
 M1 = {"memory_size": 17_179_869_184, "max_recommended_working_set_size": 11_453_246_122}
 CARD = {"total_memory": 8_000_000_000, "free_memory": 5_000_000_000}
@@ -40,17 +40,17 @@ def test_a_mac_keeps_two_fifths_of_its_memory_for_others(
     monkeypatch: pytest.MonkeyPatch, limits: dict[str, int]
 ) -> None:
     on_device(monkeypatch, M1, metal=True)
-    assert memory_budget() == pytest.approx(0.6 * 17.18, rel=1e-3)
-    assert limit_memory() == pytest.approx(memory_budget())
+    assert memory_budget_gb() == pytest.approx(0.6 * 17.18, rel=1e-3)
+    assert limit_memory() == pytest.approx(memory_budget_gb())
     # What is kept for later has no smaller limit: each step would give it back and ask for it anew.
-    assert limits["memory"] == limits["cache"] == limits["wired"] == int(memory_budget() * 1e9)
+    assert limits["memory"] == limits["cache"] == limits["wired"] == int(memory_budget_gb() * 1e9)
 
 
 def test_no_limit_is_above_what_the_device_recommends(
     monkeypatch: pytest.MonkeyPatch, limits: dict[str, int]
 ) -> None:
     on_device(monkeypatch, {**M1, "max_recommended_working_set_size": 8_000_000_000}, metal=True)
-    assert memory_budget() == 8.0
+    assert memory_budget_gb() == 8.0
     assert limit_memory(40.0) == 8.0
     assert set(limits.values()) == {8_000_000_000}
     assert limit_memory(2.5) == 2.5
@@ -63,14 +63,14 @@ def test_an_nvidia_gpu_gives_what_others_leave(
     on_device(monkeypatch, CARD, metal=False)
     monkeypatch.setattr(mx, "get_active_memory", lambda: 1_000_000_000)
     monkeypatch.setattr(mx, "get_cache_memory", lambda: 500_000_000)
-    assert memory_budget() == pytest.approx(0.9 * 6.5)  # what is ours is not free, but ours
+    assert memory_budget_gb() == pytest.approx(0.9 * 6.5)  # what is ours is not free, but ours
     assert limit_memory(40.0) == pytest.approx(0.95 * 8)
     assert "wired" not in limits
 
 
 def test_a_cpu_is_not_limited(limits: dict[str, int]) -> None:
     memory_of_machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
-    assert memory_budget() == pytest.approx(0.75 * memory_of_machine)
+    assert memory_budget_gb() == pytest.approx(0.75 * memory_of_machine)
     assert limit_memory(3.0) == 3.0
     assert limits == {}
 
@@ -133,4 +133,4 @@ def test_memory_is_counted_from_the_last_reset() -> None:
     mx.reset_peak_memory()
     array = mx.ones((1000, 1000))
     mx.eval(array)
-    assert memory.held_memory() * 1e9 >= array.nbytes
+    assert memory.peak_held_memory() * 1e9 >= array.nbytes

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import mlxlava
-from mlxlava.backend import BLAS, on_cpu
+from mlxlava.backend import LOADED_BLAS, on_cpu
 from mlxlava.backend.cpu import native
 from mlxlava.paths import cache_folder
 
@@ -76,7 +76,7 @@ def test_it_is_built_once(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("PATH", str(tmp_path))
     assert native.build("answer", ANSWER) == library
     with pytest.raises(OSError, match=r"g\+\+"):
-        native.build("answer", ANSWER, of="another machine")
+        native.build("answer", ANSWER, depends_on="another machine")
 
 
 def link(library: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_compiler_that_is_interrupted_leaves_nothing_behind(
     cache: Path, tmp_path: Path, first: str, to_all: bool
 ) -> None:
     """The compiler is ended with what it has started, and the command ends with no traceback."""
-    if first == "BLAS" and not (BLAS and BLAS[1].startswith("/")):
+    if first == "BLAS" and not (LOADED_BLAS and LOADED_BLAS[1].startswith("/")):
         pytest.skip("no BLAS that has to be compiled for")
     begun = tmp_path / "begun"
     script = 'case "$*" in *--version*) exec "$real" "$@";; esac\n'  # MLX asks whether there is a compiler
@@ -228,13 +228,13 @@ def test_what_a_test_finds_is_remembered_until_the_next_build(cache: Path) -> No
         raise KeyboardInterrupt
 
     with contextlib.suppress(KeyboardInterrupt):
-        native.failure(library, interrupted)
-    assert native.failure(library, lambda: next(found)) == "wrong numbers"
-    assert native.failure(library, interrupted) == "wrong numbers"
+        native.test_failure(library, interrupted)
+    assert native.test_failure(library, lambda: next(found)) == "wrong numbers"
+    assert native.test_failure(library, interrupted) == "wrong numbers"
     library.unlink()
     native.build("answer", ANSWER)
-    assert native.failure(library, lambda: next(found)) == ""
-    assert native.failure(library, interrupted) == ""
+    assert native.test_failure(library, lambda: next(found)) == ""
+    assert native.test_failure(library, interrupted) == ""
 
 
 # Four functions as convolution.cpp has them; where it is loaded is written down.

@@ -16,14 +16,14 @@ import pytest
 from benchmarks import compare
 from mlxlava.backend import named_arrays
 from mlxlava.bench import chart, floor, suite
-from mlxlava.bench.harness import Died, Worker, ending
-from mlxlava.bench.measures import sized
+from mlxlava.bench.harness import Worker, WorkerDied, describe_exit
+from mlxlava.bench.measures import resized_recipe
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.errors import UserError
 from mlxlava.models.state_step import make_dynamics
 from mlxlava.training.step import Trainer
 
-ECHO = "from mlxlava.bench import harness; harness.serve(lambda: lambda text: {body})"
+ECHO = "from mlxlava.bench import harness; harness.serve_requests(lambda: lambda text: {body})"
 
 
 def echo(body: str, **options: Any) -> Worker:
@@ -56,33 +56,35 @@ def test_layers_are_those_of_the_networks(name: str, request: pytest.FixtureRequ
         return sum(array.size for path, array in found.items() if path.endswith("weight"))
 
     def counted(layers: list[floor.Layer]) -> int:
-        return sum(layer.weights for layer in layers)
+        return sum(layer.weight_count for layer in layers)
 
-    assert counted(floor.generator(recipe)) == kernels("generator")
-    assert sum(map(counted, floor.discriminator(recipe))) == kernels("discriminator")
+    assert counted(floor.generator_layers(recipe)) == kernels("generator")
+    assert sum(map(counted, floor.discriminator_layers(recipe))) == kernels("discriminator")
     if recipe.encoder.context_frames:
-        assert sum(map(counted, floor.encoder(recipe))) == kernels("encoder")
+        assert sum(map(counted, floor.encoder_layers(recipe))) == kernels("encoder")
     bases = sum(basis.size for basis in named_arrays(make_dynamics(recipe).init_bases()).values())
     # Into a basis and back.
-    assert counted(floor.state_step(recipe)) == kernels("dynamics") + 2 * bases
+    assert counted(floor.state_step_layers(recipe)) == kernels("dynamics") + 2 * bases
 
 
 def test_duralava_takes_what_the_design_says() -> None:
     cost = floor.step_cost(load_recipe("duralava"), "plain")
     assert cost.flops == pytest.approx(346e9, rel=0.02)
-    assert cost.seconds(matmul_rate=1e11, copy_rate=1e12) == pytest.approx(cost.flops / 1e11)
-    assert cost.seconds(matmul_rate=1e15, copy_rate=1e9) == pytest.approx(cost.bytes / 1e9)
+    assert cost.least_seconds(matmul_rate=1e11, copy_rate=1e12) == pytest.approx(cost.flops / 1e11)
+    assert cost.least_seconds(matmul_rate=1e15, copy_rate=1e9) == pytest.approx(cost.bytes / 1e9)
 
 
 def test_a_convolution_costs_what_it_is() -> None:
     # 3×3, 2 → 5 channels, 4×4 places: two operations for each product
-    layer = floor.Layer(2, 5, taps=9, products=16, read=16, written=16)
+    layer = floor.Layer(2, 5, taps=9, kernel_places=16, input_places=16, output_places=16)
     assert layer.flops == 2 * 9 * 2 * 5 * 16
-    assert layer.floats == 16 * (2 + 5)
+    assert layer.input_and_output_floats == 16 * (2 + 5)
 
 
 def test_work_grows_with_pixels_and_with_what_a_step_does() -> None:
-    small, large = (floor.step_cost(sized("lava", size, 20, 32), "plain").flops for size in (64, 128))
+    small, large = (
+        floor.step_cost(resized_recipe("lava", size, 20, 32), "plain").flops for size in (64, 128)
+    )
     assert large == pytest.approx(4 * small, rel=0.1)
     recipe = load_recipe("lava")
     alone, plain, penalty = (floor.step_cost(recipe, kind).flops for kind in ("alone", "plain", "penalty"))
@@ -95,9 +97,9 @@ def test_work_grows_with_pixels_and_with_what_a_step_does() -> None:
 
 
 def test_kinds_of_steps_are_shared_out_over_a_run() -> None:
-    assert sum(suite.shares(load_recipe("lava")).values()) == pytest.approx(1)
-    assert suite.shares(load_recipe("lava"))["alone"] == 0.4
-    assert suite.shares(load_recipe("duralava")) == {"plain": 1.0}
+    assert sum(suite.step_kind_shares(load_recipe("lava")).values()) == pytest.approx(1)
+    assert suite.step_kind_shares(load_recipe("lava"))["alone"] == 0.4
+    assert suite.step_kind_shares(load_recipe("duralava")) == {"plain": 1.0}
 
 
 def test_a_race_gives_a_row_a_kind_their_mean_and_ratios_of_turns() -> None:
@@ -124,13 +126,13 @@ def test_a_race_gives_a_row_a_kind_their_mean_and_ratios_of_turns() -> None:
 
 
 def test_what_does_not_fit_is_said_and_not_started() -> None:
-    session = suite.Session(suite.QUICK, 1.0, Path())
-    (one,) = suite.train_job("duralava", 256, 200, []).rows(session)
+    session = suite.SuiteState(suite.QUICK_EFFORT, 1.0, Path())
+    (one,) = suite.train_job("duralava", 256, 200, []).measure(session)
     assert one["who"] == "mlxlava" and "would not fit in 1 GB" in one["note"]
 
 
 def test_only_picks_by_name_and_a_wrong_one_is_a_users_error() -> None:
-    names = [job.name for job in suite.jobs(quick=False, with_peer=True)]
+    names = [job.name for job in suite.all_jobs(quick=False, with_peer=True)]
     assert len(names) == len(set(names))
     assert sum("peer" in name and "train " in name for name in names) == 7
     with pytest.raises(UserError, match="matches none of: start help"):
@@ -147,7 +149,7 @@ def test_every_row_is_shown_in_a_table_or_a_line(capsys: pytest.CaptureFixture[s
         row("rate matmul", per_s=1.5e11),
         {"name": "train lava 256x256 seq200", "who": "mlxlava", "note": "skipped: too large"},
     ]
-    suite.show(rows)
+    suite.print_tables(rows)
     said = capsys.readouterr().out
     for text in ("train lava 64x64 seq20", "PyTorch", "0.83", "2.00", "1200 frames/s", "150 GFLOP/s"):
         assert text in said
@@ -163,9 +165,9 @@ def test_ctrl_c_in_a_race_keeps_the_turns_that_were_made(monkeypatch: pytest.Mon
         peaks["mlxlava"] = {"plain": {"peak_process_gb": 1.0}}
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(suite, "_race", turns)
-    session = suite.Session(suite.QUICK, None, Path())
-    (one,) = suite.train_job("duralava", 64, 20, []).rows(session)
+    monkeypatch.setattr(suite, "_race_in_turns", turns)
+    session = suite.SuiteState(suite.QUICK_EFFORT, None, Path())
+    (one,) = suite.train_job("duralava", 64, 20, []).measure(session)
     assert one["median_s"] == 2.0 and session.interrupted
 
 
@@ -176,7 +178,7 @@ def test_ctrl_c_shows_and_saves_what_was_measured_so_far(tmp_path: Path) -> None
         from pathlib import Path
         from mlxlava.bench import suite
         from mlxlava.cli import main
-        suite.RESULTS = Path("saved")
+        suite.RESULTS_FOLDER = Path("saved")
         sys.argv = ["mlxlava", "bench", "--quick", "--save", "--only", "^start help|^play live"]
         main()
     """
@@ -212,22 +214,22 @@ def test_a_worker_answers_and_ends() -> None:
 
 
 def test_a_worker_that_fails_says_why_in_one_line() -> None:
-    with echo("1 / 0") as worker, pytest.raises(Died, match="ZeroDivisionError: division by zero"):
+    with echo("1 / 0") as worker, pytest.raises(WorkerDied, match="ZeroDivisionError: division by zero"):
         worker("a")
 
 
 def test_a_worker_that_is_killed_or_silent_is_no_crash() -> None:
     with (
         echo("__import__('os').kill(__import__('os').getpid(), 9)") as worker,
-        pytest.raises(Died, match="out of memory"),
+        pytest.raises(WorkerDied, match="out of memory"),
     ):
         worker("a")
     with (
-        echo("__import__('time').sleep(60)", patience=0.2) as worker,
-        pytest.raises(Died, match=r"no answer within 0\.2 s"),
+        echo("__import__('time').sleep(60)", timeout=0.2) as worker,
+        pytest.raises(WorkerDied, match=r"no answer within 0\.2 s"),
     ):
         worker("a")
-    assert ending(-11) == "ended by signal 11" and ending(3) == "ended with status 3"
+    assert describe_exit(-11) == "ended by signal 11" and describe_exit(3) == "ended with status 3"
 
 
 # --- results ---
@@ -235,8 +237,8 @@ def test_a_worker_that_is_killed_or_silent_is_no_crash() -> None:
 
 def test_results_are_named_by_time_and_kind() -> None:
     about = {"time": "2026-01-02T03:04:05+00:00", "device": "CPU"}
-    assert suite.file_name(about, False).startswith("20260102T030405Z-")
-    assert suite.file_name(about, True).endswith("-cpu-quick.json")
+    assert suite.result_file_name(about, False).startswith("20260102T030405Z-")
+    assert suite.result_file_name(about, True).endswith("-cpu-quick.json")
 
 
 def test_only_what_lies_apart_is_told() -> None:
@@ -263,7 +265,7 @@ def test_the_last_run_is_held_against_the_one_before_of_its_kind(
     for index, name in enumerate(names):
         text = json.dumps(result(row(median=1.0 + index)))
         (tmp_path / f"{name}.json").write_text(text, encoding="utf-8")
-    monkeypatch.setattr(compare, "RESULTS", tmp_path)
+    monkeypatch.setattr(compare, "RESULTS_FOLDER", tmp_path)
     compare.main([])
     said = capsys.readouterr().out
     assert f"{names[0]}.json" in said and f"{names[2]}.json" in said
@@ -281,10 +283,10 @@ def test_the_chart_has_a_line_for_each_recipe_and_contestant(tmp_path: Path) -> 
     pytest.importorskip("matplotlib")
     rows = [row(f"train lava {size}x{size} seq20 {kind}") for size in (128, 64) for kind in ("plain", "mean")]
     rows += [row("train duralava 64x64 seq20 plain", who="PyTorch"), row("play live lava 64x64")]
-    found = chart.curves(result(*rows))
+    found = chart.curves_of_result(result(*rows))
     assert found == {
         "lava, sequence 20: mlxlava": [(64, 1.0, 2.0), (128, 1.0, 2.0)],
         "duralava, sequence 20: PyTorch": [(64, 1.0, 2.0)],
     }
-    chart.write(result(*rows), tmp_path / "chart.png")
+    chart.write_chart(result(*rows), tmp_path / "chart.png")
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")

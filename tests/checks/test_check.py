@@ -121,9 +121,11 @@ def coarse_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wrong_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = objective.relativistic_ratio
+    right = objective.relativistic_gradient_ratio
     monkeypatch.setattr(
-        objective, "relativistic_ratio", on_gpus(lambda real, drawn: 1.01 * right(real, drawn), right)
+        objective,
+        "relativistic_gradient_ratio",
+        on_gpus(lambda real, drawn: 1.01 * right(real, drawn), right),
     )
 
 
@@ -139,7 +141,7 @@ def overflowing_sums(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wide_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "MOST_BUFFERS", 5)
+    monkeypatch.setattr(training, "MAX_KERNEL_BUFFERS", 5)
 
 
 def overflowing_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,24 +157,24 @@ def overflowing_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def leaking_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    right, kept = roll.queue, functools.cache(lambda key: key)
+    right, kept = roll.start_computing, functools.cache(lambda key: key)
     monkeypatch.setattr(roll, "kept", kept, raising=False)
 
     def queue(*arrays: Any) -> None:
         kept(object())
         right(*arrays)
 
-    monkeypatch.setattr(roll, "queue", queue)
+    monkeypatch.setattr(roll, "start_computing", queue)
 
 
 def leaking_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    right, kept = roll.queue, []
+    right, kept = roll.start_computing, []
 
     def queue(*arrays: Any) -> None:
         kept.append(np.ones(100_000))
         right(*arrays)
 
-    monkeypatch.setattr(roll, "queue", queue)
+    monkeypatch.setattr(roll, "start_computing", queue)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +220,7 @@ def test_an_error_is_a_line_and_not_the_end(monkeypatch: pytest.MonkeyPatch, run
         "two": cannot_be_made,
         "three": lambda: [good],
     }
-    monkeypatch.setattr(checks, "GROUPS", groups)
+    monkeypatch.setattr(checks, "CHECK_GROUPS", groups)
     status, said, _ = run("--json")
     found = json.loads(said)
     assert status == 1 and found["ok"] is False
@@ -233,7 +235,7 @@ def test_control_c_ends_it(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
         raise KeyboardInterrupt
 
     groups = {"one": lambda: [Check("slow", "1", "It is not 1.", interrupted)]}
-    monkeypatch.setattr(checks, "GROUPS", groups)
+    monkeypatch.setattr(checks, "CHECK_GROUPS", groups)
     assert run()[0] == 130
 
 
@@ -254,7 +256,7 @@ def test_without_a_compiler_the_meaning_names_it(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("key", [(0, 0), (0, 7), (2**31, 2**32 - 1)])
 def test_random_bits_are_computed_as_mlx_does(key: tuple[int, int]) -> None:
     bits = np.array(mx.random.split(mx.random.key((key[0] << 32) + key[1]), 50)).reshape(-1)
-    assert np.array_equal(bits, arithmetic.threefry(key, 100))
+    assert np.array_equal(bits, arithmetic.threefry_words(key, 100))
 
 
 def test_help_needs_no_mlx() -> None:
@@ -270,4 +272,4 @@ def test_the_whole_check_passes_here() -> None:
     ended = subprocess.run(command, capture_output=True, text=True)
     found = json.loads(ended.stdout)
     assert ended.returncode == 0, [each for each in found["results"] if not each["ok"]]
-    assert len({each["group"] for each in found["results"]}) == len(checks.GROUPS)
+    assert len({each["group"] for each in found["results"]}) == len(checks.CHECK_GROUPS)

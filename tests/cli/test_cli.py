@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlxlava.backend import gpu_path, mx, on_gpu_path
+from mlxlava.backend import mx, on_gpu_path, use_gpu_path
 from mlxlava.cli import cli, main
 from mlxlava.config import Recipe, recipe_from_dict
 from mlxlava.footage import lamp
 from mlxlava.playback.writers import open_writer
-from mlxlava.training.plan import memory_for_more_micro_batches
+from mlxlava.training.memory_plan import gigabytes_for_more_micro_batches
 from mlxlava.training.step import Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -251,7 +251,7 @@ def _eager() -> Iterator[None]:
 @pytest.mark.usefixtures("_eager")
 def test_a_run_goes_on_with_less_memory(run: Run, video: Path, tmp_path: Path) -> None:
     assert run("train", str(video), "-o", "mine", "--steps", "1", *TINY)[0] == 0
-    less = memory_for_more_micro_batches(recipe_of(tmp_path / "mine"), gpu=on_gpu_path())
+    less = gigabytes_for_more_micro_batches(recipe_of(tmp_path / "mine"), gpu=on_gpu_path())
     status, said = run("train", "--resume", "-o", "mine", "--steps", "2", "--memory", str(less))
     assert status == 0, said
     assert "train: a step in 2 micro-batches: about 0.1" in said and f"of {less:g} GB" in said
@@ -266,27 +266,27 @@ def test_on_a_gpu_a_step_is_made_to_fit_without_being_asked(
     run: Run, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def train(name: str, budget: float) -> tuple[int, str]:
-        monkeypatch.setattr("mlxlava.training.run.memory_budget", lambda: budget)
+        monkeypatch.setattr("mlxlava.training.run.memory_budget_gb", lambda: budget)
         return run("train", str(video), "--steps", "1", *TINY, "-o", name)
 
-    with gpu_path():
+    with use_gpu_path():
         status, said = train("large", 8.0)
         assert status == 0 and "part" not in said
-        less = memory_for_more_micro_batches(recipe_of(tmp_path / "large"), gpu=True)
+        less = gigabytes_for_more_micro_batches(recipe_of(tmp_path / "large"), gpu=True)
         assert less is not None
         status, said = train("small", less)
         assert status == 0, said
         assert "train: a step in 2 micro-batches: about 0.1" in said and f"of {less:g} GB, estimated" in said
         refuses(train("tiny", 0.01), "estimated", "0.01 GB are given", "larger --memory")
     assert [parts_of(tmp_path / name) for name in ("large", "small")] == [1, 2]
-    with gpu_path(False):
+    with use_gpu_path(False):
         assert "part" not in train("cpu", 0.01)[1]
     assert parts_of(tmp_path / "cpu") == 1
 
 
 def test_a_plan_for_a_gpu_says_that_it_is_estimated(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     def planned(gpu: bool) -> str:
-        with pytest.MonkeyPatch.context() as patch, gpu_path(gpu):
+        with pytest.MonkeyPatch.context() as patch, use_gpu_path(gpu):
             patch.setattr(sys, "argv", ["mlxlava", "plan", "--memory", "10.3", "--size", "256"])
             main()
         return capsys.readouterr().out
@@ -387,7 +387,7 @@ def test_a_seamless_clip_has_all_its_frames_and_says_what_it_cost(run: Run, tmp_
 def test_the_slowest_and_the_fastest(fps: str, speed: str, run: Run, tmp_path: Path) -> None:
     status, said = run("loop", "--fps", fps, "--speed", speed, "--frames", "4", "-o", "lava.raw")
     assert status == 0, said
-    frames = np.fromfile(tmp_path / "lava.raw", np.uint8).reshape(4, 64, 64, 3).astype(float)
+    frames = np.fromfile(tmp_path / "lava.raw", np.uint8).reshape(4, 256, 128, 3).astype(float)
     change = np.abs(np.diff(frames, axis=0)).mean()
     assert change < 0.02 if fps == "240" else change > 1
 
@@ -535,7 +535,7 @@ def test_info_shows_the_machine_and_weights(run: Run, capsys: pytest.CaptureFixt
     ended = subprocess.run(
         [sys.executable, "-m", "mlxlava", "info", "lava"], capture_output=True, text=True, check=True
     )
-    assert re.search(r"picture +64×64", ended.stdout)
+    assert re.search(r"picture +256×128", ended.stdout)
 
 
 def test_the_built_in_lamp_plays_into_a_file(run: Run, tmp_path: Path) -> None:

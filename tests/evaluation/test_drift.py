@@ -10,11 +10,18 @@ import pytest
 
 from mlxlava.config import Recipe, override
 from mlxlava.errors import UserError
-from mlxlava.evaluation.drift import Returns, drift, lyapunov, slope, split_for_drift, window_ends
+from mlxlava.evaluation.drift import (
+    ReturnDistances,
+    drift,
+    lyapunov_exponent,
+    slope_per_decade,
+    split_for_drift,
+    window_ends,
+)
 from mlxlava.footage.dataset import Footage
 from mlxlava.footage.prepare import prepare_lamp
 from mlxlava.rollout.weights import Weights
-from mlxlava.training.checkpoint import playable
+from mlxlava.training.checkpoint import playable_arrays
 from mlxlava.training.step import Trainer
 
 needs_scipy = pytest.mark.skipif(find_spec("scipy") is None, reason="needs the extra `score`")
@@ -27,7 +34,7 @@ def lamp(tmp_path_factory: pytest.TempPathFactory) -> Footage:
 
 
 def fresh(recipe: Recipe) -> Weights:
-    return Weights(recipe, 5.0, playable(Trainer(recipe, 6).init()), {})
+    return Weights(recipe, 5.0, playable_arrays(Trainer(recipe, 6).init()), {})
 
 
 def test_windows_are_spread_over_decades() -> None:
@@ -42,10 +49,10 @@ def test_a_slope_is_found_and_chance_is_not_taken_for_one() -> None:
     rng = np.random.default_rng(0)
     ends = window_ends(10**6)
     noise = 0.1 * rng.standard_normal(len(ends))
-    flat, rising = slope(ends, noise), slope(ends, 0.5 * np.log10(ends) + noise)
+    flat, rising = slope_per_decade(ends, noise), slope_per_decade(ends, 0.5 * np.log10(ends) + noise)
     assert flat["holds_zero"] and not rising["holds_zero"]
     assert rising["interval"][0] < 0.5 < rising["interval"][1]
-    still = slope(ends, [1.81] * len(ends))
+    still = slope_per_decade(ends, [1.81] * len(ends))
     assert still["interval"] == [0.0, 0.0] and still["holds_zero"] and still["holds_zero_together"]
 
 
@@ -54,7 +61,7 @@ def test_intervals_that_hold_together_are_as_wide_as_they_must_be() -> None:
     """Of 400 sets of thirteen slopes of nothing but chance, about one in twenty has one that misses zero."""
     ends, rng = window_ends(100_000), np.random.default_rng(1)
     sets = [
-        [slope(ends, noise, together=13) for noise in rng.standard_normal((13, len(ends)))]
+        [slope_per_decade(ends, noise, slope_count=13) for noise in rng.standard_normal((13, len(ends)))]
         for _ in range(400)
     ]
     misses = sum(not all(one["holds_zero_together"] for one in every) for every in sets)
@@ -99,7 +106,7 @@ def test_ctrl_c_keeps_what_was_found(lamp: Footage, tiny: Recipe) -> None:
         if done > 1_500:
             raise KeyboardInterrupt
 
-    result, pictures = drift(fresh(tiny), *split_for_drift(lamp, None), 5_000, update=update)
+    result, pictures = drift(fresh(tiny), *split_for_drift(lamp, None), 5_000, on_progress=update)
     assert [row["frames"] for row in result["windows"]] == [1_000]
     assert result["interrupted_at"] > 1_500
     assert len(pictures) == 1
@@ -119,7 +126,7 @@ def walk(period: int | None) -> np.ndarray:
 @pytest.mark.parametrize(("period", "looped"), [(None, False), (700, True)])
 def test_a_secret_loop_is_found(period: int | None, looped: bool) -> None:
     path = walk(period)
-    returns = Returns(lag=50)
+    returns = ReturnDistances(lag=50)
     returns.add_anchor(100, path[:, 99])
     for at in range(100, 3_000, 60):
         returns.compare(at, path[:, at : at + 60])
@@ -137,4 +144,4 @@ def test_rotations_alone_do_not_part_lamps_and_noise_is_shared(tiny: Recipe) -> 
         if name.startswith("coupling"):
             layer["angles"]["weight"] = layer["angles"]["weight"] * 0
     states = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
-    assert abs(lyapunov(weights, states, 0)["per_step"]) < 1e-3
+    assert abs(lyapunov_exponent(weights, states, 0)["per_step"]) < 1e-3

@@ -7,9 +7,9 @@ import pytest
 
 from benchmarks.corruptions import CORRUPTIONS, Clips, lamp_clips
 from mlxlava.evaluation.correlation import correlation_time
-from mlxlava.evaluation.distances import frechet, polynomial_mmd
+from mlxlava.evaluation.distances import frechet_distance, polynomial_mmd
 from mlxlava.evaluation.features import FittedFeatures, extract_features
-from mlxlava.evaluation.measures import MEASURES, measure, standard_errors
+from mlxlava.evaluation.measures import MEASURES, measure_all, standard_errors
 from mlxlava.evaluation.score import RealClips, ReferenceSet, fit_reference
 
 SIZE = (32, 32)
@@ -28,7 +28,7 @@ def reference_set(lamps: tuple[RealClips, Clips]) -> ReferenceSet:
 
 @pytest.fixture(scope="module")
 def floors(reference_set: ReferenceSet) -> dict[str, float]:
-    return measure(reference_set.reference, reference_set.held_out)
+    return measure_all(reference_set.reference, reference_set.held_out)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_another_lamp_scores_as_the_held_out_one_does(
     errors: dict[str, float],
 ) -> None:
     other = extract_features(reference_set.fitted, [clip[: reference_set.real.length] for clip in lamps[1]])
-    for name, value in measure(reference_set.reference, other).items():
+    for name, value in measure_all(reference_set.reference, other).items():
         assert abs(value - floors[name]) < 4 * errors[name], name
 
 
@@ -59,7 +59,7 @@ def test_a_corruption_is_seen_by_all_that_claim_it(
     length = reference_set.real.length
     bad = corrupt(lamps[1], grades[-1], length, list(reference_set.real.clips(0)))
     other = extract_features(reference_set.fitted, bad)
-    claimed = [name for name, one in MEASURES.items() if corruption in one.sees]
+    claimed = [name for name, one in MEASURES.items() if corruption in one.detects]
     assert claimed
     # Sixteen minutes are too few to be sure of the arrow of time, which has its own test below.
     claimed = [name for name in claimed if name != "motion.arrow"]
@@ -89,7 +89,7 @@ def test_the_same_seed_gives_the_same_figures(reference_set: ReferenceSet) -> No
 
 
 def test_footage_against_itself_is_at_no_distance(reference_set: ReferenceSet) -> None:
-    values = measure(reference_set.reference, reference_set.reference)
+    values = measure_all(reference_set.reference, reference_set.reference)
     for name in ("image.frechet", "image.sharpness", "image.colour", "motion.frechet", "motion.spectrum"):
         assert abs(values[name]) < 1e-3, name
     assert values["memory.frames"] < 0.1
@@ -100,7 +100,7 @@ def test_frechet_is_the_closed_form_of_two_normal_laws() -> None:
     x = rng.standard_normal((200_000, 2))
     # Of N(0, I) and N((1, 0), diag(4, 1)): 1 + (2 − 1)².
     y = rng.standard_normal((200_000, 2)) * [2, 1] + [1, 0]
-    assert np.isclose(frechet(x, y), 2, atol=0.05)
+    assert np.isclose(frechet_distance(x, y), 2, atol=0.05)
 
 
 def test_the_kernel_distance_is_unbiased() -> None:

@@ -17,7 +17,7 @@ from mlxlava.evaluation.score import draw_clips, score, split_footage
 from mlxlava.footage.dataset import Footage
 from mlxlava.footage.prepare import prepare_lamp
 from mlxlava.rollout.weights import Weights
-from mlxlava.training.checkpoint import playable
+from mlxlava.training.checkpoint import playable_arrays
 from mlxlava.training.step import Trainer
 
 
@@ -30,7 +30,7 @@ def lamp(tmp_path_factory: pytest.TempPathFactory) -> Footage:
 
 @pytest.fixture(scope="module")
 def weights(tiny: Recipe) -> Weights:
-    return Weights(tiny, 5.0, playable(Trainer(tiny, 6).init()), {})
+    return Weights(tiny, 5.0, playable_arrays(Trainer(tiny, 6).init()), {})
 
 
 def still(tmp_path: Path, count: int) -> Footage:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlxlava.backend import Tree, gpu_path, mx, named_arrays, tree_map
-from mlxlava.backend.cpu.chunks import Chunks, split
-from mlxlava.backend.ops import SLOPE
+from mlxlava.backend import Tree, mx, named_arrays, tree_map, use_gpu_path
+from mlxlava.backend.cpu.chunks import Chunks, split_into_chunks
+from mlxlava.backend.ops import LEAKY_SLOPE
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.models.duralava import RecurrentDiscriminator, batch_norm_leaky_relu, init_batch_norm
 from mlxlava.models.encoder import Encoder, inverse_root, standardise, whiten
@@ -134,8 +134,8 @@ def test_the_recurrent_discriminator_remembers_only_what_was(tiny_duralava: Reci
     features = mx.random.normal((2, 6), key=mx.random.key(1))
     rest = mx.random.normal((2, 5), key=mx.random.key(2))
     assert isinstance(discriminator, RecurrentDiscriminator)
-    once = discriminator.cell(weights, features, mx.zeros((2, 5)))
-    twice = discriminator.cell(weights, features, rest)
+    once = discriminator.recurrent_cell(weights, features, mx.zeros((2, 5)))
+    twice = discriminator.recurrent_cell(weights, features, rest)
     assert once.shape == (2, 5)
     assert not np.allclose(np.array(once), np.array(twice))
 
@@ -144,7 +144,7 @@ def test_batch_norm_uses_its_batch_or_kept_statistics() -> None:
     x = 3 + 2 * mx.random.normal((9, 4, 4, 5), key=mx.random.key(0))
     weights = init_batch_norm(5)
     whole, used = batch_norm_leaky_relu(weights, Chunks([x]))
-    before_relu = mx.where(whole[0] > 0, whole[0], whole[0] / SLOPE)
+    before_relu = mx.where(whole[0] > 0, whole[0], whole[0] / LEAKY_SLOPE)
     assert np.allclose(np.array(before_relu.mean((0, 1, 2))), 0, atol=1e-4)
     assert np.allclose(np.array(before_relu.var((0, 1, 2))), 1, atol=1e-2)
     alone, _ = batch_norm_leaky_relu(weights, Chunks([x[:1]]), stats=used)
@@ -156,7 +156,7 @@ def test_batch_norm_is_over_all_chunks_and_takes_a_bias_away() -> None:
     bias = mx.random.normal((5,), key=mx.random.key(1))
     weights = init_batch_norm(5)
     whole, _ = batch_norm_leaky_relu(weights, Chunks([x]))
-    chunks, used = batch_norm_leaky_relu(weights, Chunks(split(x, 2)), bias)
+    chunks, used = batch_norm_leaky_relu(weights, Chunks(split_into_chunks(x, 2)), bias)
     assert [len(chunk) for chunk in chunks] == [4, 5]
     assert np.allclose(np.array(chunks.join()), np.array(whole[0]), atol=1e-5)
     assert np.allclose(np.array(used["mean"]), np.array((x + bias).mean((0, 1, 2))), atol=1e-5)
@@ -177,7 +177,7 @@ def test_statistics_of_a_whole_batch_do_not_overflow_in_half_precision() -> None
     results = []
     for dtype in (mx.float32, mx.float16):
         given = tree_map(lambda a, dtype=dtype: a.astype(dtype), (weights, x))
-        with gpu_path():
+        with use_gpu_path():
             (value, var), gradients = mx.value_and_grad(loss, (0, 1))(*given)
         by_weights, by_x = tree_map(lambda a: np.array(a.astype(mx.float32)), gradients)
         results.append((value.item(), np.array(var), by_weights["scale"], by_weights["bias"], by_x))

@@ -12,7 +12,7 @@ from mlxlava.models.normality import (
     moments,
 )
 from mlxlava.normality import epps_pulley as measured_epps_pulley
-from mlxlava.normality import normality
+from mlxlava.normality import normality_statistics
 
 pytestmark = pytest.mark.device
 
@@ -27,4 +27,6 @@ def test_moments_are_those_of_the_numbers() -> None:
 def test_normality_losses_are_the_measures() -> None:
     x = np.random.default_rng(1).gamma(2.0, size=(50, 20)).astype(np.float32) - 2
     assert np.isclose(epps_pulley(mx.array(x)).item(), measured_epps_pulley(x).mean(), rtol=1e-4)
-    assert np.isclose(covariance_distance(mx.array(x)).item(), normality(x)["covariance"], rtol=1e-4)
+    assert np.isclose(
+        covariance_distance(mx.array(x)).item(), normality_statistics(x)["covariance"], rtol=1e-4
+    )

@@ -10,8 +10,8 @@ import pytest
 
 from mlxlava.backend import Tree, mx, named_arrays, tree_map
 from mlxlava.config import Recipe, override
-from mlxlava.models.state_step import PENALTIES, PenalisedStep, StationaryStep, make_dynamics
-from mlxlava.normality import normality, null
+from mlxlava.models.state_step import PENALTY_FUNCTIONS, PenalisedStep, StationaryStep, make_dynamics
+from mlxlava.normality import normality_statistics, null_intervals
 from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights, load_weights
 
@@ -23,7 +23,7 @@ def stationary(recipe: Recipe, rho: float) -> tuple[StationaryStep, Tree, Tree]:
     step = make_dynamics(override(recipe, {"dynamics.rho": rho}))
     assert isinstance(step, StationaryStep)
     weights = tree_map(lambda a: 3 * a, step.init(mx.random.key(3)))
-    return step, weights, step.prepare(step.init_bases())
+    return step, weights, step.basis_changes(step.init_bases())
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_a_wrong_start_is_forgotten_at_the_predicted_rate(tiny: Recipe) -> None:
 def test_each_number_may_learn_its_own_rho(tiny: Recipe) -> None:
     step = make_dynamics(override(tiny, {"dynamics.rho": 0.98, "dynamics.learn_rho": True}))
     assert isinstance(step, StationaryStep)
-    weights, bases = step.init(mx.random.key(3)), step.prepare(step.init_bases())
+    weights, bases = step.init(mx.random.key(3)), step.basis_changes(step.init_bases())
     fixed, _, _ = stationary(tiny, 0.98)
     states, noise = normal(20, 0), normal(20, 1)
     same = fixed.step(weights, bases, states, noise, 0.3)
@@ -110,10 +110,10 @@ def test_the_law_is_kept_over_100_000_steps(which: str, tiny: Recipe) -> None:
     rollout = Rollout(weights, seed=3, lamps=64)
     first = rollout.states
     for _ in range(100):
-        last = rollout.roll(1000)[:, -1]
-    law = null(64, first.shape[1], repeats=100)
+        last = rollout.roll_states(1000)[:, -1]
+    law = null_intervals(64, first.shape[1], repeats=100)
     width = {name: high - low for name, (low, high) in law.items()}
-    found = normality(last)
+    found = normality_statistics(last)
     # Eight statistics of three laws: half an interval more, so that chance does not fail one.
     outside = {
         name: found[name]
@@ -133,7 +133,7 @@ def test_without_noise_a_step_can_be_undone(tiny: Recipe) -> None:
         moved = step.step(weights, bases, moved, mx.zeros_like(moved))
     back = moved
     for _ in range(20):
-        back = step.inverse(weights, bases, back)
+        back = step.inverse_transport(weights, bases, back)
     assert np.abs(np.array(moved - states)).mean() > 0.3
     assert np.allclose(np.array(back), np.array(states), atol=1e-4)
 
@@ -175,7 +175,7 @@ def test_states_in_between_lie_on_the_way(tiny: Recipe) -> None:
 def test_rolling_is_advancing_again_and_again(kind: str, request: pytest.FixtureRequest) -> None:
     recipe: Recipe = request.getfixturevalue(kind)
     step = make_dynamics(recipe)
-    weights, bases = step.init(mx.random.key(0)), step.prepare(step.init_bases())
+    weights, bases = step.init(mx.random.key(0)), step.basis_changes(step.init_bases())
     states, key = normal(4, 1), mx.random.key(2)
     path, _ = step.roll(weights, bases, states, key, 5)
     noise = mx.random.normal((5, 4, 8), key=key)
@@ -219,7 +219,9 @@ def test_the_stronger_penalty_sees_lamps_that_are_all_alike() -> None:
     together, apart = mx.repeat(one[None], 32, axis=0), mx.random.normal((32, 64), key=mx.random.key(0))
 
     def penalty(kind: str, states: mx.array) -> float:
-        return float(sum(np.array(term) for term in PENALTIES[kind](states, mx.random.key(1)).values()))
+        return float(
+            sum(np.array(term) for term in PENALTY_FUNCTIONS[kind](states, mx.random.key(1)).values())
+        )
 
     assert max(penalty("moments", apart), penalty("moments", together)) < 0.1
     assert penalty("epps_pulley", together) > 20 * penalty("epps_pulley", apart)

@@ -111,7 +111,7 @@ def test_the_documentation_has_the_same_keys() -> None:
     documented = {(keys.split(", ")[0], screens): keys.split(", ") for keys, screens in rows[1:]}
     for binding in KEYS:
         screens = "everywhere" if binding.screens == SCREENS else ", ".join(binding.screens)
-        keys = documented.pop((binding.shown, screens))
+        keys = documented.pop((binding.label, screens))
         assert ("backspace" in keys, "Esc" in keys) == (
             "backspace" in binding.actions,
             "esc" in binding.actions,

@@ -17,7 +17,7 @@ import pytest
 from mlxlava.errors import UserError
 from mlxlava.playback import player
 from mlxlava.playback.player import PlaybackOptions, run
-from mlxlava.playback.session import FrameSource, Play
+from mlxlava.playback.session import FrameSource, PlayFunction
 from mlxlava.playback.writers import Frame
 
 SIZE = (16, 32)
@@ -34,7 +34,7 @@ class One:
 
     names: Sequence[str] = ["one"]
 
-    def __init__(self, play: Play) -> None:
+    def __init__(self, play: PlayFunction) -> None:
         self._play = play
 
     def open(self, name: str, seed: int) -> FrameSource:
@@ -68,13 +68,13 @@ def test_a_terminal_is_the_screen_unless_a_file_is_asked_for(
     given: dict[str, object], screen: str, target: str | None, length: int | None
 ) -> None:
     options = dataclasses.replace(PlaybackOptions(), **given).resolve()  # type: ignore[arg-type]
-    assert (options.screen, options.target, options.length) == (screen, target, length)
+    assert (options.screen, options.target, options.frame_count) == (screen, target, length)
 
 
 @pytest.mark.usefixtures("pipe")
 def test_without_a_terminal_it_writes_a_file_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     options = PlaybackOptions().resolve()
-    assert (options.screen, options.target, options.length) == ("none", "lava.mp4", 300)
+    assert (options.screen, options.target, options.frame_count) == ("none", "lava.mp4", 300)
     assert "lava.mp4" in capsys.readouterr().err
 
 

@@ -46,9 +46,9 @@ def test_another_lamp_begins_at_its_beginning() -> None:
     for source in session.sources():
         for at, frame in source.play(session.clock):
             session.clock.wait(at)
-            if session.changed:
+            if session.should_leave_lamp:
                 break
-            session.frame_shown(at)
+            session.count_shown_frame(at)
             seen.append((session.name, int(frame[0, 0, 0]), round(at, 3)))
             if len(seen) == 3:
                 session.choose(seed=7)

@@ -62,7 +62,7 @@ WITHOUT_MLX = [
     "playback.writers",
     "products",
     "resize",
-    "training.plan",
+    "training.memory_plan",
 ]
 NEEDS = {"playback.screens.web": "aiohttp", "playback.screens.window": "pygame"}  # what is in an extra
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlxlava.backend import Tree, gpu_path, mx
+from mlxlava.backend import Tree, mx, use_gpu_path
 from mlxlava.config import Recipe, override
 from mlxlava.models.generator import to_bytes
 from mlxlava.models.registry import make_generator
-from mlxlava.rollout.drawing import make_draw
+from mlxlava.rollout.drawing import make_draw_function
 from tests.definitions import shuffled, spread, taps
 
 pytestmark = pytest.mark.device
@@ -59,9 +59,9 @@ def test_frames_of_shuffled_pixels(tiny: Recipe, changes: dict[str, object], on_
     x = taps(x, weights["out"]["weight"], 1) + weights["out"]["bias"]
     defined = as_bytes(weights.get("background", 0) + weights.get("gate", 1) * x)
 
-    with gpu_path(on_gpu):
+    with use_gpu_path(on_gpu):
         trained = np.array(to_bytes(generator(weights, states)[0]))
-        draw = make_draw(recipe, weights, {})
+        draw = make_draw_function(recipe, weights, {})
         drawn, one = np.array(draw(states)), np.array(draw(states[:1]))
     assert defined.std() > 5
     for frames in (trained, drawn):
@@ -95,7 +95,7 @@ def test_normalised_generators_play_with_their_running_statistics(
         x = spread(x, weights[f"up{i}"]["weight"]) + weights[f"up{i}"]["bias"]
     defined = as_bytes(x)
 
-    with gpu_path(on_gpu):
-        drawn = np.array(make_draw(tiny_duralava, weights, stats)(states))
+    with use_gpu_path(on_gpu):
+        drawn = np.array(make_draw_function(tiny_duralava, weights, stats)(states))
     assert defined.std() > 2
     assert np.abs(drawn.astype(int) - defined).max() <= 1

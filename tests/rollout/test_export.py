@@ -12,10 +12,10 @@ from mlxlava.backend import mx, named_arrays
 from mlxlava.config import Recipe
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage
-from mlxlava.rollout.export import describe_weights, export
+from mlxlava.rollout.export import export, weights_rows
 from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import load_weights
-from mlxlava.training.folder import start_run
+from mlxlava.training.folder import make_run_folder
 from mlxlava.training.loop import train
 
 pytestmark = pytest.mark.device
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.device
 def trained(tiny: Recipe, footage: Footage, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    start_run(folder, tiny, footage, ["/home/me/lamp.mov"], "mlxlava train lamp.mov", None)
+    make_run_folder(folder, tiny, footage, ["/home/me/lamp.mov"], "mlxlava train lamp.mov", None)
     mx.disable_compile()
     try:
         train(folder, tiny, footage)
@@ -63,7 +63,7 @@ def test_the_card_says_how_they_were_made_and_names_no_folder_of_this_machine(
     ):
         assert words in card
     assert "/home/me" not in card + (tmp_path / "mine/config.json").read_text(encoding="utf-8")
-    assert describe_weights(weights)["training"].startswith("6 steps")
+    assert weights_rows(weights)["training"].startswith("6 steps")
     assert np.ptp(np.asarray(Image.open(tmp_path / "mine/sample.png"))) > 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxlava.backend import gpu_path, mx, resident_memory
+from mlxlava.backend import mx, resident_memory, use_gpu_path
 from mlxlava.config import load_recipe, override
 from mlxlava.models.registry import make_generator
 from mlxlava.models.state_step import make_dynamics
@@ -43,7 +43,7 @@ def untrained_duralava(*, narrow: bool) -> Weights:
 @pytest.mark.parametrize("name", ["lava", "duralava"])
 @pytest.mark.parametrize("frames", [400, pytest.param(2000, marks=pytest.mark.slow)])
 def test_playing_keeps_caches_and_memory_flat(name: str, on_gpu: bool, frames: int, tmp_path: Path) -> None:
-    with gpu_path(on_gpu):
+    with use_gpu_path(on_gpu):
         weights = load_weights("lava-64") if name == "lava" else untrained_duralava(narrow=frames < 2000)
         times = (n / 30 for n in itertools.count())
         playing = Rollout(weights).play(times)

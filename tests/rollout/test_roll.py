@@ -17,7 +17,7 @@ from mlxlava.rollout import roll
 from mlxlava.rollout.pace import match_pace
 from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights, load_weights
-from mlxlava.training.checkpoint import playable
+from mlxlava.training.checkpoint import playable_arrays
 from mlxlava.training.step import Trainer
 
 pytestmark = pytest.mark.device
@@ -26,7 +26,7 @@ Pictures = dict[float, npt.NDArray[np.uint8]]
 
 
 def fresh(recipe: Recipe) -> Weights:
-    return Weights(recipe, 5.0, playable(Trainer(recipe, 6).init()), {})
+    return Weights(recipe, 5.0, playable_arrays(Trainer(recipe, 6).init()), {})
 
 
 @pytest.fixture(scope="module", params=["tiny", "tiny_duralava"])
@@ -52,10 +52,10 @@ def test_a_frame_is_a_function_of_weights_seed_and_time(weights: Weights) -> Non
 def test_a_film_is_the_same_lamp(
     weights: Weights, fps: float, frames: int, lamps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(roll, "PIXELS_TOGETHER", 4 * 16 * 16)  # groups of four frames
+    monkeypatch.setattr(roll, "PIXELS_AT_ONCE", 4 * 16 * 16)  # groups of four frames
     times = [n / fps for n in range(frames)]
     played = list(Rollout(weights, lamps=lamps).play(times))
-    filmed = list(Rollout(weights, lamps=lamps).film(times))
+    filmed = list(Rollout(weights, lamps=lamps).play_in_batches(times))
     assert [at for at, _ in filmed] == times
     for (_, one), (_, other) in zip(played, filmed, strict=True):
         # Products of several rows are rounded in another order.
@@ -102,14 +102,14 @@ def test_the_state_stays_normal_and_keeps_its_norm_without_noise(tiny: Recipe) -
     rollout = Rollout(fresh(override(tiny, {"dynamics.rho": 1.0})))
     start = np.linalg.norm(rollout.states)
     list(rollout.play([400.0]))
-    assert rollout.step == 2000
+    assert rollout.steps_made == 2000
     assert np.isclose(np.linalg.norm(rollout.states), start, rtol=1e-5)
 
 
 def test_the_clock_of_a_roll_out_counts_learned_steps(weights: Weights) -> None:
     rollout = Rollout(weights)
     list(rollout.play([1.0, 1.5]))
-    assert rollout.step == 7  # 5 a second; 1.5 s lies between steps 7 and 8
+    assert rollout.steps_made == 7  # 5 a second; 1.5 s lies between steps 7 and 8
     assert np.isfinite(rollout.states).all()
     assert mx.array(rollout.states).shape[1] == 8
 
@@ -117,7 +117,7 @@ def test_the_clock_of_a_roll_out_counts_learned_steps(weights: Weights) -> None:
 def change(weights: Weights) -> float:
     """Mean change of a frame to the next, grey levels, of many lamps."""
     rollout = Rollout(weights, seed=5, lamps=200)
-    path = rollout.roll(2)
+    path = rollout.roll_states(2)
     early, late = (rollout.draw(path[:, n]).astype(float) for n in (0, 1))
     return float(np.abs(late - early).mean())
 
@@ -126,7 +126,7 @@ def test_a_hasty_lamp_is_slowed_to_the_pace_of_its_footage(tiny: Recipe, footage
     lamp = fresh(override(tiny, {"generator.background": False}))
     dynamics = make_dynamics(lamp.recipe)
     assert isinstance(dynamics, StationaryStep)
-    hasty = {**lamp.arrays, "dynamics": dynamics.scaled_rotations(lamp.arrays["dynamics"], 20.0)}
+    hasty = {**lamp.arrays, "dynamics": dynamics.scale_rotations(lamp.arrays["dynamics"], 20.0)}
     hasty_lamp = dataclasses.replace(lamp, arrays=hasty)
     real = np.abs(np.diff(footage.frames.astype(float), axis=0))
     real = np.delete(real, [cut - 1 for cut in footage.cuts], axis=0).mean()
@@ -136,14 +136,14 @@ def test_a_hasty_lamp_is_slowed_to_the_pace_of_its_footage(tiny: Recipe, footage
     assert abs(change(slow) / real - 1) < 0.15
     # A slow one is left as it is.
     still = dataclasses.replace(
-        lamp, arrays={**lamp.arrays, "dynamics": dynamics.scaled_rotations(hasty["dynamics"], 0)}
+        lamp, arrays={**lamp.arrays, "dynamics": dynamics.scale_rotations(hasty["dynamics"], 0)}
     )
     assert match_pace(still, footage.frames, footage.cuts)[1] == 1.0
 
 
 def test_motion_between_frames_scales_with_the_time_between_them() -> None:
     """Of 1 to 240 frames a second and ×0.05 to ×50, which are times of the lamp from 1/4800 to 50 s apart."""
-    lamp, rates = load_weights(), {}
+    lamp, rates = load_weights("lava-64"), {}
     for apart in (1 / 30, 1 / 120, 1 / 960, 1 / 4800):
         path = [frame for _, frame in Rollout(lamp, seed=2).play(3.0 + n * apart for n in range(25))]
         # Rounding to grey levels cancels in the mean: a pixel changes as often as it should.
@@ -157,9 +157,9 @@ def test_motion_between_frames_scales_with_the_time_between_them() -> None:
 
 
 def test_whole_steps_are_the_learned_ones_at_any_rate_and_speed() -> None:
-    lamp = load_weights()
+    lamp = load_weights("lava-64")
     rollout = Rollout(lamp, seed=2)
-    learned = rollout.draw(np.concatenate([rollout.states[None], rollout.roll(100)], axis=1)[0])
+    learned = rollout.draw(np.concatenate([rollout.states[None], rollout.roll_states(100)], axis=1)[0])
     for fps, speed in ((5, 1.0), (240, 1.0), (240, 0.05), (1, 10.0), (30, 50.0)):
         per_frame = 5 * speed / fps
         whole = [n for n in range(1, 5000) if abs(n * per_frame - round(n * per_frame)) < 1e-9][:2]
@@ -172,10 +172,10 @@ def test_whole_steps_are_the_learned_ones_at_any_rate_and_speed() -> None:
 
 def test_a_frame_between_two_learned_steps_is_no_blend_of_theirs() -> None:
     """Wax moves; in a blend it would fade out here and in there."""
-    lamp = load_weights()
+    lamp = load_weights("lava-64")
     dynamics = make_dynamics(lamp.recipe)
     assert isinstance(dynamics, StationaryStep)
-    far = dynamics.scaled_rotations(
+    far = dynamics.scale_rotations(
         lamp.arrays["dynamics"], 8.0
     )  # so far between steps that a blend would show
     fast = Weights(lamp.recipe, 0.5, {**lamp.arrays, "dynamics": far}, {})

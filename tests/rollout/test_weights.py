@@ -15,7 +15,7 @@ from mlxlava.backend import Tree, mx, named_arrays, tree_map
 from mlxlava.config import Recipe
 from mlxlava.errors import UserError
 from mlxlava.rollout.weights import Weights, load_weights, save_weights
-from mlxlava.training.checkpoint import playable
+from mlxlava.training.checkpoint import playable_arrays
 from mlxlava.training.step import Trainer
 
 pytestmark = pytest.mark.device
@@ -28,7 +28,7 @@ def state(tiny: Recipe) -> Tree:
 
 @pytest.fixture
 def weights(tiny: Recipe, state: Tree) -> Weights:
-    return Weights(tiny, 5.0, playable(state), {"steps": 6})
+    return Weights(tiny, 5.0, playable_arrays(state), {"steps": 6})
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from mlxlava.backend import Tree, mx, named_arrays
 from mlxlava.config import Recipe
 from mlxlava.errors import UserError
-from mlxlava.paths import checkpoints
+from mlxlava.paths import checkpoint_folders
 from mlxlava.training.checkpoint import load_checkpoint, save_checkpoint
 from mlxlava.training.step import Trainer
 
@@ -29,9 +29,9 @@ def test_a_checkpoint_comes_back_and_only_the_last_are_kept(
     tiny: Recipe, state: Tree, tmp_path: Path
 ) -> None:
     for step in range(5):
-        save_checkpoint(tmp_path, state, {"step": step, "seconds": 1.5}, keep=2)
-    assert [path.name for path in checkpoints(tmp_path)] == ["00000003", "00000004"]
-    read, progress = load_checkpoint(checkpoints(tmp_path)[-1], Trainer(tiny, 6).init())
+        save_checkpoint(tmp_path, state, {"step": step, "seconds": 1.5}, checkpoints_to_keep=2)
+    assert [path.name for path in checkpoint_folders(tmp_path)] == ["00000003", "00000004"]
+    read, progress = load_checkpoint(checkpoint_folders(tmp_path)[-1], Trainer(tiny, 6).init())
     assert progress == {"step": 4, "seconds": 1.5}
     before = named_arrays(state)
     for name, array in named_arrays(read).items():
@@ -49,10 +49,10 @@ def test_a_checkpoint_comes_back_and_only_the_last_are_kept(
 def test_a_write_that_fails_leaves_the_checkpoints_before(
     state: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
-    save_checkpoint(tmp_path, state, {"step": 1, "seconds": 0.0}, keep=1)
+    save_checkpoint(tmp_path, state, {"step": 1, "seconds": 0.0}, checkpoints_to_keep=1)
     fail(monkeypatch)
     with pytest.raises(UserError, match=r"cannot write .*; what was there before is kept"):
-        save_checkpoint(tmp_path, state, {"step": 2, "seconds": 0.0}, keep=1)
+        save_checkpoint(tmp_path, state, {"step": 2, "seconds": 0.0}, checkpoints_to_keep=1)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["00000001"]
 
 
@@ -62,7 +62,7 @@ def _fails(path: str, arrays: dict[str, mx.array]) -> None:
 
 
 def test_a_damaged_checkpoint_is_named(tiny: Recipe, state: Tree, tmp_path: Path) -> None:
-    folder = save_checkpoint(tmp_path, state, {"step": 1, "seconds": 0.0}, keep=1)
+    folder = save_checkpoint(tmp_path, state, {"step": 1, "seconds": 0.0}, checkpoints_to_keep=1)
     (folder / "state.safetensors").write_bytes(b"short")
     with pytest.raises(UserError, match="00000001"):
         load_checkpoint(folder, state)

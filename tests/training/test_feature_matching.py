@@ -11,7 +11,7 @@ import pytest
 import mlxlava
 from mlxlava.backend import Tree, mx, tree_map
 from mlxlava.config import Recipe, override
-from mlxlava.training.feature_matching import FeatureMatching, add
+from mlxlava.training.feature_matching import FeatureMatching, add_step
 from tests.conftest import StopAtNextStep
 
 pytestmark = pytest.mark.device
@@ -31,10 +31,10 @@ def clips(seed: int, speed: float = 1.0, brightness: float = 0.0) -> mx.array:
 
 def sums_of(matching: FeatureMatching, **drawn: float) -> Tree:
     """The sums after forty steps of real clips and of drawn ones that differ."""
-    sums = matching.init()
+    sums = matching.init_sums()
     for step in range(40):
         _, added = matching.loss(sums, clips(step), clips(100 + step, **drawn), TIMES)
-        sums = add(sums, added)
+        sums = add_step(sums, added)
     return sums
 
 
@@ -44,9 +44,9 @@ def matching(tiny: Recipe) -> FeatureMatching:
 
 
 def test_alike_clips_have_nearly_no_error(matching: FeatureMatching) -> None:
-    alike = float(matching.error(sums_of(matching)))
-    assert alike < 0.1 * float(matching.error(sums_of(matching, speed=1.3)))
-    assert alike < 0.1 * float(matching.error(sums_of(matching, brightness=0.05)))
+    alike = float(matching.average_error(sums_of(matching)))
+    assert alike < 0.1 * float(matching.average_error(sums_of(matching, speed=1.3)))
+    assert alike < 0.1 * float(matching.average_error(sums_of(matching, brightness=0.05)))
 
 
 @pytest.mark.parametrize(("name", "wrong", "better"), [("speed", 1.3, 1.2), ("brightness", 0.05, 0.04)])
@@ -60,7 +60,7 @@ def test_the_loss_falls_towards_real_clips(
 
 
 def test_nothing_is_learned_from_a_few_steps(matching: FeatureMatching) -> None:
-    loss, _ = matching.loss(matching.init(), clips(1), clips(2, speed=2.0), TIMES)
+    loss, _ = matching.loss(matching.init_sums(), clips(1), clips(2, speed=2.0), TIMES)
     assert float(loss) == 0
 
 
@@ -102,9 +102,9 @@ def test_the_amount_of_wax_counts_where_blocks_alone_would_not_tell(matching: Fe
 
     errors = []
     for together in (False, True):
-        sums = matching.init()
+        sums = matching.init_sums()
         for step in range(40):
             drawn = varied(100 + step, together)
-            sums = add(sums, matching.loss(sums, varied(step, False), drawn, TIMES)[1])
-        errors.append(float(matching.error(sums)))
+            sums = add_step(sums, matching.loss(sums, varied(step, False), drawn, TIMES)[1])
+        errors.append(float(matching.average_error(sums)))
     assert errors[1] > 100 * errors[0]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from mlxlava.backend import gpu_path, kernels, mx
-from mlxlava.backend.kernels import MOST_BUFFERS
+from mlxlava.backend import graph_kernels, mx, use_gpu_path
+from mlxlava.backend.kernel_count import MAX_KERNEL_BUFFERS
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.training.step import Trainer
 
@@ -38,9 +38,9 @@ def widest(recipe: Recipe) -> dict[tuple[bool, bool], int]:
     frames = mx.zeros((data.batch_size, count, *data.size, 3), mx.uint8)
     times = mx.zeros((data.batch_size, count), mx.int32)
     most: dict[tuple[bool, bool], int] = {}
-    for kind in trainer.kinds:
-        found = kernels(trainer(state, frames, times, 0, kind=kind))
-        most[kind] = max(kernel.buffers for kernel in found if kernel.fused)
+    for kind in trainer.step_kinds:
+        found = graph_kernels(trainer(state, frames, times, 0, kind=kind))
+        most[kind] = max(kernel.buffers for kernel in found if kernel.is_fused)
     return most
 
 
@@ -48,7 +48,7 @@ def widest(recipe: Recipe) -> dict[tuple[bool, bool], int]:
 @pytest.mark.parametrize(("length", "variant"), CASES)
 def test_no_kernel_of_a_step_has_more_buffers_than_metal(name: str, length: int, variant: str) -> None:
     recipe = override(load_recipe(name), {"data.seq_len": length, **VARIANTS[variant]})
-    with gpu_path():
+    with use_gpu_path():
         most = widest(recipe)
     assert len(most) == (3 if name == "lava" else 1)
-    assert max(most.values()) <= MOST_BUFFERS, most
+    assert max(most.values()) <= MAX_KERNEL_BUFFERS, most

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlxlava.backend import Tree, gpu_path, mx, named_arrays
+from mlxlava.backend import Tree, mx, named_arrays, use_gpu_path
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.footage.dataset import Footage
 from mlxlava.footage.prepare import prepare_lamp
 from mlxlava.paths import latest_checkpoint
 from mlxlava.training.checkpoint import load_checkpoint
-from mlxlava.training.folder import start_run
+from mlxlava.training.folder import make_run_folder
 from mlxlava.training.step import Terms, Trainer
 
 pytestmark = pytest.mark.device
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.device
 
 def begun(recipe: Recipe, footage: Footage, run: Path, count: int) -> tuple[Tree, list[Terms], Tree]:
     """A run as it begins, with its background, and after ``count`` steps; and the terms of each."""
-    start_run(run, recipe, footage, [], "", None)
+    make_run_folder(run, recipe, footage, [], "", None)
     trainer = Trainer(recipe, 10, compiled=False)
     latest = latest_checkpoint(run)
     assert latest is not None
@@ -52,7 +52,7 @@ def test_no_step_of_a_whole_batch_is_skipped(name: str, tmp_path: Path) -> None:
         "training.precision": "float16",
     }
     recipe = override(load_recipe(name), narrow)
-    with gpu_path():
+    with use_gpu_path():
         first, terms, after = begun(recipe, lamp(tmp_path / "lamp", recipe), tmp_path / "run", 1)
     assert terms[0]["skipped"].item() == 0
     before = np.array(first["generator"]["up0"]["weight"])

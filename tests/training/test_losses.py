@@ -11,8 +11,8 @@ from mlxlava.training.losses import (
     cross_entropy,
     gradient_penalty,
     kl_to_normal,
-    relativistic,
-    relativistic_ratio,
+    relativistic_gradient_ratio,
+    relativistic_losses,
 )
 
 pytestmark = pytest.mark.device
@@ -21,16 +21,16 @@ REAL, DRAWN = np.array([0.3, -2.0, 5.0]), np.array([1.1, -1.0, -4.0])
 
 
 def test_relativistic_losses_compare_pairs() -> None:
-    for_d, for_g = relativistic(mx.array(REAL), mx.array(DRAWN))
+    for_d, for_g = relativistic_losses(mx.array(REAL), mx.array(DRAWN))
     assert np.isclose(for_d.item(), np.log1p(np.exp(DRAWN - REAL)).mean())
     assert np.isclose(for_g.item(), np.log1p(np.exp(REAL - DRAWN)).mean())
 
 
 def test_the_ratio_turns_ds_gradient_into_gs() -> None:
     real, drawn = mx.array(REAL), mx.array(DRAWN)
-    by_d = mx.grad(lambda x: relativistic(real, x)[0])(drawn)
-    by_g = mx.grad(lambda x: relativistic(real, x)[1])(drawn)
-    assert np.allclose(np.array(by_d * relativistic_ratio(real, drawn)), np.array(by_g), rtol=1e-4)
+    by_d = mx.grad(lambda x: relativistic_losses(real, x)[0])(drawn)
+    by_g = mx.grad(lambda x: relativistic_losses(real, x)[1])(drawn)
+    assert np.allclose(np.array(by_d * relativistic_gradient_ratio(real, drawn)), np.array(by_g), rtol=1e-4)
 
 
 def test_cross_entropy_is_non_saturating() -> None:

@@ -19,21 +19,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlxlava.backend import Tree, gpu_path, mx, named_arrays
+from mlxlava.backend import Tree, mx, named_arrays, use_gpu_path
 from mlxlava.config import Recipe, override, recipe_from_dict
 from mlxlava.errors import UserError
 from mlxlava.failures import DeviceFailed
 from mlxlava.footage.dataset import Footage
-from mlxlava.paths import checkpoints, latest_checkpoint
+from mlxlava.paths import checkpoint_folders, latest_checkpoint
 from mlxlava.rollout.weights import load_weights
 from mlxlava.training.callbacks import Callbacks, StepReport
 from mlxlava.training.checkpoint import load_checkpoint
 from mlxlava.training.failures import Diverged, ProcessLost
-from mlxlava.training.first_steps import SHARE, FirstSteps
-from mlxlava.training.folder import start_run
+from mlxlava.training.folder import make_run_folder
 from mlxlava.training.loop import train
+from mlxlava.training.memory_guard import LARGEST_SHARE_OF_LIMIT, MemoryGuard
+from mlxlava.training.memory_plan import predict_peak
 from mlxlava.training.outcome import TrainedRun
-from mlxlava.training.plan import predict
 from mlxlava.training.step import Trainer
 
 pytestmark = pytest.mark.device
@@ -48,7 +48,7 @@ def _eager() -> Iterator[None]:
 
 
 def begin(run: Path, recipe: Recipe, footage: Footage) -> None:
-    start_run(run, recipe, footage, ["lamp.mov"], "mlxlava train lamp.mov", None)
+    make_run_folder(run, recipe, footage, ["lamp.mov"], "mlxlava train lamp.mov", None)
 
 
 def go(run: Path, recipe: Recipe, footage: Footage, **options: Any) -> TrainedRun:
@@ -136,7 +136,7 @@ def test_the_log_has_every_term_and_previews_show_lamps(
     sheet = Image.open(tmp_path / "previews/000004.png")
     assert sheet.size == (6 * 18 - 2, 5 * 18 - 2)  # a row of real frames, four lamps; six times
     assert np.array_equal(np.asarray(sheet)[:16, :16], footage.frames[footage.clip_starts(6)[0]])
-    assert [path.name for path in checkpoints(tmp_path)] == ["00000002", "00000004", "00000006"]
+    assert [path.name for path in checkpoint_folders(tmp_path)] == ["00000002", "00000004", "00000006"]
 
 
 def test_log_lines_beyond_the_checkpoint_are_dropped_on_resume(
@@ -165,7 +165,7 @@ def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpo
     begin(tmp_path, recipe, footage)
     with pytest.raises(Diverged, match=r"not finite at step \d.*00000000"):
         go(tmp_path, recipe, footage)
-    assert [path.name for path in checkpoints(tmp_path)] == ["00000000"]
+    assert [path.name for path in checkpoint_folders(tmp_path)] == ["00000000"]
     load_weights(tmp_path)
 
 
@@ -173,7 +173,7 @@ def test_a_run_starts_warm_from_other_weights(tiny: Recipe, footage: Footage, tm
     begin(tmp_path / "old", tiny, footage)
     go(tmp_path / "old", tiny, footage)
     old = load_weights(tmp_path / "old")
-    start_run(tmp_path / "new", tiny, footage, [], "", old.arrays)
+    make_run_folder(tmp_path / "new", tiny, footage, [], "", old.arrays)
     new = load_weights(tmp_path / "new")
     for name in ("background", "gate"):  # those are of the new footage
         assert np.allclose(old.arrays["generator"].pop(name), new.arrays["generator"].pop(name), atol=1e-5)
@@ -181,7 +181,7 @@ def test_a_run_starts_warm_from_other_weights(tiny: Recipe, footage: Footage, tm
 
     wider = override(tiny, {"generator.widths": [10, 6]})
     with pytest.raises(UserError, match="--init has another generator"):
-        start_run(tmp_path / "wider", wider, footage, [], "", old.arrays)
+        make_run_folder(tmp_path / "wider", wider, footage, [], "", old.arrays)
     assert not (tmp_path / "wider").exists()
 
 
@@ -213,7 +213,7 @@ def plain(tiny: Recipe) -> Recipe:
 def test_measuring_the_first_steps_changes_nothing(
     plain: Recipe, footage: Footage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with gpu_path():
+    with use_gpu_path():
         begin(tmp_path, plain, footage)
         before = (tmp_path / "config.json").read_bytes()
         go(tmp_path, plain, footage)
@@ -228,7 +228,7 @@ def test_measuring_the_first_steps_changes_nothing(
 def test_nothing_is_measured_or_said_on_a_cpu(
     plain: Recipe, footage: Footage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with gpu_path(False):
+    with use_gpu_path(False):
         begin(tmp_path, plain, footage)
         go(tmp_path, plain, footage, memory=1e-6)
     said = capsys.readouterr().err
@@ -240,7 +240,7 @@ def test_a_step_that_takes_too_much_makes_the_parts_smaller(
 ) -> None:
     """Four clips, and a limit below what any step takes: from the first one on they are alone."""
     run, recipe = tmp_path / "run", override(plain, {"training.checkpoint_every": 100})
-    with gpu_path():
+    with use_gpu_path():
         begin(run, recipe, footage)
         with stopping_at(run, 4):
             go(run, recipe, footage, memory=1e-4)
@@ -248,7 +248,7 @@ def test_a_step_that_takes_too_much_makes_the_parts_smaller(
         assert said.count("from now on a batch is worked on in 4 micro-batches, not 1") == 1
         assert said.count("with one clip at a time already") == 1
         # A checkpoint of the step after which they changed, so that resuming goes on the same.
-        assert [int(path.name) for path in checkpoints(run)] == [0, 1, 4]
+        assert [int(path.name) for path in checkpoint_folders(run)] == [0, 1, 4]
         changed = recipe_from_dict(json.loads((run / "config.json").read_text())["recipe"])
         assert changed == override(recipe, {"training.micro_batches": 4})
         assert not list(run.glob("*.tmp")) and not list(run.glob(".*.tmp"))
@@ -262,14 +262,16 @@ def test_the_next_smaller_parts_that_should_fit_are_taken(
     wanted: int, plain: Recipe, footage: Footage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step took so much more than predicted that, by as much more, just ``wanted`` parts fit."""
-    fits = predict(override(plain, {"training.micro_batches": wanted}), gpu=True)
+    fits = predict_peak(override(plain, {"training.micro_batches": wanted}), gpu=True)
     off = 1.5
-    limit = 1.001 * off * fits / SHARE
-    monkeypatch.setattr("mlxlava.training.first_steps.held_memory", lambda: off * predict(plain, gpu=True))
+    limit = 1.001 * off * fits / LARGEST_SHARE_OF_LIMIT
+    monkeypatch.setattr(
+        "mlxlava.training.memory_guard.peak_held_memory", lambda: off * predict_peak(plain, gpu=True)
+    )
     frames, times = footage.batch(0, 0, 4, 6, 3, 3)
-    with gpu_path():
+    with use_gpu_path():
         trainer = Trainer(plain, 6)
-        steps = FirstSteps(plain, trainer, limit)
+        steps = MemoryGuard(plain, trainer, limit)
         batch = (mx.array(frames), mx.array(times))
         state = trainer.init()
         steps.before_step(0, state, *batch)
@@ -346,7 +348,7 @@ def test_it_is_not_another_process_that_is_gone(
 ) -> None:
     """As one of two processes: what the GPU says is told apart from what the connection says."""
     begin(tmp_path, tiny, footage)
-    monkeypatch.setattr("mlxlava.training.signals.ranks", lambda: 2)
+    monkeypatch.setattr("mlxlava.training.signals.rank_count", lambda: 2)
     with failing_at(0, OUT_OF_MEMORY), pytest.raises(DeviceFailed):
         go(tmp_path, tiny, footage)
     with failing_at(0, "[ring] connection to a peer was lost"), pytest.raises(ProcessLost):
@@ -380,7 +382,7 @@ def test_a_folder_that_is_taken_is_not_written_to(tiny: Recipe, footage: Footage
     (tmp_path / "seen").mkdir()
     (tmp_path / "seen/.DS_Store").touch()  # the Finder's: the folder was only looked at
     begin(tmp_path / "seen", tiny, footage)
-    assert checkpoints(tmp_path / "seen")
+    assert checkpoint_folders(tmp_path / "seen")
 
 
 def test_tensorboard_gets_scalars_previews_and_states(tiny: Recipe, footage: Footage, tmp_path: Path) -> None:

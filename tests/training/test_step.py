@@ -10,7 +10,7 @@ import pytest
 from mlxlava.backend import Tree, mx, named_arrays
 from mlxlava.config import Recipe, override
 from mlxlava.footage.dataset import Footage
-from mlxlava.training.step import Kind, Terms, Trainer
+from mlxlava.training.step import StepKind, Terms, Trainer
 
 pytestmark = pytest.mark.device
 
@@ -151,10 +151,10 @@ def test_every_weight_learns(
     }
     recipe = override(request.getfixturevalue(name), gradients)
     trainer = Trainer(recipe, 6, compiled=False)
-    assert (adversarial, penalised) in trainer.kinds
+    assert (adversarial, penalised) in trainer.step_kinds
     frames, times = map(mx.array, batch(recipe, footage, 0))
     state = trainer.init()
-    after, _ = trainer(state, frames, times, 1, kind=Kind(adversarial, penalised))
+    after, _ = trainer(state, frames, times, 1, kind=StepKind(adversarial, penalised))
     old, new = flat(state), flat(after)
     # Rounding moves some by less than 1e-9; the smallest gradients are above 1e-6.
     still = {name for name in old if np.abs(new[name] - old[name]).max() < 1e-7}
@@ -166,7 +166,8 @@ def test_every_weight_learns(
     averaged = {name.removeprefix("ema.") for name in still if name.startswith("ema.")}
     assert averaged == {name for name in fixed if f"ema.{name}" in old}
     others = {name for name in still if not name.startswith((*weights, "ema.", "optimizer."))}
-    assert others == {name for name in old if name.startswith("stats.dynamics.")}  # the fixed bases
+    unused = ("stats.dynamics.",) if adversarial else ("stats.dynamics.", "features.")
+    assert others == {name for name in old if name.startswith(unused)}
 
 
 def test_the_average_follows_the_weights(tiny: Recipe, footage: Footage) -> None:

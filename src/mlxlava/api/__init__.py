@@ -1,4 +1,4 @@
-"""The public functions, which ``mlxlava`` offers under their names; the commands of the same names call them.
+"""The public functions of ``mlxlava``. The commands of the same names call them.
 
     lamp = mlxlava.load("lava")
     for frame in lamp.frames(fps=30): ...
@@ -8,5 +8,5 @@
     mlxlava.export(trained.run, "mine")
 
 May import everything but ``bench`` and the command line. Each group of commands has a file, as in ``cli``.
-Nothing is imported here: ``mlxlava`` takes a function from its file at the first use, since most load MLX.
+Nothing is imported here, since most of the files load MLX. ``mlxlava`` imports a function at its first use.
 """

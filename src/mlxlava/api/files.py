@@ -1,4 +1,4 @@
-"""Write the weights of a run, and say what weights, recipes and this machine are."""
+"""Write the weights of a run, and describe weights, recipes and this machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxlava.config import Recipe, describe_settings, load_recipe
+from mlxlava.config import Recipe, load_recipe, setting_rows
 
 if TYPE_CHECKING:
     from mlxlava.rollout.weights import Weights
@@ -18,20 +18,21 @@ def export(
 ) -> Weights:
     """Write the averaged weights of a run with a model card and a sample picture, to be played anywhere.
 
-    Where the run's footage is still at hand, the lamp is slowed to its pace.
+    If the run's footage is still there, the lamp is slowed to the pace of the footage.
 
     Args:
         run: folder of the run.
-        folder: folder to write, which ``load`` takes; weights that are there are replaced.
-        half: store float16: half the size. They are played as float32.
-        score: what ``score`` returned of the run, for the card.
+        folder: folder to write; ``load`` takes it. Weights that are in it are replaced.
+        half: store the weights as float16, in half the size. They are played as float32.
+        score: result of ``score`` for the run, to be shown on the card.
 
     Returns:
-        What was written: the recipe, the arrays, and in ``about`` what the card tells, for example ``steps``
-        and ``pace`` (which is missing if the footage is gone).
+        The weights that were written: the recipe, the arrays, and in ``about`` the entries of the card, for
+        example ``steps`` and ``pace`` (``pace`` is missing if the footage is gone).
 
     Raises:
-        UserError: ``run`` is no run or has no checkpoint, ``score`` is none, or the folder cannot be written.
+        UserError: ``run`` is no run or has no checkpoint, ``score`` is no score, or the folder cannot be
+            written.
     """
     from mlxlava.rollout.export import export as export_run
 
@@ -39,26 +40,26 @@ def export(
 
 
 def info(weights: str | Path | None = None) -> dict[str, str]:
-    """Describe this machine, or what weights were learned from and how.
+    """Describe this machine, or describe weights and how they were learned.
 
     Args:
-        weights: shipped weights by name, or a weights or run folder; the machine when None.
+        weights: shipped weights by name, a folder of weights, or a run. The machine is described when None.
 
     Returns:
-        Names and texts, as ``mlxlava info`` shows them. Of a machine: versions, device, memory, the library
-        for matrix products, the cache folder and the shipped weights.
+        Names and texts, as ``mlxlava info`` shows them. A machine is described by versions, device, memory,
+        the library for matrix products, the cache folder and the shipped weights.
 
     Raises:
         UserError: there are no such weights, or they are damaged.
     """
     if weights is not None:
-        from mlxlava.rollout.export import describe_weights
+        from mlxlava.rollout.export import weights_rows
         from mlxlava.rollout.weights import load_weights
 
-        return describe_weights(load_weights(weights))
+        return weights_rows(load_weights(weights))
 
     from mlxlava import __version__
-    from mlxlava.backend import describe
+    from mlxlava.backend import device_rows
     from mlxlava.paths import cache_folder
     from mlxlava.rollout.weights import shipped_weights
 
@@ -66,7 +67,7 @@ def info(weights: str | Path | None = None) -> dict[str, str]:
         "mlxlava": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        **describe(),
+        **device_rows(),
         "cache": str(cache_folder()),
         "weights": ", ".join(path.name for path in shipped_weights()) or "none",
     }
@@ -79,9 +80,9 @@ def settings(recipe: str | Path | Recipe = "lava") -> list[tuple[str, Any, str]]
         recipe: name of a recipe, a TOML or JSON file, or a recipe.
 
     Returns:
-        Of each setting its name, for example ``data.size``, its value, and what it is.
+        For each setting its name (for example ``data.size``), its value, and its help text.
 
     Raises:
-        UserError: there is no such recipe, or it is wrong.
+        UserError: there is no such recipe, or it has a wrong setting.
     """
-    return describe_settings(recipe if isinstance(recipe, Recipe) else load_recipe(recipe))
+    return setting_rows(recipe if isinstance(recipe, Recipe) else load_recipe(recipe))

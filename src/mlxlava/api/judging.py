@@ -1,4 +1,4 @@
-"""Judge a lamp against real footage, and this machine against what it should compute."""
+"""Judge a lamp against real footage, and check that this machine computes what it should."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mlxlava.checks.base import Result
     from mlxlava.footage.dataset import Footage
 
-_PICTURE_DRIFT = 5_000  # learned steps of the drift curve in the picture of a score
+_PICTURE_DRIFT_STEPS = 5_000  # length of the drift curve in the figure of a score, in learned steps
 
 
 def score(
@@ -31,18 +31,20 @@ def score(
     Progress is shown on stderr.
 
     Args:
-        weights: shipped weights by name, or a weights or run folder; ``lava`` when None.
-        footage: what it was trained on; may be None if that was the built-in lamp.
-        held_out: footage of the same lamp that it was not trained on. If None, every second of eight blocks
-            of the footage is held out; the built-in lamp is rendered again from another seed.
-        frames: frames to draw, at most.
-        seed: which lamps.
-        picture: PNG file to write: measures, clips, and the drift over 5,000 learned steps.
+        weights: shipped weights by name, a folder of weights, or a run; ``lava`` when None.
+        footage: the footage that the lamp was trained on. It may be None if that was the built-in lamp.
+        held_out: footage of the same lamp that it was not trained on. If None, ``footage`` is cut into eight
+            blocks, and every second block is held out. The built-in lamp is rendered from another seed
+            instead.
+        frames: largest number of frames to draw.
+        seed: seed of the drawn lamps.
+        picture: PNG file to write. It shows clips, spectra, and the drift over 5,000 learned steps.
 
     Returns:
-        What ``mlxlava score --json`` prints. ``headline`` has two numbers, image and motion: how many times
-        farther from real footage the lamp is than real footage is from itself; 1 is best. ``measures`` has
-        every measure with its interval and its floor. With a picture, ``drift`` has what ``drift`` returns.
+        The result that ``mlxlava score --json`` prints. ``headline`` has two numbers, for image and for
+        motion. Each is the distance of the lamp from real footage, divided by the distance of real footage
+        from other real footage; 1 is best. ``measures`` has every measure with its interval and its floor.
+        With a picture, ``drift`` has the result of :func:`drift`.
 
     Raises:
         UserError: weights or footage cannot be read, the footage is too short or nothing moves in it, or
@@ -57,24 +59,24 @@ def score(
     from mlxlava.evaluation.score import score as judge
 
     target = None if picture is None else Path(picture)
-    report.require(target)
+    report.require_report(target)
     learned = load_weights(weights)
     real = open_real_footage(learned, footage, held_out)
     clips = split_footage(*real, frames=frames)
     with progress("score") as update:
-        result, reference, drawn = judge(learned, clips, seed=seed, update=update)
-        result = {**_names(weights, footage, real), **result}
+        result, reference, drawn = judge(learned, clips, seed=seed, on_progress=update)
+        result = {**_names_and_keys(weights, footage, real), **result}
         if target is None:
             return result
-        result["drift"], ages = follow(
-            learned, *split_for_drift(*real), _PICTURE_DRIFT, seed=seed, update=update
+        result["drift"], window_frames = follow(
+            learned, *split_for_drift(*real), _PICTURE_DRIFT_STEPS, seed=seed, on_progress=update
         )
     size = learned.recipe.data.size
     shown = [one for one, _ in zip(clips.clips(1, size), range(2), strict=False)]
-    report.picture(
+    report.write_figure(
         target,
         drift=result["drift"],
-        ages=ages,
+        window_frames=window_frames,
         clips=(shown, list(draw_clips(learned, 2, clips.length, seed))),
         features=(reference.reference, reference.held_out, drawn),
         step_fps=learned.step_fps,
@@ -93,19 +95,19 @@ def drift(
 ) -> dict[str, Any]:
     """Follow a learned lamp over a long roll-out: do pictures, motion and state stay what they are?
 
-    Needs the extra ``score``. Progress is shown on stderr. Ctrl-C ends it early: ``interrupted_at``
-    says when.
+    Needs the extra ``score``. Progress is shown on stderr. Ctrl-C ends it early; then ``interrupted_at`` is
+    the number of steps made.
 
     Args:
-        weights, footage, held_out, seed: as of ``score``.
+        weights, footage, held_out, seed: the same as in :func:`score`.
         frames: learned steps to roll, at least 1000.
         picture: PNG file to write.
 
     Returns:
-        What ``mlxlava drift --json`` prints.
+        The result that ``mlxlava drift --json`` prints.
 
     Raises:
-        UserError: as ``score``, or fewer than 1000 frames are asked for.
+        UserError: for the same reasons as in :func:`score`, or fewer than 1000 frames are asked for.
     """
     from mlxlava.console import progress
     from mlxlava.evaluation import report
@@ -114,22 +116,22 @@ def drift(
     from mlxlava.evaluation.real_footage import open_real_footage
 
     target = None if picture is None else Path(picture)
-    report.require(target)
+    report.require_report(target)
     learned = load_weights(weights)
     real = open_real_footage(learned, footage, held_out)
     windows, long = split_for_drift(*real)
     with progress("drift") as update:
-        result, ages = follow(learned, windows, long, frames, seed=seed, update=update)
-    result = {**_names(weights, footage, real), **result}
-    if target is not None and ages:
-        report.picture(target, drift=result, ages=ages, step_fps=learned.step_fps)
+        result, window_frames = follow(learned, windows, long, frames, seed=seed, on_progress=update)
+    result = {**_names_and_keys(weights, footage, real), **result}
+    if target is not None and window_frames:
+        report.write_figure(target, drift=result, window_frames=window_frames, step_fps=learned.step_fps)
     return result
 
 
-def _names(
+def _names_and_keys(
     weights: str | Path | None, footage: str | Path | None, real: tuple[Footage, Footage | None]
 ) -> dict[str, Any]:
-    """What was judged, and by what: names, and the hashes of the footage's content and settings."""
+    """Names of the weights and the footage, and hashes of the footage's content and settings."""
     return {
         "weights": str(weights or "lava"),
         "footage": str(footage or "the built-in lamp"),
@@ -139,13 +141,13 @@ def _names(
 
 @dataclasses.dataclass(frozen=True)
 class CheckReport:
-    """What ``check`` has found.
+    """The results of ``check``.
 
     Attributes:
-        about: versions and the machine.
-        results: of each check its group, name, what was found and allowed, whether that is ``ok``, and what
-            it means where it is not.
-        seconds: that the checks took.
+        about: versions of packages, and facts about the machine.
+        results: for each check its group and name, what was found, what is allowed, whether that is ``ok``,
+            and the meaning if it is not.
+        seconds: time that the checks took.
     """
 
     about: dict[str, str]
@@ -154,28 +156,28 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every check has found what is allowed."""
+        """Whether every check is ok."""
         return all(each.ok for each in self.results)
 
 
 def check(only: str = "", *, on_group: Callable[[str, Sequence[Result]], None] | None = None) -> CheckReport:
     """Check that this machine computes what it should, within minutes.
 
-    What the GPU computes is compared with what the CPU does. Progress is shown on stderr. A check that fails
-    or raises an error is a result, and the others are made.
+    Results of the GPU are compared with results of the CPU. Progress is shown on stderr. A check that fails
+    or raises an error gives a result, and the other checks are still made.
 
     Args:
-        only: regular expression; checks whose group or name it matches are made.
+        only: regular expression; only checks whose group or name it matches are made.
         on_group: called with the name and the results of each group of checks, once it is done.
 
     Raises:
-        UserError: ``only`` is no pattern or matches nothing.
+        UserError: ``only`` is no regular expression or matches nothing.
     """
-    from mlxlava.checks import about, run
+    from mlxlava.checks import machine_rows, run_checks
 
     began, results = time.monotonic(), []
-    for group, found in run(only):
+    for group, found in run_checks(only):
         results += found
         if on_group is not None:
             on_group(group, found)
-    return CheckReport(about(), results, time.monotonic() - began)
+    return CheckReport(machine_rows(), results, time.monotonic() - began)

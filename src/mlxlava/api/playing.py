@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from mlxlava.api.arguments import require_integer, require_positive
 from mlxlava.errors import UserError
-from mlxlava.rollout.from_picture import find_state, start_picture
+from mlxlava.rollout.from_picture import crop_to_frame, find_state
 from mlxlava.rollout.roll import Rollout
-from mlxlava.rollout.seamless import Loop
+from mlxlava.rollout.seamless import SeamlessLoop
 from mlxlava.rollout.weights import Weights, load_weights
 
 Frame = npt.NDArray[np.uint8]
@@ -25,7 +25,7 @@ class LavaLamp:
     """A learned lamp.
 
     Attributes:
-        weights: what was learned, with its recipe and its card.
+        weights: the learned weights, with their recipe.
     """
 
     def __init__(self, weights: Weights) -> None:
@@ -38,7 +38,7 @@ class LavaLamp:
 
     @property
     def step_fps(self) -> float:
-        """Learned steps in a second of true time; any frame rate is drawn from states in between."""
+        """Learned steps per second of true time. Frames at other rates are drawn from states in between."""
         return self.weights.step_fps
 
     def frames(
@@ -50,22 +50,22 @@ class LavaLamp:
         start: State | None = None,
         seamless: bool = False,
     ) -> Iterator[Frame]:
-        """Frames one after the other, as fast as they are asked for.
+        """Yield frames one after the other, as fast as the caller takes them.
 
         Args:
             fps: frames a second of play time.
-            seed: which lamp; the same seed gives the same one.
-            speed: how much faster than true time the lamp moves.
-            seconds: play time; for ever when None.
+            seed: seed of the lamp; the same seed gives the same lamp.
+            speed: how many times faster than true time the lamp moves.
+            seconds: play time; without end when None.
             start: state (Z,) to begin with, from ``from_picture``.
-            seamless: end where it begins, so that the clip can be repeated; needs ``seconds``.
+            seamless: whether the clip ends where it begins, so that it can be repeated; needs ``seconds``.
 
         Yields:
-            uint8 (H, W, 3).
+            Frames, uint8 (H, W, 3).
 
         Raises:
-            UserError: fps, speed or seconds are not positive and finite, the start is no state of this lamp,
-                or a loop cannot be made.
+            UserError: fps, speed or seconds are not positive and finite, ``start`` is no state of this lamp,
+                or a seamless clip cannot be made.
         """
         require_positive("frames: fps", fps)
         require_positive("frames: speed", speed)
@@ -80,41 +80,41 @@ class LavaLamp:
             return (frame for _, frame in Rollout(self.weights, seed, start=start).play(times))
         if count is None:
             raise UserError("frames: a seamless clip has an end; give seconds")
-        loop = Loop(self.weights, count / fps * speed, seed, start)
+        loop = SeamlessLoop(self.weights, count / fps * speed, seed, start)
         return (frame for _, frame in loop.play(times))
 
     def from_picture(self, picture: Frame | str | Path, seed: int = 0) -> State:
-        """The state whose frame is nearest to a picture: ``frames(start=…)`` goes on from there.
+        """The state whose frame is nearest to a picture. ``frames(start=…)`` plays on from this state.
 
         Args:
-            picture: a file, or uint8 (H, W, 3) of any size; its middle is taken.
-            seed: of the random states that are tried first.
+            picture: an array, uint8 (H, W, 3), of any size. The middle of it is used.
+            seed: seed of the random states that are tried first.
 
         Returns:
-            float32 (Z,).
+            The state, float32 (Z,).
 
         Raises:
             UserError: the picture is not such an array.
         """
         _require_picture(picture)
         require_integer("from_picture: seed", seed)
-        return find_state(self.weights, start_picture(picture, self.size), seed).state
+        return find_state(self.weights, crop_to_frame(picture, self.size), seed).state
 
 
 def load(name_or_path: str | Path | None = None) -> LavaLamp:
     """Load a lamp: shipped weights by name, or a weights or run folder by path.
 
     Args:
-        name_or_path: ``lava`` when None.
+        name_or_path: name of shipped weights, a folder of weights, or a run; ``lava`` when None.
 
     Raises:
-        UserError: there are none, or they are damaged.
+        UserError: there are no such weights, or they are damaged.
     """
     return LavaLamp(load_weights(name_or_path))
 
 
 def _require_picture(picture: object) -> None:
-    """Refuse what is no RGB picture of bytes, and say how to make one of it."""
+    """Raise UserError unless a picture is an RGB array of bytes. The message says how to make one."""
     wanted = "from_picture: the picture must be a NumPy array, uint8 (H, W, 3)"
     if not isinstance(picture, np.ndarray):
         raise UserError(
@@ -128,7 +128,7 @@ def _require_picture(picture: object) -> None:
 
 
 def _as_state(start: object, size: int) -> State:
-    """A start as float32 (Z,)."""
+    """The start state as float32 (Z,). Raises UserError if it is no state."""
     wanted = f"frames: start must be a state of {size} numbers, as from_picture gives"
     try:
         state = np.asarray(start, np.float32)

@@ -1,4 +1,4 @@
-"""Train a lamp, go on with a run, and say what fits into memory."""
+"""Train a lamp, continue a run, and predict what fits into memory."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.errors import UserError
 from mlxlava.paths import latest_checkpoint
 from mlxlava.rollout.weights import find_weights, load_weights
+from mlxlava.training.memory_plan import PlanRow, plan_rows
 from mlxlava.training.outcome import TrainedRun
-from mlxlava.training.plan import Row, table
 
 if TYPE_CHECKING:
     from mlxlava.backend import Tree
@@ -42,23 +42,24 @@ def train(
     """Learn a lamp from footage.
 
     Progress is shown on stderr. The first Ctrl-C, SIGTERM or SIGHUP saves the run and ends the training;
-    ``resume`` goes on exactly where it stopped.
+    ``resume`` continues exactly where it stopped.
 
     Args:
         footage: videos, folders of images, or one folder of prepared footage; the built-in lamp when None.
         recipe: name of a recipe, a TOML or JSON file, or a recipe.
-        run: folder to make; the first free one of ``runs/RECIPE-001`` … when None.
+        run: folder to make; when None, the first of ``runs/RECIPE-001``, ``runs/RECIPE-002`` … that is free.
         settings: settings of the recipe to change, for example ``{"data.size": (128, 128)}``.
-        steps: training steps in all; the recipe's when None.
+        steps: number of training steps; the number of the recipe when None.
         minutes: stop after so many minutes.
-        memory: GB (10⁹ bytes) for MLX's arrays: batches are split so that a step fits. If None, a GPU's
-            memory is the limit.
+        memory: GB (10⁹ bytes) for MLX's arrays. Batches are split so that a step fits. If None, the memory of
+            a GPU is the limit.
         init: weights whose generator and state step to start from. If their frames are 2, 4, 8 … times
-            smaller, the lamp grows from them: it has their networks and new layers; of a run it also has the
-            encoder and the discriminator (settings: ``growth``).
-        tensorboard: also write events for TensorBoard.
-        callbacks: told of steps, previews and checkpoints.
-        command: what began the run, for its config and its model card.
+            smaller, the lamp grows: it starts with the networks of these weights and gets new layers for
+            larger frames. From a run it also takes the encoder and the discriminator. The settings of
+            ``growth`` say more.
+        tensorboard: whether to write events for TensorBoard.
+        callbacks: objects that are told of steps, previews and checkpoints.
+        command: command that began the run, for its config and its model card.
 
     Raises:
         UserError: a setting is wrong, footage cannot be read, a step does not fit into memory, or the folder
@@ -68,8 +69,8 @@ def train(
         ProcessLost: another process that trained this run is gone (``mlxlava.training.failures``).
     """
     from mlxlava.training.loop import train as train_run
-    from mlxlava.training.run import begin, next_folder
-    from mlxlava.training.stages import Plan, begin_first_stage
+    from mlxlava.training.run import begin_run, next_run_folder
+    from mlxlava.training.stages import SecondStagePlan, begin_first_stage
 
     _require_training_options("train", steps, minutes, memory, tensorboard)
     _mute_other_processes()
@@ -77,21 +78,21 @@ def train(
     if steps is not None:
         changes |= {"training.steps": steps, "training.epochs": 0}
     base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    warm = None
+    initial_arrays = None
     if init is not None:
-        base, warm = _start_from(init, base, override(base, changes).data.size)
+        base, initial_arrays = _recipe_and_initial_arrays(init, base, override(base, changes).data.size)
     chosen = override(base, changes)
     name = recipe.name if isinstance(recipe, Recipe) else Path(recipe).stem
-    folder = next_folder(name) if run is None else Path(run)
+    folder = next_run_folder(name) if run is None else Path(run)
     if init is None and chosen.growth.start_recipe:
-        plan = Plan(chosen, [str(source) for source in _as_sources(footage)], memory, command)
+        plan = SecondStagePlan(chosen, [str(source) for source in _as_sources(footage)], memory, command)
         small = begin_first_stage(folder, plan)
         return _train_stages(folder, small, minutes, memory, tensorboard, callbacks)
-    ready = begin(
+    ready = begin_run(
         folder,
         chosen,
         _as_sources(footage),
-        warm=warm,
+        initial_arrays=initial_arrays,
         memory=memory,
         command=command,
     )
@@ -115,26 +116,26 @@ def resume(
     tensorboard: bool = False,
     callbacks: Sequence[Callbacks] = (),
 ) -> TrainedRun:
-    """Go on with a run that was stopped. It learns what it would have learned without the stop.
+    """Continue a run that was stopped. The result is the same as without the stop.
 
     Args:
-        run: its folder; the latest one in ``runs/`` when None.
-        steps: training steps in all from now on; as many as before when None.
-        minutes, memory, tensorboard, callbacks: as of ``train``.
+        run: folder of the run; the latest run in ``runs/`` when None.
+        steps: new number of training steps of the whole run; the old number when None.
+        minutes, memory, tensorboard, callbacks: the same as in :func:`train`.
 
     Raises:
         UserError: there is no such run, its footage has changed, or another process trains it. The run stays
             as it was.
-        DeviceFailed, Diverged, ProcessLost: as ``train``.
+        DeviceFailed, Diverged, ProcessLost: for the same reasons as in :func:`train`.
     """
     from mlxlava.training.loop import train as train_run
-    from mlxlava.training.run import latest_folder
-    from mlxlava.training.run import resume as take_up
+    from mlxlava.training.run import latest_run_folder
+    from mlxlava.training.run import resume_run as take_up
     from mlxlava.training.stages import is_in_first_stage, resume_first_stage
 
     _require_training_options("resume", steps, minutes, memory, tensorboard)
     _mute_other_processes()
-    folder = latest_folder() if run is None else Path(run)
+    folder = latest_run_folder() if run is None else Path(run)
     if is_in_first_stage(folder):
         if steps is not None:
             raise UserError("resume: a lamp that has not grown yet keeps its steps; leave --steps out")
@@ -160,7 +161,7 @@ def _train_stages(
     tensorboard: bool,
     callbacks: Sequence[Callbacks],
 ) -> TrainedRun:
-    """Train the smaller lamp to its end, and then the one that grows from it, as far as the time goes."""
+    """Train the smaller lamp to its end, and then the lamp that grows from it, until the time is over."""
     from mlxlava.training.folder import count_steps
     from mlxlava.training.loop import train as train_run
     from mlxlava.training.stages import begin_second_stage
@@ -177,20 +178,22 @@ def _train_stages(
     return train_run(large.folder, large.recipe, large.footage, minutes=minutes, **options)
 
 
-def _start_from(init: str | Path, recipe: Recipe, size: tuple[int, int]) -> tuple[Recipe, Tree]:
+def _recipe_and_initial_arrays(
+    init: str | Path, recipe: Recipe, size: tuple[int, int]
+) -> tuple[Recipe, Tree]:
     """The recipe and the arrays of a lamp that starts from other weights, or that grows from smaller ones."""
-    from mlxlava.training.growth import grown_recipe, learned_by_run
+    from mlxlava.training.growth import arrays_learned_by_run, grown_recipe
 
     weights = load_weights(init)
     if size == weights.recipe.data.size or size[0] <= weights.recipe.data.size[0]:
         return recipe, weights.arrays
     folder = find_weights(init)
-    learned = learned_by_run(folder) if latest_checkpoint(folder) else weights.arrays
+    learned = arrays_learned_by_run(folder) if latest_checkpoint(folder) else weights.arrays
     return grown_recipe(recipe, weights.recipe, learned, size), learned
 
 
 def _mute_other_processes() -> None:
-    """Of the processes that mlx.launch has started, let only the first one report on stderr."""
+    """If mlx.launch has started several processes, let only the first one print messages."""
     if "MLX_RANK" in os.environ:
         from mlxlava.backend.ranks import rank
         from mlxlava.console import mute
@@ -207,40 +210,40 @@ def plan(
     batch_sizes: Sequence[int] = (8, 16, 32),
     settings: Mapping[str, Any] | None = None,
     memory: float | None = None,
-) -> list[Row]:
-    """Say what fits: the memory of a training step by size, sequence and batch.
+) -> list[PlanRow]:
+    """Predict the memory of a training step by size, sequence length and batch size.
 
-    On a GPU all of it is an estimate, which ``train`` checks in its first steps.
+    On a GPU the predictions are estimates. ``train`` checks them in its first steps.
 
     Args:
         recipe: name of a recipe, a TOML or JSON file, or a recipe.
-        sizes: heights and widths of frames.
-        seq_lens: learned steps that a clip spans.
-        batch_sizes: clips that a training step looks at.
+        sizes: sizes of frames (height, width).
+        seq_lens: lengths of clips in learned steps.
+        batch_sizes: numbers of clips of a training step.
         settings: other settings of the recipe to change, for example ``{"training.precision": "float16"}``.
-        memory: GB (10⁹ bytes) for MLX's arrays; this machine's when None.
+        memory: GB (10⁹ bytes) for MLX's arrays; the memory of this machine when None.
 
     Returns:
-        A row for each size, sequence and batch, in that order. ``peak`` is the predicted peak of MLX's arrays
-        in GB; the process takes some 20 % more. ``fitted`` is the recipe whose micro-batches fit into the
-        memory, with its ``fitted_peak``; both are None where nothing fits.
+        A row for each size, sequence length and batch size, in that order. ``peak`` is the predicted peak of
+        MLX's arrays in GB; the process takes some 20 % more. ``fitted`` is the recipe with micro-batches that
+        fit into the memory, and ``fitted_peak`` its peak. Both are None if nothing fits.
 
     Raises:
         UserError: a setting is wrong, or ``memory`` is not positive.
     """
-    from mlxlava.backend import memory_budget, on_gpu_path
+    from mlxlava.backend import memory_budget_gb, on_gpu_path
 
     if memory is not None:
         require_positive("plan: memory", memory)
     chosen = override(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), dict(settings or {}))
-    gigabytes = memory_budget() if memory is None else memory
-    return table(chosen, gigabytes, sizes, seq_lens, batch_sizes, gpu=on_gpu_path())
+    gigabytes = memory_budget_gb() if memory is None else memory
+    return plan_rows(chosen, gigabytes, sizes, seq_lens, batch_sizes, gpu=on_gpu_path())
 
 
 def _require_training_options(
     what: str, steps: object, minutes: object, memory: object, tensorboard: bool
 ) -> None:
-    """Refuse limits that are not positive, and TensorBoard where it is not installed."""
+    """Raise UserError for limits that are not positive, and for TensorBoard if it is not installed."""
     if steps is not None:
         require_integer(f"{what}: steps", steps)
         require_positive(f"{what}: steps", steps)

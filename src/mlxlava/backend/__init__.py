@@ -1,17 +1,16 @@
-"""The one door to MLX: its device, its memory and the operations that differ from device to device.
+"""MLX, its device, its memory, and the operations that differ from device to device.
 
-Every other module of the package takes all of MLX through here, since on Linux the linear algebra library has
-to be in the process before ``mlx.core`` is::
+Every other module of the package imports MLX from here. On Linux the linear algebra library has to be loaded
+before ``mlx.core``, and this room does that::
 
     from mlxlava.backend import mx, tree_map
 """
 
 from mlxlava.backend.device import (
-    BLAS,
-    GPU_PATH_SWITCH,
+    GPU_PATH_ENV_VAR,
+    LOADED_BLAS,
     Tree,
-    describe,
-    gpu_path,
+    device_rows,
     has_slow_blas,
     mx,
     mx_folder,
@@ -20,35 +19,42 @@ from mlxlava.backend.device import (
     on_gpu_path,
     optim,
     prefer_exact_half_convolutions,
-    processor,
-    queue,
+    processor_name,
+    start_computing,
     tree_map,
+    use_gpu_path,
 )
-from mlxlava.backend.kernels import Kernel, kernels
-from mlxlava.backend.memory import held_memory, limit_memory, memory_budget, peak_memory, resident_memory
+from mlxlava.backend.kernel_count import Kernel, graph_kernels
+from mlxlava.backend.memory import (
+    limit_memory,
+    memory_budget_gb,
+    peak_held_memory,
+    peak_memory,
+    resident_memory,
+)
 
 __all__ = [
-    "BLAS",
-    "GPU_PATH_SWITCH",
+    "GPU_PATH_ENV_VAR",
+    "LOADED_BLAS",
     "Kernel",
     "Tree",
-    "describe",
-    "gpu_path",
+    "device_rows",
+    "graph_kernels",
     "has_slow_blas",
-    "held_memory",
-    "kernels",
     "limit_memory",
-    "memory_budget",
+    "memory_budget_gb",
     "mx",
     "mx_folder",
     "named_arrays",
     "on_cpu",
     "on_gpu_path",
     "optim",
+    "peak_held_memory",
     "peak_memory",
     "prefer_exact_half_convolutions",
-    "processor",
-    "queue",
+    "processor_name",
     "resident_memory",
+    "start_computing",
     "tree_map",
+    "use_gpu_path",
 ]

@@ -1,4 +1,4 @@
-"""What MLX runs on: the device, and whether the code for GPUs is taken.
+"""The device that MLX runs on, and whether the code for GPUs is used.
 
 Import this module before ``mlx.core``: on Linux the linear algebra library has to be in the process first
 (cpu/blas.py).
@@ -22,19 +22,19 @@ from mlxlava.errors import UserError
 # Arrays by name, nested.
 Tree = dict[str, Any]
 
-# Set to 1 to take, on a CPU, the code that GPUs take: MLX's own operations on one stream, whole batches,
-# no C++. The tests run it so, since no GPU is at hand.
-GPU_PATH_SWITCH = "MLXLAVA_GPU_PATH"
+# Environment variable. With 1, a CPU runs the code that is written for GPUs: MLX's own operations on one
+# stream, whole batches, no C++. The tests use it, since no GPU is at hand.
+GPU_PATH_ENV_VAR = "MLXLAVA_GPU_PATH"
 
-BLAS = blas.preload()
+LOADED_BLAS = blas.preload_blas()
 allocator.keep_freed_pages()
 if sys.platform.startswith("linux"):
     native.keep_kernels_private()
 
-# On an M5, and with CUDA, MLX rounds the factors of float32 products to the 10 bits of TF32. The bases that R
-# rotates by are no longer orthogonal then, and states drift. MLX reads the variable at the first such product
-# on a GPU and never again (env::enable_tf32 in its utils.h). So this also works after a host program has
-# imported MLX, as long as that has computed no product on a GPU.
+# On an M5, and with CUDA, MLX rounds the factors of float32 products to TF32, which has 10 bits. Then the
+# bases of R are no longer orthogonal, and states drift. MLX reads the variable once, at the first product on
+# a GPU (env::enable_tf32 in its utils.h). So setting it here works even if a host program has imported MLX
+# before, unless that program has already computed a product on a GPU.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 try:
@@ -47,16 +47,16 @@ except ImportError as error:
 
 
 def mx_folder() -> Path:
-    """Where MLX is installed, with its headers and its library."""
+    """The folder of the installed MLX, with its headers and its library."""
     return Path(str(mx.__file__)).parent
 
 
 def named_arrays(tree: Any) -> dict[str, mx.array]:
-    """The arrays of a tree (or of several) under their dotted paths, ``generator.up0.weight``."""
+    """The arrays of a tree, or of a list of trees, by their dotted paths: ``generator.up0.weight``."""
     return dict(tree_flatten(tree))
 
 
-def queue(*arrays: Any) -> None:
+def start_computing(*arrays: Any) -> None:
     """Start to compute trees of arrays and return at once."""
     mx.async_eval(*arrays)  # type: ignore[no-untyped-call]  # MLX gives it no hint
 
@@ -66,25 +66,25 @@ def on_cpu() -> bool:
     return bool(mx.default_device().type == mx.DeviceType.cpu)
 
 
-if BLAS is not None and on_cpu():
-    blas.take_one_thread(BLAS[1])
+if LOADED_BLAS is not None and on_cpu():
+    blas.limit_to_one_thread(LOADED_BLAS[1])
 
-_gpu_path = not on_cpu() or os.environ.get(GPU_PATH_SWITCH, "0") == "1"
+_gpu_path = not on_cpu() or os.environ.get(GPU_PATH_ENV_VAR, "0") == "1"
 
 
 def on_gpu_path() -> bool:
-    """Whether the code that is written for GPUs is taken: on a GPU, and on a CPU that is told to.
+    """Whether the code that is written for GPUs is used: on a GPU, or on a CPU if it was asked for.
 
-    Everything that is chosen by device asks this. :func:`on_cpu` is for figures and messages alone.
+    Code that differs by device asks this function. :func:`on_cpu` is only for figures and messages.
     """
     return _gpu_path
 
 
 @contextlib.contextmanager
-def gpu_path(taken: bool = True) -> Iterator[None]:
-    """Take the code for GPUs, or not, for a while; what was compiled before keeps the code that it has."""
+def use_gpu_path(enabled: bool = True) -> Iterator[None]:
+    """Use the code for GPUs, or that for CPUs, inside a block. Functions compiled before stay as they are."""
     global _gpu_path
-    previous, _gpu_path = _gpu_path, taken
+    previous, _gpu_path = _gpu_path, enabled
     try:
         yield
     finally:
@@ -94,23 +94,24 @@ def gpu_path(taken: bool = True) -> Iterator[None]:
 def prefer_exact_half_convolutions() -> None:
     """Keep MLX on Metal from Winograd's F(6×6, 3×3), which is inexact in half precision.
 
-    MLX takes it for 3×3 convolutions of many channels and keeps its intermediate results in the format of
-    the input. A pull request of MLX measured 36 times the error of implicit matrix products, which sum in
-    float32. With one byte of working memory MLX takes those instead. It reads the variable at each
-    convolution (winograd_batch_step in its backend/metal/conv.cpp, from 0.32.2 on), so it can be set at any
-    time, and holds for what is evaluated later. It holds for the whole process: float32 convolutions lose
-    Winograd as well, and take more multiplications. A value that the user has set is kept. Other devices do
-    not read it.
+    MLX uses this algorithm for 3×3 convolutions of many channels, and keeps intermediate results in the
+    format of the input. A pull request of MLX measured 36 times the error of implicit matrix products, which
+    sum in float32. With one byte of working memory MLX uses implicit matrix products instead.
+
+    MLX reads the variable at each convolution (winograd_batch_step in its backend/metal/conv.cpp, from 0.32.2
+    on). So it can be set at any time, and applies to everything that is evaluated later in this process. The
+    cost: float32 convolutions lose Winograd as well, and need more multiplications. A value that the user has
+    set is kept. Other devices do not read the variable.
     """
     os.environ.setdefault("MLX_CONV_WINOGRAD_WORKING_SET", "1")
 
 
 def has_slow_blas() -> bool:
     """Whether matrix products run on the reference BLAS of MLX's Linux wheel, many times slower."""
-    return sys.platform.startswith("linux") and on_cpu() and BLAS is None
+    return sys.platform.startswith("linux") and on_cpu() and LOADED_BLAS is None
 
 
-def processor() -> str:
+def processor_name() -> str:
     """The processor's name, where the system tells it."""
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         if sys.platform == "darwin":
@@ -122,10 +123,10 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def describe() -> dict[str, str]:
+def device_rows() -> dict[str, str]:
     """The device, its memory and the BLAS, for ``mlxlava info`` and benchmark headers."""
     device = "GPU" if not on_cpu() else "CPU, the code for GPUs" if on_gpu_path() else "CPU"
-    rows = {"mlx": version("mlx"), "device": device, "processor": processor()}
+    rows = {"mlx": version("mlx"), "device": device, "processor": processor_name()}
     info = mx.device_info() if not on_cpu() else {}
     for key in ("device_name", "architecture", "memory_size", "max_recommended_working_set_size"):
         if key in info:
@@ -134,19 +135,18 @@ def describe() -> dict[str, str]:
     if sys.platform.startswith("linux") and on_cpu():
         rows["cores"] = str(len(os.sched_getaffinity(0)))
         rows["BLAS"] = (
-            "{} ({})".format(*BLAS)
-            if BLAS
+            "{} ({})".format(*LOADED_BLAS)
+            if LOADED_BLAS
             else 'reference (many times slower; install "mlxlava[cpu]" and g++)'
         )
     return rows
 
 
 __all__ = [
-    "BLAS",
-    "GPU_PATH_SWITCH",
+    "GPU_PATH_ENV_VAR",
+    "LOADED_BLAS",
     "Tree",
-    "describe",
-    "gpu_path",
+    "device_rows",
     "has_slow_blas",
     "mx",
     "mx_folder",
@@ -155,7 +155,8 @@ __all__ = [
     "on_gpu_path",
     "optim",
     "prefer_exact_half_convolutions",
-    "processor",
-    "queue",
+    "processor_name",
+    "start_computing",
     "tree_map",
+    "use_gpu_path",
 ]

@@ -1,11 +1,11 @@
-"""Gradients that take less time or memory, or fewer buffers, than MLX's own: the same numbers otherwise."""
+"""Gradients with the same numbers as MLX's own, that need less time, less memory or fewer buffers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from mlxlava.backend.cpu.worker_streams import on_current_stream
+from mlxlava.backend.cpu.worker_streams import bind_to_current_stream
 from mlxlava.backend.device import mx, on_gpu_path
 
 # (inputs, cotangent of the output, output) → a gradient for each input
@@ -20,27 +20,28 @@ def with_gradient(function: Callable[..., mx.array], gradient: Gradient) -> Call
 
     def call(*inputs: mx.array) -> mx.array:
         custom: Any = mx.custom_function(function)
-        custom.vjp(on_current_stream(gradient))
+        custom.vjp(bind_to_current_stream(gradient))
         output: mx.array = custom(*inputs)
         return output
 
     return call
 
 
-keep_gradient_apart = with_gradient(
+keep_gradient_unfused = with_gradient(
     lambda weight: weight, lambda inputs, cotangent, output: (mx.contiguous(cotangent),)
 )
-"""The identity, whose gradient ``mx.compile`` does not fuse with what is done with it afterwards.
+"""The identity. ``mx.compile`` does not fuse its gradient with the operations that use this gradient.
 
-The gradient of R's weights is a sum over the pieces of a path, each a sum over its steps. Fused into one
-kernel, the sums would take more buffers than Metal has for a kernel (kernels.py).
+The gradient with respect to R's weights is a sum over the pieces of a path, and each piece is a sum over its
+steps. Fused into one kernel, these sums would need more buffers than Metal has for a kernel
+(kernel_count.py).
 """
 
 
-def checkpointed_steps() -> int:
+def steps_per_checkpoint() -> int:
     """How many learned steps of a long path are rolled again together in the backward pass.
 
-    With more, fewer steps are rolled twice. That counts on GPUs, where a step is many small kernels, one
-    after the other. Fewer take less memory.
+    A larger number takes less time, since fewer steps are rolled twice. That matters on GPUs, where a step is
+    many small kernels, one after the other. A smaller number takes less memory.
     """
     return 64 if on_gpu_path() else 10

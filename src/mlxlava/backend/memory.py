@@ -1,4 +1,4 @@
-"""Memory: how much there is for MLX, limits that keep a machine from swapping, and what is taken."""
+"""Memory: how much MLX may use, limits that keep a machine from swapping, and how much is in use."""
 
 from __future__ import annotations
 
@@ -12,53 +12,54 @@ from pathlib import Path
 
 from mlxlava.backend.device import mx, on_cpu
 
-# Share of a Mac's memory that MLX may take, buffers that are kept for later included. The rest is for the
-# process itself, the system and whoever else is there; a Mac that swaps is slower than a smaller step.
-_SHARE_OF_MAC = 0.6
+# Share of a Mac's memory that MLX may use, including buffers that it keeps for later. The rest is for the
+# process itself, the system and other programs. A Mac that swaps is slower than one that works on smaller
+# batches.
+_SHARE_OF_MAC_MEMORY = 0.6
 # Share of an NVIDIA GPU's free memory. The rest is for CUDA itself, its libraries and compiled kernels.
-_SHARE_OF_CARD = 0.9
-_MOST_OF_CARD = 0.95  # of all its memory: MLX's own limit on CUDA
-_SHARE_FOR_CPU = 0.75
+_SHARE_OF_FREE_GPU_MEMORY = 0.9
+_MAX_SHARE_OF_GPU_MEMORY = 0.95  # of all its memory: MLX's own limit on CUDA
+_SHARE_OF_CPU_MEMORY = 0.75
 
 
-def memory_budget() -> float:
+def memory_budget_gb() -> float:
     """GB that MLX's arrays may take here.
 
-    On a Mac 0.6 of its memory, but never more than the device recommends; on an NVIDIA GPU nine tenths of
-    what is free; on a CPU three quarters of its memory.
+    On a Mac it is 0.6 of the memory, but never more than the device recommends. On an NVIDIA GPU it is nine
+    tenths of the free memory, and on a CPU three quarters of all memory.
     """
     if not on_cpu():
         info = mx.device_info()
         if "max_recommended_working_set_size" in info:  # Metal
-            memory = int(info.get("memory_size", 0)) or _system_memory()
-            return min(_SHARE_OF_MAC * memory, int(info["max_recommended_working_set_size"])) / 1e9
-        if "free_memory" in info:  # CUDA: free memory is asked for anew each time, so ours is not in it
+            memory = int(info.get("memory_size", 0)) or _system_memory_bytes()
+            return min(_SHARE_OF_MAC_MEMORY * memory, int(info["max_recommended_working_set_size"])) / 1e9
+        if "free_memory" in info:  # CUDA: memory that MLX holds now does not count as free
             ours = mx.get_active_memory() + mx.get_cache_memory()
             free = min(int(info["free_memory"]) + ours, int(info["total_memory"]))
-            return _SHARE_OF_CARD * free / 1e9
-    return _SHARE_FOR_CPU * _system_memory() / 1e9
+            return _SHARE_OF_FREE_GPU_MEMORY * free / 1e9
+    return _SHARE_OF_CPU_MEMORY * _system_memory_bytes() / 1e9
 
 
 def limit_memory(gigabytes: float | None = None) -> float:
     """Keep MLX's buffers small enough that a 16 GB Mac does not swap.
 
-    MLX waits for what is under way, and gives buffers that it keeps for later back to the system, before
-    arrays and kept buffers together pass the memory limit. Kept buffers have no smaller limit of their own:
-    a step that frees more than that would give them back and ask for them anew each time. Weights and
-    optimiser states may be wired, so that the system does not page them out while it looks for room.
+    MLX keeps freed buffers for later use. Before arrays and kept buffers together pass the limit, MLX waits
+    for running work and gives kept buffers back to the system. Kept buffers have no smaller limit of their
+    own: a step that frees more memory than that limit would return buffers and request them anew each time.
+    Weights and optimiser states may be wired, so that the system does not page them out.
 
     Args:
-        gigabytes: memory for MLX; ``memory_budget`` when None.
+        gigabytes: memory for MLX in GB; ``memory_budget_gb`` when None.
 
     Returns:
         The limit, GB: what was asked for, or the most that the device allows if that is less.
     """
-    wanted = gigabytes or memory_budget()
+    wanted = gigabytes or memory_budget_gb()
     if on_cpu():
         return wanted  # the CPU back end keeps hardly any buffers, and has no wired memory
     info = mx.device_info()
     recommended = int(info.get("max_recommended_working_set_size", 0))
-    most = recommended or _MOST_OF_CARD * int(info.get("total_memory", 0))
+    most = recommended or _MAX_SHARE_OF_GPU_MEMORY * int(info.get("total_memory", 0))
     limit = int(min(wanted * 1e9, most or math.inf))
     mx.set_memory_limit(limit)
     mx.set_cache_limit(limit)
@@ -67,10 +68,11 @@ def limit_memory(gigabytes: float | None = None) -> float:
     return limit / 1e9
 
 
-def held_memory() -> float:
-    """GB that MLX has held since its peak was last reset: the peak of arrays, or arrays and kept buffers now.
+def peak_held_memory() -> float:
+    """The most memory in GB that MLX is known to have held since its peak was last reset.
 
-    Kept buffers that were given back since then are not in it.
+    It is the peak of arrays, or the arrays and kept buffers of now if these are more. Kept buffers that were
+    given back in the meantime are not counted.
     """
     return max(mx.get_peak_memory(), mx.get_active_memory() + mx.get_cache_memory()) / 1e9
 
@@ -78,9 +80,9 @@ def held_memory() -> float:
 def peak_memory() -> dict[str, float]:
     """Peak memory in GB: MLX's live arrays, and the whole process as the system counts it.
 
-    On macOS that is what Activity Monitor shows, GPU memory included.
+    On macOS the figure of the process is what Activity Monitor shows. It includes GPU memory.
     """
-    counted = _footprint()
+    counted = _macos_process_usage()
     if counted is not None:
         process = float(counted.ri_lifetime_max_phys_footprint)
     else:
@@ -90,8 +92,8 @@ def peak_memory() -> dict[str, float]:
 
 
 def resident_memory() -> float:
-    """Memory of the process now, GB; its peak so far where the system does not say."""
-    counted = _footprint()
+    """Memory of the process now, in GB; its peak so far where the system does not tell the present one."""
+    counted = _macos_process_usage()
     if counted is not None:
         return int(counted.ri_phys_footprint) / 1e9
     with contextlib.suppress(OSError, ValueError, IndexError):
@@ -100,7 +102,7 @@ def resident_memory() -> float:
     return peak_memory()["process"]
 
 
-def _system_memory() -> int:
+def _system_memory_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -150,10 +152,10 @@ class RusageInfoV4(ctypes.Structure):
 _RUSAGE_INFO_V4 = 4
 
 
-def _footprint() -> RusageInfoV4 | None:
-    """What macOS counts of this process; None elsewhere, and where it does not say.
+def _macos_process_usage() -> RusageInfoV4 | None:
+    """The resources that macOS counts for this process. None on other systems, and if macOS does not answer.
 
-    ``getrusage`` counts resident pages, and buffers of the GPU are most likely not among them.
+    ``getrusage`` counts resident pages, and these most likely do not include buffers of the GPU.
     """
     if sys.platform != "darwin":
         return None

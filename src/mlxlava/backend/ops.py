@@ -1,11 +1,11 @@
-"""What networks are made of, fast on each device: convolutions, pixel shuffle, leaky ReLU; channels last.
+"""Operations of networks, fast on each device: convolutions, pixel shuffle, leaky ReLU. Channels come last.
 
-Each operation has one implementation for each device. Convolutions are those of cpu/convolution.py on Linux
-CPUs, and MLX's own elsewhere.
+Linux CPUs use the convolutions of cpu/convolution.py. All other devices use MLX's own.
 
-A convolution and its two gradients, with respect to the input and to the weight, are bilinear. So each of the
-three has the other two as its gradients, to any order. That is set by hand on every device: left to MLX, the
-gradient of a transposed convolution with respect to its weight is a convolution whose kernel is the picture.
+A convolution has two gradients: one with respect to its input, one with respect to its weight. All three
+functions are bilinear, and each has the other two as its gradients. So gradients of any order are made from
+three functions. This file sets these gradients itself on every device. MLX's own gradient of a transposed
+convolution with respect to its weight is slow: it is a convolution whose kernel is as large as the picture.
 """
 
 from __future__ import annotations
@@ -18,22 +18,24 @@ from functools import partial
 
 from mlxlava.backend import mx, on_gpu_path
 from mlxlava.backend.cpu import convolution
-from mlxlava.backend.cpu.convolution import Kind
+from mlxlava.backend.cpu.convolution import ConvolutionKind
 from mlxlava.backend.gradients import with_gradient
 
 Convolution = Callable[[mx.array, mx.array], mx.array]
 
-SLOPE = 0.2  # of every leaky ReLU, where negative (duralava; R3GAN, Huang 2024)
+LEAKY_SLOPE = 0.2  # slope of every leaky ReLU below zero (duralava; R3GAN, Huang 2024)
 
-# Bytes of patches that MLX writes out at once for a gradient with respect to a weight, at most. It writes
-# kernel² times the input: 1.4 GB for a layer of 128×128 pictures. Chunks of the batch keep that flat.
-PATCH_BYTES = 2**28
-_FEW = 4  # output channels, at most, for which a transposed convolution is made of a 2×2 one
+# For a gradient with respect to a weight, MLX writes out all patches of the input. They take kernel² times
+# the memory of the input: 1.4 GB for a layer of 128×128 pictures. So the gradient is computed in chunks of
+# the batch whose patches take at most this many bytes.
+MAX_PATCH_BYTES = 2**28
+# With at most so many output channels, a transposed convolution is computed by a 2×2 convolution.
+_FEW_OUTPUTS = 4
 
 
 def conv3(x: mx.array, weight: mx.array) -> mx.array:
     """3×3 convolution that keeps the resolution: (N, H, W, I), (O, 3, 3, I) → (N, H, W, O)."""
-    return _convolutions().conv3(x, weight)
+    return _convolutions_of_device().conv3(x, weight)
 
 
 def conv4_stride2(x: mx.array, weight: mx.array, weight_gradient_first: bool = True) -> mx.array:
@@ -42,17 +44,17 @@ def conv4_stride2(x: mx.array, weight: mx.array, weight_gradient_first: bool = T
     Args:
         x: Feature maps.
         weight: Kernels.
-        weight_gradient_first: Whether the backward pass goes on only when the gradient with respect to the
-            weight is computed, which saves memory. Without it, a backward pass that takes gradients with
-            respect to ``x`` alone computes none with respect to the weight.
+        weight_gradient_first: Whether the backward pass computes the gradient with respect to the weight
+            before it goes on to earlier layers. That saves memory. With False, a backward pass that needs
+            only the gradient with respect to ``x`` does not compute the one with respect to the weight.
     """
-    convolutions = _convolutions()
+    convolutions = _convolutions_of_device()
     return (convolutions.stride2 if weight_gradient_first else convolutions.stride2_unordered)(x, weight)
 
 
 def conv4_transposed(x: mx.array, weight: mx.array) -> mx.array:
     """4×4 transposed convolution of stride 2: (N, H, W, I), (O, 4, 4, I) → (N, 2H, 2W, O)."""
-    return _convolutions().transposed(x, weight.transpose(3, 1, 2, 0))
+    return _convolutions_of_device().transposed(x, weight.transpose(3, 1, 2, 0))
 
 
 def pixel_shuffle(x: mx.array) -> mx.array:
@@ -63,8 +65,8 @@ def pixel_shuffle(x: mx.array) -> mx.array:
 
 
 def leaky_relu(x: mx.array) -> mx.array:
-    """x where positive, else 0.2 x. As a maximum it is one fused pass."""
-    return mx.maximum(x, SLOPE * x)
+    """x where x is positive, else 0.2 x. Written as a maximum, it is one fused operation."""
+    return mx.maximum(x, LEAKY_SLOPE * x)
 
 
 def _scaled_leaky_relu(x: mx.array, scale: mx.array, shift: mx.array) -> mx.array:
@@ -76,7 +78,7 @@ def _gradient_of_scaled_leaky_relu(
 ) -> tuple[mx.array, ...]:
     x, scale, shift = inputs
     axes = tuple(range(x.ndim - 1))
-    slope = SLOPE + (1 - SLOPE) * (output > 0).astype(x.dtype)
+    slope = LEAKY_SLOPE + (1 - LEAKY_SLOPE) * (output > 0).astype(x.dtype)
     cotangent = cotangent * slope
     exact, exact_x = cotangent.astype(mx.float32), x.astype(mx.float32)
     scale_gradient, shift_gradient = (exact * exact_x).sum(axes), exact.sum(axes)
@@ -87,21 +89,21 @@ def _gradient_of_scaled_leaky_relu(
     )
 
 
-_scaled = with_gradient(_scaled_leaky_relu, _gradient_of_scaled_leaky_relu)
+_scaled_leaky_relu_with_gradient = with_gradient(_scaled_leaky_relu, _gradient_of_scaled_leaky_relu)
 
 
 def scaled_leaky_relu(x: mx.array, scale: mx.array, shift: mx.array) -> mx.array:
     """Leaky ReLU of x · scale + shift: (…, C), (C,), (C,) → (…, C), in the format of x.
 
-    For its gradient only x and the result are kept; MLX's own would keep three arrays of that size. Sums over
-    the batch are float32.
+    Only x and the result are kept for the gradient; MLX's own gradient would keep three arrays of that size.
+    Sums over the batch are float32.
     """
-    return _scaled(x, scale, shift)
+    return _scaled_leaky_relu_with_gradient(x, scale, shift)
 
 
 def biased_leaky_relu(x: mx.array, bias: mx.array) -> mx.array:
-    """Leaky ReLU of x + bias: (…, C), (C,) → (…, C); as :func:`scaled_leaky_relu`."""
-    return _scaled(x, mx.ones_like(bias), bias)
+    """Leaky ReLU of x + bias: (…, C), (C,) → (…, C). Its gradient is that of :func:`scaled_leaky_relu`."""
+    return _scaled_leaky_relu_with_gradient(x, mx.ones_like(bias), bias)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +112,11 @@ class _Convolutions:
 
     Attributes:
         stride2: 4×4 of stride 2, padded by one: (N, 2H, 2W, I), (O, 4, 4, I) → (N, H, W, O).
-        stride2_unordered: the same. Its two gradients need not be computed in an order.
+        stride2_unordered: the same convolution; its two gradients may be computed in any order.
         transposed: the gradient of ``stride2`` with respect to its input, a transposed convolution:
             (N, H, W, O), (O, 4, 4, I) → (N, 2H, 2W, I).
         conv3: 3×3, padded by one: (N, H, W, I), (O, 3, 3, I) → (N, H, W, O). Its gradient with respect to the
-            input is itself, with the weight turned about.
+            input is a 3×3 convolution too, with the weight flipped (:func:`_weight_for_input_gradient`).
     """
 
     stride2: Convolution
@@ -123,7 +125,7 @@ class _Convolutions:
     conv3: Convolution
 
 
-def _with_gradients(
+def _make_each_others_gradients(
     stride2: Convolution,
     transposed: Convolution,
     stride2_weight_gradient: Convolution,
@@ -133,7 +135,8 @@ def _with_gradients(
     """Make raw operations each other's gradients.
 
     Args:
-        stride2: see :class:`_Convolutions`, as are ``transposed`` and ``conv3``.
+        stride2: the 4×4 convolution of stride 2. :class:`_Convolutions` has its shapes and those of
+            ``transposed`` and ``conv3``.
         transposed: the gradient of ``stride2`` with respect to its input.
         stride2_weight_gradient: the gradient of ``stride2`` with respect to its weight:
             (N, 2H, 2W, I), (N, H, W, O) → (O, 4, 4, I).
@@ -154,8 +157,9 @@ def _with_gradients(
         ) -> tuple[mx.array, mx.array]:
             first, second = gradients(inputs[0], inputs[1], cotangent)
             if ordered:
-                # The backward pass goes on only when the weight's gradient is computed. Otherwise all weight
-                # gradients may wait until its end, and keep the feature maps that they need.
+                # The backward pass goes on to earlier layers only when the gradient with respect to the
+                # weight is computed. Otherwise all these gradients could wait until the end of the backward
+                # pass, and the feature maps that they need would stay in memory until then.
                 (first,) = mx.depends([first], [second])
             return first, second
 
@@ -170,36 +174,38 @@ def _with_gradients(
     stride2_weight_gradient_ = bilinear(
         stride2_weight_gradient, lambda x, y, w: (transposed_(y, w), stride2_(x, w))
     )
-    conv3_ = bilinear(conv3, lambda x, w, y: (conv3_(y, _turned(w)), conv3_weight_gradient_(x, y)))
+    conv3_ = bilinear(
+        conv3, lambda x, w, y: (conv3_(y, _weight_for_input_gradient(w)), conv3_weight_gradient_(x, y))
+    )
     conv3_weight_gradient_ = bilinear(
-        conv3_weight_gradient, lambda x, y, w: (conv3_(y, _turned(w)), conv3_(x, w))
+        conv3_weight_gradient, lambda x, y, w: (conv3_(y, _weight_for_input_gradient(w)), conv3_(x, w))
     )
     return _Convolutions(stride2_, stride2_unordered, transposed_, conv3_)
 
 
-def _convolutions() -> _Convolutions:
-    """Those of the device."""
-    return _cpu() if not on_gpu_path() and convolution.available() else _native()
+def _convolutions_of_device() -> _Convolutions:
+    """The convolutions of the present device."""
+    return _cpu_convolutions() if not on_gpu_path() and convolution.available() else _mlx_convolutions()
 
 
 @functools.cache
-def _cpu() -> _Convolutions:
-    """Those of cpu/convolution.py."""
+def _cpu_convolutions() -> _Convolutions:
+    """The convolutions of cpu/convolution.py."""
 
     def in_float32(function: Convolution) -> Convolution:
-        """A CPU has no faster format."""
+        """Compute in float32: a CPU has no faster format."""
 
         def convolve(x: mx.array, weight: mx.array) -> mx.array:
             return function(x.astype(mx.float32), weight.astype(mx.float32)).astype(x.dtype)
 
         return convolve
 
-    convolutions = _with_gradients(
-        partial(convolution.convolve, Kind.CONV4_STRIDE2),
-        partial(convolution.convolve, Kind.CONV4_TRANSPOSED),
-        partial(convolution.weight_gradient, Kind.CONV4_STRIDE2),
-        partial(convolution.convolve, Kind.CONV3),
-        partial(convolution.weight_gradient, Kind.CONV3),
+    convolutions = _make_each_others_gradients(
+        partial(convolution.convolve, ConvolutionKind.CONV4_STRIDE2),
+        partial(convolution.convolve, ConvolutionKind.CONV4_TRANSPOSED),
+        partial(convolution.weight_gradient, ConvolutionKind.CONV4_STRIDE2),
+        partial(convolution.convolve, ConvolutionKind.CONV3),
+        partial(convolution.weight_gradient, ConvolutionKind.CONV3),
     )
     return _Convolutions(
         in_float32(convolutions.stride2),
@@ -210,22 +216,27 @@ def _cpu() -> _Convolutions:
 
 
 @functools.cache
-def _native() -> _Convolutions:
-    """MLX's own; what each costs on Metal is in docs/apple-silicon.md."""
+def _mlx_convolutions() -> _Convolutions:
+    """MLX's own convolutions. docs/apple-silicon.md says what each costs on Metal."""
     stride2, conv3 = partial(mx.conv2d, stride=2, padding=1), partial(mx.conv2d, padding=1)
-    return _with_gradients(
-        stride2, _native_transposed, partial(_by_patches, stride2, 4), conv3, partial(_by_patches, conv3, 3)
+    return _make_each_others_gradients(
+        stride2,
+        _mlx_transposed,
+        partial(_weight_gradient_in_chunks, stride2, 4),
+        conv3,
+        partial(_weight_gradient_in_chunks, conv3, 3),
     )
 
 
-def _native_transposed(y: mx.array, weight: mx.array) -> mx.array:
-    """(N, H, W, O), (O, 4, 4, I) → (N, 2H, 2W, I).
+def _mlx_transposed(y: mx.array, weight: mx.array) -> mx.array:
+    """The transposed convolution: (N, H, W, O), (O, 4, 4, I) → (N, 2H, 2W, I).
 
-    Metal computes at least 32 output channels of a transposed convolution, ten times too many for a picture's
-    three. A 2×2 convolution makes the four pixels of each place as channels of their own; it computes 16.
+    Metal computes at least 32 output channels of a transposed convolution, ten times as many as the three of
+    a picture. So few output channels are computed by a 2×2 convolution: it gives the 2×2 pixels at each place
+    as separate channels, and Metal computes 16 of these.
     """
     outputs = weight.shape[3]
-    if outputs > _FEW:
+    if outputs > _FEW_OUTPUTS:
         return mx.conv_transpose2d(y, weight.transpose(3, 1, 2, 0), stride=2, padding=1)
     count, height, width, inputs = y.shape
     # Row 2i takes taps 3 and 1 of rows i − 1 and i, row 2i + 1 takes taps 2 and 0 of rows i and i + 1; so do
@@ -240,17 +251,17 @@ def _native_transposed(y: mx.array, weight: mx.array) -> mx.array:
     return mx.stack(rows, axis=2).reshape(count, 2 * height, 2 * width, outputs)
 
 
-def _by_patches(forward: Convolution, side: int, x: mx.array, y: mx.array) -> mx.array:
+def _weight_gradient_in_chunks(forward: Convolution, side: int, x: mx.array, y: mx.array) -> mx.array:
     """The gradient of ``forward`` with respect to its weight (O, side, side, I), in chunks of the batch."""
     outputs, inputs = y.shape[3], x.shape[3]
     weight = mx.zeros((outputs, side, side, inputs), x.dtype)  # only its shape counts
     patches = 4 * math.prod(y.shape[:3]) * side**2 * inputs
-    count = min(len(y), -(-patches // PATCH_BYTES))
+    count = min(len(y), -(-patches // MAX_PATCH_BYTES))
     total: mx.array | None = None
     for n in range(count):
         chunk = slice(len(y) * n // count, len(y) * (n + 1) // count)
         some, cotangent = x[chunk], y[chunk]
-        if total is not None:  # the patches of the chunk before are free then
+        if total is not None:  # start when the patches of the previous chunk are freed
             some, cotangent = mx.depends([some, cotangent], [total])
         _, (gradient,) = mx.vjp(lambda w, some=some: forward(some, w), [weight], [cotangent])
         total = gradient if total is None else total + gradient
@@ -258,6 +269,6 @@ def _by_patches(forward: Convolution, side: int, x: mx.array, y: mx.array) -> mx
     return total
 
 
-def _turned(weight: mx.array) -> mx.array:
-    """The weight of the gradient of ``conv3`` with respect to its input: (O, k, k, I) → (I, k, k, O)."""
+def _weight_for_input_gradient(weight: mx.array) -> mx.array:
+    """Flip a weight for the gradient with respect to the input: (O, k, k, I) → (I, k, k, O)."""
     return weight[:, ::-1, ::-1].transpose(3, 1, 2, 0)

@@ -1,4 +1,4 @@
-"""Several processes that train together (mlx.launch). With one, all of this does nothing."""
+"""Several processes that train together (mlx.launch). With one process, these functions do nothing."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ def rank() -> int:
     return mx.distributed.init().rank()
 
 
-def ranks() -> int:
+def rank_count() -> int:
     """How many processes train together."""
     return mx.distributed.init().size()
 
 
-def gather(array: mx.array) -> mx.array:
-    """The rows of all ranks, in their order; the gradient by a rank's own rows is its rows of the gradient.
+def gather_rows(array: mx.array) -> mx.array:
+    """The rows of all ranks, in the order of the ranks.
 
-    That is right where each rank goes on to compute the whole of the loss.
+    In the backward pass each rank gets the gradient with respect to its own rows. That is right if each rank
+    computes the whole loss from the rows of all ranks.
     """
-    if ranks() == 1:
+    if rank_count() == 1:
         return array
     function: Any = mx.custom_function(mx.distributed.all_gather)
 
@@ -42,7 +43,7 @@ def gather(array: mx.array) -> mx.array:
 
 def sum_over_ranks(tree: Any) -> Any:
     """The sum of a tree of float32 arrays over all ranks, in one message; not differentiable."""
-    if ranks() == 1:
+    if rank_count() == 1:
         return tree
     arrays = list(named_arrays(tree).values())
     flat = mx.distributed.all_sum(mx.concatenate([array.reshape(-1) for array in arrays]))
@@ -51,9 +52,9 @@ def sum_over_ranks(tree: Any) -> Any:
     return tree_map(lambda array: next(parts).reshape(array.shape), tree)
 
 
-def from_first(tree: Any) -> Any:
-    """The tree of the first rank, everywhere; each rank has one of the same shapes and types."""
-    if ranks() == 1:
+def copy_from_first_rank(tree: Any) -> Any:
+    """The tree of the first rank, on every rank. Each rank gives a tree of the same shapes and types."""
+    if rank_count() == 1:
         return tree
     first = rank() == 0
     shared = tree_map(lambda array: mx.distributed.all_sum(array if first else mx.zeros_like(array)), tree)
@@ -61,13 +62,13 @@ def from_first(tree: Any) -> Any:
     return shared
 
 
-def any_rank(flag: int) -> int:
-    """The largest of the flags of all ranks; waits for them."""
-    return flag if ranks() == 1 else int(np.array(mx.distributed.all_max(mx.array(flag))))
+def max_over_ranks(number: int) -> int:
+    """The largest of the numbers that the ranks give. It waits for all of them."""
+    return number if rank_count() == 1 else int(np.array(mx.distributed.all_max(mx.array(number))))
 
 
-def first_rank_first(work: Callable[[], Result]) -> Result:
-    """What ``work`` gives: done by the first rank, then by the others, who may find it prepared."""
+def run_on_first_rank_first(work: Callable[[], Result]) -> Result:
+    """Call ``work`` on the first rank, then on the others, so that these find what the first has prepared."""
     done = work() if rank() == 0 else None
-    any_rank(0)
+    max_over_ranks(0)
     return work() if done is None else done

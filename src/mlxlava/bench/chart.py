@@ -1,4 +1,4 @@
-"""Time and memory of a training step over the resolution, as a picture.
+"""Draws time and memory of a training step over the resolution.
 
     python -m mlxlava.bench.chart benchmarks/results/NAME.json [-o FILE.png]
 
@@ -18,17 +18,18 @@ from mlxlava.console import say
 
 Curves = dict[str, list[tuple[int, float, float]]]
 
-_ROW = re.compile(r"train (?P<recipe>\w+) (?P<size>\d+)x\d+ seq(?P<seq>\d+) (?P<kind>\w+)")
+_TRAIN_ROW_NAME = re.compile(r"train (?P<recipe>\w+) (?P<size>\d+)x\d+ seq(?P<seq>\d+) (?P<kind>\w+)")
 
 
-def curves(result: Mapping[str, Any]) -> Curves:
-    """Lines of the chart: of each recipe, sequence and contestant (size, seconds, GB), sizes rising.
+def curves_of_result(result: Mapping[str, Any]) -> Curves:
+    """The curves of the chart. Each is a list of (size, seconds, GB), with rising sizes.
 
-    Of a recipe with several kinds of steps, their mean over a run is drawn.
+    There is a curve for each recipe, sequence length and contestant. If a recipe has several kinds of steps,
+    the curve shows their mean over a run.
     """
     found: Curves = {}
     for row in result["rows"]:
-        match = _ROW.fullmatch(row["name"])
+        match = _TRAIN_ROW_NAME.fullmatch(row["name"])
         if "note" in row or not match or match["kind"] not in ("mean", "plain"):
             continue
         if match["kind"] == "plain" and match["recipe"] == "lava":
@@ -38,9 +39,9 @@ def curves(result: Mapping[str, Any]) -> Curves:
     return {label: sorted(points) for label, points in found.items()}
 
 
-def write(result: Mapping[str, Any], path: Path) -> None:
-    """Draw the chart of a result, or say in one line why not."""
-    lines = curves(result)
+def write_chart(result: Mapping[str, Any], path: Path) -> None:
+    """Draw the chart of a result, or print a line that says why there is none."""
+    lines = curves_of_result(result)
     if not lines:
         say("chart: the result has no training step, so there is nothing to draw")
         return
@@ -90,7 +91,7 @@ def main() -> None:
     parser.add_argument("-o", dest="target", type=Path, help="picture to write; beside the result")
     args = parser.parse_args()
     result = json.loads(args.result.read_text(encoding="utf-8"))
-    write(result, args.target or args.result.with_suffix(".png"))
+    write_chart(result, args.target or args.result.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What benchmarks share: a process for each measurement, the header, and where results go."""
+"""Code that benchmarks share: a process for each measurement, facts about the machine, and saved results."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from typing import Any
 
 _ROOT = Path(__file__).resolve().parents[3]
 # The top of the checkout that this file stands in; None in an installed wheel.
-CHECKOUT = _ROOT if (_ROOT / "benchmarks/__init__.py").is_file() else None
-# A wheel lies where nobody writes, so its results go to the current folder.
-RESULTS = CHECKOUT / "benchmarks/results" if CHECKOUT else Path("bench-results")
+CHECKOUT_FOLDER = _ROOT if (_ROOT / "benchmarks/__init__.py").is_file() else None
+# The folder of an installed wheel should not be written to. So results go to the current folder then.
+RESULTS_FOLDER = CHECKOUT_FOLDER / "benchmarks/results" if CHECKOUT_FOLDER else Path("bench-results")
 
 Answer = dict[str, Any]
 
 
-class Died(Exception):
-    """A process that measured has ended, or could not go on; the text says why, in one line."""
+class WorkerDied(Exception):
+    """A worker process has ended or failed. The text says why, in one line."""
 
 
 class Worker:
-    """A Python process that answers one line of JSON to each request; it idles in between.
+    """A Python process that answers each request with one line of JSON. It idles between requests.
 
     Args:
-        command: what follows the interpreter on the command line.
-        environment: variables to add.
-        patience: seconds to wait for an answer.
-        folder: where it runs; the current folder when None.
-        python: the interpreter.
+        command: arguments of the interpreter.
+        environment: environment variables to add.
+        timeout: seconds to wait for an answer.
+        folder: working folder of the process; the current folder when None.
+        python: the Python interpreter.
     """
 
     def __init__(
         self,
         command: Sequence[str],
         environment: Mapping[str, str] | None = None,
-        patience: float = 600.0,
+        timeout: float = 600.0,
         folder: Path | None = None,
         python: str = sys.executable,
     ) -> None:
-        self._patience = patience
+        self._timeout = timeout
         self._process = subprocess.Popen(
             [python, *command],
             cwd=folder,
@@ -58,70 +58,71 @@ class Worker:
         )
 
     def __call__(self, request: str = "") -> Answer:
-        """Ask, and wait for the answer.
+        """Send a request and wait for the answer.
 
         Raises:
-            Died: there is none, and there will be none.
+            WorkerDied: the process ended, failed, or gave no answer in time.
         """
         process = self._process
         assert process.stdin is not None and process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(request + "\n")
             process.stdin.flush()
-        impatience = threading.Timer(self._patience, process.terminate)
-        impatience.start()
+        timer = threading.Timer(self._timeout, process.terminate)
+        timer.start()
         try:
             line = process.stdout.readline()
-            gave_up = not impatience.is_alive()
+            gave_up = not timer.is_alive()
         finally:
-            impatience.cancel()  # also after Ctrl-C: Python waits for its threads before it ends
+            timer.cancel()  # needed after Ctrl-C too, since Python waits for its threads before it ends
         if not line and gave_up:
-            raise Died(f"no answer within {self._patience:g} s")
+            raise WorkerDied(f"no answer within {self._timeout:g} s")
         if not line:
-            raise Died(ending(process.wait()))
+            raise WorkerDied(describe_exit(process.wait()))
         answer: Answer = json.loads(line)
         if "error" in answer:
-            raise Died(answer["error"])
+            raise WorkerDied(answer["error"])
         return answer
 
     def close(self) -> None:
-        """End the process; a second time does nothing."""
+        """End the process. A second call does nothing."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()  # the end of its requests
+            self._process.stdin.close()  # tells the process that no more requests come
         self._process.wait()
 
     def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        if kind is not None and not issubclass(kind, Died):
+        if kind is not None and not issubclass(kind, WorkerDied):
             self._process.terminate()  # nobody waits for a step of a minute after Ctrl-C
         self.close()
 
 
-def ending(status: int) -> str:
-    """How a process without an answer ended; ``status`` is what ``wait`` gave."""
+def describe_exit(status: int) -> str:
+    """Say how a process ended. ``status`` is the result of ``wait``."""
     if status == -9:
         return "killed by the system: out of memory"
     return f"ended by signal {-status}" if status < 0 else f"ended with status {status}"
 
 
-def serve(make: Callable[[], Callable[[str], Answer]]) -> None:
-    """Be the other end of a :class:`Worker`: make what answers, then answer every line of stdin.
+def serve_requests(make_answer_function: Callable[[], Callable[[str], Answer]]) -> None:
+    """Answer every line of stdin: the code that runs in the process of a :class:`Worker`.
 
-    What goes wrong is answered in one line, and ends the process.
+    The function that answers is made at the first request. An exception is answered in one line, and ends the
+    process.
     """
-    # Where memory ends, the kernel shall end this process rather than the suite or another's.
+    # If memory runs out, the kernel should end this process and not the suite or another program.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-    # Libraries print what they please; the answers keep stdout to themselves.
+    # Libraries may print to stdout. So their output goes to stderr, and only answers go to stdout.
     answers, sys.stdout = sys.stdout, sys.stderr
     answer = None
-    with contextlib.suppress(KeyboardInterrupt):  # the suite says what there is to say
+    with contextlib.suppress(KeyboardInterrupt):  # the suite prints a message
         for line in sys.stdin:
             try:
-                answer = answer or make()
+                answer = answer or make_answer_function()
                 reply = answer(line.strip())
             except Exception as error:
                 text = str(error).strip() or "no reason given"
@@ -130,43 +131,43 @@ def serve(make: Callable[[], Callable[[str], Answer]]) -> None:
             print(json.dumps(reply), file=answers, flush=True)
 
 
-def machine() -> dict[str, str]:
-    """What was measured on: processor, memory, threads, load, system, versions, time."""
-    from mlxlava.backend import describe
+def machine_rows() -> dict[str, str]:
+    """Facts about this machine: processor, memory, cores, load, system, versions, time."""
+    from mlxlava.backend import device_rows
 
-    about = {**describe(), "python": platform.python_version(), "system": platform.platform()}
-    memory = total_memory()
+    about = {**device_rows(), "python": platform.python_version(), "system": platform.platform()}
+    memory = total_memory_gb()
     if memory is not None:
         about["memory"] = f"{memory:.1f} GB"
-    about["threads"] = str(threads())
-    # Beside other work two BLAS threads wait for each other: timings at a load above 0.5 are no good.
+    about["threads"] = str(cores_to_use())
+    # Timings at a load above 0.5 are not reliable, since threads wait for other work.
     about["load average"] = f"{os.getloadavg()[0]:.2f}"
     about["time"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     return about
 
 
-def threads() -> int:
-    """CPU cores that are used: MLXLAVA_CORES, or all."""
+def cores_to_use() -> int:
+    """The number of CPU cores that are used: MLXLAVA_CORES, or all."""
     return int(os.environ.get("MLXLAVA_CORES") or os.cpu_count() or 1)
 
 
-def total_memory() -> float | None:
-    """Memory of the machine, GB; None where the system does not say."""
+def total_memory_gb() -> float | None:
+    """Memory of the machine in GB; None if the system does not tell."""
     with contextlib.suppress(ValueError, OSError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     return None
 
 
-def working_set() -> float | None:
-    """The working set that the device recommends, GB; None where it recommends none."""
+def recommended_working_set() -> float | None:
+    """The working set that the device recommends, in GB; None if it recommends none."""
     from mlxlava.backend import mx, on_cpu
 
     size = 0 if on_cpu() else int(mx.device_info().get("max_recommended_working_set_size", 0))
     return size / 1e9 or None
 
 
-def summarise(seconds: Sequence[float]) -> Answer:
-    """Median and spread (smallest, largest) of repeated timings."""
+def summarise_timings(seconds: Sequence[float]) -> Answer:
+    """Median, smallest and largest of repeated timings."""
     return {
         "median_s": statistics.median(seconds),
         "min_s": min(seconds),
@@ -175,11 +176,11 @@ def summarise(seconds: Sequence[float]) -> Answer:
     }
 
 
-def finish(name: str, result: Answer, save: bool) -> None:
-    """Print the result as the closing JSON line; with ``save``, append it to the history as well."""
+def print_result(name: str, result: Answer, save: bool) -> None:
+    """Print a result as a last line of JSON. With ``save``, append it to a file of results as well."""
     line = json.dumps({"benchmark": name, **result})
     if save:
-        RESULTS.mkdir(exist_ok=True)
-        with (RESULTS / f"{name}.jsonl").open("a", encoding="utf-8") as history:
+        RESULTS_FOLDER.mkdir(exist_ok=True)
+        with (RESULTS_FOLDER / f"{name}.jsonl").open("a", encoding="utf-8") as history:
             history.write(line + "\n")
     print(line)

@@ -1,9 +1,9 @@
-"""What is measured, one thing to a process: ``suite.py`` starts this module and asks.
+"""The measurements. Each runs in a process of its own, which ``suite.py`` starts and sends requests to.
 
     python -m mlxlava.bench.measures train '{"recipe": "lava", "size": 64, "seq_len": 20, "batch_size": 32}'
 
-Then a line on stdin for each measurement (what it says depends on what is measured), and a line of JSON
-with ``seconds``, ``cpu_seconds`` and more on stdout.
+Each line on stdin is a request; its meaning depends on the measurement. Each answer is a line of JSON on
+stdout, with ``seconds``, ``cpu_seconds`` and more.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlxlava.bench.harness import Answer, serve
+from mlxlava.bench.harness import Answer, serve_requests
 from mlxlava.config import Recipe, load_recipe, override
 
-Answering = Callable[[str], Answer]
+AnswerFunction = Callable[[str], Answer]
 
-TOTAL_STEPS = 10**6  # of the run that training steps are taken from
+TOTAL_STEPS = 10**6  # steps of the run that the measured training steps belong to
 PLAY_FPS = 30.0
-STEP_FPS = 15.0  # learned steps a second: every other frame is drawn from a state in between
+STEP_FPS = 15.0  # learned steps per second: every other frame is drawn from a state in between
 
 
-def sized(recipe: str, size: int, seq_len: int, batch_size: int) -> Recipe:
-    """A recipe that comes with the package, for frames, clips and batches of another size."""
+def resized_recipe(recipe: str, size: int, seq_len: int, batch_size: int) -> Recipe:
+    """A recipe of the package, with another size of frames, clips and batches."""
     settings = {"data.size": [size, size], "data.seq_len": seq_len, "data.batch_size": batch_size}
     return override(load_recipe(recipe), settings)
 
 
 def random_batch(recipe: Recipe) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-    """Frames (B, V + K, H, W, 3) and their times (B, V + K), as training takes them, of noise."""
-    data, views = recipe.data, recipe.encoder.context_frames  # frames to encode come first
+    """A batch of noise for a training step: frames (B, V + K, H, W, 3) and their times (B, V + K)."""
+    data, views = recipe.data, recipe.encoder.context_frames  # context frames come first
     count = data.drawn_frames or data.seq_len
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (data.batch_size, views + count, *data.size, 3), dtype=np.uint8)
@@ -48,24 +48,24 @@ def random_batch(recipe: Recipe) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.
     return frames, np.concatenate([np.tile(seen, (data.batch_size, 1)), times], axis=1)
 
 
-def _peaks() -> Answer:
+def _peak_memory_answer() -> Answer:
     from mlxlava.backend import peak_memory
 
     peaks = peak_memory()
     return {"peak_arrays_gb": peaks["mlx"], "peak_process_gb": peaks["process"]}
 
 
-def train(recipe: str, size: int, seq_len: int, batch_size: int) -> Answering:
-    """Training steps; asked for ``alone``, ``plain`` or ``penalty``."""
+def training_step_timer(recipe: str, size: int, seq_len: int, batch_size: int) -> AnswerFunction:
+    """Times a training step. Requests are ``alone``, ``plain`` or ``penalty``: the kind of step."""
     from mlxlava.backend import mx
     from mlxlava.training.step import Trainer
 
-    settings = sized(recipe, size, seq_len, batch_size)
+    settings = resized_recipe(recipe, size, seq_len, batch_size)
     frames, times = random_batch(settings)
     trainer = Trainer(settings, TOTAL_STEPS)
     state = trainer.init()
     every = settings.loss.penalty_every
-    # The number of a step decides what is in it (step.py).
+    # The kind of a step depends on its number (training/step.py).
     late = round(0.9 * TOTAL_STEPS) // every * every
     number = {"alone": 1, "plain": late + 1, "penalty": late}
 
@@ -75,38 +75,38 @@ def train(recipe: str, size: int, seq_len: int, batch_size: int) -> Answering:
         state, terms = trainer(state, mx.array(frames), mx.array(times), number[kind])
         mx.eval(state, terms)
         seconds = time.perf_counter() - began
-        return {"seconds": seconds, **_peaks()}
+        return {"seconds": seconds, **_peak_memory_answer()}
 
     return step
 
 
-def _rollout(recipe: str, size: int) -> Any:
-    """A roll-out of fresh weights; they take as long as learned ones."""
+def _fresh_rollout(recipe: str, size: int) -> Any:
+    """A roll-out of untrained weights. It takes as long as one of trained weights."""
     from mlxlava.rollout.roll import Rollout
     from mlxlava.rollout.weights import Weights
-    from mlxlava.training.checkpoint import playable
+    from mlxlava.training.checkpoint import playable_arrays
     from mlxlava.training.step import Trainer
 
-    settings = sized(recipe, size, 20, 4)
-    weights = Weights(settings, STEP_FPS, playable(Trainer(settings, 1).init()), {})
+    settings = resized_recipe(recipe, size, 20, 4)
+    weights = Weights(settings, STEP_FPS, playable_arrays(Trainer(settings, 1).init()), {})
     return Rollout(weights, seed=0)
 
 
-def _clock() -> Iterator[float]:
+def _endless_frame_times() -> Iterator[float]:
     return (frame / PLAY_FPS for frame in itertools.count())
 
 
-def live(recipe: str, size: int) -> Answering:
-    """Frames one at a time, as a screen shows them; asked for a number of them."""
-    return _played(_rollout(recipe, size).play(_clock()))
+def live_frame_timer(recipe: str, size: int) -> AnswerFunction:
+    """Times frames that are drawn one at a time, as for a screen. A request is a number of frames."""
+    return _frame_timer(_fresh_rollout(recipe, size).play(_endless_frame_times()))
 
 
-def batched(recipe: str, size: int) -> Answering:
-    """Frames many at a time, as for a file but without encoding; asked for a number of them."""
-    return _played(_rollout(recipe, size).film(_clock()))
+def batched_frame_timer(recipe: str, size: int) -> AnswerFunction:
+    """Times frames that are drawn in batches, as for a file, without encoding. A request is a number."""
+    return _frame_timer(_fresh_rollout(recipe, size).play_in_batches(_endless_frame_times()))
 
 
-def _played(frames: Iterator[Any]) -> Answering:
+def _frame_timer(frames: Iterator[Any]) -> AnswerFunction:
     from mlxlava.backend import resident_memory
 
     def answer(count: str) -> Answer:
@@ -114,13 +114,13 @@ def _played(frames: Iterator[Any]) -> Answering:
         for _ in range(int(count)):
             next(frames)
         seconds = time.perf_counter() - began
-        return {"seconds": seconds, "resident_gb": resident_memory(), **_peaks()}
+        return {"seconds": seconds, "resident_gb": resident_memory(), **_peak_memory_answer()}
 
     return answer
 
 
-def prepare(video: str, size: int) -> Answering:
-    """A video made into footage for training, each time anew."""
+def preparing_timer(video: str, size: int) -> AnswerFunction:
+    """Times preparing footage from a video. The request is empty."""
     from mlxlava.footage.prepare import prepare as prepare_footage
 
     def answer(request: str) -> Answer:
@@ -128,20 +128,20 @@ def prepare(video: str, size: int) -> Answering:
             began = time.perf_counter()
             footage = prepare_footage([video], Path(folder) / "footage", size=(size, size))
             seconds = time.perf_counter() - began
-        return {"seconds": seconds, "frames": len(footage.frames), **_peaks()}
+        return {"seconds": seconds, "frames": len(footage.frames), **_peak_memory_answer()}
 
     return answer
 
 
-def score(frames: int) -> Answering:
-    """The shipped weights scored on the built-in lamp, which is drawn before the clock starts."""
+def scoring_timer(frames: int) -> AnswerFunction:
+    """Times scoring the shipped weights on the built-in lamp, which is drawn before the clock starts."""
     from mlxlava.evaluation.score import score as judge
     from mlxlava.evaluation.score import split_footage
     from mlxlava.footage.prepare import prepare_lamp
     from mlxlava.rollout.weights import load_weights
 
     weights = load_weights(None)
-    # Twice the frames: every second block of them is held out.
+    # More than twice the frames are drawn, since every second block is held out.
     minutes = 2.5 * frames / weights.step_fps / 60
     footage = prepare_lamp(
         None,
@@ -157,15 +157,16 @@ def score(frames: int) -> Answering:
     def answer(request: str) -> Answer:
         began = time.perf_counter()
         result = judge(weights, real)[0]
-        return {"seconds": time.perf_counter() - began, "frames": result["frames"], **_peaks()}
+        return {"seconds": time.perf_counter() - began, "frames": result["frames"], **_peak_memory_answer()}
 
     return answer
 
 
-def rates(side: int, floats: int) -> Answering:
-    """What MLX reaches at its best: large matrix products, and sums that read and write.
+def peak_rate_timer(side: int, floats: int) -> AnswerFunction:
+    """Times large matrix products, and sums that read and write memory: the best rates of MLX.
 
-    Both on all cores, as training is: one chunk for each worker stream.
+    Both use all cores, as training does, with one chunk for each worker stream. Requests are ``matmul`` or
+    ``copy``.
     """
     from mlxlava.backend import mx
     from mlxlava.backend.cpu.worker_streams import map_chunks, worker_streams
@@ -187,17 +188,22 @@ def rates(side: int, floats: int) -> Answering:
     return answer
 
 
-MEASURES: dict[str, Callable[..., Answering]] = {
-    measure.__name__: measure for measure in (train, live, batched, prepare, score, rates)
+MEASURES: dict[str, Callable[..., AnswerFunction]] = {
+    "train": training_step_timer,
+    "live": live_frame_timer,
+    "batched": batched_frame_timer,
+    "prepare": preparing_timer,
+    "score": scoring_timer,
+    "rates": peak_rate_timer,
 }
 
 
-def with_processor_time(answer: Answering) -> Answering:
-    """Add ``cpu_seconds``, which all threads spent on it: other work on the machine changes that less."""
+def add_processor_time(answer_function: AnswerFunction) -> AnswerFunction:
+    """Add ``cpu_seconds`` of all threads to each answer. Other work on the machine changes these less."""
 
     def timed(request: str) -> Answer:
         began = time.process_time()
-        found = answer(request)
+        found = answer_function(request)
         return {**found, "cpu_seconds": time.process_time() - began}
 
     return timed
@@ -205,4 +211,4 @@ def with_processor_time(answer: Answering) -> Answering:
 
 if __name__ == "__main__":
     kind, arguments = sys.argv[1:]
-    serve(lambda: with_processor_time(MEASURES[kind](**json.loads(arguments))))
+    serve_requests(lambda: add_processor_time(MEASURES[kind](**json.loads(arguments))))

@@ -1,7 +1,7 @@
-"""Does this machine compute what it should? Everything that is known to break, within minutes.
+"""Checks that this machine computes what it should, within minutes. They cover all that is known to break.
 
-A check compares what the GPU computes with what the CPU does, by the same functions of the package. Where
-there is no GPU, the code for GPUs is compared with the code for CPUs, and compiled functions with others.
+A check compares results of the GPU with results of the CPU, by the same functions of the package. If there is
+no GPU, the code for GPUs is compared with the code for CPUs, and compiled functions with uncompiled ones.
 """
 
 from __future__ import annotations
@@ -12,59 +12,59 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from mlxlava import __version__
-from mlxlava.backend import describe, limit_memory, memory_budget
-from mlxlava.checks.arithmetic import convolutions, half_precision, products, states
-from mlxlava.checks.base import Check, Result, compared, outcome
-from mlxlava.checks.machine import machine
-from mlxlava.checks.playing import FRAMES, endurance, frames
-from mlxlava.checks.training import compiled_steps, full_steps, steps
+from mlxlava.backend import device_rows, limit_memory, memory_budget_gb
+from mlxlava.checks.arithmetic import convolution_checks, half_precision_checks, product_checks, state_checks
+from mlxlava.checks.base import Check, Result, describe_comparison, run_check
+from mlxlava.checks.machine import machine_checks
+from mlxlava.checks.playing import PLAYED_FRAMES, endurance_checks, frame_checks
+from mlxlava.checks.training import compiled_step_checks, full_step_checks, tiny_step_checks
 from mlxlava.console import progress
 from mlxlava.errors import UserError
 
-# In this order: what others stand on comes first.
-GROUPS: dict[str, Callable[[], list[Check]]] = {
-    "the machine, and files of each format": machine,
-    "matrix products, against float64": products,
-    "random numbers and states, against their definition": states,
-    "convolutions, with first and second gradients, relative": convolutions,
-    "frames of the shipped lamp": frames,
-    "tiny training steps, every kind, relative": steps,
-    "compiled training steps, arrays in the largest kernel": compiled_steps,
-    "half precision, relative": half_precision,
-    "whole training steps": full_steps,
-    f"lamps that play on, {FRAMES} frames": endurance,
+# The order matters: first come the groups on which later ones depend.
+CHECK_GROUPS: dict[str, Callable[[], list[Check]]] = {
+    "the machine, and files of each format": machine_checks,
+    "matrix products, against float64": product_checks,
+    "random numbers and states, against their definition": state_checks,
+    "convolutions, with first and second gradients, relative": convolution_checks,
+    "frames of the shipped lamp": frame_checks,
+    "tiny training steps, every kind, relative": tiny_step_checks,
+    "compiled training steps, arrays in the largest kernel": compiled_step_checks,
+    "half precision, relative": half_precision_checks,
+    "whole training steps": full_step_checks,
+    f"lamps that play on, {PLAYED_FRAMES} frames": endurance_checks,
 }
 
 
-def run(only: str = "") -> Iterator[tuple[str, list[Result]]]:
-    """Make the checks, a group at a time, and show how far they are on stderr.
+def run_checks(only: str = "") -> Iterator[tuple[str, list[Result]]]:
+    """Run the checks, one group at a time, and show progress on stderr.
 
     Args:
-        only: regular expression; checks whose group or name it matches.
+        only: regular expression; only checks whose group or name it matches are run.
 
     Yields:
-        The name of a group and its results.
+        The name of each group and its results.
 
     Raises:
-        UserError: ``only`` is no pattern or matches nothing.
+        UserError: ``only`` is no regular expression or matches nothing.
     """
     limit_memory()
-    chosen = _chosen(only)
+    chosen = _matching_checks(only)
     total, done = sum(len(checks) for checks in chosen.values()), 0
     for group, checks in chosen.items():
         results = []
-        # Ended before a group is shown: lines on stdout would be drawn into a bar.
+        # The bar ends before a group is shown. Otherwise lines on stdout would be drawn into the bar.
         with progress("check") as update:
             for check in checks:
                 update(done, total, f"{group.partition(',')[0]}: {check.name}")
-                results.append(outcome(group, check))
+                results.append(run_check(group, check))
                 done += 1
         yield group, results
 
 
-def _chosen(only: str) -> dict[str, list[Check]]:
-    """The checks whose group or name matches; groups without any are left out."""
-    checks = {group: _made(make) for group, make in GROUPS.items()}
+def _matching_checks(only: str) -> dict[str, list[Check]]:
+    """The checks whose group or name matches. Groups without such a check are left out."""
+    checks = {group: _make_checks(make) for group, make in CHECK_GROUPS.items()}
     try:
         chosen = {
             group: [each for each in found if re.search(only, f"{group}: {each.name}")]
@@ -79,8 +79,8 @@ def _chosen(only: str) -> dict[str, list[Check]]:
     return chosen
 
 
-def _made(make: Callable[[], list[Check]]) -> list[Check]:
-    """The checks of a group; an error in making them is found by a check as well."""
+def _make_checks(make: Callable[[], list[Check]]) -> list[Check]:
+    """Make the checks of a group. If that fails, the result is a check that fails with the same error."""
     try:
         return make()
     except Exception as error:
@@ -92,12 +92,17 @@ def _made(make: Callable[[], list[Check]]) -> list[Check]:
     return [Check("to be made", "no error", "None of these checks could be made. Report it.", fail)]
 
 
-def about() -> dict[str, str]:
-    """The versions and the machine, for a report."""
+def machine_rows() -> dict[str, str]:
+    """Versions of packages and facts about the machine, for a report."""
     rows = {"mlxlava": __version__, "python": platform.python_version(), "system": platform.platform()}
     for package in ("numpy", "pillow", "imageio-ffmpeg"):
         try:
             rows[package] = version(package)
         except PackageNotFoundError:
             rows[package] = "not installed"
-    return {**rows, **describe(), "memory budget": f"{memory_budget():.1f} GB", "compared": compared()}
+    return {
+        **rows,
+        **device_rows(),
+        "memory budget": f"{memory_budget_gb():.1f} GB",
+        "compared": describe_comparison(),
+    }

@@ -1,4 +1,4 @@
-"""What everything is made of: products, random numbers, states, convolutions, and half precision."""
+"""Checks of basic arithmetic: products, random numbers, states, convolutions, half precision."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ import numpy.typing as npt
 from mlxlava.backend import Tree, mx, named_arrays, on_cpu, tree_map
 from mlxlava.backend.cpu.chunks import Chunks
 from mlxlava.backend.ops import Convolution, conv3, conv4_stride2, conv4_transposed
-from mlxlava.checks.base import RECIPES, Check, apart, at_most, device, reference, worst
+from mlxlava.checks.base import (
+    CHECKED_RECIPES,
+    Check,
+    at_most_check,
+    largest_figure,
+    on_checked_device,
+    on_reference,
+    relative_error,
+)
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.models.duralava import batch_norm_leaky_relu
 from mlxlava.models.encoder import Encoder
@@ -23,17 +31,17 @@ from mlxlava.models.registry import make_discriminator, make_generator
 from mlxlava.models.state_step import fixed_bases, make_dynamics
 from mlxlava.rollout.weights import load_weights
 
-_STEPS, _LAMPS = 1000, 32
-_WINOGRAD_PIXELS = 4096  # from which on Metal convolves so (MLX, backend/metal/conv.cpp)
+_ROLLED_STEPS, _ROLLED_LAMPS = 1000, 32
+_FEWEST_WINOGRAD_PIXELS = 4096  # with fewer pixels Metal does not use Winograd (MLX, backend/metal/conv.cpp)
 
 
 # --- products ---
 
 
-def products() -> list[Check]:
-    """Matrix products."""
+def product_checks() -> list[Check]:
+    """Checks of matrix products."""
     return [
-        at_most(
+        at_most_check(
             "float32 products, 256×1024×256",
             1e-5,
             "Products are rounded, to TF32 most likely. States will drift in a long lamp. "
@@ -44,13 +52,13 @@ def products() -> list[Check]:
 
 
 def _product_error() -> float:
-    """Of products in each orientation, and of one row, against float64; relative, root mean square."""
+    """The largest relative error of products in each orientation, against float64 (root mean square)."""
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((256, 1024), np.float32), rng.standard_normal((1024, 256), np.float32)
-    with np.errstate(all="ignore"):  # NumPy with Accelerate warns of what is not there
+    with np.errstate(all="ignore"):  # with Accelerate, NumPy warns without a reason
         exact = a.astype(np.float64) @ b.astype(np.float64)
     turned_a, turned_b = np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
-    with device():
+    with on_checked_device():
         left, right = mx.array(a), mx.array(b)
         found = [
             (left @ right, exact),
@@ -66,20 +74,20 @@ def _product_error() -> float:
 # --- random numbers and states ---
 
 
-def states() -> list[Check]:
-    """Random numbers, and states that are rolled for long."""
+def state_checks() -> list[Check]:
+    """Checks of random numbers, and of states that are rolled for a long time."""
     other = "A seed gives another lamp here than on other machines, and a run cannot be repeated elsewhere."
     return [
-        Check("random bits", "0 wrong", other, _random_bits),
-        at_most("normal numbers", 1e-3, other, _normal_error),
-        at_most(
-            f"{_STEPS:,} state steps of {_LAMPS} lamps",
+        Check("random bits", "0 wrong", other, _count_wrong_random_words),
+        at_most_check("normal numbers", 1e-3, other, _random_normal_error),
+        at_most_check(
+            f"{_ROLLED_STEPS:,} state steps of {_ROLLED_LAMPS} lamps",
             1e-3,
             "The state step loses precision here. A lamp is another one after some minutes, and may drift.",
             _states_error,
         ),
-        at_most(
-            f"norms after {_STEPS:,} steps, rho = 1",
+        at_most_check(
+            f"norms after {_ROLLED_STEPS:,} steps, rho = 1",
             1e-4,
             "Rotations do not keep the length of a state, so pictures get worse while a lamp plays for long.",
             _norm_error,
@@ -87,16 +95,16 @@ def states() -> list[Check]:
     ]
 
 
-_KEY = (3, 12345)  # both halves of the key are used
-_BITS = 8192
+_KEY_HALVES = (3, 12345)  # both halves of the key differ from zero
+_RANDOM_WORDS = 8192
 
 
-def _key() -> mx.array:
-    return mx.random.key((_KEY[0] << 32) + _KEY[1])
+def _random_key() -> mx.array:
+    return mx.random.key((_KEY_HALVES[0] << 32) + _KEY_HALVES[1])
 
 
-def threefry(key: tuple[int, int], count: int) -> npt.NDArray[np.uint32]:
-    """Random bits as MLX has them for a key: Threefry-2×32 of 20 rounds (Salmon 2011), ``count`` even."""
+def threefry_words(key: tuple[int, int], count: int) -> npt.NDArray[np.uint32]:
+    """The random words of MLX for a key: Threefry-2×32 with 20 rounds (Salmon 2011). ``count`` is even."""
     with np.errstate(over="ignore"):
         first = np.arange(count // 2, dtype=np.uint32)
         second = first + np.uint32(count // 2)
@@ -112,45 +120,47 @@ def threefry(key: tuple[int, int], count: int) -> npt.NDArray[np.uint32]:
     return np.concatenate([first, second])
 
 
-def _random_bits() -> tuple[str, bool]:
-    with device():
-        # Keys that come of a key are its bits as they are.
-        bits = np.array(mx.random.split(_key(), _BITS // 2)).reshape(-1)
-    wrong = int((bits != threefry(_KEY, _BITS)).sum())
-    return f"{wrong} of {_BITS:,} wrong", wrong == 0
+def _count_wrong_random_words() -> tuple[str, bool]:
+    with on_checked_device():
+        # Keys that are split off a key are its random words, unchanged.
+        bits = np.array(mx.random.split(_random_key(), _RANDOM_WORDS // 2)).reshape(-1)
+    wrong = int((bits != threefry_words(_KEY_HALVES, _RANDOM_WORDS)).sum())
+    return f"{wrong} of {_RANDOM_WORDS:,} wrong", wrong == 0
 
 
-def _normal_error() -> float:
-    """Against the inverse of the normal distribution function at the same uniform numbers."""
-    with device():
-        found = np.array(mx.random.normal((_BITS,), key=_key()))
-    uniform = np.clip(threefry(_KEY, _BITS) / (2.0**32 - 1), 1e-9, 1 - 1e-9)
+def _random_normal_error() -> float:
+    """The largest error of normal numbers, against the inverse distribution function of the same words."""
+    with on_checked_device():
+        found = np.array(mx.random.normal((_RANDOM_WORDS,), key=_random_key()))
+    uniform = np.clip(threefry_words(_KEY_HALVES, _RANDOM_WORDS) / (2.0**32 - 1), 1e-9, 1 - 1e-9)
     exact = np.array([statistics.NormalDist().inv_cdf(float(each)) for each in uniform])
     return float(np.abs(found - exact).max())
 
 
 def _states_error() -> float:
-    """Of the shipped lamp's states, root mean square, against the same steps in float64 on the CPU."""
-    weights = load_weights()
+    """The error of the shipped lamp's states against float64 on the CPU, root mean square."""
+    weights = load_weights("lava-64")
     dynamics = make_dynamics(weights.recipe)
     arrays = {
         "weights": weights.arrays["dynamics"],
-        "bases": dynamics.prepare(fixed_bases(weights.arrays)),
-        "states": mx.random.normal((_LAMPS, weights.recipe.generator.state_size), key=mx.random.key(1)),
+        "bases": dynamics.basis_changes(fixed_bases(weights.arrays)),
+        "states": mx.random.normal(
+            (_ROLLED_LAMPS, weights.recipe.generator.state_size), key=mx.random.key(1)
+        ),
     }
-    shape = (_STEPS, *arrays["states"].shape)
+    shape = (_ROLLED_STEPS, *arrays["states"].shape)
     arrays["noise"] = mx.random.normal(shape, key=mx.random.key(2))
     mx.eval(arrays)
 
     def roll(arrays: Tree) -> npt.NDArray[np.float64]:
         states = arrays["states"]
-        for step in range(_STEPS):
+        for step in range(_ROLLED_STEPS):
             states = dynamics.step(arrays["weights"], arrays["bases"], states, arrays["noise"][step])
             if step % 50 == 0:
                 mx.eval(states)
         return np.array(states).astype(np.float64)
 
-    with device():
+    with on_checked_device():
         found = roll(arrays)
     with mx.stream(mx.cpu):
         exact = roll(tree_map(lambda array: array.astype(mx.float64), arrays))
@@ -158,14 +168,14 @@ def _states_error() -> float:
 
 
 def _norm_error() -> float:
-    """The largest change of a state's norm, in its norm, by rotations of untrained weights."""
+    """The largest relative change of a state's norm by rotations of untrained weights."""
     recipe = override(load_recipe("lava"), {"dynamics.rho": 1.0})
     dynamics = make_dynamics(recipe)
-    with device():
-        weights, bases = dynamics.init(mx.random.key(0)), dynamics.prepare(dynamics.init_bases())
-        states = mx.random.normal((_LAMPS, recipe.generator.state_size), key=mx.random.key(1))
+    with on_checked_device():
+        weights, bases = dynamics.init(mx.random.key(0)), dynamics.basis_changes(dynamics.init_bases())
+        states = mx.random.normal((_ROLLED_LAMPS, recipe.generator.state_size), key=mx.random.key(1))
         before = np.linalg.norm(np.array(states), axis=1)
-        for step in range(_STEPS):
+        for step in range(_ROLLED_STEPS):
             states = dynamics.step(weights, bases, states, mx.zeros_like(states))
             if step % 50 == 0:
                 mx.eval(states)
@@ -178,93 +188,99 @@ def _norm_error() -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Layer:
-    """A convolution of a network: its function, its input's height and width, and its weight's shape."""
+class _ConvolutionLayer:
+    """A convolution of a network: its function, the size of its input, and the shape of its weight."""
 
     convolution: Convolution
-    size: tuple[int, int]
-    weight: tuple[int, ...]  # (O, k, k, I)
+    input_size: tuple[int, int]
+    weight_shape: tuple[int, ...]  # (O, k, k, I)
 
     @property
-    def winograd(self) -> bool:
-        """Whether Metal convolves so, with many pixels: quicker and less exact (MLX, conv.cpp)."""
-        outputs, side, _, inputs = self.weight
+    def uses_winograd(self) -> bool:
+        """Whether Metal uses Winograd for many pixels, which is faster and less exact (MLX, conv.cpp)."""
+        outputs, side, _, inputs = self.weight_shape
         aligned = inputs % 32 == 0 and outputs % 32 == 0 and inputs + outputs >= 256
         return not on_cpu() and side == 3 and aligned
 
     @property
     def name(self) -> str:
-        return f"{self.size[0]}×{self.size[1]} {self.weight[3]}→{self.weight[0]}"
+        return f"{self.input_size[0]}×{self.input_size[1]} {self.weight_shape[3]}→{self.weight_shape[0]}"
 
 
-def convolutions() -> list[Check]:
-    """Each convolution of both recipes, with its gradients."""
+def convolution_checks() -> list[Check]:
+    """Checks of each convolution of both recipes, with its gradients."""
     meaning = (
         "Convolutions or their gradients are not as exact here as they should be. Pictures may be wrong, and "
         "training may fail. Report it."
     )
     checks = []
-    for recipe in RECIPES:
-        for part, layers in _networks(load_recipe(recipe)).items():
+    for recipe in CHECKED_RECIPES:
+        for part, layers in _layers_of_networks(load_recipe(recipe)).items():
             for winograd in (False, True):
-                chosen = [layer for layer in layers if layer.winograd == winograd]
+                chosen = [layer for layer in layers if layer.uses_winograd == winograd]
                 if chosen:
                     name = f"{recipe}, {part}" + (", by Winograd" if winograd else "")
-                    checks.append(at_most(name, 1e-3 if winograd else 1e-4, meaning, partial(_error, chosen)))
+                    checks.append(
+                        at_most_check(
+                            name, 1e-3 if winograd else 1e-4, meaning, partial(_worst_layer_error, chosen)
+                        )
+                    )
     return checks
 
 
-def _networks(recipe: Recipe) -> dict[str, list[_Layer]]:
-    """The convolutions of a recipe's networks, their shapes read off untrained weights."""
+def _layers_of_networks(recipe: Recipe) -> dict[str, list[_ConvolutionLayer]]:
+    """The convolutions of a recipe's networks. Their shapes are read from untrained weights."""
     size, key = recipe.data.size, mx.random.key(0)
     generator = make_generator(recipe)
     up = conv3 if recipe.generator.kind == "shuffle" else conv4_transposed
     layers = {
         "generator": [
-            _Layer(up, (generator.base[0] << i, generator.base[1] << i), shape)
-            for i, shape in enumerate(_convolved(generator.init(key)))
+            _ConvolutionLayer(up, (generator.base[0] << i, generator.base[1] << i), shape)
+            for i, shape in enumerate(_convolution_weight_shapes(generator.init(key)))
         ]
     }
     downs = {"discriminator": (make_discriminator(recipe).init(key), len(recipe.discriminator.widths))}
     if recipe.encoder.context_frames:
         downs["encoder"] = (Encoder(recipe).init(key), len(recipe.encoder.widths))
     for part, (weights, halvings) in downs.items():
-        # Behind the trunk, a discriminator of frames looks at the same map in two ways.
+        # After the trunk, a discriminator of frames has two layers that see the same map.
         layers[part] = [
-            _Layer(conv4_stride2, (size[0] >> min(i, halvings), size[1] >> min(i, halvings)), shape)
-            for i, shape in enumerate(_convolved(weights))
+            _ConvolutionLayer(
+                conv4_stride2, (size[0] >> min(i, halvings), size[1] >> min(i, halvings)), shape
+            )
+            for i, shape in enumerate(_convolution_weight_shapes(weights))
         ]
     return layers
 
 
-def _convolved(weights: Tree) -> list[tuple[int, ...]]:
-    """Shapes of the weights of convolutions, in the order of the layers."""
+def _convolution_weight_shapes(weights: Tree) -> list[tuple[int, ...]]:
+    """Shapes of the weights of all convolutions, in the order of the layers."""
     return [array.shape for array in named_arrays(weights).values() if array.ndim == 4]
 
 
-def _error(layers: list[_Layer]) -> tuple[float, str]:
-    """The layer whose value, gradients or second gradients are furthest from the reference."""
-    return worst(_errors(layers))
+def _worst_layer_error(layers: list[_ConvolutionLayer]) -> tuple[float, str]:
+    """The largest error of values, gradients and second gradients of layers, and the layer that has it."""
+    return largest_figure(_layer_errors(layers))
 
 
-def _errors(layers: list[_Layer]) -> Iterator[tuple[float, str]]:
+def _layer_errors(layers: list[_ConvolutionLayer]) -> Iterator[tuple[float, str]]:
     for layer in layers:
-        with reference():
-            given = _given(layer)
+        with on_reference():
+            given = _random_inputs(layer)
             exact = _values_and_gradients(layer, *given)
-        with device():
+        with on_checked_device():
             found = _values_and_gradients(layer, *given)
         for name in exact:
-            yield apart(found[name], exact[name]), layer.name
+            yield relative_error(found[name], exact[name]), layer.name
 
 
-def _given(layer: _Layer) -> list[mx.array]:
-    """Random input, weight and three cotangents: of the result, and of both of its gradients."""
-    # Few are enough, but for the number of pixels from which on Metal convolves otherwise.
-    frames = max(2, -(-_WINOGRAD_PIXELS // math.prod(layer.size))) if layer.winograd else 2
+def _random_inputs(layer: _ConvolutionLayer) -> list[mx.array]:
+    """Random input and weight; and random cotangents for the result and for both of its gradients."""
+    # Few frames are enough, except where Metal uses Winograd only from some number of pixels on.
+    frames = max(2, -(-_FEWEST_WINOGRAD_PIXELS // math.prod(layer.input_size))) if layer.uses_winograd else 2
     keys = mx.random.split(mx.random.key(0), 5)
-    x = mx.random.normal((frames, *layer.size, layer.weight[3]), key=keys[0])
-    weight = mx.random.normal(layer.weight, key=keys[1]) / math.sqrt(math.prod(layer.weight[1:]))
+    x = mx.random.normal((frames, *layer.input_size, layer.weight_shape[3]), key=keys[0])
+    weight = mx.random.normal(layer.weight_shape, key=keys[1]) / math.sqrt(math.prod(layer.weight_shape[1:]))
     result = mx.random.normal(layer.convolution(x, weight).shape, key=keys[2])
     given = [
         x,
@@ -278,20 +294,25 @@ def _given(layer: _Layer) -> list[mx.array]:
 
 
 def _values_and_gradients(
-    layer: _Layer, x: mx.array, weight: mx.array, back: mx.array, back_x: mx.array, back_weight: mx.array
+    layer: _ConvolutionLayer,
+    x: mx.array,
+    weight: mx.array,
+    back: mx.array,
+    back_x: mx.array,
+    back_weight: mx.array,
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """The convolution, its gradients, and theirs: with respect to all three that they depend on."""
+    """The convolution, its two gradients, and the gradients of these with respect to their three inputs."""
 
     def gradients(x: mx.array, weight: mx.array, back: mx.array) -> tuple[mx.array, mx.array]:
         _, (x_gradient, weight_gradient) = mx.vjp(layer.convolution, [x, weight], [back])
         return x_gradient, weight_gradient
 
-    def look(x: mx.array, weight: mx.array, back: mx.array) -> mx.array:
+    def weighted_gradients(x: mx.array, weight: mx.array, back: mx.array) -> mx.array:
         x_gradient, weight_gradient = gradients(x, weight, back)
         return (x_gradient * back_x).sum() + (weight_gradient * back_weight).sum()
 
     x_gradient, weight_gradient = gradients(x, weight, back)
-    second = mx.grad(look, (0, 1, 2))(x, weight, back)
+    second = mx.grad(weighted_gradients, (0, 1, 2))(x, weight, back)
     found = [layer.convolution(x, weight), x_gradient, weight_gradient, *second]
     mx.eval(found)
     names = ("value", "input", "weight", "second, input", "second, weight", "second, gradient")
@@ -301,17 +322,17 @@ def _values_and_gradients(
 # --- half precision ---
 
 
-def half_precision() -> list[Check]:
-    """Convolutions in half precision, and BatchNorm at the largest batch of duralava."""
+def half_precision_checks() -> list[Check]:
+    """Checks of convolutions in half precision, and of BatchNorm at the largest batch of duralava."""
     return [
-        at_most(
+        at_most_check(
             "float16 convolutions",
             5e-3,
             "Convolutions lose more in float16 than rounding takes. Set MLX_CONV_WINOGRAD_WORKING_SET=1 and "
             "check again, or train in float32.",
-            _half_error,
+            _half_convolution_error,
         ),
-        at_most(
+        at_most_check(
             "float16 BatchNorm, 640×16×16",
             5e-2,
             "BatchNorm overflows in float16. duralava will learn nothing with training.precision=float16; "
@@ -321,24 +342,24 @@ def half_precision() -> list[Check]:
     ]
 
 
-def _half_error() -> tuple[float, str]:
-    """The layer whose value in float16 is furthest from the reference in float32."""
+def _half_convolution_error() -> tuple[float, str]:
+    """The largest error of a layer in float16 against the reference in float32, and the layer."""
 
     def errors() -> Iterator[tuple[float, str]]:
-        for recipe in map(load_recipe, RECIPES):
-            for layer in itertools.chain.from_iterable(_networks(recipe).values()):
-                with reference():
-                    x, weight, *_ = _given(layer)
+        for recipe in map(load_recipe, CHECKED_RECIPES):
+            for layer in itertools.chain.from_iterable(_layers_of_networks(recipe).values()):
+                with on_reference():
+                    x, weight, *_ = _random_inputs(layer)
                     exact = np.array(layer.convolution(x, weight))
-                with device():
+                with on_checked_device():
                     found = layer.convolution(x.astype(mx.float16), weight.astype(mx.float16))
-                    yield apart(np.array(found.astype(mx.float32)), exact), layer.name
+                    yield relative_error(np.array(found.astype(mx.float32)), exact), layer.name
 
-    return worst(errors())
+    return largest_figure(errors())
 
 
 def _batch_norm_error() -> float:
-    """Of results and gradients in float16, against float32 on the reference; relative, root mean square."""
+    """The largest relative error of BatchNorm's results and gradients in float16, against float32."""
     channels = 8
     x = 3 * mx.random.normal((640, 16, 16, channels), key=mx.random.key(0)) + 1
     slope = mx.random.normal(x.shape, key=mx.random.key(1)) / 64
@@ -357,9 +378,9 @@ def _batch_norm_error() -> float:
         )
         return {name: np.array(array.astype(mx.float32)).astype(float) for name, array in found.items()}
 
-    with reference():
+    with on_reference():
         exact = compute(mx.float32)
-    with device():
+    with on_checked_device():
         found = compute(mx.float16)
     if not all(np.isfinite(array).all() for array in found.values()):
         return math.inf

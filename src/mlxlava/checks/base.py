@@ -1,4 +1,4 @@
-"""What a check is, the two ways to compute that most of them compare, and how far results are apart."""
+"""Checks and their results; the two ways to compute that checks compare; and the error of a result."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mlxlava.backend import gpu_path, mx, on_cpu
+from mlxlava.backend import mx, on_cpu, use_gpu_path
 
 Value = TypeVar("Value")
 
-RECIPES = ("lava", "duralava")
+CHECKED_RECIPES = ("lava", "duralava")
 
-_NO_COMPILER = (
+_NO_COMPILER_ADVICE = (
     "g++ is missing, and MLX compiles with it on Linux. Everything is many times slower. Install it, for "
     "example with: apt install g++"
 )
@@ -27,13 +27,13 @@ _NO_COMPILER = (
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """Something to measure.
+    """A check: something to measure, and which values are allowed.
 
     Attributes:
-        name: what is measured.
-        allowed: what may be found, as text.
-        meaning: what it means for the user where something else is found, and what to do.
-        measure: gives what was found, as text, and whether it is allowed.
+        name: name of the measured quantity.
+        allowed: allowed values, as text.
+        meaning: what a failure means for the user, and what to do.
+        measure: measures, and returns the value as text and whether it is allowed.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a check has found; the fields are those of the JSON."""
+    """The result of a check. Its fields are the fields of the JSON output."""
 
     group: str
     name: str
@@ -54,8 +54,8 @@ class Result:
     meaning: str
 
 
-def outcome(group: str, check: Check) -> Result:
-    """Measure; an error is a result like any other, so that the checks after it are made."""
+def run_check(group: str, check: Check) -> Result:
+    """Run a check. An exception gives a failed result, so that later checks are still run."""
     meaning = check.meaning
     try:
         found, ok = check.measure()
@@ -66,19 +66,24 @@ def outcome(group: str, check: Check) -> Result:
 
 
 def lacks_compiler() -> bool:
-    """Whether MLX's compiled functions need a compiler that is not there; they run uncompiled then."""
+    """Whether MLX's compiled functions need a compiler that is missing. Then they run uncompiled."""
     return on_cpu() and sys.platform.startswith("linux") and shutil.which("g++") is None
 
 
-def compiling(check: Check) -> Check:
-    """The check, or one that fails for want of a compiler where it would measure what was not compiled."""
+def fail_without_compiler(check: Check) -> Check:
+    """The check; or, if the compiler is missing, a check that fails and says so."""
     if not lacks_compiler():
         return check
-    return dataclasses.replace(check, meaning=_NO_COMPILER, measure=lambda: ("not compiled", False))
+    return dataclasses.replace(check, meaning=_NO_COMPILER_ADVICE, measure=lambda: ("not compiled", False))
 
 
-def at_most(name: str, limit: float, meaning: str, figure: Callable[[], float | tuple[float, str]]) -> Check:
-    """A check of a figure, which may come with where it was found; what is no number is too much."""
+def at_most_check(
+    name: str, limit: float, meaning: str, figure: Callable[[], float | tuple[float, str]]
+) -> Check:
+    """Make a check that a figure is at most ``limit``. NaN fails.
+
+    ``figure`` returns the figure, or the figure and the place where it was found.
+    """
 
     def measure() -> tuple[str, bool]:
         found = figure()
@@ -88,44 +93,44 @@ def at_most(name: str, limit: float, meaning: str, figure: Callable[[], float | 
     return Check(name, f"≤ {limit:.0e}", meaning, measure)
 
 
-def worst(figures: Iterable[tuple[float, str]]) -> tuple[float, str]:
-    """The largest figure and where it was found; one that is no number is the largest."""
+def largest_figure(figures: Iterable[tuple[float, str]]) -> tuple[float, str]:
+    """The largest figure and the place where it was found. NaN counts as the largest."""
     return max(figures, key=lambda each: each[0] if np.isfinite(each[0]) else np.inf)
 
 
 @contextlib.contextmanager
-def reference() -> Iterator[None]:
-    """Compute what the device is compared with: on the CPU, and with the code for CPUs if there is no GPU.
+def on_reference() -> Iterator[None]:
+    """Compute the reference inside this block: on the CPU; without a GPU, with the code for CPUs.
 
-    Nothing is to be compiled in here: on macOS that would need Apple's command line tools.
+    Nothing may be compiled inside it: on macOS that would need Apple's command line tools.
     """
-    with gpu_path(False) if on_cpu() else mx.stream(mx.cpu):
+    with use_gpu_path(False) if on_cpu() else mx.stream(mx.cpu):
         yield
 
 
 @contextlib.contextmanager
-def device() -> Iterator[None]:
-    """Compute what is checked: on the GPU, or on a CPU with the code for GPUs."""
-    with gpu_path() if on_cpu() else contextlib.nullcontext():
+def on_checked_device() -> Iterator[None]:
+    """Compute what is checked inside this block: on the GPU, or on a CPU with the code for GPUs."""
+    with use_gpu_path() if on_cpu() else contextlib.nullcontext():
         yield
 
 
-def compared() -> str:
-    """What is compared with what."""
+def describe_comparison() -> str:
+    """Describe what is compared with what."""
     if on_cpu():
         return "the code for GPUs, run by the CPU, with the code for CPUs"
     return "the GPU with the CPU"
 
 
-def apart(found: npt.NDArray[Any], exact: npt.NDArray[Any]) -> float:
-    """The largest difference of two arrays, in the largest number of the second; infinite if not finite."""
+def relative_error(found: npt.NDArray[Any], exact: npt.NDArray[Any]) -> float:
+    """The largest difference of two arrays, divided by the largest exact number; infinite if not finite."""
     if not np.isfinite(found).all():
         return math.inf
     return float(np.abs(found - exact).max() / max(np.abs(exact).max(), 1e-30))
 
 
-def once(function: Callable[[], Value]) -> Callable[[], Value]:
-    """A measurement that several checks look at: made when the first does, also if it fails."""
+def measure_once(function: Callable[[], Value]) -> Callable[[], Value]:
+    """Wrap a measurement that several checks use. It is made once; its result or its error is kept."""
     made: list[Value | Exception] = []
 
     def measured() -> Value:

@@ -1,4 +1,4 @@
-"""The machine: system, MLX, compiler, memory, and files of each format written and read."""
+"""Checks of the machine: system, MLX, compiler, memory, and writing and reading each file format."""
 
 from __future__ import annotations
 
@@ -14,37 +14,45 @@ import numpy.typing as npt
 from PIL import Image, ImageSequence
 
 from mlxlava.backend import (
-    BLAS,
-    gpu_path,
+    LOADED_BLAS,
+    graph_kernels,
     has_slow_blas,
-    kernels,
-    memory_budget,
+    memory_budget_gb,
     mx,
     on_cpu,
+    use_gpu_path,
 )
 from mlxlava.backend.cpu import convolution
-from mlxlava.checks.base import Check, compiling, device
+from mlxlava.checks.base import Check, fail_without_compiler, on_checked_device
 from mlxlava.config import load_recipe
 from mlxlava.footage.lamp import frames as lamp_frames
 from mlxlava.footage.prepare import prepare
 from mlxlava.playback.writers import FORMATS, open_writer
-from mlxlava.training.plan import predict
+from mlxlava.training.memory_plan import predict_peak
 
-_SIZE = (16, 16)
-_FRAMES = 8
-# Mean difference in grey levels that is allowed. Pictures as small as an encoder's block lose most.
-_LOSSES = {"mp4": 20.0, "webm": 20.0, "gif": 10.0, "apng": 0.0, "webp": 20.0, "y4m": 2.0, "raw": 0.0}
+_FRAME_SIZE = (16, 16)
+_FRAME_COUNT = 8
+# Allowed mean difference in grey levels. Pictures as small as a block of the encoder lose most.
+_ALLOWED_DIFFERENCES = {
+    "mp4": 20.0,
+    "webm": 20.0,
+    "gif": 10.0,
+    "apng": 0.0,
+    "webp": 20.0,
+    "y4m": 2.0,
+    "raw": 0.0,
+}
 
 
-def machine() -> list[Check]:
-    """What the package stands on."""
-    checks = [_system(), _device(), _compiler()]
+def machine_checks() -> list[Check]:
+    """Checks of the machine and of what the package needs on it."""
+    checks = [_system_check(), _device_check(), _compiler_check()]
     if sys.platform.startswith("linux") and on_cpu():
-        checks += [_products(), _convolutions()]
-    return [*checks, _memory(), *map(_file, FORMATS)]
+        checks += [_blas_check(), _convolutions_check()]
+    return [*checks, _memory_check(), *map(_file_format_check, FORMATS)]
 
 
-def _system() -> Check:
+def _system_check() -> Check:
     if sys.platform == "darwin":
         release = platform.mac_ver()[0]
         ok = platform.machine() == "arm64" and int(release.partition(".")[0] or 0) >= 14
@@ -62,7 +70,7 @@ def _system() -> Check:
     )
 
 
-def _device() -> Check:
+def _device_check() -> Check:
     return Check(
         "MLX and its device",
         "a GPU" if sys.platform == "darwin" else "any device",
@@ -74,31 +82,31 @@ def _device() -> Check:
     )
 
 
-def _compiler() -> Check:
+def _compiler_check() -> Check:
     def measure() -> tuple[str, bool]:
         x = mx.array(np.linspace(-2, 2, 100, dtype=np.float32))
-        with device():
+        with on_checked_device():
             y = mx.compile(lambda x: mx.tanh(x) * x + 1.25)(x)
-            fused = any(kernel.fused for kernel in kernels({"y": y}))
+            fused = any(kernel.is_fused for kernel in graph_kernels({"y": y}))
             right = np.allclose(np.array(y), np.tanh(np.array(x)) * np.array(x) + 1.25, atol=1e-5)
         return "right" if fused and right else "not compiled" if right else "wrong", fused and bool(right)
 
     meaning = "Training steps are compiled functions. They will be slower, or wrong, on this machine."
-    return compiling(Check("compiled function", "right", meaning, measure))
+    return fail_without_compiler(Check("compiled function", "right", meaning, measure))
 
 
-def _products() -> Check:
+def _blas_check() -> Check:
     return Check(
         "library for matrix products",
         "a fast one",
         'Everything will be many times slower. Install "mlxlava[cpu]" and g++.',
-        lambda: (BLAS[0] if BLAS else "MLX's reference", not has_slow_blas()),
+        lambda: (LOADED_BLAS[0] if LOADED_BLAS else "MLX's reference", not has_slow_blas()),
     )
 
 
-def _convolutions() -> Check:
+def _convolutions_check() -> Check:
     def measure() -> tuple[str, bool]:
-        with gpu_path(False):
+        with use_gpu_path(False):
             built = convolution.available()
         return "compiled here" if built else "MLX's own", built
 
@@ -106,32 +114,32 @@ def _convolutions() -> Check:
         "The package's convolutions in C++ cannot be used, so MLX's own are. Training and playing will be "
         "many times slower."
     )
-    return compiling(Check("convolutions of the CPU", "compiled here", meaning, measure))
+    return fail_without_compiler(Check("convolutions of the CPU", "compiled here", meaning, measure))
 
 
-def _memory() -> Check:
-    needed = predict(load_recipe("lava"), gpu=not on_cpu())
+def _memory_check() -> Check:
+    needed = predict_peak(load_recipe("lava"), gpu=not on_cpu())
     return Check(
         "memory for MLX",
         f"≥ {needed:.1f} GB",
         "A training step of lava does not fit as it is. Train with --memory, which splits its batch.",
-        lambda: (f"{memory_budget():.1f} GB", memory_budget() >= needed),
+        lambda: (f"{memory_budget_gb():.1f} GB", memory_budget_gb() >= needed),
     )
 
 
-def _file(name: str) -> Check:
-    limit = _LOSSES[name]
+def _file_format_check(name: str) -> Check:
+    limit = _ALLOWED_DIFFERENCES[name]
 
     def measure() -> tuple[str, bool]:
-        frames = np.stack(list(itertools.islice(lamp_frames(_SIZE, fps=10), _FRAMES)))
+        frames = np.stack(list(itertools.islice(lamp_frames(_FRAME_SIZE, fps=10), _FRAME_COUNT)))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"lamp.{name}"
-            with open_writer(str(path), size=_SIZE, fps=10) as writer:
+            with open_writer(str(path), size=_FRAME_SIZE, fps=10) as writer:
                 for frame in frames:
                     writer.write(frame)
-            read = _read(path)
+            read = _read_frames(path)
         if read.shape != frames.shape:
-            return f"{len(read)} of {_FRAMES} frames", False
+            return f"{len(read)} of {_FRAME_COUNT} frames", False
         off = float(np.abs(read.astype(int) - frames).mean())
         return f"{off:.1f} levels off", off <= limit
 
@@ -143,11 +151,11 @@ def _file(name: str) -> Check:
     )
 
 
-def _read(path: Path) -> npt.NDArray[np.uint8]:
+def _read_frames(path: Path) -> npt.NDArray[np.uint8]:
     """The frames of a file (N, H, W, 3)."""
     if path.suffix == ".raw":
-        return np.fromfile(path, np.uint8).reshape(-1, *_SIZE, 3)
+        return np.fromfile(path, np.uint8).reshape(-1, *_FRAME_SIZE, 3)
     if path.suffix in (".gif", ".apng", ".webp"):
         with Image.open(path) as image:
             return np.stack([np.asarray(each.convert("RGB")) for each in ImageSequence.Iterator(image)])
-    return np.array(prepare([path], path.with_name("frames"), size=_SIZE).frames)
+    return np.array(prepare([path], path.with_name("frames"), size=_FRAME_SIZE).frames)

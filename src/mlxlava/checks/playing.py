@@ -1,4 +1,4 @@
-"""Playing: the shipped lamp's frames are right, they come fast enough, and nothing grows."""
+"""Checks of playing: the shipped lamp's frames are right, they come fast enough, and no memory grows."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxlava.backend import mx, on_cpu, resident_memory
-from mlxlava.checks.base import RECIPES, Check, device, reference
+from mlxlava.checks.base import CHECKED_RECIPES, Check, on_checked_device, on_reference
 from mlxlava.config import load_recipe, override
 from mlxlava.models.registry import make_generator
 from mlxlava.models.state_step import make_dynamics
-from mlxlava.rollout.roll import Rollout, Timed
+from mlxlava.rollout.roll import Rollout, TimedFrame
 from mlxlava.rollout.weights import Weights, load_weights
 
-_FPS = 30  # frames between learned steps, which are fewer a second
-FRAMES = 200
-_WARM = 50  # frames before that, after which nothing should grow any more
-_MEGABYTES = 4  # that may be taken without being a leak
+_PLAY_FPS = 30  # more than the learned steps per second, so that frames between steps are drawn too
+PLAYED_FRAMES = 200
+_WARM_UP_FRAMES = 50  # frames before the measurement, after which nothing should grow any more
+_ALLOWED_MEGABYTES = 4  # growth that does not count as a leak
 
 
 # --- frames ---
 
 
-def frames() -> list[Check]:
-    """Frames of the shipped lamp against those of the reference."""
+def frame_checks() -> list[Check]:
+    """Checks of frames of the shipped lamp against frames of the reference."""
 
     def compare(count: int, together: bool) -> tuple[str, bool]:
-        with reference():
-            exact = _play(count, together=False)
-        with device():
-            found = _play(count, together=together)
+        with on_reference():
+            exact = _play_first_frames(count, together=False)
+        with on_checked_device():
+            found = _play_first_frames(count, together=together)
         off = int(np.abs(found.astype(int) - exact).max())
         return f"{off} grey level{'s' * (off != 1)} off", off <= 1
 
@@ -49,46 +49,53 @@ def frames() -> list[Check]:
     ]
 
 
-def _play(count: int, together: bool) -> npt.NDArray[np.uint8]:
+def _play_first_frames(count: int, together: bool) -> npt.NDArray[np.uint8]:
     """The first frames of the shipped lamp (N, H, W, 3)."""
     rollout = Rollout(load_weights())
-    played = (rollout.film if together else rollout.play)(n / _FPS for n in range(count))
+    played = (rollout.play_in_batches if together else rollout.play)(n / _PLAY_FPS for n in range(count))
     return np.stack([frame for _, frame in played])
 
 
 # --- for long ---
 
 
-def endurance() -> list[Check]:
-    """Lamps that play on: memory, caches, and frames a second."""
-    contexts: dict[str, Callable[[], AbstractContextManager[None]]] = {"": device}
+def endurance_checks() -> list[Check]:
+    """Checks of lamps that play for a while: memory, caches, and frames per second."""
+    contexts: dict[str, Callable[[], AbstractContextManager[None]]] = {"": on_checked_device}
     if on_cpu():
-        contexts = {"": reference, ", as on GPUs": device}
+        contexts = {"": on_reference, ", as on GPUs": on_checked_device}
     grows = "Something grows in every frame, so that a lamp cannot play for ever. Report it."
     checks = [
-        Check(f"{name}{way}: what grows", f"0, ≤ {_MEGABYTES} MB", grows, partial(_growth, name, context))
-        for name, (way, context) in itertools.product(RECIPES, contexts.items())
+        Check(
+            f"{name}{way}: what grows",
+            f"0, ≤ {_ALLOWED_MEGABYTES} MB",
+            grows,
+            partial(_measure_growth, name, context),
+        )
+        for name, (way, context) in itertools.product(CHECKED_RECIPES, contexts.items())
     ]
     least = 20 if on_cpu() else 60
     slow = "Lamps drop frames here. Close other programs, or play with a lower --fps."
-    return [*checks, Check("lava, frames a second", f"> {least}", slow, lambda: _speed(least))]
+    return [*checks, Check("lava, frames a second", f"> {least}", slow, lambda: _measure_speed(least))]
 
 
-def _growth(name: str, context: Callable[[], AbstractContextManager[None]]) -> tuple[str, bool]:
-    """What a lamp that plays on adds to caches, to Python's objects and to memory."""
-    with context(), _played(_lamp(name)) as playing:
-        before = _held()
-        for _ in range(FRAMES):
+def _measure_growth(name: str, context: Callable[[], AbstractContextManager[None]]) -> tuple[str, bool]:
+    """Measure what a playing lamp adds to caches, to Python's objects and to memory."""
+    with context(), _warmed_up_lamp(_weights_to_check(name)) as playing:
+        before = _count_held_resources()
+        for _ in range(PLAYED_FRAMES):
             next(playing)
-        entries, objects, arrays, process = (now - then for now, then in zip(_held(), before, strict=True))
+        entries, objects, arrays, process = (
+            now - then for now, then in zip(_count_held_resources(), before, strict=True)
+        )
     megabytes = max(arrays, process)
-    ok = entries == 0 and objects < FRAMES and megabytes <= _MEGABYTES
-    more = f", {objects:.0f} objects" if objects >= FRAMES else ""
+    ok = entries == 0 and objects < PLAYED_FRAMES and megabytes <= _ALLOWED_MEGABYTES
+    more = f", {objects:.0f} objects" if objects >= PLAYED_FRAMES else ""
     return f"{entries:.0f} cached, {megabytes:.1f} MB{more}", ok
 
 
-def _held() -> tuple[float, float, float, float]:
-    """Entries in the package's caches, objects of Python, MB of MLX's arrays, MB of the process."""
+def _count_held_resources() -> tuple[float, float, float, float]:
+    """Count entries in the package's caches, objects of Python, MB of MLX's arrays, MB of the process."""
     gc.collect()
     entries = 0
     for name, module in list(sys.modules.items()):
@@ -98,8 +105,8 @@ def _held() -> tuple[float, float, float, float]:
     return entries, len(gc.get_objects()), mx.get_active_memory() / 1e6, 1e3 * resident_memory()
 
 
-def _lamp(name: str) -> Weights:
-    """The shipped lamp, or one of duralava's that has not learned anything."""
+def _weights_to_check(name: str) -> Weights:
+    """The shipped weights, or untrained weights of the recipe duralava."""
     if name == "lava":
         return load_weights()
     # Nothing that could grow depends on the widths.
@@ -111,21 +118,21 @@ def _lamp(name: str) -> Weights:
     return Weights(recipe, 5.0, arrays, {})
 
 
-def _speed(least: float) -> tuple[str, bool]:
-    """Frames a second as this machine plays them, one at a time."""
-    with _played(load_weights()) as playing:
+def _measure_speed(least_fps: float) -> tuple[str, bool]:
+    """Measure the frames per second that this machine plays, one at a time."""
+    with _warmed_up_lamp(load_weights()) as playing:
         began = time.perf_counter()
-        for _ in range(FRAMES):
+        for _ in range(PLAYED_FRAMES):
             next(playing)
-        rate = FRAMES / (time.perf_counter() - began)
-    return f"{rate:.0f}", rate > least
+        rate = PLAYED_FRAMES / (time.perf_counter() - began)
+    return f"{rate:.0f}", rate > least_fps
 
 
 @contextlib.contextmanager
-def _played(weights: Weights) -> Iterator[Iterator[Timed]]:
-    """A lamp that has played for a while."""
-    playing = Rollout(weights).play(n / _FPS for n in itertools.count())
+def _warmed_up_lamp(weights: Weights) -> Iterator[Iterator[TimedFrame]]:
+    """A lamp that has already played for a while."""
+    playing = Rollout(weights).play(n / _PLAY_FPS for n in itertools.count())
     with contextlib.closing(playing):  # type: ignore[type-var]  # it is a generator
-        for _ in range(_WARM):
+        for _ in range(_WARM_UP_FRAMES):
             next(playing)
         yield playing

@@ -1,4 +1,4 @@
-"""Results as a person reads them, 80 columns wide, and as JSON."""
+"""Results of checks as a table of 80 columns, and as JSON."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ import click
 
 from mlxlava.checks.base import Result
 
-_NAME, _FOUND, _ALLOWED = 36, 20, 13  # columns; with the verdict 80
+_NAME_WIDTH, _FOUND_WIDTH, _ALLOWED_WIDTH = 36, 20, 13  # columns; with the verdict 80
 _INDENT = "      "
 
 
-def heading() -> str:
-    """What the columns hold."""
-    return click.style(f"  {'':{_NAME}} {'found':{_FOUND}} allowed", bold=True)
+def format_heading() -> str:
+    """The heading of the table."""
+    return click.style(f"  {'':{_NAME_WIDTH}} {'found':{_FOUND_WIDTH}} allowed", bold=True)
 
 
-def lines(group: str, results: Sequence[Result]) -> str:
-    """A group's table, with what a failed check means below it."""
+def format_group(group: str, results: Sequence[Result]) -> str:
+    """The table of a group. Below a failed check stands what the failure means."""
     text = [click.style(group, bold=True)]
     for each in results:
         verdict = click.style("ok", fg="green") if each.ok else click.style("FAILED", fg="red", bold=True)
-        text.append(f"  {each.name:{_NAME}} {each.found:{_FOUND}} {each.allowed:{_ALLOWED}} {verdict}")
+        found = f"{each.found:{_FOUND_WIDTH}} {each.allowed:{_ALLOWED_WIDTH}}"
+        text.append(f"  {each.name:{_NAME_WIDTH}} {found} {verdict}")
         if not each.ok:
             text.append(textwrap.fill(each.meaning, 80, initial_indent=_INDENT, subsequent_indent=_INDENT))
     return "\n".join(text)
 
 
-def summary(results: Sequence[Result], seconds: float) -> str:
+def format_summary(results: Sequence[Result], seconds: float) -> str:
     """The last line: how many checks failed."""
     failed = sum(not each.ok for each in results)
     if not failed:
@@ -43,7 +44,7 @@ def summary(results: Sequence[Result], seconds: float) -> str:
 
 
 def as_json(about: dict[str, str], results: Sequence[Result], seconds: float) -> str:
-    """Everything, for a report."""
+    """All results as JSON, for a report."""
     return json.dumps(
         {
             "about": about,

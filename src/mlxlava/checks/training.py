@@ -1,4 +1,4 @@
-"""Training steps: right in every way to make them, fit for a GPU's kernels, quick, and as planned."""
+"""Checks of training steps: results of every kind of step, kernels for a GPU, time, and memory."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlxlava.backend import Tree, kernels, memory_budget, mx, named_arrays, on_cpu
-from mlxlava.backend.kernels import MOST_BUFFERS
+from mlxlava.backend import Tree, graph_kernels, memory_budget_gb, mx, named_arrays, on_cpu
+from mlxlava.backend.kernel_count import MAX_KERNEL_BUFFERS
 from mlxlava.checks.base import (
-    RECIPES,
+    CHECKED_RECIPES,
     Check,
-    at_most,
-    compiling,
-    device,
-    once,
-    reference,
-    worst,
+    at_most_check,
+    fail_without_compiler,
+    largest_figure,
+    measure_once,
+    on_checked_device,
+    on_reference,
 )
 from mlxlava.config import Recipe, load_recipe, override
-from mlxlava.training.plan import fit_into, predict
-from mlxlava.training.step import Kind, Trainer
+from mlxlava.training.memory_plan import fit_into, predict_peak
+from mlxlava.training.step import StepKind, Trainer
 
-_KINDS = {(False, False): "without D", (True, False): "with D", (True, True): "penalties"}
-_PARTS = ("generator", "dynamics", "encoder", "discriminator")
-_FLOAT16 = {"training.precision": "float16"}
+_KIND_NAMES = {(False, False): "without D", (True, False): "with D", (True, True): "penalties"}
+_NETWORKS = ("generator", "dynamics", "encoder", "discriminator")
+_FLOAT16_SETTINGS = {"training.precision": "float16"}
 
-# Networks of a recipe's kind, so small that a step takes milliseconds. With SGD and a rate of 1 a weight
-# moves by its gradient; Adam would divide rounding by rounding.
-_TINY = {
+# Settings for networks so small that a step takes milliseconds. With SGD and a learning rate of 1, a weight
+# moves by its gradient. Adam would divide rounding errors by rounding errors.
+_TINY_SETTINGS = {
     "data.size": (16, 16),
     "data.seq_len": 4,
     "data.batch_size": 4,
@@ -49,7 +49,7 @@ _TINY = {
     "training.r_rate": 1.0,
     "training.d_rate": 1.0,
 }
-_TINY_OF: dict[str, dict[str, Any]] = {
+_TINY_SETTINGS_OF_RECIPE: dict[str, dict[str, Any]] = {
     "lava": {
         "dynamics.couplings": 2,
         "encoder.context_frames": 3,
@@ -60,8 +60,8 @@ _TINY_OF: dict[str, dict[str, Any]] = {
 }
 
 
-def _batch(recipe: Recipe) -> tuple[mx.array, mx.array]:
-    """Frames without a meaning, and the learned steps at which they are."""
+def _random_batch(recipe: Recipe) -> tuple[mx.array, mx.array]:
+    """Random frames, and the learned steps of the frames."""
     data, views = recipe.data, recipe.encoder.context_frames
     drawn = data.drawn_frames or data.seq_len
     shape = (data.batch_size, views + drawn, *data.size, 3)
@@ -73,34 +73,36 @@ def _batch(recipe: Recipe) -> tuple[mx.array, mx.array]:
 # --- every kind of step, tiny ---
 
 
-def steps() -> list[Check]:
-    """Every kind of step of tiny recipes, in every way that it can be made."""
+def tiny_step_checks() -> list[Check]:
+    """Checks of every kind of step: eager, compiled, in micro-batches, recomputed and in float16."""
     checks = []
-    for name in RECIPES:
-        recipe = override(load_recipe(name), {**_TINY, **_TINY_OF[name]})
+    for name in CHECKED_RECIPES:
+        recipe = override(load_recipe(name), {**_TINY_SETTINGS, **_TINY_SETTINGS_OF_RECIPE[name]})
         split = override(recipe, {"training.micro_batches": 2})
-        # In micro-batches, BatchNorm sees less of the batch: for duralava that is another step.
+        # In micro-batches, BatchNorm sees less of the batch. So a step of duralava has other results then.
         whole = split if name == "duralava" else recipe
         again = override(recipe, {"training.recompute": True})
         checks += [
-            _same(f"{name}, eager", recipe, recipe),
-            _same(f"{name}, compiled", recipe, recipe, compiled=True),
-            _same(f"{name}, in two micro-batches", split, whole),
-            _same(f"{name}, recomputed", again, recipe),
-            _alike(f"{name}, float16: cosine to float32", override(recipe, _FLOAT16), recipe),
+            _equal_steps_check(f"{name}, eager", recipe, recipe),
+            _equal_steps_check(f"{name}, compiled", recipe, recipe, compiled=True),
+            _equal_steps_check(f"{name}, in two micro-batches", split, whole),
+            _equal_steps_check(f"{name}, recomputed", again, recipe),
+            _similar_steps_check(
+                f"{name}, float16: cosine to float32", override(recipe, _FLOAT16_SETTINGS), recipe
+            ),
         ]
     return checks
 
 
-def _same(name: str, recipe: Recipe, other: Recipe, compiled: bool = False) -> Check:
-    """A check that steps on the device are those of another recipe on the reference."""
+def _equal_steps_check(name: str, recipe: Recipe, other: Recipe, compiled: bool = False) -> Check:
+    """A check that steps of ``recipe`` on the device equal steps of ``other`` on the reference."""
     meaning = "Training does not learn here what it should. Do not train this way on this machine. Report it."
-    check = at_most(name, 1e-3, meaning, lambda: worst(_step_errors(recipe, other, compiled)))
-    return compiling(check) if compiled else check
+    check = at_most_check(name, 1e-3, meaning, lambda: largest_figure(_step_errors(recipe, other, compiled)))
+    return fail_without_compiler(check) if compiled else check
 
 
-def _alike(name: str, recipe: Recipe, other: Recipe) -> Check:
-    """A check that steps on the device move weights nearly as those of another recipe on the reference."""
+def _similar_steps_check(name: str, recipe: Recipe, other: Recipe) -> Check:
+    """A check that steps on the device move weights in nearly the same direction as on the reference."""
 
     def measure() -> tuple[str, bool]:
         value, kind = min(_step_cosines(recipe, other))
@@ -113,162 +115,171 @@ def _alike(name: str, recipe: Recipe, other: Recipe) -> Check:
     return Check(name, "> 0.95", meaning, measure)
 
 
-Moves = dict[str, npt.NDArray[np.float64]]
+WeightChanges = dict[str, npt.NDArray[np.float64]]
 
 
-def _moves(recipe: Recipe, kind: Kind, compiled: bool) -> Moves:
-    """How far a step of a kind moves each part's weights; and ``terms``, what it says of itself."""
+def _weight_changes(recipe: Recipe, kind: StepKind, compiled: bool) -> WeightChanges:
+    """How far a step moves the weights of each network; and the step's ``terms``."""
     trainer = Trainer(recipe, 10, compiled=compiled)
     state = trainer.init()
-    after, terms = trainer(state, *_batch(recipe), 1, kind=kind)
+    after, terms = trainer(state, *_random_batch(recipe), 1, kind=kind)
     mx.eval(after, terms)
     if "skipped" in terms and terms.pop("skipped").item():
         raise ValueError("The step was skipped, since gradients overflowed.")
 
-    def flat(tree: Tree) -> npt.NDArray[np.float64]:
+    def flatten(tree: Tree) -> npt.NDArray[np.float64]:
         return np.concatenate([np.array(array).ravel() for array in named_arrays(tree).values()]).astype(
             float
         )
 
-    moves = {part: flat(after[part]) - flat(state[part]) for part in _PARTS if part in state}
-    return {**moves, "terms": flat(dict(sorted(terms.items())))}
+    moves = {part: flatten(after[part]) - flatten(state[part]) for part in _NETWORKS if part in state}
+    return {**moves, "terms": flatten(dict(sorted(terms.items())))}
 
 
-def _kinds(recipe: Recipe) -> list[Kind]:
-    return Trainer(recipe, 10, compiled=False).kinds
+def _step_kinds(recipe: Recipe) -> list[StepKind]:
+    return Trainer(recipe, 10, compiled=False).step_kinds
 
 
 def _step_errors(one: Recipe, other: Recipe, compiled: bool) -> Iterator[tuple[float, str]]:
-    """How far the steps of one recipe on the device are from those of the other on the reference."""
-    for kind in _kinds(one):
-        with reference():
-            exact = _moves(other, kind, compiled=False)
-        with device():
-            found = _moves(one, kind, compiled=compiled)
+    """Errors of weight changes: ``one`` recipe on the device against the ``other`` on the reference."""
+    for kind in _step_kinds(one):
+        with on_reference():
+            exact = _weight_changes(other, kind, compiled=False)
+        with on_checked_device():
+            found = _weight_changes(one, kind, compiled=compiled)
         for part, move in exact.items():
             off = np.linalg.norm(found[part] - move)
-            # The discriminator stands still without D.
-            yield float(off / (np.linalg.norm(move) or 1.0)), _KINDS[kind]
+            # In steps without D, the discriminator does not change.
+            yield float(off / (np.linalg.norm(move) or 1.0)), _KIND_NAMES[kind]
 
 
 def _step_cosines(one: Recipe, other: Recipe) -> Iterator[tuple[float, str]]:
-    """Cosines between the moves of one recipe on the device and those of the other on the reference."""
-    for kind in _kinds(one):
-        with reference():
-            exact = _moves(other, kind, compiled=False)
-        with device():
-            found = _moves(one, kind, compiled=False)
-        for part in _PARTS:
+    """Cosines of weight changes: ``one`` recipe on the device and the ``other`` on the reference."""
+    for kind in _step_kinds(one):
+        with on_reference():
+            exact = _weight_changes(other, kind, compiled=False)
+        with on_checked_device():
+            found = _weight_changes(one, kind, compiled=False)
+        for part in _NETWORKS:
             if part in exact and exact[part].any():
                 norms = np.linalg.norm(exact[part]) * np.linalg.norm(found[part])
                 value = float(exact[part] @ found[part] / norms) if np.isfinite(norms) and norms else -1.0
-                yield value, _KINDS[kind]
+                yield value, _KIND_NAMES[kind]
 
 
 # --- the recipes' own steps ---
 
 
-def compiled_steps() -> list[Check]:
-    """Compiled steps of the recipes as they are: counted everywhere, computed on a GPU."""
+def compiled_step_checks() -> list[Check]:
+    """Checks of compiled steps of the real recipes. Kernels are counted; a GPU also computes the steps."""
     cases: list[tuple[str, str, dict[str, Any]]] = [
         ("lava", f"{length} learned steps", {"data.seq_len": length}) for length in (32, 64, 200)
     ]
     cases += [
-        ("lava", "float16", _FLOAT16),
+        ("lava", "float16", _FLOAT16_SETTINGS),
         ("duralava", "20 learned steps", {}),
-        ("duralava", "float16", _FLOAT16),
+        ("duralava", "float16", _FLOAT16_SETTINGS),
     ]
     meaning = (
-        f"A kernel has more than {MOST_BUFFERS} arrays, or what the step computes is not finite. Training "
-        "with these settings fails on a GPU. Report it."
+        f"A kernel has more than {MAX_KERNEL_BUFFERS} arrays, or what the step computes is not finite. "
+        "Training with these settings fails on a GPU. Report it."
     )
-    allowed = f"≤ {MOST_BUFFERS}" + ("" if on_cpu() else ", finite")
+    allowed = f"≤ {MAX_KERNEL_BUFFERS}" + ("" if on_cpu() else ", finite")
     return [
-        compiling(Check(f"{name}, {how}", allowed, meaning, partial(_compile, name, settings)))
+        fail_without_compiler(
+            Check(f"{name}, {how}", allowed, meaning, partial(_check_buffers_of_step, name, settings))
+        )
         for name, how, settings in cases
     ]
 
 
-def _compile(name: str, settings: dict[str, Any]) -> tuple[str, bool]:
-    """Count the arrays that a step's largest kernel takes and gives; on a GPU also compute the step."""
+def _check_buffers_of_step(name: str, settings: dict[str, Any]) -> tuple[str, bool]:
+    """Count the arrays that a step's largest kernel reads and writes. On a GPU also compute the step."""
     recipe = override(load_recipe(name), {**settings, "loss.d_start": 0.0})
     if not on_cpu():
-        recipe = fit_into(recipe, memory_budget(), gpu=not on_cpu())
-    with device():
+        recipe = fit_into(recipe, memory_budget_gb(), gpu=not on_cpu())
+    with on_checked_device():
         trainer = Trainer(recipe, 10)
         state = trainer.init()
-        kind = trainer.kinds[-1]  # with penalties, where there are any: the largest
-        after = trainer(state, *_batch(recipe), 1, kind=kind)
-        most = max((kernel.buffers for kernel in kernels(after) if kernel.fused), default=0)
+        kind = trainer.step_kinds[-1]  # the last kind has penalties, if the recipe has any: it is the largest
+        after = trainer(state, *_random_batch(recipe), 1, kind=kind)
+        most = max((kernel.buffers for kernel in graph_kernels(after) if kernel.is_fused), default=0)
         if not most:
             return "not compiled", False
         if on_cpu():
-            return str(most), most <= MOST_BUFFERS
+            return str(most), most <= MAX_KERNEL_BUFFERS
         mx.eval(after)
         finite = all(mx.isfinite(array).all().item() for array in named_arrays(after).values())
         skipped = "skipped" in after[1] and bool(after[1]["skipped"].item())
     what = "not finite" if not finite else "skipped" if skipped else "finite"
-    return f"{most}, {what}", what == "finite" and most <= MOST_BUFFERS
+    return f"{most}, {what}", what == "finite" and most <= MAX_KERNEL_BUFFERS
 
 
 # --- how long, and how much memory ---
 
-_CPU_BATCH = 8
-_MARGIN = 1.15  # of the plan
+_CPU_BATCH_SIZE = 8
+_PEAK_MARGIN = 1.15  # a step may take so much more memory than planned
 
 
-def full_steps() -> list[Check]:
-    """Steps of lava one after the other: their time, and their memory against what is planned."""
+def full_step_checks() -> list[Check]:
+    """Checks of three steps of lava in a row: their time, and their memory compared with the plan."""
     limit = 20.0 if on_cpu() else 5.0
-    recipe, measured = once(_full_recipe), once(lambda: _three_steps(recipe()))
+    recipe, measured = (
+        measure_once(_recipe_of_full_steps),
+        measure_once(lambda: _measure_three_steps(recipe())),
+    )
 
     def times() -> tuple[str, bool]:
         first, third, _ = measured()
         return f"{first:.2f} s, {third:.2f} s", third <= limit
 
     def peak() -> tuple[str, bool]:
-        found, planned = measured()[2], predict(recipe(), gpu=not on_cpu())
-        return f"{found:.2f} of {planned:.2f} GB", found <= _MARGIN * planned
+        found, planned = measured()[2], predict_peak(recipe(), gpu=not on_cpu())
+        return f"{found:.2f} of {planned:.2f} GB", found <= _PEAK_MARGIN * planned
 
     return [
         Check(
-            f"lava, {_CPU_BATCH} clips: first, third" if on_cpu() else "lava: first and third step",
+            f"lava, {_CPU_BATCH_SIZE} clips: first, third" if on_cpu() else "lava: first and third step",
             f"third ≤ {limit:g} s",
             "Training fails on this machine, or takes long. Close other programs and check again. Report it.",
             times,
         ),
         Check(
             "peak memory against mlxlava plan",
-            f"≤ {_MARGIN - 1:.0%} above",
+            f"≤ {_PEAK_MARGIN - 1:.0%} above",
             "Training fails, or takes more memory than is planned. Give train a smaller --memory. Report it.",
             peak,
         ),
     ]
 
 
-def _full_recipe() -> Recipe:
-    """The recipe lava from the first step with D on: as it fits on a GPU, with few clips on a CPU."""
+def _recipe_of_full_steps() -> Recipe:
+    """The recipe lava, with D from the first step on.
+
+    It fits into the memory of a GPU; a CPU has few clips.
+    """
     recipe = override(load_recipe("lava"), {"loss.d_start": 0.0})
     if on_cpu():
-        return override(recipe, {"data.batch_size": _CPU_BATCH})
-    return fit_into(recipe, memory_budget(), gpu=not on_cpu())
+        return override(recipe, {"data.batch_size": _CPU_BATCH_SIZE})
+    return fit_into(recipe, memory_budget_gb(), gpu=not on_cpu())
 
 
-def _three_steps(recipe: Recipe) -> tuple[float, float, float]:
-    """Seconds of the first and of the third step, with penalties, and the peak of MLX's arrays, GB."""
-    # As train does it here, but not compiled on a CPU, where g++ takes minutes when it first meets a step.
-    with reference() if on_cpu() else device():
+def _measure_three_steps(recipe: Recipe) -> tuple[float, float, float]:
+    """Make three steps with penalties. Returns seconds of the first and third, and the peak memory in GB."""
+    # Steps are made as in training. But on a CPU they are not compiled, since g++ takes minutes for a new
+    # step.
+    with on_reference() if on_cpu() else on_checked_device():
         trainer = Trainer(recipe, 10, compiled=not on_cpu())
         state = trainer.init()
-        frames, times = _batch(recipe)
+        frames, times = _random_batch(recipe)
         mx.eval(frames, times)
         before = sum(array.nbytes for array in named_arrays([state, frames, times]).values())
-        others = mx.get_active_memory() - before  # of checks made before
+        others = mx.get_active_memory() - before  # arrays of earlier checks
         mx.reset_peak_memory()
         seconds = []
         for step in range(3):
             began = time.perf_counter()
-            state, terms = trainer(state, frames, times, step, kind=Kind(True, True))
+            state, terms = trainer(state, frames, times, step, kind=StepKind(True, True))
             mx.eval(state, terms)
             seconds.append(time.perf_counter() - began)
             if not all(np.isfinite(np.array(term)) for term in terms.values()):

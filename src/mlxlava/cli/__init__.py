@@ -14,16 +14,16 @@ from mlxlava import __version__
 from mlxlava.cli.benchmark import bench
 from mlxlava.cli.files import export, footage, info
 from mlxlava.cli.judging import check, drift, score
-from mlxlava.cli.options import debug
+from mlxlava.cli.options import debug_option
 from mlxlava.cli.playing import lamp, loop
 from mlxlava.cli.training import plan, train
 from mlxlava.errors import UserError
-from mlxlava.failures import DeviceFailed, explain
+from mlxlava.failures import DeviceFailed, explain_device_failure
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
-@debug
+@debug_option
 def cli() -> None:
     """Learn a lava lamp from footage and play it for ever."""
 
@@ -48,7 +48,7 @@ def main() -> None:
         print(f"mlxlava: {' '.join(text.split())}", file=sys.stderr)
         sys.exit(2)
     except (DeviceFailed, RuntimeError, MemoryError) as error:
-        failure = explain(error)
+        failure = explain_device_failure(error)
         if "--debug" in sys.argv or (failure is None and not isinstance(error, DeviceFailed)):
             raise
         text = f"{failure.what}; {failure.advice}" if failure else str(error)

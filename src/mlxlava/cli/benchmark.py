@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from mlxlava.cli.options import debug
+from mlxlava.cli.options import debug_option
 
 
 @click.command()
@@ -19,7 +19,7 @@ from mlxlava.cli.options import debug
     type=click.FloatRange(0, min_open=True),
     help="Skip what would take more; the machine's memory when not given.",
 )
-@debug
+@debug_option
 def bench(quick: bool, only: str, save: bool, memory: float | None) -> None:
     """Measure training, playing, preparing and scoring on this machine.
 

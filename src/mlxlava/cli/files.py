@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import mlxlava
-from mlxlava.cli.options import cutting, debug
+from mlxlava.cli.options import cropping_options, debug_option
 from mlxlava.config import Data, check_size, format_size
 from mlxlava.errors import UserError
 
@@ -20,8 +20,8 @@ from mlxlava.errors import UserError
 @click.option(
     "-o", "folder", required=True, metavar="DATA", type=click.Path(path_type=Path), help="Folder to write."
 )
-@cutting
-@debug
+@cropping_options
+@debug_option
 def footage(sources: tuple[str, ...], folder: Path, **changes: Any) -> None:
     """Prepare footage for training: videos or folders of images.
 
@@ -52,7 +52,7 @@ def footage(sources: tuple[str, ...], folder: Path, **changes: Any) -> None:
     type=click.Path(path_type=Path),
     help="What score --json printed of the run, for the card.",
 )
-@debug
+@debug_option
 def export(run: Path, folder: Path, half: bool, scored: Path | None) -> None:
     """Write the weights of a run, with a model card and a sample picture."""
     from mlxlava.console import say
@@ -68,10 +68,10 @@ def export(run: Path, folder: Path, half: bool, scored: Path | None) -> None:
 @click.command()
 @click.argument("name", required=False, metavar="[WEIGHTS|RUN]")
 @click.option("--recipe", metavar="NAME|FILE", help="Show every setting of a recipe, for train --set.")
-@debug
+@debug_option
 def info(name: str | None, recipe: str | None) -> None:
     """Show the machine, what weights were learned from and how, or a recipe's settings."""
-    from mlxlava.console import table
+    from mlxlava.console import print_rows
 
     if recipe is not None:
         if name is not None:
@@ -79,4 +79,4 @@ def info(name: str | None, recipe: str | None) -> None:
         rows = {f"{key} = {json.dumps(value)}": text for key, value, text in mlxlava.settings(recipe)}
     else:
         rows = mlxlava.info(name)
-    table(rows)
+    print_rows(rows)

@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 
 import mlxlava
-from mlxlava.cli.options import debug, options
+from mlxlava.cli.options import debug_option, options
 
-_judging = options(
+_footage_options = options(
     click.argument("name", metavar="WEIGHTS"),
     click.option(
         "--footage",
@@ -23,7 +23,7 @@ _judging = options(
         "--held-out", metavar="FOOTAGE", help="Footage of the same lamp that they were not trained on."
     ),
 )
-_showing = options(
+_output_options = options(
     click.option(
         "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Which lamps."
     ),
@@ -35,12 +35,12 @@ _showing = options(
 
 
 @click.command()
-@_judging
+@_footage_options
 @click.option(
     "--frames", type=click.IntRange(1), default=16384, show_default=True, help="Frames to draw, at most."
 )
-@_showing
-@debug
+@_output_options
+@debug_option
 def score(
     name: str,
     source: str | None,
@@ -54,19 +54,19 @@ def score(
 
     Every figure stands beside what real footage scores against real footage of the same lamp.
     """
-    from mlxlava.evaluation.report import score_table
+    from mlxlava.evaluation.report import print_score_table
 
     result = mlxlava.score(name, source, held_out=held_out, frames=frames, seed=seed, picture=target)
-    print(json.dumps(result)) if as_json else score_table(result)
+    print(json.dumps(result)) if as_json else print_score_table(result)
 
 
 @click.command()
-@_judging
+@_footage_options
 @click.option(
     "--frames", type=click.IntRange(1), default=100_000, show_default=True, help="Learned steps to roll."
 )
-@_showing
-@debug
+@_output_options
+@debug_option
 def drift(
     name: str,
     source: str | None,
@@ -80,10 +80,10 @@ def drift(
 
     32 lamps are rolled side by side; frames are drawn in windows at 1, 2 and 5 times powers of ten.
     """
-    from mlxlava.evaluation.report import drift_table
+    from mlxlava.evaluation.report import print_drift_table
 
     result = mlxlava.drift(name, source, held_out=held_out, frames=frames, seed=seed, picture=target)
-    print(json.dumps(result)) if as_json else drift_table(result)
+    print(json.dumps(result)) if as_json else print_drift_table(result)
     if result["interrupted_at"] is not None:
         raise KeyboardInterrupt
 
@@ -93,25 +93,25 @@ def drift(
     "--only", metavar="PATTERN", default="", help="Checks whose group or name this pattern matches."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON in place of tables: for a report.")
-@debug
+@debug_option
 def check(only: str, as_json: bool) -> None:
     """Check that this machine computes what it should.
 
     To be run first on a new machine, above all on a Mac. What the GPU computes is compared with what the CPU
     does. The exit status is 1 if a check fails; what that means stands below its line.
     """
-    from mlxlava.checks import about, table
-    from mlxlava.console import table as print_rows
+    from mlxlava.checks import machine_rows, table
+    from mlxlava.console import print_rows as print_rows
 
     if as_json:
         report = mlxlava.check(only)
         click.echo(table.as_json(report.about, report.results, report.seconds))
     else:
-        print_rows(about())
-        click.echo(f"\n{table.heading()}")
+        print_rows(machine_rows())
+        click.echo(f"\n{table.format_heading()}")
         report = mlxlava.check(
-            only, on_group=lambda group, found: click.echo(f"{table.lines(group, found)}\n")
+            only, on_group=lambda group, found: click.echo(f"{table.format_group(group, found)}\n")
         )
-        click.echo(table.summary(report.results, report.seconds))
+        click.echo(table.format_summary(report.results, report.seconds))
     if not report.ok:
         sys.exit(1)

@@ -12,7 +12,7 @@ from mlxlava.config import parse_size
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-class _Size(click.ParamType):  # type: ignore[type-arg]  # generic only for the type checker
+class _SizeType(click.ParamType):  # type: ignore[type-arg]  # generic only for the type checker
     """``N`` or ``HxW``, as (height, width)."""
 
     name = "N|HxW"
@@ -23,25 +23,27 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic only for the 
         return value if isinstance(value, tuple) else parse_size(value)
 
 
-SIZE = _Size()
+SIZE_TYPE = _SizeType()
 
 
-def options(*given: Decorator) -> Decorator:
-    """Several options as one decorator, in this order in the help."""
+def options(*decorators: Decorator) -> Decorator:
+    """Combine several options into one decorator. The help shows them in this order."""
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(given):
+        for option in reversed(decorators):
             function = option(function)
         return function
 
     return add
 
 
-# Read by main() from the arguments, since it must hold for mistakes in the arguments as well.
-debug = click.option("--debug", is_flag=True, expose_value=False, help="Show where an error came from.")
+# main() reads this option from sys.argv, since it also has to work if the other arguments are wrong.
+debug_option = click.option(
+    "--debug", is_flag=True, expose_value=False, help="Show where an error came from."
+)
 
-cutting = options(
-    click.option("--size", type=SIZE, help="Height and width of a frame; multiples of 16."),
+cropping_options = options(
+    click.option("--size", type=SIZE_TYPE, help="Height and width of a frame; multiples of 16."),
     click.option("--crop", metavar="X,Y,W,H|auto", help="Part of the picture; the centre when not given."),
     click.option("--every-nth", type=click.IntRange(1), help="Keep every n-th frame."),
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mlxlava.cli.options import SIZE, debug, options
+from mlxlava.cli.options import SIZE_TYPE, debug_option, options
 from mlxlava.config import SCREENS
 
 playing_options = options(
@@ -70,7 +70,7 @@ playing_options = options(
 )
 @click.option("--seamless", is_flag=True, help="A clip whose end meets its start, to be played in a loop.")
 @playing_options
-@debug
+@debug_option
 def loop(name: str | None, seed: int, picture: Path | None, seamless: bool, **playing: Any) -> None:
     """Play a learned lamp: in a window, in the terminal, on a web page, or into a file or a pipe."""
     from mlxlava.playback.player import PlaybackOptions, run
@@ -79,15 +79,15 @@ def loop(name: str | None, seed: int, picture: Path | None, seamless: bool, **pl
     library = WeightsLibrary(name, picture)
     options = PlaybackOptions(**playing).resolve()
     if seamless:
-        library.period = options.period
+        library.period = options.loop_period
     run(library, options, library.names[0], seed)
 
 
 @click.command()
-@click.option("--size", type=SIZE, default="256", help="Height and width; 256 when not given.")
+@click.option("--size", type=SIZE_TYPE, default="256", help="Height and width; 256 when not given.")
 @click.option("--theme", metavar="NAME", default="classic", show_default=True, help="Colours.")
 @playing_options
-@debug
+@debug_option
 def lamp(size: tuple[int, int], theme: str, seed: int, **playing: Any) -> None:
     """Play the built-in lamp, which is drawn by rule: what train learns when no footage is given."""
     from mlxlava.footage.lamp import Themes

@@ -1,4 +1,4 @@
-"""The commands that learn a lamp, and that say what fits into memory: train, plan."""
+"""The commands that train a lamp and that predict what fits into memory: train, plan."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import mlxlava
-from mlxlava.cli.options import SIZE, cutting, debug
+from mlxlava.cli.options import SIZE_TYPE, cropping_options, debug_option
 from mlxlava.config import format_size, parse_settings
 from mlxlava.errors import UserError
 
 if TYPE_CHECKING:
-    from mlxlava.training.plan import Row
+    from mlxlava.training.memory_plan import PlanRow
 
 
 @click.command()
 @click.argument("sources", nargs=-1, metavar="[FOOTAGE]...")
 @click.option("-o", "run", metavar="RUN", type=click.Path(path_type=Path), help="Folder of the run.")
 @click.option("--recipe", metavar="NAME|FILE", help="What to train and how; lava when not given.")
-@cutting
+@cropping_options
 @click.option("--seq-len", type=click.IntRange(1), help="Learned steps a clip spans.")
 @click.option("--batch-size", type=click.IntRange(1), help="Clips a training step looks at.")
 @click.option("--init", metavar="WEIGHTS", help="Weights to start from; smaller ones grow to --size.")
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 )
 @click.option("--resume", is_flag=True, help="Go on with RUN, or with the latest one in runs/.")
 @click.option("--tensorboard", is_flag=True, help="Write scalars, previews and states for TensorBoard too.")
-@debug
+@debug_option
 def train(
     sources: tuple[str, ...],
     run: Path | None,
@@ -60,7 +60,7 @@ def train(
 
     Ctrl-C saves; --resume goes on exactly where it stopped.
     """
-    from mlxlava.console import clock, say
+    from mlxlava.console import format_duration, say
     from mlxlava.training.failures import Diverged, ProcessLost
 
     steps, memory = changes.pop("steps"), changes.pop("memory")
@@ -73,7 +73,7 @@ def train(
                 sources,
                 changes["recipe"] or "lava",
                 run=run,
-                settings=_settings(changes),
+                settings=_changed_settings(changes),
                 steps=steps,
                 minutes=minutes,
                 memory=memory,
@@ -84,15 +84,15 @@ def train(
     except (Diverged, ProcessLost) as error:
         say(f"mlxlava: {error}")
         sys.exit(1)
-    say(f"train: {done.run} is at step {done.step} after {clock(done.seconds)}")
+    say(f"train: {done.run} is at step {done.step} after {format_duration(done.seconds)}")
     say(f"train: play it: mlxlava loop --weights {done.run}")
     if done.signal is not None:
         say(f"train: go on: mlxlava train --resume -o {done.run}")
         sys.exit(128 + done.signal)
 
 
-def _settings(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that the options and ``--set`` change."""
+def _changed_settings(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the recipe that the options and ``--set`` change."""
     settings = parse_settings(changes["settings"])
     for name in ("size", "crop", "every_nth", "seq_len", "batch_size"):
         if changes[name] is not None:
@@ -103,7 +103,7 @@ def _settings(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _require_no_changes(sources: Sequence[str], changes: Mapping[str, Any]) -> None:
-    """Refuse options that a run cannot be resumed with."""
+    """Raise UserError for options that a run cannot be resumed with."""
     given = [name for name, value in changes.items() if value not in (None, ())]
     if sources or given:
         what = "footage" if sources else "--" + given[0].replace("_", "-")
@@ -117,11 +117,11 @@ def _require_no_changes(sources: Sequence[str], changes: Mapping[str, Any]) -> N
 @click.option(
     "--recipe", metavar="NAME|FILE", default="lava", show_default=True, help="What to train and how."
 )
-@click.option("--size", "sizes", type=SIZE, multiple=True, help="Sizes to plan for; 64, 128 and 256.")
+@click.option("--size", "sizes", type=SIZE_TYPE, multiple=True, help="Sizes to plan for; 64, 128 and 256.")
 @click.option("--seq-len", "lengths", type=click.IntRange(1), multiple=True, help="Lengths; 20 and 200.")
 @click.option("--batch-size", "batches", type=click.IntRange(1), multiple=True, help="Batches; 8, 16 and 32.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting of the recipe.")
-@debug
+@debug_option
 def plan(
     memory: float | None,
     recipe: str,
@@ -136,10 +136,10 @@ def plan(
     in parts (train --memory GB chooses the same): it takes no longer and learns the same. For GPUs all of it
     is an estimate, which train checks in its first steps.
     """
-    from mlxlava.backend import memory_budget, on_gpu_path
+    from mlxlava.backend import memory_budget_gb, on_gpu_path
     from mlxlava.console import print_table
 
-    gigabytes = memory_budget() if memory is None else memory
+    gigabytes = memory_budget_gb() if memory is None else memory
     rows = mlxlava.plan(
         recipe,
         sizes=sizes or ((64, 64), (128, 128), (256, 256)),
@@ -152,11 +152,11 @@ def plan(
     title = f"{recipe}, {gigabytes:.1f} GB for MLX"
     if on_gpu_path():
         title += "; estimated, as nothing was measured on a GPU"
-    print_table(title, columns, [_planned(row, gigabytes) for row in rows])
+    print_table(title, columns, [_plan_cells(row, gigabytes) for row in rows])
 
 
-def _planned(row: Row, gigabytes: float) -> tuple[str, ...]:
-    """A line of the plan's table."""
+def _plan_cells(row: PlanRow, gigabytes: float) -> tuple[str, ...]:
+    """The cells of a row of the plan's table."""
     data = row.recipe.data
     head = (format_size(data.size), str(data.seq_len), str(data.batch_size), f"{row.peak:.2f}")
     if row.fitted is None or row.fitted_peak is None:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+NumpyArray = npt.NDArray[Any]
 
 
-def autocorrelation(series: Array) -> Array:
+def autocorrelation(series: NumpyArray) -> NumpyArray:
     """Autocorrelation of centred series (C, L, d) at each lag, summed over C and d: (L,).
 
     The sum at a lag is divided by its number of pairs. It is computed with Fourier transforms. The series are
@@ -18,14 +18,14 @@ def autocorrelation(series: Array) -> Array:
     """
     length = series.shape[1]
     spectra = np.abs(np.fft.rfft(series, 2 * length, axis=1)) ** 2
-    products: Array = np.fft.irfft(spectra.sum((0, 2)))[:length] / np.arange(length, 0, -1)
+    products: NumpyArray = np.fft.irfft(spectra.sum((0, 2)))[:length] / np.arange(length, 0, -1)
     return products
 
 
-def correlation_time(series: Array) -> float:
-    """Steps after which the autocorrelation of centred series (C, L, d) has fallen to 1/2, interpolated.
+def correlation_time(series: NumpyArray) -> float:
+    """The lag, interpolated, at which the autocorrelation of centred series (C, L, d) falls to 1/2.
 
-    L if it does not fall so far, or if nothing varies.
+    It is L if the autocorrelation does not fall so far, or if nothing varies.
     """
     products = autocorrelation(series)
     if products[0] <= 1e-12:

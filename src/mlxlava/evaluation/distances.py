@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 from mlxlava.products import covariance, matmul
 
-Array = npt.NDArray[Any]
+NumpyArray = npt.NDArray[Any]
 
 
-def frechet(x: Array, y: Array) -> float:
+def frechet_distance(x: NumpyArray, y: NumpyArray) -> float:
     """Fréchet distance of normal distributions fitted to points (N, d) and (M, d) (Heusel 2017, eq. 6)."""
     first, second = covariance(x), covariance(y)
     values, vectors = np.linalg.eigh(first)
@@ -23,44 +23,48 @@ def frechet(x: Array, y: Array) -> float:
     return float(shift + np.trace(first) + np.trace(second) - 2 * overlap)
 
 
-def polynomial_mmd(x: Array, y: Array, x_names: Array, y_names: Array) -> float:
+def polynomial_mmd(x: NumpyArray, y: NumpyArray, x_clips: NumpyArray, y_clips: NumpyArray) -> float:
     """Squared MMD with the kernel (⟨x, y⟩ + 1)³ (KID, Bińkowski 2018), unbiased.
 
     Args:
         x: points (N, d).
         y: points (M, d).
-        x_names: the clip of each point. All pairs of one clip are left out, not only a point with itself.
-        y_names: the same for ``y``.
+        x_clips: number of the clip that each point of ``x`` belongs to. Pairs of points of one clip are left
+            out.
+        y_clips: number of the clip that each point of ``y`` belongs to.
     """
 
-    def within(points: Array, names: Array) -> float:
-        apart = names[:, None] != names[None]
+    def within(points: NumpyArray, clips: NumpyArray) -> float:
+        apart = clips[:, None] != clips[None]
         return float(((matmul(points, points.T) + 1) ** 3).mean(where=apart, dtype=np.float64))
 
     across = ((matmul(x, y.T) + 1) ** 3).mean(dtype=np.float64)
-    return within(x, x_names) + within(y, y_names) - 2 * float(across)
+    return within(x, x_clips) + within(y, y_clips) - 2 * float(across)
 
 
-def sliced_wasserstein(x: Array, y: Array) -> float:
-    """Wasserstein-1 distance along one axis, mean over columns: (N, K), (M, K)."""
+def sliced_wasserstein(x: NumpyArray, y: NumpyArray) -> float:
+    """Wasserstein-1 distance between columns of points (N, K) and (M, K), as a mean over the columns."""
     at = (np.arange(128) + 0.5) / 128
     return float(np.abs(_quantiles(x, at) - _quantiles(y, at)).mean())
 
 
-def _quantiles(x: Array, at: Array) -> Array:
-    ordered: Array = np.sort(x, axis=0)[(at * len(x)).astype(int)]
+def _quantiles(x: NumpyArray, levels: NumpyArray) -> NumpyArray:
+    ordered: NumpyArray = np.sort(x, axis=0)[(levels * len(x)).astype(int)]
     return ordered
 
 
-def squared_distances(x: Array, y: Array) -> Array:
+def squared_distances(x: NumpyArray, y: NumpyArray) -> NumpyArray:
     """Squared distances of points (N, d) to points (M, d): (N, M)."""
-    squares: Array = np.maximum((x**2).sum(1)[:, None] + (y**2).sum(1)[None] - matmul(2 * x, y.T), 0)
+    squares: NumpyArray = np.maximum((x**2).sum(1)[:, None] + (y**2).sum(1)[None] - matmul(2 * x, y.T), 0)
     return squares
 
 
-def nearest_distances(x: Array, y: Array) -> Array:
-    """Distance of each of (N, d) to the nearest of (M, d); in blocks, which stay in the cache."""
+def nearest_distances(x: NumpyArray, y: NumpyArray) -> NumpyArray:
+    """Distance of each point of ``x`` (N, d) to the nearest of ``y`` (M, d).
+
+    Blocks of x fit into the cache.
+    """
     lengths = (y**2).sum(1)
     parts = [(lengths - matmul(2 * x[at : at + 64], y.T)).min(1) for at in range(0, len(x), 64)]
-    nearest: Array = np.sqrt(np.maximum(np.concatenate(parts) + (x**2).sum(1), 0))
+    nearest: NumpyArray = np.sqrt(np.maximum(np.concatenate(parts) + (x**2).sum(1), 0))
     return nearest

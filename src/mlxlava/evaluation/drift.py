@@ -1,7 +1,7 @@
-"""Does a lamp stay as it is? One long roll-out of many lamps, measured again and again.
+"""Measures whether a lamp stays as it is, in one long roll-out of many lamps.
 
-States are rolled for every learned step. Frames are drawn only in the windows that are measured, since a
-frame does not affect later states. Memory does not grow with the length.
+The states of all learned steps are rolled. Frames are drawn only in the windows that are measured, since
+frames do not affect later states. Memory does not grow with the length.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from mlxlava.backend import mx, resident_memory
 from mlxlava.errors import UserError
 from mlxlava.evaluation.correlation import correlation_time
 from mlxlava.evaluation.features import extract_features
-from mlxlava.evaluation.frames import Array
-from mlxlava.evaluation.measures import MEASURES, motion_loops
+from mlxlava.evaluation.frames import NumpyArray
+from mlxlava.evaluation.measures import MEASURES, motion_distance_to_earlier_frames
 from mlxlava.evaluation.score import (
-    LAMPS,
-    LENGTHS,
-    Notice,
+    CLIP_LENGTHS,
+    LAMPS_AT_ONCE,
+    OnProgress,
     RealClips,
     ReferenceSet,
     fit_reference,
@@ -30,81 +30,83 @@ from mlxlava.evaluation.score import (
 )
 from mlxlava.footage.dataset import Footage
 from mlxlava.models.state_step import fixed_bases, make_dynamics
-from mlxlava.normality import normality, null
+from mlxlava.normality import normality_statistics, null_intervals
 from mlxlava.products import matmul
 from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights
 
-WINDOW = 64  # learned steps of a window, which are drawn for each lamp
-LEAST = 1_000  # learned steps that are needed for a slope
-FOLLOWED = ("image.frechet", "image.sharpness", "image.colour", "motion.frechet", "motion.energy")
-_CHUNK = 64  # learned steps that are rolled before states are compared with earlier ones
-_LONGEST_LAG = 1_000  # learned steps, so that a state that hardly moves is compared as well
-_LYAPUNOV = 512  # learned steps
-_NUDGE = 1e-3  # far above the rounding of float32, far below the state's deviation of one
+WINDOW_STEPS = 64  # learned steps of a window; all of them are drawn
+LEAST_STEPS = 1_000  # learned steps that a slope needs at least
+FOLLOWED_MEASURES = ("image.frechet", "image.sharpness", "image.colour", "motion.frechet", "motion.energy")
+_STEPS_PER_COMPARISON = 64  # learned steps after which states are compared with earlier states
+_LONGEST_LAG = 1_000  # longest lag in learned steps, so that states that hardly move are compared as well
+_LYAPUNOV_STEPS = 512  # learned steps over which the exponent is measured
+# Distance of two lamps: far above the rounding of float32, far below the deviation of states, which is 1.
+_LYAPUNOV_DISTANCE = 1e-3
 
 
 def window_ends(frames: int) -> list[int]:
-    """1, 2 and 5 times powers of ten from 1,000 on, up to ``frames``, which is the last."""
+    """The ends of the windows in learned steps: 1,000, 2,000, 5,000, 10,000 … and last ``frames``."""
     ends = [base * 10**power for power in range(3, 12) for base in (1, 2, 5)]
     return [*(end for end in ends if end < frames), frames]
 
 
-def slope(at: Iterable[float], values: Iterable[float], together: int = 1) -> dict[str, Any]:
+def slope_per_decade(steps: Iterable[float], values: Iterable[float], slope_count: int = 1) -> dict[str, Any]:
     """Least-squares slope per decade of learned steps, with confidence intervals (Student's t).
 
     Args:
-        at: learned steps.
-        values: a measure's value at each of them.
-        together: number of slopes that are judged together. Of thirteen 95 % intervals, one misses its true
-            slope by chance about every second time. So there is a wider interval as well (Šidák 1967): all of
-            them hold their slopes at once with a probability of 95 %, or more if the slopes are correlated.
+        steps: learned steps.
+        values: value of a measure at each of these steps.
+        slope_count: number of slopes that are judged together. Of thirteen 95 % intervals, one misses its
+            true slope by chance about every second time. So there is a wider interval as well (Šidák 1967):
+            with a probability of 95 %, or more, the wider intervals of all slopes hold the true slopes.
 
     Returns:
         ``slope``, ``interval`` and ``holds_zero``; ``interval_together`` and ``holds_zero_together``.
     """
     from scipy import stats
 
-    x, y = np.log10(list(at)), np.array(list(values))
-    if np.ptp(y) <= 1e-9 * np.abs(y).max():  # a lamp that stands still has no scatter
+    x, y = np.log10(list(steps)), np.array(list(values))
+    if np.ptp(y) <= 1e-9 * np.abs(y).max():  # a lamp that stands still: the values do not scatter
         found, error = 0.0, 0.0
     else:
         fit = stats.linregress(x, y)
         found, error = float(fit.slope), float(fit.stderr)
     result: dict[str, Any] = {"slope": found}
-    for suffix, level in (("", 0.95), ("_together", 0.95 ** (1 / together))):
+    for suffix, level in (("", 0.95), ("_together", 0.95 ** (1 / slope_count))):
         half = float(stats.t.ppf((1 + level) / 2, len(x) - 2)) * error if len(x) > 2 else float("inf")
         low, high = found - half, found + half
         result |= {f"interval{suffix}": [low, high], f"holds_zero{suffix}": bool(low <= 0 <= high)}
     return result
 
 
-class Returns:
-    """How near lamps come to earlier states of themselves, and to earlier states of other lamps.
+class ReturnDistances:
+    """Measures how near lamps come to earlier states of themselves, and to earlier states of other lamps.
 
-    A lamp cannot return to a state of another lamp. So the second distance is what chance gives in the same
-    number of steps. An anchor is the states of all lamps at one time.
+    A lamp cannot return to a state of another lamp. So the second distance shows how near lamps come by
+    chance in the same number of steps. An anchor holds the states of all lamps at one time.
 
     Args:
-        lag: learned steps before a lamp is compared with its anchor, since it has to leave it first.
+        lag: learned steps after an anchor before lamps are compared with it, since they have to leave it
+            first.
     """
 
     def __init__(self, lag: int) -> None:
         self.lag = lag
         self._since: list[int] = []
-        self._anchors: list[Array] = []
+        self._anchors: list[NumpyArray] = []
         self._nearest: list[
-            Array
+            NumpyArray
         ] = []  # squared distances (lamps, 2) of each anchor: to the same lamp, to another
 
-    def add_anchor(self, step: int, states: Array) -> None:
-        """Make an anchor of the states of all lamps (lamps, Z)."""
+    def add_anchor(self, step: int, states: NumpyArray) -> None:
+        """Add the states of all lamps (lamps, Z) as an anchor."""
         self._since.append(step)
         self._anchors.append(np.stack([states, np.roll(states, 1, axis=0)], axis=1))
         self._nearest.append(np.full((len(states), 2), np.inf))
 
-    def compare(self, step: int, path: Array) -> None:
-        """Compare the states after ``step`` (lamps, steps, Z) with all anchors."""
+    def compare(self, step: int, path: NumpyArray) -> None:
+        """Compare a path of states (lamps, steps, Z), which begins after ``step``, with all anchors."""
         if not self._anchors:
             return
         anchors = np.concatenate(self._anchors, axis=1)  # (lamps, 2 A, Z)
@@ -117,7 +119,7 @@ class Returns:
                 self._nearest[index] = np.minimum(self._nearest[index], near)
 
     def summary(self, size: int) -> dict[str, Any]:
-        """Mean distances over all lamps and anchors that are older than the lag; Z is ``size``."""
+        """Mean distances over all lamps and all anchors older than the lag. ``size`` is Z."""
         met = [nearest for nearest in self._nearest if np.isfinite(nearest).all()]
         if not met:
             return {"anchors": 0, "lag": self.lag}
@@ -136,36 +138,37 @@ class Returns:
         }
 
 
-def lyapunov(weights: Weights, states: Array, seed: int) -> dict[str, Any]:
-    """The largest Lyapunov exponent: how fast two lamps part that differ by 0.001, with the same noise.
+def lyapunov_exponent(weights: Weights, states: NumpyArray, seed: int) -> dict[str, Any]:
+    """The largest Lyapunov exponent: how fast the distance of two lamps with the same noise grows.
 
-    The difference is scaled back to 0.001 after every step (Benettin 1980). Above zero, lamps part (chaos, so
-    there is no loop). Below zero, all lamps with the same noise become equal.
+    The lamps differ by 0.001 at first, and the difference is scaled back to 0.001 after every step (Benettin
+    1980). With an exponent above zero the lamps part: this is chaos, so there is no loop. Below zero, all
+    lamps with the same noise become equal.
 
     Args:
         weights: a learned lamp.
-        states: where to start, (lamps, Z).
-        seed: of the first difference and of the noise.
+        states: states to start from (lamps, Z).
+        seed: seed of the first difference and of the noise.
 
     Returns:
         ``per_step`` and ``per_second``; ``interval`` is ``per_step`` ± 1.96 standard errors over lamps.
     """
     dynamics = make_dynamics(weights.recipe)
-    arrays, bases = weights.arrays["dynamics"], dynamics.prepare(fixed_bases(weights.arrays))
+    arrays, bases = weights.arrays["dynamics"], dynamics.basis_changes(fixed_bases(weights.arrays))
     lamps = len(states)
     nudge = mx.random.normal(states.shape, key=mx.random.key(seed))
     here = mx.array(states)
-    there = here + _NUDGE * nudge / mx.linalg.norm(nudge, axis=-1, keepdims=True)
+    there = here + _LYAPUNOV_DISTANCE * nudge / mx.linalg.norm(nudge, axis=-1, keepdims=True)
     growth = []
-    for step in range(_LYAPUNOV):
+    for step in range(_LYAPUNOV_STEPS):
         noise = mx.random.normal(states.shape, key=mx.random.key(seed + 1 + step))
-        # Two calls: a step that computes statistics over the batch must not see both as one batch.
+        # Two calls are made, since a step that computes statistics over its batch must not mix both.
         here, there = (dynamics.step(arrays, bases, one, noise) for one in (here, there))
         distance = mx.linalg.norm(there - here, axis=-1, keepdims=True)
-        growth.append(mx.log(mx.maximum(distance, 1e-12) / _NUDGE)[:, 0])
-        there = here + (there - here) * (_NUDGE / mx.maximum(distance, 1e-12))
+        growth.append(mx.log(mx.maximum(distance, 1e-12) / _LYAPUNOV_DISTANCE)[:, 0])
+        there = here + (there - here) * (_LYAPUNOV_DISTANCE / mx.maximum(distance, 1e-12))
         mx.eval(here, there, growth[-1])
-    rates = np.array(mx.stack(growth[_LYAPUNOV // 4 :])).mean(0)
+    rates = np.array(mx.stack(growth[_LYAPUNOV_STEPS // 4 :])).mean(0)
     half = 1.96 * float(rates.std(ddof=1)) / np.sqrt(lamps)
     rate = float(rates.mean())
     return {
@@ -175,140 +178,144 @@ def lyapunov(weights: Weights, states: Array, seed: int) -> dict[str, Any]:
     }
 
 
-def _floors(reference_set: ReferenceSet, count: int) -> dict[str, list[float]]:
+def _real_footage_ranges(reference_set: ReferenceSet, count: int) -> dict[str, list[float]]:
     """The lowest, mean and highest value of each measure over windows of held-out footage."""
     windows = [
-        reference_set.held_out.take(np.arange(at, at + count))
+        reference_set.held_out.select(np.arange(at, at + count))
         for at in range(0, len(reference_set.held_out) - count + 1, count)
     ]
     floors = {}
-    for name in FOLLOWED:
+    for name in FOLLOWED_MEASURES:
         values = [MEASURES[name].function(reference_set.reference, window) for window in windows]
         floors[name] = [min(values), float(np.mean(values)), max(values)]
     return floors
 
 
 def split_for_drift(footage: Footage, held_out: Footage | None) -> tuple[RealClips, RealClips]:
-    """Real clips for ``drift``: as long as a window and enough for several windows, and long ones for loops.
+    """Split real footage for ``drift`` into clips as long as a window, and into long clips to look for loops.
 
     Raises:
         UserError: the footage is too short.
     """
-    windows = split_footage(footage, held_out, lengths=(WINDOW, WINDOW // 2, WINDOW // 4))
-    return windows, split_footage(footage, held_out, frames=LAMPS * LENGTHS[0])
+    windows = split_footage(footage, held_out, lengths=(WINDOW_STEPS, WINDOW_STEPS // 2, WINDOW_STEPS // 4))
+    return windows, split_footage(footage, held_out, frames=LAMPS_AT_ONCE * CLIP_LENGTHS[0])
 
 
 def drift(
     weights: Weights,
-    real: RealClips,
-    long: RealClips,
+    windows: RealClips,
+    long_clips: RealClips,
     frames: int,
     *,
     seed: int = 0,
-    update: Notice = lambda done, total, text: None,
-) -> tuple[dict[str, Any], list[tuple[int, Array]]]:
+    on_progress: OnProgress = lambda done, total, text: None,
+) -> tuple[dict[str, Any], list[tuple[int, NumpyArray]]]:
     """Roll 32 lamps for ``frames`` learned steps each, and measure them on the way.
 
     Args:
         weights: a learned lamp.
-        real: clips of real footage, one window long each.
-        long: longer ones, for loops (both: ``split_for_drift``).
+        windows: clips of real footage that are as long as a window, from ``split_for_drift``.
+        long_clips: long clips of real footage, from ``split_for_drift``.
         frames: learned steps of each lamp, at least 1,000.
-        seed: of the lamps.
-        update: called with the amount done, the total amount and a text.
+        seed: seed of the lamps.
+        on_progress: called with the amount done, the total amount and a text.
 
     Returns:
-        What ``mlxlava drift --json`` prints, and for each window its end and one of its frames.
+        The result that ``mlxlava drift --json`` prints; and for each window its end and one frame.
 
     Raises:
         UserError: too few frames, or nothing moves in the footage.
     """
-    if frames < LEAST:
-        raise UserError(f"drift: --frames must be at least {LEAST}, not {frames}")
+    if frames < LEAST_STEPS:
+        raise UserError(f"drift: --frames must be at least {LEAST_STEPS}, not {frames}")
     began = time.monotonic()
-    reference_set = fit_reference(real, weights.recipe.data.size, update)
-    count = min(LAMPS, len(real))
-    window = real.length
-    rollout = Rollout(weights, seed, lamps=LAMPS)
-    first = rollout.roll(min(512, LEAST - window))
+    reference_set = fit_reference(windows, weights.recipe.data.size, on_progress)
+    count = min(LAMPS_AT_ONCE, len(windows))
+    window = windows.length
+    rollout = Rollout(weights, seed, lamps=LAMPS_AT_ONCE)
+    first = rollout.roll_states(min(512, LEAST_STEPS - window))
     # States need not be centred, since the mean of N(0, I) is zero.
-    returns = Returns(min(5 * math.ceil(correlation_time(first)), _LONGEST_LAG))
+    returns = ReturnDistances(min(5 * math.ceil(correlation_time(first)), _LONGEST_LAG))
     rows: list[dict[str, Any]] = []
-    pictures: list[tuple[int, Array]] = []
+    pictures: list[tuple[int, NumpyArray]] = []
     states = first[:, -1]
     died, interrupted = None, False
     try:
         for end in window_ends(frames):
-            path = _go_on(rollout, returns, end, window, frames, update)
+            path = _roll_to_window(rollout, returns, end, window, frames, on_progress)
             if path is None:
-                died = rollout.step
+                died = rollout.steps_made
                 break
             states = path[:, -1]
             clips = [rollout.draw(lamp) for lamp in path[:count]]
             other = extract_features(reference_set.fitted, clips)
-            values = {name: MEASURES[name].function(reference_set.reference, other) for name in FOLLOWED}
-            row = {"frames": end, "measures": values, "state": normality(states)}
+            values = {
+                name: MEASURES[name].function(reference_set.reference, other) for name in FOLLOWED_MEASURES
+            }
+            row = {"frames": end, "measures": values, "state": normality_statistics(states)}
             rows.append({**row, "resident_gb": resident_memory(), "seconds": time.monotonic() - began})
             pictures.append((end, clips[0][-1]))
-            returns.add_anchor(rollout.step, states)
-    except KeyboardInterrupt:  # what has been found so far is not lost
+            returns.add_anchor(rollout.steps_made, states)
+    except KeyboardInterrupt:  # the results so far are returned
         interrupted = True
     size = weights.recipe.generator.state_size
-    nulls = null(LAMPS, size)
+    nulls = null_intervals(LAMPS_AT_ONCE, size)
     result: dict[str, Any] = {
         "recipe": weights.recipe.name,
         "frames": frames,
-        "lamps": LAMPS,
+        "lamps": LAMPS_AT_ONCE,
         "window": window,
         "drawn_a_window": count * window,
         "step_fps": weights.step_fps,
         "seed": seed,
-        "reference_clips": real.starts[0],
-        "held_out_clips": real.starts[1],
+        "reference_clips": windows.starts[0],
+        "held_out_clips": windows.starts[1],
         "died_at": died,
-        "interrupted_at": rollout.step if interrupted else None,
+        "interrupted_at": rollout.steps_made if interrupted else None,
         "windows": rows,
-        "real": _floors(reference_set, count),
+        "real": _real_footage_ranges(reference_set, count),
         "null": {name: list(range_) for name, range_ in nulls.items()},
         "returns": returns.summary(size),
     }
     if len(rows) > 2:
         at = [row["frames"] for row in rows]
-        series = {name: [row["measures"][name] for row in rows] for name in FOLLOWED}
+        series = {name: [row["measures"][name] for row in rows] for name in FOLLOWED_MEASURES}
         series |= {f"state.{name}": [row["state"][name] for row in rows] for name in nulls}
-        result["slopes"] = {name: slope(at, values, len(series)) for name, values in series.items()}
+        result["slopes"] = {
+            name: slope_per_decade(at, values, len(series)) for name, values in series.items()
+        }
     if died is None and not interrupted:
-        update(frames, frames, "looking for loops and chaos at the end")
-        result["lyapunov"] = lyapunov(weights, states, seed)
-        result["loops"] = _loops(reference_set, long, rollout)
+        on_progress(frames, frames, "looking for loops and chaos at the end")
+        result["lyapunov"] = lyapunov_exponent(weights, states, seed)
+        result["loops"] = _loop_distances(reference_set, long_clips, rollout)
     result["seconds"] = time.monotonic() - began
     return result, pictures
 
 
-def _go_on(
-    rollout: Rollout, returns: Returns, end: int, window: int, frames: int, update: Notice
-) -> Array | None:
-    """Roll to ``end``: the states of its window (lamps, window, Z); None if a state is not finite."""
+def _roll_to_window(
+    rollout: Rollout, returns: ReturnDistances, end: int, window: int, frames: int, on_progress: OnProgress
+) -> NumpyArray | None:
+    """Roll to ``end``. Returns the states of the last window (lamps, window, Z), or None if not finite."""
     while True:
-        before = rollout.step
+        before = rollout.steps_made
         left = end - window - before
-        path = rollout.roll(min(_CHUNK, left) if left > 0 else window)
+        path = rollout.roll_states(min(_STEPS_PER_COMPARISON, left) if left > 0 else window)
         returns.compare(before, path)
-        update(rollout.step, frames, f"{rollout.step} of {frames} frames")
+        on_progress(rollout.steps_made, frames, f"{rollout.steps_made} of {frames} frames")
         if not np.isfinite(path[:, -1]).all():
             return None
         if left <= 0:
             return path
 
 
-def _loops(reference_set: ReferenceSet, long: RealClips, rollout: Rollout) -> dict[str, float]:
-    """``motion_loops`` of a long clip of each lamp, and of held-out clips of that length."""
-    path = rollout.roll(long.length)[: len(long)]
+def _loop_distances(reference_set: ReferenceSet, long_clips: RealClips, rollout: Rollout) -> dict[str, float]:
+    """``motion_distance_to_earlier_frames`` of a long clip of each lamp, and of held-out clips as long."""
+    path = rollout.roll_states(long_clips.length)[: len(long_clips)]
     drawn = extract_features(reference_set.fitted, (rollout.draw(lamp) for lamp in path))
-    held_out = extract_features(reference_set.fitted, long.clips(1, rollout.size))
-    values = [motion_loops(reference_set.reference, one) for one in (drawn, held_out)]
+    held_out = extract_features(reference_set.fitted, long_clips.clips(1, rollout.size))
+    values = [motion_distance_to_earlier_frames(reference_set.reference, one) for one in (drawn, held_out)]
     return {
-        "length": long.length,
+        "length": long_clips.length,
         "drawn": values[0],
         "real": values[1],
         "ratio": values[0] / max(values[1], 1e-12),

@@ -1,4 +1,4 @@
-"""Frames of a clip, and their shrunk pictures. A clip is uint8 (L, H, W, 3), one frame a learned step."""
+"""Chooses frames of a clip, and shrinks them. A clip is uint8 (L, H, W, 3), one frame a learned step."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+NumpyArray = npt.NDArray[Any]
 
-_SIDE = 64  # longest side of shrunk pictures
+_LONGEST_SIDE = 64  # longest side of shrunk pictures
 
 
-def evenly_spaced(length: int, count: int) -> Array:
-    """``count`` indices into ``length`` things, evenly spaced from the first to the last."""
+def evenly_spaced_indices(length: int, count: int) -> NumpyArray:
+    """``count`` indices from 0 to ``length`` − 1, evenly spaced."""
     return np.linspace(0, length - 1, count).round().astype(int)
 
 
-def shrink(frames: Array) -> Array:
-    """Frames (L, H, W, 3), area-averaged to 64 pixels on the longer side, float32 (L, h, w, 3)."""
+def shrink(frames: NumpyArray) -> NumpyArray:
+    """Shrink frames (L, H, W, 3) to about 64 pixels on the longer side by averaging: float32 (L, h, w, 3)."""
     _, height, width, channels = frames.shape
-    factor = max(1, max(height, width) // _SIDE)
+    factor = max(1, max(height, width) // _LONGEST_SIDE)
     small = frames[:, : height // factor * factor, : width // factor * factor].astype(np.float32)
     if factor > 1:
         shape = (len(frames), height // factor, factor, width // factor, factor, channels)

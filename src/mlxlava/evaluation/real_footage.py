@@ -1,4 +1,4 @@
-"""The real footage with which weights are compared: their training footage, at their size and speed."""
+"""Opens the real footage with which weights are compared, at the size and speed of the weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlxlava.footage.dataset import Footage, open_footage
 from mlxlava.footage.from_settings import prepare_from_settings
 from mlxlava.rollout.weights import Weights
 
-_SAME_SPEED = 0.05  # a relative difference of speeds that measures of motion do not notice
+_SPEED_TOLERANCE = 0.05  # measures of motion do not notice a smaller relative difference of speeds
 
 
 def open_real_footage(
@@ -24,8 +24,8 @@ def open_real_footage(
 
     Args:
         weights: a learned lamp.
-        source: what the weights were trained on: a video, a folder of images, or prepared footage.
-        held_out: footage of the same lamp that they were not trained on.
+        source: training footage of the weights: a video, a folder of images, or prepared footage.
+        held_out: footage of the same lamp that the weights were not trained on.
 
     Returns:
         The training footage, and the held-out footage or None.
@@ -45,7 +45,10 @@ def open_real_footage(
 
 
 def _at_true_speed(weights: Weights, source: str | Path) -> Footage:
-    """Footage whose frames are one learned step apart, at the size of the weights if it can be chosen."""
+    """Footage with one frame for each learned step.
+
+    Prepared footage keeps its size; other footage is resized.
+    """
     data = weights.recipe.data
     if (Path(source) / "footage.json").is_file():
         found = open_footage(source)
@@ -58,7 +61,7 @@ def _at_true_speed(weights: Weights, source: str | Path) -> Footage:
         if every != found.every_nth:
             say(f"score: every {every}. frame of {source} is taken: {weights.step_fps:g} steps a second")
             found = prepare_from_settings([source], dataclasses.replace(data, every_nth=every))
-    if not abs(found.step_fps / weights.step_fps - 1) < _SAME_SPEED:
+    if not abs(found.step_fps / weights.step_fps - 1) < _SPEED_TOLERANCE:
         say(
             f"score: {source} has {found.step_fps:g} steps a second and the weights {weights.step_fps:g}: "
             "measures of motion compare different speeds"

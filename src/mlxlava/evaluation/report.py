@@ -1,4 +1,4 @@
-"""The output of ``score`` and ``drift``: tables for the terminal, and one picture."""
+"""Prints tables of ``score`` and ``drift``, and draws their figure."""
 
 from __future__ import annotations
 
@@ -11,38 +11,45 @@ import numpy as np
 
 from mlxlava.console import print_table
 from mlxlava.errors import UserError
-from mlxlava.evaluation.drift import FOLLOWED
-from mlxlava.evaluation.features import Array, ClipFeatures, evenly_spaced
-from mlxlava.evaluation.measures import MEASURES, spectrum
+from mlxlava.evaluation.drift import FOLLOWED_MEASURES
+from mlxlava.evaluation.features import ClipFeatures, NumpyArray, evenly_spaced_indices
+from mlxlava.evaluation.measures import MEASURES, power_spectrum
 
 Result = dict[str, Any]
-Pictures = list[tuple[int, Array]]
+WindowFrames = list[tuple[int, NumpyArray]]
 
-_READING = {
+_HOW_TO_READ = {
     "distance": "1 is right",
     "unbiased": "up to 1 is right",
     "level": "1 is right, less and more are not",
 }
-_SHOWN = 10  # frames in a row of the picture
-_STATE = ("deviation", "kurtosis", "norm", "epps_pulley_axes", "epps_pulley_directions", "covariance")
-_SHORT = {
+_FRAMES_PER_ROW = 10  # frames in a row of the figure
+_STATE_STATISTICS = (
+    "deviation",
+    "kurtosis",
+    "norm",
+    "epps_pulley_axes",
+    "epps_pulley_directions",
+    "covariance",
+)
+_SHORT_NAMES = {
     "epps_pulley_axes": "E–P axes",
     "epps_pulley_directions": "E–P directions",
     "covariance": "‖cov − I‖²/Z",
 }
 
 
-def score_table(result: Result) -> None:
-    """Measures, their floors and ratios."""
+def print_score_table(result: Result) -> None:
+    """Print the measures of a score, with their floors and ratios."""
     rows = [
         (
             name,
             f"{row['value']:.4g}",
-            _interval(row["interval"]),
+            _format_interval(row["interval"]),
             f"{row['floor']:.4g}",
-            _interval(row["floor_interval"]),
+            _format_interval(row["floor_interval"]),
             "–" if row["ratio"] is None else f"{row['ratio']:.2f}",
-            _READING[MEASURES[name].kind],
+            _HOW_TO_READ[MEASURES[name].kind],
         )
         for name, row in result["measures"].items()
     ]
@@ -58,14 +65,19 @@ def score_table(result: Result) -> None:
     print(f"arrow of time: {arrow:+.2f} (real footage 1, back and forth 0, backwards −1)")
 
 
-def drift_table(result: Result) -> None:
-    """Windows beside real footage and N(0, I); slopes, returns, loops and the Lyapunov exponent."""
-    columns = ("learned steps", *FOLLOWED, *(_SHORT.get(name, name) for name in _STATE), "memory, GB")
+def print_drift_table(result: Result) -> None:
+    """Print the windows of a drift, its slopes, returns and loops, and the Lyapunov exponent."""
+    columns = (
+        "learned steps",
+        *FOLLOWED_MEASURES,
+        *(_SHORT_NAMES.get(name, name) for name in _STATE_STATISTICS),
+        "memory, GB",
+    )
     rows = [
         (
             f"{row['frames']:,}",
-            *(f"{row['measures'][name]:.4g}" for name in FOLLOWED),
-            *(f"{row['state'][name]:.3f}" for name in _STATE),
+            *(f"{row['measures'][name]:.4g}" for name in FOLLOWED_MEASURES),
+            *(f"{row['state'][name]:.3f}" for name in _STATE_STATISTICS),
             f"{row['resident_gb']:.2f}",
         )
         for row in result["windows"]
@@ -74,8 +86,8 @@ def drift_table(result: Result) -> None:
     rows.append(
         (
             "real; N(0, I)",
-            *(_interval((real[name][0], real[name][2])) for name in FOLLOWED),
-            *(_interval(null[name]) for name in _STATE),
+            *(_format_interval((real[name][0], real[name][2])) for name in FOLLOWED_MEASURES),
+            *(_format_interval(null[name]) for name in _STATE_STATISTICS),
             "",
         )
     )
@@ -87,9 +99,9 @@ def drift_table(result: Result) -> None:
         (
             name,
             f"{one['slope']:+.4g}",
-            _interval(one["interval"]),
+            _format_interval(one["interval"]),
             "yes" if one["holds_zero"] else "no",
-            _interval(one["interval_together"]),
+            _format_interval(one["interval_together"]),
             "yes" if one["holds_zero_together"] else "no",
         )
         for name, one in slopes.items()
@@ -109,7 +121,7 @@ def drift_table(result: Result) -> None:
         print(
             f"secret loops, states: nearest return {returns['own']:.2f} on average, "
             f"{returns['nearest_own']:.2f} at least; to where another lamp was {returns['others']:.2f}; "
-            f"ratio {returns['ratio']:.3f} {_interval(returns['interval'])}, 1 without loops"
+            f"ratio {returns['ratio']:.3f} {_format_interval(returns['interval'])}, 1 without loops"
         )
     if result["died_at"] is not None:
         print(f"the lamp died: its states are not finite after {result['died_at']:,} steps")
@@ -121,20 +133,20 @@ def drift_table(result: Result) -> None:
         f"({loops['length']} steps at the end)"
     )
     print(
-        f"largest Lyapunov exponent: {chaos['per_step']:+.4f} a learned step {_interval(chaos['interval'])}, "
-        f"{chaos['per_second']:+.3f} a second"
+        f"largest Lyapunov exponent: {chaos['per_step']:+.4f} a learned step "
+        f"{_format_interval(chaos['interval'])}, {chaos['per_second']:+.3f} a second"
     )
 
 
-def _interval(ends: Sequence[float]) -> str:
+def _format_interval(ends: Sequence[float]) -> str:
     return f"[{ends[0]:.3g}, {ends[1]:.3g}]"
 
 
-def require(target: Path | None) -> None:
-    """Check that a report can be made, before long work and not after it.
+def require_report(target: Path | None) -> None:
+    """Check that a report can be made, before the long work begins.
 
     Raises:
-        UserError: the extra ``score`` is not installed, or ``target`` is no PNG that could be written.
+        UserError: the extra ``score`` is not installed, or ``target`` cannot be written as a PNG.
     """
     try:
         import matplotlib
@@ -146,24 +158,24 @@ def require(target: Path | None) -> None:
         raise UserError(f"score: cannot write {target}; give a .png in a folder that is there")
 
 
-def picture(
+def write_figure(
     path: Path,
     *,
     drift: Result,
-    ages: Pictures,
-    clips: tuple[Sequence[Array], Sequence[Array]] | None = None,
+    window_frames: WindowFrames,
+    clips: tuple[Sequence[NumpyArray], Sequence[NumpyArray]] | None = None,
     features: tuple[ClipFeatures, ClipFeatures, ClipFeatures] | None = None,
     step_fps: float,
 ) -> None:
-    """Write the picture of a score: real and drawn frames, the spectra, the drift curve.
+    """Write the figure of a score or a drift: rows of frames, curves of the drift, and power spectra.
 
     Args:
-        path: PNG to write.
-        drift: the result of ``drift``.
-        ages: a frame of every window, which ``drift`` returned with it.
-        clips: real and drawn clips, uint8 (L, H, W, 3) each; a row of frames is shown of each.
-        features: of reference, held-out and drawn clips, for spectra.
-        step_fps: learned steps a second.
+        path: PNG file to write.
+        drift: result of ``drift``.
+        window_frames: end of each window and a frame of it, as ``drift`` returns them.
+        clips: real clips and drawn clips, uint8 (L, H, W, 3) each. Each clip becomes a row of frames.
+        features: features of reference, held-out and drawn clips. Their spectra are drawn.
+        step_fps: learned steps per second.
 
     Raises:
         UserError: the file cannot be written.
@@ -171,19 +183,19 @@ def picture(
     from matplotlib.figure import Figure
 
     strips = [
-        (f"{name} {number}", np.concatenate(list(_some(clip)), axis=1))
+        (f"{name} {number}", np.concatenate(list(_frames_of_row(clip)), axis=1))
         for name, group in zip(("real", "drawn"), clips or ((), ()), strict=True)
         for number, clip in enumerate(group, 1)
     ]
-    strips.append(("age", np.concatenate([frame for _, frame in ages], axis=1)))
+    strips.append(("age", np.concatenate([frame for _, frame in window_frames], axis=1)))
     figure = Figure(figsize=(12, 1.35 * len(strips) + 4), layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.35 * len(strips), 4))
     upper, lower = halves
     for axes, (name, strip) in zip(np.atleast_1d(upper.subplots(len(strips), 1)), strips, strict=True):
         axes.imshow(strip, interpolation="nearest")
         axes.set(xticks=[], yticks=[], ylabel=name)
-    ends = [f"{end:,}" for end, _ in ages]
-    width = ages[0][1].shape[1]
+    ends = [f"{end:,}" for end, _ in window_frames]
+    width = window_frames[0][1].shape[1]
     axes.set_xticks([width * (at + 0.5) for at in range(len(ends))], ends)
     axes.set_xlabel("one lamp after so many learned steps")
     panels = lower.subplots(1, 2 if features is None else 3)
@@ -198,23 +210,23 @@ def picture(
         raise UserError(f"score: cannot write {path}: {error.strerror}; give another -o") from error
 
 
-def _some(clip: Array) -> Array:
-    shown: Array = clip[evenly_spaced(len(clip), _SHOWN)]
+def _frames_of_row(clip: NumpyArray) -> NumpyArray:
+    shown: NumpyArray = clip[evenly_spaced_indices(len(clip), _FRAMES_PER_ROW)]
     return shown
 
 
 def _draw_drift(left: Any, right: Any, drift: Result) -> None:
     ends = [row["frames"] for row in drift["windows"]]
-    for name in FOLLOWED:
+    for name in FOLLOWED_MEASURES:
         floor = drift["real"][name][1]
         left.plot(ends, [row["measures"][name] / floor for row in drift["windows"]], marker=".", label=name)
     left.axhline(1, color="grey", linewidth=1)
     left.set(title="distance over real against real", xlabel="learned steps", xscale="log", yscale="log")
     left.legend(fontsize="small")
-    for name in _STATE:
+    for name in _STATE_STATISTICS:
         low, high = drift["null"][name]
         values = [2 * (row["state"][name] - low) / (high - low) - 1 for row in drift["windows"]]
-        right.plot(ends, values, marker=".", label=_SHORT.get(name, name))
+        right.plot(ends, values, marker=".", label=_SHORT_NAMES.get(name, name))
     right.axhspan(-1, 1, color="grey", alpha=0.2)
     right.set(title="the state; grey: 95 % of N(0, I)", xlabel="learned steps", xscale="log")
     right.legend(fontsize="small")
@@ -224,10 +236,10 @@ def _draw_spectra(
     axes: Any, features: tuple[ClipFeatures, ClipFeatures, ClipFeatures], step_fps: float
 ) -> None:
     for name, one in zip(("reference", "held out", "drawn"), features, strict=True):
-        power = spectrum(one).sum(1)
+        power = power_spectrum(one).sum(1)
         frequencies = (np.arange(len(power)) + 1) * step_fps / one.features.shape[1]
         axes.loglog(frequencies, power, label=name)
     # A lamp that stands still has almost no power; its curve would compress the others.
-    real = spectrum(features[0]).sum(1)
+    real = power_spectrum(features[0]).sum(1)
     axes.set(title="power of all modes", xlabel="frequency, Hz", ylim=(1e-2 * real.min(), 1e2 * real.max()))
     axes.legend(fontsize="small")

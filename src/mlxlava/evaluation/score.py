@@ -1,8 +1,8 @@
-"""Score weights against real footage: every measure, beside its value for real footage itself.
+"""Scores weights against real footage. Each measure stands beside its value for real footage itself.
 
-Real footage is split into two halves: the *reference*, to which the features are fitted, and *held out*. The
-weights draw as many clips as a half has. The floor of a measure is its value for held-out footage against the
-reference.
+Real footage is split into two halves: the *reference* and the *held-out* footage. Features are fitted to the
+reference. The weights draw as many clips as a half has. The floor of a measure is its value for held-out
+footage against the reference.
 """
 
 from __future__ import annotations
@@ -17,28 +17,30 @@ import numpy as np
 
 from mlxlava.errors import UserError
 from mlxlava.evaluation.features import ClipFeatures, FittedFeatures, extract_features
-from mlxlava.evaluation.frames import Array, evenly_spaced
-from mlxlava.evaluation.measures import MEASURES, measure, standard_errors
+from mlxlava.evaluation.frames import NumpyArray, evenly_spaced_indices
+from mlxlava.evaluation.measures import MEASURES, measure_all, standard_errors
 from mlxlava.footage.dataset import Footage
 from mlxlava.resize import resize
 from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights
 
-LENGTHS = (256, 128, 64, 32, 16)  # learned steps of a clip; the longest with enough clips is used
-CLIPS = 256  # at most, of each half
-FRAMES = 16_384  # at most, of each half, by default
-_ENOUGH = (16, 8)  # clips of a half: if there are fewer, shorter clips are used
-_LEAST = 4  # clips of a half that measures need
-_BLOCKS = 8  # pieces into which footage is split, in turns for the reference and to be held out
-_WARM_UP = 256  # learned steps before the first frame that is drawn
-LAMPS = 32  # rolled together
-REPEATS = 40  # of the bootstrap
-HEADLINES = {
+# Lengths of a clip in learned steps; the longest with enough clips is used.
+CLIP_LENGTHS = (256, 128, 64, 32, 16)
+MAX_CLIPS = 256  # most clips of a half
+MAX_FRAMES = 16_384  # most frames of a half, by default
+_WANTED_CLIPS = (16, 8)  # a half should have so many clips; if it has fewer, shorter clips are tried
+_LEAST_CLIPS = 4  # measures need at least so many clips of a half
+# Footage is cut into so many blocks, which in turns belong to the reference and are held out.
+_BLOCK_COUNT = 8
+_WARM_UP_STEPS = 256  # learned steps that are rolled before the first frame is drawn
+LAMPS_AT_ONCE = 32  # number of lamps that are rolled together
+BOOTSTRAP_REPEATS = 40  # repeats of the bootstrap
+HEADLINE_MEASURES = {
     "image": ("image.frechet", "image.sharpness", "image.colour"),
     "motion": ("motion.frechet", "motion.spectrum", "motion.energy"),
 }
 
-Notice = Callable[[float, "float | None", str], None]
+OnProgress = Callable[[float, "float | None", str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,72 +49,81 @@ class RealClips:
 
     Attributes:
         frames: the frames of each half, uint8 (N, H, W, 3).
-        starts: first frames of the clips of each half.
-        length: frames of a clip.
-        step_fps: learned steps a second.
+        starts: index of the first frame of each clip, for each half.
+        length: number of frames of a clip.
+        step_fps: learned steps per second.
     """
 
-    frames: tuple[Array, Array]
+    frames: tuple[NumpyArray, NumpyArray]
     starts: tuple[list[int], list[int]]
     length: int
     step_fps: float
 
-    def clips(self, half: int, size: tuple[int, int] | None = None) -> Iterator[Array]:
-        """The clips of the reference (0) or of held-out footage (1), resized to ``size``."""
+    def clips(self, half: int, size: tuple[int, int] | None = None) -> Iterator[NumpyArray]:
+        """The clips of the reference (half 0) or of the held-out footage (half 1), resized to ``size``."""
         for start in self.starts[half]:
-            yield _resized(np.asarray(self.frames[half][start : start + self.length]), size)
+            yield _resize_clip(np.asarray(self.frames[half][start : start + self.length]), size)
 
     def __len__(self) -> int:
         return len(self.starts[0])
 
 
-def _resized(clip: Array, size: tuple[int, int] | None) -> Array:
+def _resize_clip(clip: NumpyArray, size: tuple[int, int] | None) -> NumpyArray:
     if size is None or clip.shape[1:3] == tuple(size):
         return clip
     return np.stack([resize(frame, size) for frame in clip])
 
 
 def split_footage(
-    footage: Footage, held_out: Footage | None, frames: int = FRAMES, lengths: Sequence[int] = LENGTHS
+    footage: Footage,
+    held_out: Footage | None,
+    frames: int = MAX_FRAMES,
+    lengths: Sequence[int] = CLIP_LENGTHS,
 ) -> RealClips:
     """Split real footage into the reference and held-out footage.
 
     Args:
-        footage: the training footage. Without ``held_out``, every second of its eight blocks is held out.
+        footage: the training footage. Without ``held_out``, it is cut into eight blocks. The 2nd, 4th, 6th
+            and 8th block are held out.
         held_out: footage that was not trained on.
-        frames: frames of each half, at most.
-        lengths: clip lengths to choose from, longest first. The first one with 16 clips is used, or else the
-            first one with 8, or with 4.
+        frames: most frames of each half.
+        lengths: clip lengths to choose from, longest first. The first length with 16 clips is used. If there
+            is none, the first with 8 clips is used, or the first with 4.
 
     Raises:
         UserError: the footage is too short, or too few frames are asked for.
     """
-    least = _LEAST * lengths[-1]
+    least = _LEAST_CLIPS * lengths[-1]
     if frames < least:
         raise UserError(f"score: --frames must be at least {least}, not {frames}")
-    for enough in (*_ENOUGH, _LEAST):
+    for enough in (*_WANTED_CLIPS, _LEAST_CLIPS):
         for length in lengths:
             if held_out is None:
-                starts = _blocks(footage, length)
+                starts = _clip_starts_of_halves(footage, length)
             else:
-                starts = (_clips_apart(footage, length), _clips_apart(held_out, length))
-            count = min(len(starts[0]), len(starts[1]), frames // length, CLIPS)
+                starts = (
+                    _starts_of_separate_clips(footage, length),
+                    _starts_of_separate_clips(held_out, length),
+                )
+            count = min(len(starts[0]), len(starts[1]), frames // length, MAX_CLIPS)
             if count >= enough:
                 halves = (footage.frames, footage.frames if held_out is None else held_out.frames)
-                chosen = (_spread(starts[0], count), _spread(starts[1], count))
+                chosen = (_evenly_spaced_starts(starts[0], count), _evenly_spaced_starts(starts[1], count))
                 return RealClips(halves, chosen, length, footage.step_fps)
     both = held_out is None
     need = 2 * least if both else least
     shorter = footage if held_out is None or len(footage.frames) < len(held_out.frames) else held_out
     raise UserError(
         f"score: the footage is too short: it has {len(shorter.frames)} learned steps, and measures need "
-        f"{_LEAST} clips of {lengths[-1]} steps without a cut{' and as many held out' if both else ''}: "
-        f"{need} steps, {need / footage.step_fps:.0f} s"
+        f"{_LEAST_CLIPS} clips of {lengths[-1]} steps without a cut"
+        f"{' and as many held out' if both else ''}: {need} steps, {need / footage.step_fps:.0f} s"
     )
 
 
-def _clips_apart(footage: Footage, length: int, low: int = 0, high: int | None = None) -> list[int]:
-    """First frames of clips that do not overlap, within frames ``low`` … ``high``."""
+def _starts_of_separate_clips(
+    footage: Footage, length: int, low: int = 0, high: int | None = None
+) -> list[int]:
+    """Indices of the first frames of clips that do not overlap, within frames ``low`` … ``high``."""
     starts: list[int] = []
     for start in footage.clip_starts(length).tolist():
         inside = start >= low and (high is None or start + length <= high)
@@ -121,33 +132,33 @@ def _clips_apart(footage: Footage, length: int, low: int = 0, high: int | None =
     return starts
 
 
-def _blocks(footage: Footage, length: int) -> tuple[list[int], list[int]]:
+def _clip_starts_of_halves(footage: Footage, length: int) -> tuple[list[int], list[int]]:
     halves: tuple[list[int], list[int]] = ([], [])
-    bounds = np.linspace(0, len(footage.frames), _BLOCKS + 1).astype(int).tolist()
-    for block in range(_BLOCKS):
-        halves[block % 2].extend(_clips_apart(footage, length, bounds[block], bounds[block + 1]))
+    bounds = np.linspace(0, len(footage.frames), _BLOCK_COUNT + 1).astype(int).tolist()
+    for block in range(_BLOCK_COUNT):
+        halves[block % 2].extend(_starts_of_separate_clips(footage, length, bounds[block], bounds[block + 1]))
     return halves
 
 
-def _spread(starts: list[int], count: int) -> list[int]:
-    return [starts[index] for index in evenly_spaced(len(starts), count)]
+def _evenly_spaced_starts(starts: list[int], count: int) -> list[int]:
+    return [starts[index] for index in evenly_spaced_indices(len(starts), count)]
 
 
 def draw_clips(
-    weights: Weights, count: int, length: int, seed: int, warm_up: int = _WARM_UP
-) -> Iterator[Array]:
-    """Draw clips one by one, each of another lamp, uint8 (length, H, W, 3).
+    weights: Weights, count: int, length: int, seed: int, warm_up: int = _WARM_UP_STEPS
+) -> Iterator[NumpyArray]:
+    """Draw clips one by one, uint8 (length, H, W, 3). Each clip shows another lamp.
 
     Raises:
         UserError: a state is not finite.
     """
-    for group in range(math.ceil(count / LAMPS)):
-        rollout = Rollout(weights, seed * 1000 + group, lamps=LAMPS)
-        rollout.roll(warm_up)
-        states = rollout.roll(length)
+    for group in range(math.ceil(count / LAMPS_AT_ONCE)):
+        rollout = Rollout(weights, seed * 1000 + group, lamps=LAMPS_AT_ONCE)
+        rollout.roll_states(warm_up)
+        states = rollout.roll_states(length)
         if not np.isfinite(states).all():
             raise UserError(f"score: the lamp died: states are not finite after {warm_up + length} steps")
-        for lamp in states[: count - group * LAMPS]:
+        for lamp in states[: count - group * LAMPS_AT_ONCE]:
             yield rollout.draw(lamp)
 
 
@@ -156,8 +167,8 @@ class ReferenceSet:
     """Real footage with which drawn clips are compared.
 
     Attributes:
-        real: the clips.
-        fitted: makes features of frames; fitted to the reference.
+        real: the clips of both halves.
+        fitted: features that were fitted to the reference.
         reference: features of the reference.
         held_out: features of held-out footage.
     """
@@ -168,41 +179,45 @@ class ReferenceSet:
     held_out: ClipFeatures
 
 
-def fit_reference(real: RealClips, size: tuple[int, int], update: Notice) -> ReferenceSet:
-    """The features of both halves of real footage, at a size (H, W).
+def fit_reference(real: RealClips, size: tuple[int, int], on_progress: OnProgress) -> ReferenceSet:
+    """Fit features to the reference, and compute those of both halves of real footage at a size (H, W).
 
     Raises:
         UserError: nothing moves in the reference.
     """
-    update(0, None, "fitting features to real footage")
+    on_progress(0, None, "fitting features to real footage")
     clips = list(real.clips(0, size))
     try:
         fitted = FittedFeatures(clips)
     except ValueError:
         raise UserError("score: nothing changes in this footage, so there is no motion to score") from None
-    update(0, None, "extracting features of real footage")
+    on_progress(0, None, "extracting features of real footage")
     return ReferenceSet(
         real, fitted, extract_features(fitted, clips), extract_features(fitted, real.clips(1, size))
     )
 
 
-def compare(
-    reference_set: ReferenceSet, other: ClipFeatures, seed: int, update: Notice, repeats: int = REPEATS
+def compare_with_floors(
+    reference_set: ReferenceSet,
+    other: ClipFeatures,
+    seed: int,
+    on_progress: OnProgress,
+    repeats: int = BOOTSTRAP_REPEATS,
 ) -> dict[str, Any]:
-    """Every measure of ``other`` beside its floor.
+    """Compute every measure of ``other``, and its floor.
 
     Returns:
         For each measure ``value``, ``interval`` (value ± 1.96 bootstrap standard errors), ``floor``,
-        ``floor_interval`` and ``ratio``: value over floor. The floor of an unbiased measure is about
-        zero, so its ratio is taken to the upper end of the floor's interval.
+        ``floor_interval``, and ``ratio``: the value divided by the floor. The floor of an unbiased measure is
+        about zero. So its value is divided by the upper end of the interval of the floor.
     """
     rows: dict[str, Any] = {}
     sides = []
     for name, one in (("drawn", other), ("real", reference_set.held_out)):
-        update(0, None, f"bootstrap of {name} clips")
+        on_progress(0, None, f"bootstrap of {name} clips")
         sides.append(
             (
-                measure(reference_set.reference, one),
+                measure_all(reference_set.reference, one),
                 standard_errors(reference_set.reference, one, repeats, seed),
             )
         )
@@ -221,16 +236,20 @@ def compare(
     return rows
 
 
-def headline(rows: dict[str, Any]) -> dict[str, float]:
-    """The geometric mean of the ratios of three distances of pictures, and of motion."""
+def headline_ratios(rows: dict[str, Any]) -> dict[str, float]:
+    """Two figures: the geometric mean of three ratios of pictures, and of three ratios of motion."""
     return {
         name: math.exp(sum(math.log(max(rows[one]["ratio"], 1e-9)) for one in measures) / len(measures))
-        for name, measures in HEADLINES.items()
+        for name, measures in HEADLINE_MEASURES.items()
     }
 
 
 def score(
-    weights: Weights, real: RealClips, *, seed: int = 0, update: Notice = lambda done, total, text: None
+    weights: Weights,
+    real: RealClips,
+    *,
+    seed: int = 0,
+    on_progress: OnProgress = lambda done, total, text: None,
 ) -> tuple[dict[str, Any], ReferenceSet, ClipFeatures]:
     """Score weights, with as many drawn clips as real ones.
 
@@ -238,25 +257,26 @@ def score(
         weights: a learned lamp.
         real: clips of real footage (``split_footage``).
         seed: seed of the drawn lamps and of the bootstrap.
-        update: called with the amount done, the total amount and a text.
+        on_progress: called with the amount done, the total amount and a text.
 
     Returns:
-        What ``mlxlava score --json`` prints, the reference set, and the features of the drawn clips.
+        The result that ``mlxlava score --json`` prints, the reference set, and the features of the drawn
+        clips.
 
     Raises:
         UserError: nothing moves in the footage, or a drawn state is not finite.
     """
     began = time.monotonic()
-    reference_set = fit_reference(real, weights.recipe.data.size, update)
+    reference_set = fit_reference(real, weights.recipe.data.size, on_progress)
     count = len(real)
 
-    def drawn() -> Iterator[Array]:
+    def draw_with_progress() -> Iterator[NumpyArray]:
         for index, clip in enumerate(draw_clips(weights, count, real.length, seed)):
-            update(index, count, f"drawing: {index} of {count} clips")
+            on_progress(index, count, f"drawing: {index} of {count} clips")
             yield clip
 
-    other = extract_features(reference_set.fitted, drawn())
-    rows = compare(reference_set, other, seed, update)
+    other = extract_features(reference_set.fitted, draw_with_progress())
+    rows = compare_with_floors(reference_set, other, seed, on_progress)
     result = {
         "recipe": weights.recipe.name,
         "clips": count,
@@ -264,12 +284,12 @@ def score(
         "frames": count * real.length,
         "step_fps": real.step_fps,
         "seed": seed,
-        "warm_up": _WARM_UP,
-        "bootstrap_repeats": REPEATS,
+        "warm_up": _WARM_UP_STEPS,
+        "bootstrap_repeats": BOOTSTRAP_REPEATS,
         "reference_clips": real.starts[0],
         "held_out_clips": real.starts[1],
         "measures": rows,
-        "headline": headline(rows),
+        "headline": headline_ratios(rows),
         "seconds": time.monotonic() - began,
     }
     return result, reference_set, other

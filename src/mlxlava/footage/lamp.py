@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxlava.config import check_size, nearest
+from mlxlava.config import check_size, did_you_mean
 from mlxlava.errors import UserError
 from mlxlava.playback.session import FrameSource
 from mlxlava.products import matmul
@@ -228,7 +228,7 @@ class Lamp:
         if not (math.isfinite(fps) and fps > 0):
             raise UserError(f"fps: {fps} is not a positive number; give for example 30")
         if theme not in THEMES:
-            raise UserError(f"theme: no theme named {theme!r}; {nearest(theme, list(THEMES))}")
+            raise UserError(f"theme: no theme named {theme!r}; {did_you_mean(theme, list(THEMES))}")
         self._fps = fps
         self._frame = 0
         self._steps = 0

@@ -27,7 +27,7 @@ from mlxlava.footage.cuts import CutFinder
 from mlxlava.footage.dataset import FORMAT, Footage, open_footage, read_footage
 from mlxlava.footage.pictures import common_size, pictures_in, read_picture
 from mlxlava.footage.video import UNKNOWN_FPS, VideoDecoder, sample_runs
-from mlxlava.paths import cache_folder, is_system_file, is_taken, whole_folder
+from mlxlava.paths import atomic_folder, cache_folder, is_system_file, is_taken
 from mlxlava.resize import resize
 
 LAMPS = 4  # different lamps in the built-in footage, so that a model cannot memorise a single one
@@ -183,7 +183,7 @@ def _reuse_or_write(
         return isinstance(error, OSError)
 
     # The cache folder holds libraries as well, which no other user may replace: hence private.
-    with whole_folder(path, "footage", is_write_error, advice=advice, private=out is None) as draft:
+    with atomic_folder(path, "footage", is_write_error, advice=advice, private=out is None) as draft:
         with (draft / "frames.npy").open("wb") as frames:
             frames.write(bytes(_HEADER))
             about = write(frames)

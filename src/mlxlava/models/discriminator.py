@@ -1,4 +1,4 @@
-"""The discriminator D of `lava`: frames of a clip → one logit. Training alone needs it."""
+"""The discriminator D of `lava`: frames of a clip → one logit. It is used in training only."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from typing import Any
 from mlxlava.backend import Tree, mx, tree_map
 from mlxlava.backend.ops import leaky_relu
 from mlxlava.config import Recipe
-from mlxlava.models.layers import dense, downsample, init_conv, init_dense
+from mlxlava.models.layers import conv4_leaky_relu, dense, init_conv, init_dense
 
-Frames = mx.array | tuple[mx.array, mx.array]
+FramesOnceOrTwice = mx.array | tuple[mx.array, mx.array]
 
 
 class FramesDiscriminator:
     """A few frames of a clip and the gaps between them → one logit a clip.
 
-    Every frame goes through one trunk; the map of a clip's first frame and the changes from each
-    to the next are looked at together. A change is scaled by a learned function of the log gap
-    (after DIGAN, Yu 2022, and StyleGAN-V, Skorokhodov 2022), without which the small ones of
-    neighbouring frames would drown and haste pass for motion; a head on single frames is added.
-    One logit a clip, because then the gradients of the discriminator's and the generator's loss
-    by the frames differ by one factor a clip and come from a single backward pass (step.py).
+    Every frame goes through the same trunk, which gives a feature map. The map of the first frame, and the
+    changes from each map to the next, are judged together. Each change is scaled by a learned function of the
+    logarithm of its time gap (after DIGAN, Yu 2022, and StyleGAN-V, Skorokhodov 2022). Otherwise the small
+    changes between neighbouring frames would hardly count, and fast motion could not be told from a long gap.
+    The logit of single frames is added.
+
+    There is one logit for a clip. So the gradients of D's loss and of G's loss with respect to the frames of
+    a clip differ only by a factor, and one backward pass gives both (``Objective.relativistic_loss``).
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -41,7 +43,7 @@ class FramesDiscriminator:
         weights["single"] = init_conv(next(keys), 4, last, last // 2)
         weights["single_out"] = init_dense(next(keys), pixels * (last // 2), 1, 1.0)
         if self.count > 1:
-            # e · gap^−0.7: neighbours' changes come near the size of the maps, and far ones stay there.
+            # e · gap^−0.7: changes over short and over long gaps both begin at about the size of the maps.
             weights["gaps"] = {"weight": mx.full((last, 1), -0.7), "bias": mx.ones((last,))}
             weights["joint"] = init_conv(next(keys), 4, self.count * last, last)
             for i, (inputs, outputs) in enumerate(pairwise((pixels * last, *self.hidden))):
@@ -50,12 +52,13 @@ class FramesDiscriminator:
         return weights
 
     def __call__(
-        self, weights: Tree, frames: Frames, times: mx.array, *, weight_gradient_first: bool = True
+        self, weights: Tree, frames: FramesOnceOrTwice, times: mx.array, *, weight_gradient_first: bool = True
     ) -> Any:
         """Frames (B, K, H, W, 3) at learned steps ``times`` (B, K) → logits (B,).
 
-        The same frames twice give logits twice, for two losses, and the weights only learn of the first.
-        ``weight_gradient_first`` is that of :func:`mlxlava.backend.ops.conv4_stride2`.
+        If the same frames are given twice, as a pair, the result is a pair of logits for two losses. The
+        weights learn only from the first loss. :func:`mlxlava.backend.ops.conv4_stride2` explains
+        ``weight_gradient_first``.
         """
         if not isinstance(frames, mx.array):
             first, second = frames
@@ -63,8 +66,8 @@ class FramesDiscriminator:
         batch, count = times.shape
         x = 2 * frames.flatten(0, 1) - 1  # (B, K, H, W, 3) -> (B K, H, W, 3)
         for i in range(len(self.widths)):
-            x = downsample(weights[f"down{i}"], x, weight_gradient_first)
-        single = downsample(weights["single"], x, weight_gradient_first).flatten(1)
+            x = conv4_leaky_relu(weights[f"down{i}"], x, weight_gradient_first)
+        single = conv4_leaky_relu(weights["single"], x, weight_gradient_first).flatten(1)
         logit = dense(weights["single_out"], single).reshape(batch, count).mean(1)
         if self.count == 1:
             return logit
@@ -75,7 +78,7 @@ class FramesDiscriminator:
         x = mx.concatenate([x[:, :1], scale * (x[:, 1:] - x[:, :-1])], axis=1)
         # (B, K, h, w, C) -> (B, h, w, K C)
         x = x.transpose(0, 2, 3, 1, 4).reshape(batch, height, width, count * channels)
-        x = downsample(weights["joint"], x, weight_gradient_first).flatten(1)
+        x = conv4_leaky_relu(weights["joint"], x, weight_gradient_first).flatten(1)
         for i in range(len(self.hidden)):
             x = leaky_relu(dense(weights[f"hidden{i}"], x))
         return logit + dense(weights["out"], x)[:, 0]

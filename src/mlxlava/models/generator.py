@@ -12,7 +12,7 @@ from itertools import pairwise
 from mlxlava.backend import Tree, mx
 from mlxlava.backend.ops import leaky_relu, pixel_shuffle
 from mlxlava.config import Recipe
-from mlxlava.models.layers import HE, convolve, dense, init_conv, init_dense
+from mlxlava.models.layers import HE_GAIN, conv3_with_bias, dense, init_conv, init_dense
 
 
 class ShuffleGenerator:
@@ -32,31 +32,33 @@ class ShuffleGenerator:
         weights: Tree = {"dense": init_dense(keys[0], self.state_size, math.prod(self.base) * self.widths[0])}
         for i, (inputs, outputs) in enumerate(pairwise(self.widths)):
             conv = init_conv(keys[i + 1], 3, inputs, outputs)
-            # The four phases start alike (ICNR, Aitken 2017): no checkerboard to unlearn.
+            # The four phases of the shuffle start with equal weights (ICNR, Aitken 2017), so there is no
+            # checkerboard.
             conv = {name: mx.concatenate([value] * 4) for name, value in conv.items()}
             weights[f"up{i}"] = conv
-        # Beside a background, which is the footage's mean, small: at first nothing has to be unlearned.
-        weights["out"] = init_conv(keys[-1], 3, self.widths[-1], 3, 0.1 if self.background else HE)
+        # A background is the footage's mean. Beside it the output starts small, so that frames start near the
+        # mean.
+        weights["out"] = init_conv(keys[-1], 3, self.widths[-1], 3, 0.1 if self.background else HE_GAIN)
         if self.background:
-            # Taken from the footage (train.py), not learned. Glass, base and room stand still: convolutions
-            # need not draw them anew in every frame, and cannot make them shimmer.
+            # Taken from the footage (training/folder.py), not learned. Glass, base and room stand still. So
+            # the convolutions need not draw them in every frame, and cannot make them shimmer.
             weights["background"] = mx.zeros(self.background)
             weights["gate"] = mx.ones(
                 self.background
-            )  # the variance mask; files of weights keep the old name
+            )  # the variance mask, under its name in files of weights
         return weights
 
     def init_stats(self) -> Tree:
-        """No statistics to keep."""
+        """It has no statistics."""
         return {}
 
     def __call__(self, weights: Tree, states: mx.array, stats: Tree | None = None) -> tuple[mx.array, Tree]:
-        """(N, Z) → frames (N, H, W, 3) in [0, 1], and {}."""
+        """(N, Z) → frames (N, H, W, 3) in [0, 1], and no statistics."""
         x = leaky_relu(dense(weights["dense"], states))
         x = x.reshape(-1, *self.base, self.widths[0])
         for i in range(len(self.widths) - 1):
-            x = leaky_relu(pixel_shuffle(convolve(weights[f"up{i}"], x)))
-        x = convolve(weights["out"], x)
+            x = leaky_relu(pixel_shuffle(conv3_with_bias(weights[f"up{i}"], x)))
+        x = conv3_with_bias(weights["out"], x)
         if self.background:
             x = mx.stop_gradient(weights["background"]) + mx.stop_gradient(weights["gate"]) * x
         return mx.sigmoid(x), {}

@@ -1,6 +1,6 @@
-"""How far a batch of states is from N(0, I), with gradients: for penalties, and to watch in training.
+"""How far a batch of states is from N(0, I): statistics with gradients, for penalties and to watch training.
 
-The formulas are those of ``mlxlava.normality``, which measures with the same.
+The formulas are in ``mlxlava.normality``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def moments(x: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
 
 
 def epps_pulley(x: mx.array) -> mx.array:
-    """The statistic of Epps and Pulley (1983) of states (N, Z), mean over the coordinate axes."""
+    """The statistic of Epps and Pulley (1983) of states (N, Z), as a mean over the coordinate axes."""
     mean: mx.array = normality.epps_pulley(x, mx).mean()
     return mean
 
@@ -28,6 +28,6 @@ def epps_pulley_directions(x: mx.array, key: mx.array) -> mx.array:
 
 
 def covariance_distance(x: mx.array) -> mx.array:
-    """‖cov − I‖² / Z of states (N, Z) about zero."""
+    """‖S − I‖² / Z, where S are the second moments about zero of states (N, Z)."""
     distance: mx.array = normality.covariance_distance(x.T @ x / len(x), mx)
     return distance

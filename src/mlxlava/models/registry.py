@@ -1,4 +1,4 @@
-"""The networks that a recipe names: where to add one of another kind."""
+"""Makes the networks that a recipe names. A network of another kind is added here."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_discriminator(recipe: Recipe) -> Discriminator:
 
 
 def make_encoder(recipe: Recipe) -> Encoder | None:
-    """The encoder, where the recipe has one."""
+    """The encoder; None if the recipe has none."""
     if not recipe.encoder.context_frames:
         return None
-    return in_chunks(Encoder(recipe), recipe.encoder.context_frames * math.prod(recipe.encoder_size))
+    return in_chunks(Encoder(recipe), recipe.encoder.context_frames * math.prod(recipe.encoder_input_size))

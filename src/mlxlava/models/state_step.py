@@ -1,7 +1,7 @@
 """State steps: from a state to the next, and to any state in between.
 
-Two kinds behind one interface. ``stationary`` keeps N(0, I) exactly, for any weights;
-``penalised`` is duralava's, kept near N(0, I) by penalties and re-standardisation.
+There are two kinds with the same interface. The ``stationary`` step keeps N(0, I) exactly, for any weights.
+The ``penalised`` step is that of duralava: penalties and re-standardisation keep its states near N(0, I).
 """
 
 from __future__ import annotations
@@ -14,34 +14,36 @@ from typing import Any
 import numpy as np
 
 from mlxlava.backend import Tree, mx, tree_map
-from mlxlava.backend.gradients import checkpointed_steps, keep_gradient_apart
+from mlxlava.backend.gradients import keep_gradient_unfused, steps_per_checkpoint
 from mlxlava.backend.ops import leaky_relu
 from mlxlava.config import Recipe
-from mlxlava.models.interpolation import slerp
-from mlxlava.models.layers import dense, glorot, init_dense
+from mlxlava.models.layers import dense, glorot_gain, init_dense
 from mlxlava.models.normality import (
     covariance_distance,
     epps_pulley,
     epps_pulley_directions,
     moments,
 )
+from mlxlava.models.slerp import slerp
 
-Step = Callable[[Tree, Tree, mx.array, mx.array], mx.array]
+StepFunction = Callable[[Tree, Tree, mx.array, mx.array], mx.array]
 
 
 class StationaryStep:
-    """Coupled rotations, and a little fresh noise: N(0, I) in, N(0, I) out.
+    """Coupled rotations and a little noise: if states are distributed as N(0, I), so are the next states.
 
-    A coupling layer splits the state (in a fixed orthogonal basis) into two halves, and rotates
-    pairs of numbers of one half by angles that a small network reads off the other. A rotation
-    keeps a normal distribution, and its angle depends only on what it leaves alone; so each layer keeps
-    N(0, I) for any weights, and so does ``z' = rho T(z) + sqrt(1 - rho²) noise``, an
-    Ornstein–Uhlenbeck process around it. With rho < 1 a wrong start is forgotten:
-    KL(p_t ‖ N) <= rho^(2t) KL(p_0 ‖ N). With ``learn_rho`` each number of the state has a rho of its
-    own, which is learned; the largest one stands in the bound.
+    A coupling layer splits the state, in a fixed orthogonal basis, into two halves. It rotates pairs of
+    numbers of one half. A small network computes the angles from the other half, which does not change. A
+    rotation by an angle that does not depend on the rotated numbers keeps N(0, I), so each layer keeps N(0,
+    I) for any weights. All layers together are T. The step is ``z' = rho T(z) + sqrt(1 - rho²) noise``. The
+    noise makes it an Ornstein–Uhlenbeck process, which keeps N(0, I) as well.
+
+    With rho < 1 a start from another distribution is forgotten: KL(p_t ‖ N) <= rho^(2t) KL(p_0 ‖ N). With
+    ``learn_rho`` each number of the state has a rho of its own, which is learned. Then the bound holds with
+    the largest rho.
     """
 
-    minimum_batch = 1  # states that have to be rolled together to play one lamp
+    minimum_batch = 1  # number of states that have to be rolled together to play one lamp
     reversible = True
 
     def __init__(self, recipe: Recipe) -> None:
@@ -55,7 +57,7 @@ class StationaryStep:
         self.angle = recipe.dynamics.angle
 
     def init(self, key: mx.array) -> Tree:
-        """Weights; the angles start near fixed small values, alike in every state."""
+        """Initial weights. At first the angles are small, and nearly the same for every state."""
         weights: Tree = {}
         widths = (self.size // 2, *self.hidden)
         for c, layer_key in enumerate(mx.random.split(key, self.couplings)):
@@ -76,33 +78,35 @@ class StationaryStep:
         bases = (np.linalg.qr(rng.standard_normal((self.size, self.size)))[0] for _ in range(self.couplings))
         return {f"basis{c}": mx.array(basis.astype(np.float32)) for c, basis in enumerate(bases)}
 
-    def prepare(self, bases: Tree) -> Tree:
-        """The changes from basis to basis that a step takes, from the fixed bases; made once for all steps.
+    def basis_changes(self, bases: Tree) -> Tree:
+        """The matrices that take states from the basis of each coupling to the basis of the next.
 
-        States go from the basis of a coupling to that of the next one by the product of both: a step of C
-        couplings has C + 1 products and not 2 C. They are made in float64: in float32 they would be less
-        orthogonal than the bases, and twenty steps there and back would be off by twice as much.
+        They are computed once from the fixed bases and used in all steps. With them a step of C couplings has
+        C + 1 changes of basis and not 2 C. They are computed in float64. In float32 they would be less
+        orthogonal than the bases, and the error of twenty steps there and back would be twice as large.
         """
         exact = [np.array(bases[f"basis{c}"]).astype(np.float64) for c in range(self.couplings)]
         changes = [exact[0], *(one.T @ other for one, other in pairwise(exact)), exact[-1].T]
         return {f"change{n}": mx.array(change.astype(np.float32)) for n, change in enumerate(changes)}
 
     def transport(self, weights: Tree, bases: Tree, states: mx.array, dt: float | mx.array = 1.0) -> mx.array:
-        """The rotations alone, for a share ``dt`` of a learned step; they keep each state's norm. (B, Z)."""
+        """Apply only the rotations to states (B, Z), for a share ``dt`` of a step. This keeps each norm."""
         for c in range(self.couplings):
-            states = self._couple(weights[f"coupling{c}"], states @ bases[f"change{c}"], dt)
+            states = self._rotate_half(weights[f"coupling{c}"], states @ bases[f"change{c}"], dt)
         last: mx.array = bases[f"change{self.couplings}"]
         return states @ last
 
-    def inverse(self, weights: Tree, bases: Tree, states: mx.array, dt: float | mx.array = 1.0) -> mx.array:
-        """The states (B, Z) that ``transport`` takes to these; with rho = 1 that undoes a step."""
+    def inverse_transport(
+        self, weights: Tree, bases: Tree, states: mx.array, dt: float | mx.array = 1.0
+    ) -> mx.array:
+        """Undo ``transport``: the states (B, Z) that it would take to the given ones."""
         for c in reversed(range(self.couplings)):
-            states = self._couple(weights[f"coupling{c}"], states @ bases[f"change{c + 1}"].T, -dt)
+            states = self._rotate_half(weights[f"coupling{c}"], states @ bases[f"change{c + 1}"].T, -dt)
         first: mx.array = bases["change0"]
         return states @ first.T
 
-    def _couple(self, layer: Tree, states: mx.array, dt: float | mx.array) -> mx.array:
-        """Turn pairs of one half of the states by ``dt`` times the angles that the other half gives."""
+    def _rotate_half(self, layer: Tree, states: mx.array, dt: float | mx.array) -> mx.array:
+        """Rotate pairs of one half of the states by ``dt`` times the angles computed from the other half."""
         first, second, unchanged = mx.split(states, [self.size // 4, self.size // 2], axis=-1)
         x = unchanged
         for i in range(len(self.hidden)):
@@ -114,29 +118,33 @@ class StationaryStep:
     def step(
         self, weights: Tree, bases: Tree, states: mx.array, noise: mx.array, dt: float | mx.array = 1.0
     ) -> mx.array:
-        """States (B, Z) a share ``dt`` (0 … 1) of a learned step later; ``noise`` (B, Z) is that step's own.
+        """States (B, Z) after a share ``dt`` (0 … 1) of a learned step.
+
+        ``noise`` (B, Z) belongs to that step.
 
         With the same noise, dt = 0 … 1 runs along one path from a state to the next. So a state between two
-        learned steps is made from the one before it alone.
+        learned steps is computed from the state before it and the noise.
         """
-        return self._stir(weights, self.transport(weights, bases, states, dt), noise, dt)
+        return self._mix_with_noise(weights, self.transport(weights, bases, states, dt), noise, dt)
 
-    def inverse_step(self, weights: Tree, bases: Tree, states: mx.array, noise: mx.array) -> mx.array:
-        """States (B, Z) a learned step earlier, by the same process reversed in time.
+    def reverse_time_step(self, weights: Tree, bases: Tree, states: mx.array, noise: mx.array) -> mx.array:
+        """States (B, Z) one learned step earlier, drawn from the process reversed in time.
 
-        If u is N(0, I) and z' = rho u + sqrt(1 − rho²) noise, then u given z' is distributed as
-        rho z' + sqrt(1 − rho²) noise. So a path of normal states that was rolled backwards has exactly the
-        distribution of one that was rolled forwards.
+        This is not the inverse of a step. If u is N(0, I) and z' = rho u + sqrt(1 − rho²) noise, then u given
+        z' is distributed as rho z' + sqrt(1 − rho²) noise. So a path of normal states that is rolled
+        backwards has exactly the distribution of a path that is rolled forwards.
         """
-        return self.inverse(weights, bases, self._stir(weights, states, noise, 1.0))
+        return self.inverse_transport(weights, bases, self._mix_with_noise(weights, states, noise, 1.0))
 
-    def _stir(self, weights: Tree, states: mx.array, noise: mx.array, dt: float | mx.array) -> mx.array:
+    def _mix_with_noise(
+        self, weights: Tree, states: mx.array, noise: mx.array, dt: float | mx.array
+    ) -> mx.array:
         """The Ornstein–Uhlenbeck part of a share ``dt`` of a step: states shrink a little, noise is added.
 
-        States and noise are mixed as by a rotation, whose angle has rho as its cosine for a whole step. A
-        share of a step takes that share of the angle. This keeps N(0, I), at an even speed. Noise that grows
-        with √dt, as in the process itself, would jolt the lamp after each learned step (docs/decisions.md,
-        "Even between learned steps").
+        The mixture is cos(a) · states + sin(a) · noise. For a whole step, cos(a) is rho. For a share of a
+        step, the angle a is that share of the whole angle. This keeps N(0, I), and states move at an even
+        speed. In the process itself the noise grows with √dt, which would jolt the lamp after each learned
+        step (docs/decisions.md, "Even between learned steps").
         """
         if self.keeps_norm:
             return states
@@ -148,8 +156,11 @@ class StationaryStep:
         angle = dt * mx.arcsin(noisy)
         return mx.cos(angle) * states + mx.sin(angle) * noise
 
-    def scaled_rotations(self, weights: Tree, factor: float) -> Tree:
-        """Weights whose step rotates by ``factor`` times the angles: the same flow, slower if below 1."""
+    def scale_rotations(self, weights: Tree, factor: float) -> Tree:
+        """Weights with all angles multiplied by ``factor``.
+
+        The lamp moves as before, slower if it is below 1.
+        """
         scaled = dict(weights)
         for c in range(self.couplings):
             layer = weights[f"coupling{c}"]
@@ -164,42 +175,47 @@ class StationaryStep:
     ) -> tuple[mx.array, dict[str, mx.array]]:
         """States (B, Z) → a path of ``steps`` states (B, steps, Z); no penalty.
 
-        The given states are number ``position`` of the path, counted from 1; or, with 0, those just before
-        its first. States after them are rolled forwards, states before them backwards. From the middle of a
-        path, gradients go through half as many steps.
+        The given states are number ``position`` of the path, counted from 1. With 0 they are the states just
+        before the path. States after them are rolled forwards, and states before them backwards. If the given
+        states are in the middle of the path, gradients go through half as many steps.
         """
         noise = mx.random.normal((steps, *states.shape), key=key)
-        length = checkpointed_steps()
+        length = steps_per_checkpoint()
 
-        def go(states: mx.array, noise: mx.array, step: Step) -> list[mx.array]:
-            def piece(weights: Tree, bases: Tree, states: mx.array, noise: mx.array) -> list[mx.array]:
+        def roll_one_way(states: mx.array, noise: mx.array, step: StepFunction) -> list[mx.array]:
+            def roll_piece(weights: Tree, bases: Tree, states: mx.array, noise: mx.array) -> list[mx.array]:
                 path = []
                 for t in range(len(noise)):
                     states = step(weights, bases, states, noise[t])
                     path.append(states)
                 return path
 
-            # A long path is rolled in pieces. Only the states are kept for the backward pass, which rolls
-            # each piece again: 200 steps take 0.4 % more memory than 32 (docs/experiments.md).
+            # A long path is rolled in pieces. Only the states between the pieces are kept for the backward
+            # pass, which rolls each piece again: 200 steps take 0.4 % more memory than 32
+            # (docs/experiments.md).
             if len(noise) > length:
-                piece = mx.checkpoint(piece)
+                roll_piece = mx.checkpoint(roll_piece)
             path: list[mx.array] = []
             for t in range(0, len(noise), length):
-                piece_weights = tree_map(keep_gradient_apart, weights)
-                path += piece(piece_weights, bases, states, noise[t : t + length])
+                piece_weights = tree_map(keep_gradient_unfused, weights)
+                path += roll_piece(piece_weights, bases, states, noise[t : t + length])
                 states = path[-1]
             return path
 
-        after = go(states, noise[position:], self.step)
+        after = roll_one_way(states, noise[position:], self.step)
         if position:
-            after = [*reversed(go(states, noise[1:position], self.inverse_step)), states, *after]
+            after = [
+                *reversed(roll_one_way(states, noise[1:position], self.reverse_time_step)),
+                states,
+                *after,
+            ]
         return mx.stack(after, axis=1), {}
 
 
 class PenalisedStep:
-    """duralava's: an MLP whose states are re-standardised, with a penalty on their moments.
+    """duralava's state step: an MLP whose states are re-standardised, with a penalty on their moments.
 
-    Mean and deviation are taken over the whole batch, so one lamp cannot be played alone:
+    Mean and deviation are computed over the whole batch. So one lamp cannot be played alone: at least
     ``minimum_batch`` states are rolled together.
     """
 
@@ -210,27 +226,28 @@ class PenalisedStep:
     def __init__(self, recipe: Recipe) -> None:
         self.size = recipe.generator.state_size
         self.hidden = recipe.dynamics.hidden
-        self._penalties = PENALTIES[recipe.dynamics.penalty]
+        self._penalties = PENALTY_FUNCTIONS[recipe.dynamics.penalty]
 
     def init(self, key: mx.array) -> Tree:
         """Weights."""
         keys = mx.random.split(key, len(self.hidden) + 1)
         widths = (self.size, *self.hidden)
         weights = {
-            f"hidden{i}": init_dense(keys[i], *pair, glorot(*pair)) for i, pair in enumerate(pairwise(widths))
+            f"hidden{i}": init_dense(keys[i], *pair, glorot_gain(*pair))
+            for i, pair in enumerate(pairwise(widths))
         }
-        weights["out"] = init_dense(keys[-1], widths[-1], self.size, glorot(widths[-1], self.size))
+        weights["out"] = init_dense(keys[-1], widths[-1], self.size, glorot_gain(widths[-1], self.size))
         return weights
 
     def init_bases(self) -> Tree:
-        """It has none."""
+        """This step has no bases."""
         return {}
 
-    def prepare(self, bases: Tree) -> Tree:
-        """Nothing is prepared."""
+    def basis_changes(self, bases: Tree) -> Tree:
+        """This step has no bases, so there are no changes of basis."""
         return {}
 
-    def _propose(self, weights: Tree, states: mx.array) -> mx.array:
+    def _raw_next_states(self, weights: Tree, states: mx.array) -> mx.array:
         for i in range(len(self.hidden)):
             states = leaky_relu(dense(weights[f"hidden{i}"], states))
         return dense(weights["out"], states)
@@ -238,11 +255,13 @@ class PenalisedStep:
     def step(
         self, weights: Tree, bases: Tree, states: mx.array, noise: mx.array, dt: float | mx.array = 1.0
     ) -> mx.array:
-        """States (B, Z) a share ``dt`` of a learned step later, on the great circle to the next states.
+        """States (B, Z) after a share ``dt`` of a learned step.
+
+        They lie on the great circle to the next states.
 
         ``noise`` is not used.
         """
-        raw = self._propose(weights, states)
+        raw = self._raw_next_states(weights, states)
         mean, std = raw.mean(), mx.sqrt(raw.var() + 1e-8)
         after = (raw - mean) / std
         if isinstance(dt, float) and dt == 1.0:
@@ -254,11 +273,12 @@ class PenalisedStep:
     ) -> tuple[mx.array, dict[str, mx.array]]:
         """States (B, Z) → the states after 1 … ``steps`` steps (B, steps, Z), and the mean penalty terms.
 
-        The terms are of the states before re-standardisation. ``position`` must be 0: there is no way back.
+        The terms are computed from the states before re-standardisation. ``position`` must be 0, since this
+        step cannot be rolled backwards.
         """
         path, terms = [], []
         for step_key in mx.random.split(key, steps):
-            raw = self._propose(weights, states)
+            raw = self._raw_next_states(weights, states)
             terms.append(self._penalties(raw, step_key))
             states = (raw - raw.mean()) / mx.sqrt(raw.var() + 1e-8)
             path.append(states)
@@ -267,7 +287,7 @@ class PenalisedStep:
 
 
 def _moment_penalties(raw: mx.array, key: mx.array) -> dict[str, mx.array]:
-    """duralava's: mean², (std − 1)², skew² and (kurtosis − 3)² of all numbers pooled."""
+    """duralava's penalties: mean², (std − 1)², skew² and (kurtosis − 3)² of all numbers pooled."""
     mean, std, skew, kurtosis = moments(raw)
     return {
         "normality_mean": mean**2,
@@ -278,7 +298,7 @@ def _moment_penalties(raw: mx.array, key: mx.array) -> dict[str, mx.array]:
 
 
 def _epps_pulley_penalties(raw: mx.array, key: mx.array) -> dict[str, mx.array]:
-    """What also sees states that collapse onto one another, or onto a few directions."""
+    """Penalties that also see states that collapse onto one another, or onto a few directions."""
     return {
         "normality_axes": epps_pulley(raw),
         "normality_directions": epps_pulley_directions(raw, key),
@@ -286,14 +306,14 @@ def _epps_pulley_penalties(raw: mx.array, key: mx.array) -> dict[str, mx.array]:
     }
 
 
-PENALTIES = {"moments": _moment_penalties, "epps_pulley": _epps_pulley_penalties}
+PENALTY_FUNCTIONS = {"moments": _moment_penalties, "epps_pulley": _epps_pulley_penalties}
 Dynamics = StationaryStep | PenalisedStep
 
 
 def fixed_bases(arrays: Tree) -> Tree:
     """The fixed bases of the state step, from weights or from a run state.
 
-    They stand among the statistics, since no gradient changes them: ``stats.dynamics`` in files.
+    They are stored among the statistics, as ``stats.dynamics``, since they are not learned.
     """
     bases: Tree = arrays["stats"]["dynamics"]
     return bases

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 # A gap longer than this (seconds) between two readings of the wall clock counts as a pause: the machine was
 # asleep, the process was stopped, or MLX compiled.
-_PAUSE = 1.0
+_PAUSE_SECONDS = 1.0
 _LONGEST_SLEEP = 0.5  # shorter than a pause, so that sleeping does not count as one
 
 
@@ -33,7 +33,7 @@ class WallClock:
         sleep: sleeps for at most this many seconds.
 
     Attributes:
-        sleep: the argument; a screen replaces it by its own, to react to its viewers meanwhile.
+        sleep: the argument. A screen replaces it by its own function, to react to viewers while it waits.
     """
 
     def __init__(
@@ -53,15 +53,15 @@ class WallClock:
         self._interrupted = False
         self._read_at: float | None = None  # the wall clock's time when it was last read
         self._played = 0.0  # play time at that moment
-        # Since fps last changed: play time of tick 0, and the number of the next tick.
+        # Play time of tick 0, and the number of the next tick. Both are counted from the last change of fps.
         self._tick_origin, self._tick = 0.0, 0
-        # When speed last changed: play time, and the lamp's time.
+        # Play time and lamp's time at the last change of speed.
         self._speed_origin = (0.0, 0.0)
         self._last = 0.0  # the lamp's time that was last given
 
     def _play_time(self) -> float:
         now = self._now()
-        if self._read_at is not None and now - self._read_at <= _PAUSE and not self._paused:
+        if self._read_at is not None and now - self._read_at <= _PAUSE_SECONDS and not self._paused:
             self._played += now - self._read_at
         self._read_at = now
         return self._played

@@ -9,55 +9,55 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from mlxlava.playback.session import FASTER, Session
+from mlxlava.playback.session import SPEED_FACTOR, Session
 
 TERMINAL, WINDOW, WEB = "terminal", "window", "web"
 
 
 @dataclasses.dataclass(frozen=True)
-class Binding:
+class KeyBinding:
     """Keys that belong together: one line of a help text.
 
     Attributes:
-        shown: the keys, as a help text shows them.
-        help: what they do.
-        actions: key to action. A key is a lower-case character, ``esc`` or ``backspace``. The first key of an
-            action is the one that a button shows.
-        short: keys and help for the terminal's single line of help; empty to leave them out.
+        label: the keys as a help text shows them.
+        help: a text that says what the keys do.
+        actions: the action of each key. A key is a lower-case character, ``esc`` or ``backspace``. The first
+            key of an action is the one that a button shows.
+        short_help: text for the single line of help in a terminal; empty to leave the keys out of it.
         screens: the screens that have these keys.
     """
 
-    shown: str
+    label: str
     help: str
     actions: Mapping[str, str]
-    short: str = ""
+    short_help: str = ""
     screens: tuple[str, ...] = (TERMINAL, WINDOW, WEB)
 
 
 KEYS = (
-    Binding("space", "pause, go on", {" ": "pause"}, "space pause"),
-    Binding(
+    KeyBinding("space", "pause, go on", {" ": "pause"}, "space pause"),
+    KeyBinding(
         "+ −",
         "faster, slower",
         # = is where + is, without shift; − is the minus sign, which some keyboard layouts type.
         {"+": "faster", "=": "faster", "-": "slower", "_": "slower", "−": "slower"},
         "+− speed",
     ),
-    Binding("0", "true speed", {"0": "true_speed", "backspace": "true_speed"}),
-    Binding("n", "the next seed", {"n": "next_seed"}, "n next"),
-    Binding("w", "another lamp", {"w": "next_name"}, "w weights"),
-    Binding("s", "save a picture", {"s": "save"}, screens=(WINDOW,)),
-    Binding("f", "full screen", {"f": "full_screen"}, screens=(WINDOW, WEB)),
-    Binding("z", "fill the screen, or show the whole picture", {"z": "fill"}, screens=(WEB,)),
-    Binding("h", "these keys", {"h": "help", "?": "help"}),
+    KeyBinding("0", "true speed", {"0": "true_speed", "backspace": "true_speed"}),
+    KeyBinding("n", "the next seed", {"n": "next_seed"}, "n next"),
+    KeyBinding("w", "another lamp", {"w": "next_name"}, "w weights"),
+    KeyBinding("s", "save a picture", {"s": "save"}, screens=(WINDOW,)),
+    KeyBinding("f", "full screen", {"f": "full_screen"}, screens=(WINDOW, WEB)),
+    KeyBinding("z", "fill the screen, or show the whole picture", {"z": "fill"}, screens=(WEB,)),
+    KeyBinding("h", "these keys", {"h": "help", "?": "help"}),
     # Viewers of a page share one lamp, so none of them can end it.
-    Binding("q", "quit", {"q": "end", "esc": "end"}, "q quit", screens=(TERMINAL, WINDOW)),
-    Binding("Esc", "leave the controls, so that they fade", {"esc": "leave"}, screens=(WEB,)),
+    KeyBinding("q", "quit", {"q": "end", "esc": "end"}, "q quit", screens=(TERMINAL, WINDOW)),
+    KeyBinding("Esc", "leave the controls, so that they fade", {"esc": "leave"}, screens=(WEB,)),
 )
 
 
 def actions_of(screen: str) -> dict[str, str]:
-    """Key to action, on a screen."""
+    """The action of each key of a screen."""
     return {
         key: action
         for binding in KEYS
@@ -67,26 +67,28 @@ def actions_of(screen: str) -> dict[str, str]:
 
 
 def help_rows(screen: str) -> tuple[tuple[str, str], ...]:
-    """Keys and what they do, on a screen."""
-    return tuple((binding.shown, binding.help) for binding in KEYS if screen in binding.screens)
+    """Rows of a screen's help text: keys, and what they do."""
+    return tuple((binding.label, binding.help) for binding in KEYS if screen in binding.screens)
 
 
 def help_line(screen: str) -> str:
-    """The most important keys of a screen, in a single line."""
-    return " · ".join(binding.short for binding in KEYS if binding.short and screen in binding.screens)
+    """A single line of help with the most important keys of a screen."""
+    return " · ".join(
+        binding.short_help for binding in KEYS if binding.short_help and screen in binding.screens
+    )
 
 
-def _pause(session: Session) -> str:
+def _toggle_pause(session: Session) -> str:
     session.toggle_pause()
     return "paused" if session.clock.paused else "playing"
 
 
-def _speed(session: Session, factor: float | None) -> str:
+def _change_speed(session: Session, factor: float | None) -> str:
     """Multiply the speed; None for true speed."""
     if factor is None:
-        session.true_speed()
+        session.reset_speed()
     else:
-        session.faster(factor)
+        session.multiply_speed(factor)
     return f"speed ×{session.clock.speed:.3g}"
 
 
@@ -105,10 +107,10 @@ def _end(session: Session) -> str:
 
 
 _ACTIONS: dict[str, Callable[[Session], str]] = {
-    "pause": _pause,
-    "faster": lambda session: _speed(session, FASTER),
-    "slower": lambda session: _speed(session, 1 / FASTER),
-    "true_speed": lambda session: _speed(session, None),
+    "pause": _toggle_pause,
+    "faster": lambda session: _change_speed(session, SPEED_FACTOR),
+    "slower": lambda session: _change_speed(session, 1 / SPEED_FACTOR),
+    "true_speed": lambda session: _change_speed(session, None),
     "next_seed": _next_seed,
     "next_name": _next_name,
     "end": _end,
@@ -116,13 +118,13 @@ _ACTIONS: dict[str, Callable[[Session], str]] = {
 
 
 def perform(session: Session, action: str) -> str:
-    """Do an action that changes what plays.
+    """Do an action that changes the session.
 
     Args:
-        session: what plays.
-        action: one of the actions in ``KEYS`` that no screen does itself.
+        session: the session that plays.
+        action: one of the actions in ``KEYS`` that screens do not do themselves.
 
     Returns:
-        A few words on the outcome, for the viewer; empty if there is nothing to say.
+        A few words for the viewer about the result; empty if there is nothing to say.
     """
     return _ACTIONS[action](session)

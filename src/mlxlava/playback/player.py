@@ -15,16 +15,16 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from mlxlava.console import clock, progress, say
+from mlxlava.console import format_duration, progress, say
 from mlxlava.errors import UserError
 from mlxlava.playback.clock import WallClock
 from mlxlava.playback.screens import Screen
 from mlxlava.playback.screens.terminal import Terminal, has_terminal
 from mlxlava.playback.session import FrameSource, Library, Session
-from mlxlava.playback.writers import Output, PipeClosed, Writer, check_quality, format_of, open_writer
+from mlxlava.playback.writers import OutputFile, PipeClosed, Writer, check_quality, format_of, open_writer
 
-_FPS = 30.0  # where neither the user nor the screen asks for another
-_HIDDEN_FPS = 2.0  # while nobody can see the screen
+_DEFAULT_FPS = 30.0  # frame rate if neither the user nor the screen asks for another
+_HIDDEN_FPS = 2.0  # frame rate while nobody can see the screen
 
 
 def has_display() -> bool:
@@ -47,15 +47,15 @@ def has_window() -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class PlaybackOptions:
-    """Where to play, and for how long.
+    """Options of a play: where to play, and for how long.
 
     Attributes:
         target: file to write, ``-`` for stdout, or None.
         screen: one of ``config.SCREENS``. None means ``auto`` without a target, and ``none`` with one.
-        format: format of the target; by its ending when None.
+        format: format of the target; the ending of its name decides when None.
         scale: whole factor by which the frames of the target are enlarged.
-        quality: quality of the target, 0 to 100; see ``QUALITIES`` in writers/base.py.
-        fps: frames per second; None for what suits the screen, and 30 in a file.
+        quality: quality of the target, 0 to 100; see ``QUALITY_LEVELS`` in writers/base.py.
+        fps: frames per second. None means the rate of the screen, or 30 in a file.
         speed: seconds of the lamp's time per second of play time.
         seconds: play time in seconds; None where not given.
         frames: play time in frames; None where not given.
@@ -80,7 +80,7 @@ class PlaybackOptions:
     port: int | None = None
 
     def resolve(self) -> PlaybackOptions:
-        """The same options, with ``target`` and ``screen`` decided.
+        """Decide on ``target`` and ``screen``, and return the options with them.
 
         Raises:
             UserError: two options exclude each other, or there is nowhere to play.
@@ -113,29 +113,29 @@ class PlaybackOptions:
         return dataclasses.replace(self, target=target, screen=screen)
 
     @property
-    def rate(self) -> float:
-        """Frames per second of a file."""
-        return self.fps or _FPS
+    def file_fps(self) -> float:
+        """Frames per second of the file."""
+        return self.fps or _DEFAULT_FPS
 
     @property
-    def endless(self) -> bool:
-        """Whether it plays until it is ended. On a screen it does so where no length is given."""
+    def is_endless(self) -> bool:
+        """Whether the lamp plays until it is ended. On a screen it does so if no length is given."""
         return self.forever or (self.seconds is None and self.frames is None and self.screen != "none")
 
     @property
-    def length(self) -> int | None:
-        """Number of frames of a file: 10 s where no length is given, None to go on until it is ended."""
+    def frame_count(self) -> int | None:
+        """Number of frames of the file; None without an end. If no length is given, a file has 10 s."""
         if self.frames is not None:
             return self.frames
-        if self.endless:
+        if self.is_endless:
             return None
         seconds = 10.0 if self.seconds is None else self.seconds
-        return max(1, math.ceil(seconds * self.rate - 1e-6))
+        return max(1, math.ceil(seconds * self.file_fps - 1e-6))
 
     @property
-    def period(self) -> float:
-        """Seconds of the lamp's time in a seamless clip; 10 s of play time if the play has no end."""
-        return (10.0 if self.length is None else self.length / self.rate) * self.speed
+    def loop_period(self) -> float:
+        """Seconds of the lamp's time in a seamless clip. Its play time is 10 s if the play has no end."""
+        return (10.0 if self.frame_count is None else self.frame_count / self.file_fps) * self.speed
 
 
 def run(library: Library, options: PlaybackOptions, name: str, seed: int = 0) -> None:
@@ -145,17 +145,17 @@ def run(library: Library, options: PlaybackOptions, name: str, seed: int = 0) ->
 
     Args:
         library: the lamps that can be played.
-        options: where to play and for how long; from ``PlaybackOptions.resolve``.
-        name: the lamp to play first, one of ``library.names``.
-        seed: its seed.
+        options: options from ``PlaybackOptions.resolve``.
+        name: name of the first lamp, one of ``library.names``.
+        seed: seed of the first lamp.
 
     Raises:
         UserError: a screen or a file cannot be opened or written.
     """
     writer = None
     wall = WallClock(
-        options.rate,
-        seconds=options.seconds if options.frames is None else options.frames / options.rate,
+        options.file_fps,
+        seconds=options.seconds if options.frames is None else options.frames / options.file_fps,
         speed=options.speed,
     )
     session = Session(library, name, seed, wall)
@@ -170,7 +170,7 @@ def run(library: Library, options: PlaybackOptions, name: str, seed: int = 0) ->
                 open_writer(
                     options.target,
                     size=source.size,
-                    fps=options.rate,
+                    fps=options.file_fps,
                     format=options.format,
                     scale=options.scale,
                     quality=options.quality,
@@ -178,59 +178,67 @@ def run(library: Library, options: PlaybackOptions, name: str, seed: int = 0) ->
             )
         screen = None if options.screen == "none" else stack.enter_context(open_screen(options, session))
         if screen is None and writer is not None:
-            _write(source, options, writer)
+            _write_file(source, options, writer)
         elif screen is not None:
             wall.sleep = screen.idle
             if writer is not None:
                 _show_and_write(session, options, screen, writer)
             else:
-                show(session, screen, options.fps or screen.fps or _FPS)
+                show(session, screen, options.fps or screen.fps or _DEFAULT_FPS)
     if writer is not None and writer.frames and options.target != "-":
-        seconds = writer.frames / options.rate
+        seconds = writer.frames / options.file_fps
         say(f"play: wrote {options.target} ({writer.frames} frames, {seconds:.1f} s)")
 
 
-def _ticks(options: PlaybackOptions, done: int = 0) -> Iterator[float]:
-    """The lamp's times for the frames of a file that has ``done`` frames already."""
-    tick, length = 0, options.length
-    while length is None or tick < length - done:
-        yield tick / options.rate * options.speed
+def _frame_times(options: PlaybackOptions, frames_written: int = 0) -> Iterator[float]:
+    """Yield the lamp's times of the next frames of a file that has ``frames_written`` frames already."""
+    tick, length = 0, options.frame_count
+    while length is None or tick < length - frames_written:
+        yield tick / options.file_fps * options.speed
         tick += 1
 
 
-def _write(source: FrameSource, options: PlaybackOptions, writer: Writer) -> None:
-    """Write every frame, as fast as possible."""
-    length = options.length
-    total = None if length is None else length / options.rate
+def _write_file(source: FrameSource, options: PlaybackOptions, writer: Writer) -> None:
+    """Write every frame to a file, as fast as possible."""
+    length = options.frame_count
+    total = None if length is None else length / options.file_fps
     with progress("play") as update:
-        for number, (_, frame) in enumerate((source.render or source.play)(_ticks(options)), 1):
+        for number, (_, frame) in enumerate(
+            (source.play_in_batches or source.play)(_frame_times(options)), 1
+        ):
             writer.write(frame)
             if options.target != "-":
-                done = number / options.rate
-                update(done, total, clock(done) if total is None else f"{clock(done)} of {clock(total)}")
+                done = number / options.file_fps
+                update(
+                    done,
+                    total,
+                    format_duration(done)
+                    if total is None
+                    else f"{format_duration(done)} of {format_duration(total)}",
+                )
 
 
 def show(session: Session, screen: Screen, fps: float) -> None:
-    """Show what plays, at its true speed, until the session ends. Late frames are dropped.
+    """Show a session on a screen, at true speed, until the session ends. Late frames are dropped.
 
     Args:
-        session: what plays.
-        screen: where it is shown; it must be open.
+        session: the session that plays.
+        screen: the screen; it must be open.
         fps: frames per second while somebody can see the screen.
     """
     session.clock.fps = fps
     for source in session.sources():
         for at, frame in source.play(session.clock):
             session.clock.wait(at)
-            if session.changed:
+            if session.should_leave_lamp:
                 break
             screen.show(frame)
-            session.frame_shown(at)
-            # Where nobody looks, time only has to go on, so few frames are drawn.
+            session.count_shown_frame(at)
+            # While nobody can see the screen, few frames are drawn, only to keep the lamp's time going.
             session.clock.fps = _HIDDEN_FPS if screen.hidden else fps
 
 
-def _show_and_write(session: Session, options: PlaybackOptions, screen: Screen, writer: Output) -> None:
+def _show_and_write(session: Session, options: PlaybackOptions, screen: Screen, writer: OutputFile) -> None:
     """Write every frame to the file, and show those that are not late."""
     size = None
     for source in session.sources():
@@ -238,20 +246,20 @@ def _show_and_write(session: Session, options: PlaybackOptions, screen: Screen, 
             return
         size = source.size
         due = next(session.clock, math.inf)
-        for at, frame in source.play(_ticks(options, writer.frames)):
+        for at, frame in source.play(_frame_times(options, writer.frames)):
             writer.write(frame)
-            if at + 0.5 * options.speed / options.rate < due:
+            if at + 0.5 * options.speed / options.file_fps < due:
                 continue
             session.clock.wait(at)
-            if session.changed:
+            if session.should_leave_lamp:
                 break
             screen.show(frame)
-            session.frame_shown(at)
+            session.count_shown_frame(at)
             due = next(session.clock, math.inf)
 
 
 def open_screen(options: PlaybackOptions, session: Session) -> Screen:
-    """The screen that resolved options name; it opens when it is entered.
+    """The screen that resolved options name. It opens when its context is entered.
 
     Raises:
         UserError: an extra that the screen needs is not installed.
@@ -273,7 +281,7 @@ def open_screen(options: PlaybackOptions, session: Session) -> Screen:
 
 @contextlib.contextmanager
 def _end_on_signals() -> Iterator[None]:
-    """Let other signals end the play as Ctrl-C does: files are finished and the terminal is restored."""
+    """Let other signals end the play like Ctrl-C, so that files are finished and the terminal is restored."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

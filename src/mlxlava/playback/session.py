@@ -1,4 +1,4 @@
-"""What plays on a screen, and what its viewers have asked for.
+"""The session: which lamp plays on a screen, and what its viewers have asked for.
 
 Screens change a ``Session`` from any thread. The player reads it between two frames. Frames are uint8
 (H, W, 3).
@@ -17,14 +17,15 @@ from typing import Any, Protocol
 from mlxlava.playback.clock import WallClock
 from mlxlava.playback.writers import Frame
 
-# Takes rising times of the lamp (seconds) and yields each with its frame: Rollout.play, Lamp.play.
-Play = Callable[[Iterable[float]], Iterator[tuple[float, Frame]]]
+# A function that takes rising times of the lamp (seconds) and yields each with its frame, as Rollout.play
+# does.
+PlayFunction = Callable[[Iterable[float]], Iterator[tuple[float, Frame]]]
 
-SPEEDS = (0.05, 50.0)  # the lowest and the highest speed that a viewer can ask for
-FASTER = 1.25  # a key press multiplies or divides the speed by this
-SEEDS = 2**31  # seeds are 0 … SEEDS − 1
+SPEED_RANGE = (0.05, 50.0)  # the lowest and the highest speed that viewers can choose
+SPEED_FACTOR = 1.25  # a key press multiplies or divides the speed by this
+SEED_COUNT = 2**31  # seeds are 0 … SEEDS − 1
 
-_MOMENTS_INTERVAL = 0.5  # seconds; the status is sent no more often
+_SECONDS_BETWEEN_MOMENTS = 0.5  # least seconds between two computations of the moments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,22 +33,22 @@ class FrameSource:
     """One lamp, ready to be played from its beginning.
 
     Attributes:
-        play: yields frames at rising times of the lamp, one by one.
+        play: yields one frame for each of rising times of the lamp.
         size: height and width of the frames.
-        moments: mean, standard deviation, skewness and kurtosis of the current state's numbers; None for a
-            lamp that has no state.
-        render: yields the same frames as ``play``, in batches: faster for a file, where nobody waits for a
-            single frame. ``play`` is used when None.
+        moments: returns mean, standard deviation, skewness and kurtosis of the present state's numbers. None
+            for a lamp that has no state.
+        play_in_batches: yields the same frames as ``play``, but draws them in batches. This is faster for a
+            file, where nobody waits for a single frame. ``play`` is used when None.
     """
 
-    play: Play
+    play: PlayFunction
     size: tuple[int, int]
     moments: Callable[[], tuple[float, float, float, float]] | None = None
-    render: Play | None = None
+    play_in_batches: PlayFunction | None = None
 
 
 class Library(Protocol):
-    """The lamps that can be played, by name (of weights, or of a theme) and seed."""
+    """The lamps that can be played. A lamp has a name (of weights or of a theme) and a seed."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -62,13 +63,13 @@ class Library(Protocol):
 
 
 class Session:
-    """What is playing, and what its viewers have asked for.
+    """Which lamp is playing, and what its viewers have asked for.
 
     Args:
         library: the lamps that can be played.
         name: the first lamp's name; one of ``library.names``.
         seed: the first lamp's seed.
-        clock: sets the pace.
+        clock: the clock that paces the frames.
 
     Attributes:
         ended: whether a viewer has ended the play.
@@ -85,7 +86,7 @@ class Session:
         self._source = library.open(name, seed)
         self._lock = threading.RLock()
         self._shown = 0  # frames of this lamp that were shown
-        self._at = 0.0  # the lamp's time of the last one
+        self._at = 0.0  # the lamp's time of the last frame that was shown
         self._moments: tuple[float, float, float, float] | None = None
         self._measured = -math.inf  # when the moments were last computed
         self.ended = False
@@ -124,17 +125,17 @@ class Session:
             self._wanted = (self.name if name is None else name, self.seed if seed is None else seed)
         self.clock.interrupt()
 
-    def faster(self, factor: float) -> None:
-        """Multiply the speed, within ``SPEEDS``."""
-        self.clock.speed = min(max(self.clock.speed * factor, SPEEDS[0]), SPEEDS[1])
+    def multiply_speed(self, factor: float) -> None:
+        """Multiply the speed, within ``SPEED_RANGE``."""
+        self.clock.speed = min(max(self.clock.speed * factor, SPEED_RANGE[0]), SPEED_RANGE[1])
 
-    def true_speed(self) -> None:
+    def reset_speed(self) -> None:
         """Play at the lamp's own speed."""
         self.clock.speed = 1.0
 
     def next_seed(self) -> None:
         """Play the lamp of the next seed. After the last seed comes the first."""
-        self.choose(seed=(self.seed + 1) % SEEDS)
+        self.choose(seed=(self.seed + 1) % SEED_COUNT)
 
     def next_name(self) -> bool:
         """Play the next of ``names``. Returns False if there is only one."""
@@ -153,7 +154,7 @@ class Session:
         self.clock.interrupt()
 
     def status(self) -> dict[str, Any]:
-        """What plays, as plain values that JSON can hold."""
+        """The state of the session as plain values for JSON."""
         return {
             "name": self.name,
             "seed": self.seed,
@@ -167,7 +168,7 @@ class Session:
     # What the player uses.
 
     def sources(self) -> Iterator[FrameSource]:
-        """Yield the first lamp, then each lamp that was chosen, as soon as the one before is left."""
+        """Yield the first lamp. Then yield each chosen lamp as soon as the player has left the one before."""
         while not self.ended:
             yield self._source
             with self._lock:
@@ -179,14 +180,14 @@ class Session:
             self.clock.restart()
 
     @property
-    def changed(self) -> bool:
-        """Whether to leave the lamp that plays: another was chosen, or the play was ended."""
+    def should_leave_lamp(self) -> bool:
+        """Whether the player should leave this lamp: another was chosen, or the play was ended."""
         return self.ended or self._wanted is not None
 
-    def frame_shown(self, at: float) -> None:
-        """Count a frame that has been shown, of the lamp's time ``at``."""
+    def count_shown_frame(self, at: float) -> None:
+        """Note that a frame has been shown, at the lamp's time ``at``."""
         self._shown += 1
         self._at = at
         now = time.monotonic()
-        if self._source.moments is not None and now - self._measured > _MOMENTS_INTERVAL:
+        if self._source.moments is not None and now - self._measured > _SECONDS_BETWEEN_MOMENTS:
             self._measured, self._moments = now, self._source.moments()

@@ -21,10 +21,10 @@ def descend(
     """Minimise a function with Adam (Kingma 2015). The learning rate falls to 0 along a cosine.
 
     Args:
-        loss: array → scalar.
-        x: where to start.
-        rounds: steps of Adam.
-        rate: the first learning rate.
+        loss: function of an array that returns a scalar.
+        x: array to start from.
+        rounds: number of steps of Adam.
+        rate: learning rate at the start.
         on_progress: called with the number of rounds done and the number of all rounds.
     """
     gradient_of = mx.grad(loss)

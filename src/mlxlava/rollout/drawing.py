@@ -1,4 +1,4 @@
-"""Frames from states for playing: what the generator computes, faster for few frames without gradients."""
+"""Draws frames from states for playing. It is faster than the generator for few frames without gradients."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from mlxlava.backend import Tree, mx
 from mlxlava.backend.cpu import convolution
-from mlxlava.backend.cpu.convolution import Kind
+from mlxlava.backend.cpu.convolution import ConvolutionKind
 from mlxlava.backend.ops import leaky_relu
 from mlxlava.config import Recipe
 from mlxlava.models.generator import ShuffleGenerator, to_bytes
@@ -14,26 +14,26 @@ from mlxlava.models.layers import dense
 from mlxlava.models.registry import make_generator
 
 # States (N, Z) → frames, uint8 (N, H, W, 3), not evaluated.
-Draw = Callable[[mx.array], mx.array]
+DrawFunction = Callable[[mx.array], mx.array]
 
 
-def make_draw(recipe: Recipe, weights: Tree, stats: Tree) -> Draw:
-    """The fastest way on this device to draw frames with these weights of the recipe's generator."""
+def make_draw_function(recipe: Recipe, weights: Tree, stats: Tree) -> DrawFunction:
+    """The fastest function on this device that draws frames with the weights of a recipe's generator."""
     if recipe.generator.kind == "shuffle" and convolution.available():
-        return _Shuffled(ShuffleGenerator(recipe), weights)
+        return _FastShuffleGenerator(ShuffleGenerator(recipe), weights)
     generator = make_generator(recipe)
     return lambda states: to_bytes(generator(weights, states, stats)[0])
 
 
-class _Shuffled:
-    """:class:`ShuffleGenerator` on the CPU; weights are prepared once."""
+class _FastShuffleGenerator:
+    """Draws frames like :class:`ShuffleGenerator` on the CPU, with weights that are transformed once."""
 
     def __init__(self, generator: ShuffleGenerator, weights: Tree) -> None:
         self._base = (*generator.base, generator.widths[0])
         self._dense = weights["dense"]
         ups = [weights[f"up{i}"] for i in range(len(generator.widths) - 1)]
-        self._ups = [_FixedConvolution(Kind.CONV3_SHUFFLE, up["weight"], up["bias"]) for up in ups]
-        self._out = _FixedConvolution(Kind.CONV3, weights["out"]["weight"])
+        self._ups = [_FixedConvolution(ConvolutionKind.CONV3_SHUFFLE, up["weight"], up["bias"]) for up in ups]
+        self._out = _FixedConvolution(ConvolutionKind.CONV3, weights["out"]["weight"])
         self._variance_mask = weights.get("gate", mx.ones((1, 1, 3)))
         self._offset = (
             weights.get("background", mx.zeros((1, 1, 3))) + self._variance_mask * weights["out"]["bias"]
@@ -48,11 +48,11 @@ class _Shuffled:
 
 
 class _FixedConvolution:
-    """A convolution whose weight (O, 3, 3, I) and bias (O,) do not change: it is transformed once."""
+    """A convolution with constant weight (O, 3, 3, I) and bias (O,). The weight is transformed only once."""
 
-    def __init__(self, kind: Kind, weight: mx.array, bias: mx.array | None = None) -> None:
+    def __init__(self, kind: ConvolutionKind, weight: mx.array, bias: mx.array | None = None) -> None:
         self._kind, self._weight, self._bias = kind, weight, bias
-        self._transformed: dict[int, mx.array] = {}  # by algorithm, which the number of frames decides on
+        self._transformed: dict[int, mx.array] = {}  # by algorithm, which depends on the number of frames
 
     def __call__(self, x: mx.array) -> mx.array:
         outputs = len(self._weight)

@@ -11,15 +11,15 @@ from PIL import Image
 
 from mlxlava.backend import mx, named_arrays, tree_map
 from mlxlava.config import format_size
-from mlxlava.console import clock
+from mlxlava.console import format_duration
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import open_footage
-from mlxlava.models.sheet import preview
+from mlxlava.models.sheet import draw_sheet
 from mlxlava.paths import latest_checkpoint, read_json
 from mlxlava.rollout.pace import match_pace
 from mlxlava.rollout.weights import Weights, load_weights, save_weights
 
-_CARD = """# {name}
+_CARD_TEMPLATE = """# {name}
 
 A lava lamp learned by mlxlava, to be played for ever:
 
@@ -43,7 +43,7 @@ state.
 The lamp plays with the averaged (EMA) weights of that step. `config.json` has all settings.
 """
 
-_SCORE = """
+_SCORE_TEMPLATE = """
 ## Score
 
 `mlxlava score {name}{footage}`, {clips} clips of {length} learned steps: image **{image:.2f}**, motion
@@ -54,7 +54,8 @@ _SCORE = """
 {rows}
 """
 
-_SCORE_KEYS = ("headline", "clips", "clip_length", "seed", "measures")  # what the card needs of a score
+# The parts of a score that the model card shows.
+_SCORE_KEYS = ("headline", "clips", "clip_length", "seed", "measures")
 
 
 def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any] | None = None) -> Weights:
@@ -64,12 +65,12 @@ def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any]
 
     Args:
         run: folder of the run.
-        folder: where to write; weights that are there are replaced.
-        half: store learned weights as float16, half the size; they are played as float32.
-        score: the output of ``mlxlava score --json`` for these weights, shown on the card.
+        folder: folder to write; weights that are in it are replaced.
+        half: store learned weights as float16, in half the size. They are played as float32.
+        score: the output of ``mlxlava score --json`` for these weights, shown on the model card.
 
     Returns:
-        What was written.
+        The weights that were written.
 
     Raises:
         UserError: ``run`` is not a run or has no checkpoint, ``score`` is not the output of ``mlxlava score
@@ -85,7 +86,7 @@ def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any]
     footage = weights.about.get("footage", {})
     about = {
         "footage": {
-            # Names without folders, which mean something only on the machine that trained.
+            # Only file names are stored, since folders have a meaning only on the machine that trained.
             "sources": [Path(source).name for source in footage.get("sources", [])],
             "frames": footage.get("frames"),
         },
@@ -108,18 +109,18 @@ def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any]
         learned = {part: arrays[part] for part in ("generator", "dynamics")}
         arrays = {**arrays, **tree_map(lambda a: a.astype(mx.float16), learned)}
     sample = io.BytesIO()
-    Image.fromarray(preview(weights.recipe, arrays)).save(sample, "png", optimize=True)
+    Image.fromarray(draw_sheet(weights.recipe, arrays)).save(sample, "png", optimize=True)
     written = dataclasses.replace(weights, arrays=arrays, about=about)
-    save_weights(written, folder, card=card(written, folder.resolve().name), sample=sample.getvalue())
+    save_weights(written, folder, card=model_card(written, folder.resolve().name), sample=sample.getvalue())
     return written
 
 
-def card(weights: Weights, name: str) -> str:
-    """The model card, Markdown."""
+def model_card(weights: Weights, name: str) -> str:
+    """The model card of weights, as Markdown."""
     recipe, about = weights.recipe, weights.about
     sources = about["footage"]["sources"]
     columns = min(8, recipe.data.seq_len)
-    text = _CARD.format(
+    text = _CARD_TEMPLATE.format(
         name=name,
         picture="sample.png",
         gap=recipe.data.seq_len // columns / weights.step_fps,
@@ -135,14 +136,14 @@ def card(weights: Weights, name: str) -> str:
         dtype="float16" if _is_half(weights) else "float32",
         steps=about["steps"],
         batch=recipe.data.batch_size,
-        clock=clock(about["seconds"]),
-        machine=_machine(about["machine"]),
+        clock=format_duration(about["seconds"]),
+        machine=_describe_machine(about["machine"]),
         command=about["command"],
     )
     if "score" not in about:
         return text
     score = about["score"]
-    return text + _SCORE.format(
+    return text + _SCORE_TEMPLATE.format(
         name=name,
         footage=" --footage FOOTAGE" if sources else "",
         clips=score["clips"],
@@ -157,15 +158,15 @@ def card(weights: Weights, name: str) -> str:
 
 
 def count_parameters(weights: Weights) -> dict[str, int]:
-    """Numbers in the generator and in the state step."""
+    """How many parameters the generator and the state step have."""
     return {
         part: sum(array.size for array in named_arrays(weights.arrays[part]).values())
         for part in ("generator", "dynamics")
     }
 
 
-def describe_weights(weights: Weights) -> dict[str, str]:
-    """Facts about weights, by name, for a table."""
+def weights_rows(weights: Weights) -> dict[str, str]:
+    """Facts about weights, by name, for ``mlxlava info``."""
     recipe, about = weights.recipe, weights.about
     footage = about.get("footage", {})
     parameters = count_parameters(weights)
@@ -179,17 +180,17 @@ def describe_weights(weights: Weights) -> dict[str, str]:
         "frames": str(footage.get("frames", "?")),
     }
     if "steps" in about:
-        rows |= {"training": f"{about['steps']} steps, {clock(about['seconds'])}"}
+        rows |= {"training": f"{about['steps']} steps, {format_duration(about['seconds'])}"}
     if about.get("command"):
         rows |= {"command": about["command"]}
-    return rows | {"machine": _machine(about.get("machine", {}))}
+    return rows | {"machine": _describe_machine(about.get("machine", {}))}
 
 
 def _is_half(weights: Weights) -> bool:
     return any(array.dtype == mx.float16 for array in named_arrays(weights.arrays).values())
 
 
-def _machine(machine: dict[str, Any]) -> str:
+def _describe_machine(machine: dict[str, Any]) -> str:
     device = machine.get("device name") or machine.get("processor", "an unknown processor")
     cores = f" ({machine['cores']} cores)" if "cores" in machine else ""
     return f"{device}{cores}, MLX {machine.get('mlx', '?')}, {machine.get('system', '?')}"

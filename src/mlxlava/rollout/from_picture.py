@@ -1,4 +1,4 @@
-"""From a picture to a state: the likely state whose frame is most like the picture."""
+"""Finds a likely state whose frame is similar to a picture."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from mlxlava.rollout.weights import Weights
 
 Frame = npt.NDArray[np.uint8]
 
-_TRIED = 128  # random states that are drawn
-_DESCENDED = 2  # of them, the nearest, from which gradient descent starts
-_AT_ONCE = 8  # frames that are drawn together; more do not fit into the processor's cache
-_ROUNDS = 150
-_RATE = 0.1  # Adam's first learning rate
+_RANDOM_STATES = 128  # random states that are drawn
+_DESCENT_STARTS = 2  # gradient descent starts from the states of least cost, so many of them
+_FRAMES_AT_ONCE = 8  # frames that are drawn in one call; more do not fit into the processor's cache
+_DESCENT_ROUNDS = 150
+_FIRST_LEARNING_RATE = 0.1  # Adam's first learning rate
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """A state, and how far its frame is from the picture.
+class FoundState:
+    """A state that was found, and how far its frame is from the picture.
 
     Attributes:
-        state: float32 (Z,).
-        frame: what it draws, uint8 (H, W, 3).
+        state: the state, float32 (Z,).
+        frame: the frame that is drawn from it, uint8 (H, W, 3).
         picture: the picture at the same size.
-        error: root mean square difference of the two, in grey levels of 255.
+        error: root mean square difference of frame and picture, in grey levels of 255.
     """
 
     state: npt.NDArray[np.float32]
@@ -47,15 +47,15 @@ class Found:
     error: float
 
 
-def start_picture(picture: str | Path | Frame, size: tuple[int, int]) -> Frame:
-    """A picture's middle, in the aspect of ``size`` (H, W) and resized to it: uint8 (H, W, 3).
+def crop_to_frame(picture: str | Path | Frame, size: tuple[int, int]) -> Frame:
+    """Cut out the middle of a picture in the aspect ratio of ``size`` and resize it: uint8 (H, W, 3).
 
     Args:
-        picture: a file, or uint8 (H′, W′, 3).
+        picture: a file, or an array, uint8 (H′, W′, 3).
         size: height and width of the lamp's frames.
 
     Raises:
-        UserError: the file cannot be read as a picture, or the array is none.
+        UserError: the file cannot be read as a picture, or the array is no picture.
     """
     if isinstance(picture, (str, Path)):
         image = read_picture(picture, what="picture", advice="give another PNG or JPEG")
@@ -71,17 +71,17 @@ def start_picture(picture: str | Path | Frame, size: tuple[int, int]) -> Frame:
 
 def find_state(
     weights: Weights, picture: Frame, seed: int = 0, on_progress: OnProgress | None = None
-) -> Found:
-    """The most likely state of a picture: gradient descent through G from the nearest of many random states.
+) -> FoundState:
+    """Find the most likely state of a picture by gradient descent through G, from the best of random states.
 
     The negative log posterior is minimised: squared error / (2 sigma²) + ‖z‖² / 2, with ``loss.sigma`` of the
-    recipe, as in the evidence bound of the training (Kingma 2014). Last, the norm is clipped to what is
-    likely under N(0, I), since G was trained on such states only.
+    recipe, as in the evidence bound of the training (Kingma 2014). At the end the norm is limited to values
+    that are likely under N(0, I), since G was trained only on such states.
 
     Args:
         weights: a learned lamp.
-        picture: uint8 (H, W, 3) of the lamp's size.
-        seed: of the random states.
+        picture: picture of the lamp's size, uint8 (H, W, 3).
+        seed: seed of the random states.
         on_progress: called with the number of rounds done and the number of all rounds.
     """
     generator, arrays = make_generator(weights.recipe), weights.arrays
@@ -95,28 +95,32 @@ def find_state(
         error = ((draw(states) - target) ** 2).sum((1, 2, 3))
         return error / (2 * sigma**2) + (states * states).sum(-1) / 2
 
-    states = _nearest(cost, mx.random.normal((_TRIED, size), key=mx.random.key(seed)))
+    states = _states_of_least_cost(cost, mx.random.normal((_RANDOM_STATES, size), key=mx.random.key(seed)))
     states = descend(
-        lambda states: cost(states).sum(), states, rounds=_ROUNDS, rate=_RATE, on_progress=on_progress
+        lambda states: cost(states).sum(),
+        states,
+        rounds=_DESCENT_ROUNDS,
+        rate=_FIRST_LEARNING_RATE,
+        on_progress=on_progress,
     )
-    states = _on_shell(states)
+    states = _limit_norms(states)
     state = states[int(np.argmin(np.array(cost(states))))]
     frame = np.array(to_bytes(draw(state[None])))[0]
     error = float(np.sqrt(np.mean((frame.astype(np.float64) - picture) ** 2)))
-    return Found(np.array(state), frame, picture, error)
+    return FoundState(np.array(state), frame, picture, error)
 
 
-def _nearest(cost: Callable[[mx.array], mx.array], states: mx.array) -> mx.array:
-    """Of states (N, Z), the two with the least cost (2, Z)."""
+def _states_of_least_cost(cost: Callable[[mx.array], mx.array], states: mx.array) -> mx.array:
+    """The two of the given states (N, Z) that have the least cost: (2, Z)."""
     costs = []
-    for at in range(0, len(states), _AT_ONCE):
-        costs.append(cost(states[at : at + _AT_ONCE]))
+    for at in range(0, len(states), _FRAMES_AT_ONCE):
+        costs.append(cost(states[at : at + _FRAMES_AT_ONCE]))
         mx.eval(costs[-1])
-    return states[mx.argsort(mx.concatenate(costs))[:_DESCENDED]]
+    return states[mx.argsort(mx.concatenate(costs))[:_DESCENT_STARTS]]
 
 
-def _on_shell(states: mx.array) -> mx.array:
-    """States (B, Z), scaled where their norm is more than three deviations from what N(0, I) has."""
+def _limit_norms(states: mx.array) -> mx.array:
+    """Scale states (B, Z) whose norm is more than three deviations from the mean norm under N(0, I)."""
     # The norm under N(0, I) has a mean of about √Z, and a deviation of about √½ for any Z.
     norms, typical = mx.linalg.norm(states, axis=-1, keepdims=True), math.sqrt(states.shape[-1])
     wide = 3 * math.sqrt(0.5)

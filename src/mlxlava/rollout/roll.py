@@ -1,6 +1,6 @@
-"""The endless roll-out: the state step moves the state, and G draws a frame of it at any time.
+"""The endless roll-out: the state step moves the state, and G draws a frame from the state at any time.
 
-A frame between two learned steps is drawn from a state between theirs (``Rollout._look``).
+A frame between two learned steps is drawn from a state between those of the steps (``Rollout._states_at``).
 """
 
 from __future__ import annotations
@@ -13,34 +13,35 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from mlxlava.backend import mx, queue
+from mlxlava.backend import mx, start_computing
 from mlxlava.backend.cpu.worker_streams import worker_streams
 from mlxlava.models.state_step import fixed_bases, make_dynamics
-from mlxlava.rollout.drawing import Draw, make_draw
+from mlxlava.rollout.drawing import DrawFunction, make_draw_function
 from mlxlava.rollout.weights import Weights
 
-# At most so many learned steps are queued, so that memory stays flat where two frames lie far apart.
-_QUEUED = 64
-PIXELS_TOGETHER = 2**16  # drawn together at most (16 frames of 64×64), where nobody waits for a single frame
+# At most so many learned steps are computed at once. So memory does not grow if two frames lie far apart.
+_STEPS_PER_EVAL = 64
+# At most so many pixels (16 frames of 64×64) are drawn in one call, if nobody waits for a single frame.
+PIXELS_AT_ONCE = 2**16
 
 # A play time and its frame, uint8 (H, W, 3).
-Timed = tuple[float, npt.NDArray[np.uint8]]
+TimedFrame = tuple[float, npt.NDArray[np.uint8]]
 
 
 class Rollout:
-    """One lamp, from a seed, without end.
+    """A lamp that is rolled from a seed, without end.
 
-    The frame at a time is a function of (weights, seed, time) alone. So the lamp is the same when frames are
-    dropped, and at any frame rate. A frame between two learned steps is drawn from a state between theirs:
-    the state step can make any fraction of a step.
+    A frame depends only on weights, seed and time. So the lamp is the same if frames are dropped, and at any
+    frame rate. A frame between two learned steps is drawn from a state between those of the steps: the state
+    step can make any fraction of a step.
 
     Args:
         weights: a learned lamp.
-        seed: of the first state, and of the noise.
+        seed: seed of the first state and of the noise.
         speed: seconds of the lamp's time in a second of play time.
-        lamps: lamps rolled together, for ``roll``; ``play`` draws the first. duralava's state step needs a
-            batch of a certain size and always rolls so many.
-        start: first state of the first lamp (Z,); random when None.
+        lamps: number of lamps that are rolled together by ``roll``; ``play`` draws the first one. The state
+            step of duralava needs a batch of a certain size and always rolls that many.
+        start: first state (Z,) of the first lamp; random when None.
     """
 
     def __init__(
@@ -53,12 +54,12 @@ class Rollout:
     ) -> None:
         self._recipe, self._arrays, self._seed = weights.recipe, weights.arrays, seed
         self._dynamics = make_dynamics(weights.recipe)
-        self._bases = self._dynamics.prepare(fixed_bases(weights.arrays))
+        self._bases = self._dynamics.basis_changes(fixed_bases(weights.arrays))
         self._streams = itertools.cycle(worker_streams())
         self._rate = weights.step_fps * speed
         least = self._dynamics.minimum_batch
         self._shape = (lamps if least == 1 else least, weights.recipe.generator.state_size)
-        self._states = mx.random.normal(self._shape, key=mx.random.key(_mix(seed, -1)))
+        self._states = mx.random.normal(self._shape, key=mx.random.key(_mix_seed_and_step(seed, -1)))
         if start is not None:
             self._states[0] = mx.array(start)
         self._norms = mx.linalg.norm(self._states, axis=-1, keepdims=True)
@@ -67,61 +68,62 @@ class Rollout:
         self.size = weights.recipe.data.size
 
     @functools.cached_property
-    def _frames(self) -> Draw:
-        """How frames are drawn. Prepared with the first frame, since rolling does not need it."""
-        return make_draw(self._recipe, self._arrays["generator"], self._arrays["stats"]["generator"])
+    def _draw_function(self) -> DrawFunction:
+        """The function that draws frames. It is made at the first frame, since rolling does not need it."""
+        return make_draw_function(self._recipe, self._arrays["generator"], self._arrays["stats"]["generator"])
 
     @property
-    def step(self) -> int:
-        """Learned steps made so far."""
+    def steps_made(self) -> int:
+        """Number of learned steps made so far."""
         return self._step
 
     @property
     def states(self) -> npt.NDArray[np.float32]:
-        """The states at ``step``, float32 (lamps rolled together, Z); the first one is drawn."""
+        """The present states, float32 (lamps rolled together, Z). The first one is the lamp that is drawn."""
         return np.array(self._states)
 
-    def play(self, times: Iterable[float]) -> Iterator[Timed]:
-        """Frames at rising play times.
+    def play(self, times: Iterable[float]) -> Iterator[TimedFrame]:
+        """Yield frames at rising play times.
 
         The next frame is queued before one is yielded. So the device draws while the caller shows a
         frame, and a CPU draws two side by side.
 
         Args:
-            times: seconds of play time from the start, not decreasing. One more is read than was yielded.
+            times: seconds of play time from the start; they must not decrease. One more is read than frames
+                are yielded.
 
         Yields:
             The time and its frame, uint8 (H, W, 3).
         """
         return self._play(iter(times), 1)
 
-    def film(self, times: Iterable[float]) -> Iterator[Timed]:
-        """``play`` for a file. It is faster, since several frames are drawn together."""
-        return self._play(iter(times), frames_together(self.size))
+    def play_in_batches(self, times: Iterable[float]) -> Iterator[TimedFrame]:
+        """Like ``play``, for a file. It is faster, since several frames are drawn in one call."""
+        return self._play(iter(times), frames_drawn_at_once(self.size))
 
-    def _play(self, times: Iterator[float], together: int) -> Iterator[Timed]:
+    def _play(self, times: Iterator[float], frames_at_once: int) -> Iterator[TimedFrame]:
         times, again = itertools.tee(times)
-        groups = iter(lambda: list(itertools.islice(again, together)), [])
-        for frames in self._draw_ahead(map(self._look, groups)):
+        groups = iter(lambda: list(itertools.islice(again, frames_at_once)), [])
+        for frames in self._draw_ahead(map(self._states_at, groups)):
             for frame in frames:
                 yield next(times), frame
 
-    def roll(self, steps: int) -> npt.NDArray[np.float32]:
-        """Make ``steps`` learned steps: the states after each, float32 (lamps, steps, Z)."""
+    def roll_states(self, steps: int) -> npt.NDArray[np.float32]:
+        """Make ``steps`` learned steps. Returns the states after each step, float32 (lamps, steps, Z)."""
         path = []
         for _ in range(steps):
-            self._go()
+            self._take_step()
             path.append(self._states)
         return np.array(mx.stack(path, axis=1))
 
     def draw(self, states: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-        """The frames of states (N, Z), uint8 (N, H, W, 3)."""
-        count = frames_together(self.size)
+        """Draw the frames of states (N, Z): uint8 (N, H, W, 3)."""
+        count = frames_drawn_at_once(self.size)
         groups = (mx.array(states[at : at + count]) for at in range(0, len(states), count))
         return np.concatenate(list(self._draw_ahead(groups)))
 
     def _draw_ahead(self, groups: Iterable[mx.array]) -> Iterator[npt.NDArray[np.uint8]]:
-        """The frames of groups of states (N, Z); the next group is drawn while the caller has one."""
+        """Yield the frames of groups of states (N, Z). The next group is drawn while the caller uses one."""
         waiting: mx.array | None = None
         try:
             for states in groups:
@@ -132,54 +134,56 @@ class Rollout:
                 yield np.array(waiting)
         finally:
             if waiting is not None:
-                mx.eval(waiting)  # a process that ends while a stream still draws may crash
+                mx.eval(waiting)  # a process that ends while a stream is drawing may crash
 
     def _draw(self, states: mx.array) -> mx.array:
-        """The frames of states (N, Z), uint8 (N, H, W, 3), queued on the next stream."""
-        # Queued before the frames: on their stream, the next states would wait for them.
-        queue(states, self._states)
+        """Start to draw the frames of states (N, Z), uint8 (N, H, W, 3), on the next stream."""
+        # The states are started before the frames. On the stream of the frames, the next states would wait
+        # for them.
+        start_computing(states, self._states)
         with mx.stream(next(self._streams)):
-            frames = self._frames(states)
-        queue(frames)
+            frames = self._draw_function(states)
+        start_computing(frames)
         return frames
 
-    def _look(self, times: Sequence[float]) -> mx.array:
-        """The states (N, Z) of the lamp that is drawn at play times, not evaluated."""
-        moments = [self._reach(at) for at in times]
+    def _states_at(self, times: Sequence[float]) -> mx.array:
+        """The states (N, Z) of the lamp at play times, not evaluated yet."""
+        moments = [self._roll_to(at) for at in times]
         if len(times) == 1 or self._dynamics.minimum_batch > 1:
-            return mx.concatenate([self._between(*moment)[:1] for moment in moments])
-        # A step is so little work that it takes as long for a few states as for one.
+            return mx.concatenate([self._states_between(*moment)[:1] for moment in moments])
+        # A step is so little work that it takes the same time for a few states as for one.
         states = mx.concatenate([states[:1] for states, _, _ in moments])
         noise = mx.concatenate([noise[:1] for _, noise, _ in moments])
         return self._advance(states, noise, mx.array([[fraction] for _, _, fraction in moments]))
 
-    def _reach(self, at: float) -> tuple[mx.array, mx.array, float]:
+    def _roll_to(self, at: float) -> tuple[mx.array, mx.array, float]:
         """Roll to the last learned step before a play time.
 
         Returns:
-            The states there, the noise of the next step, and the fraction of that step up to the play time.
+            The states at that step, the noise of the next step, and the fraction of the next step that lies
+            before the play time.
         """
-        # A time that differs from a learned step's by rounding alone (1e-6) needs no state in between.
+        # A time that is a learned step's but for rounding (1e-6) needs no state in between.
         whole, fraction = divmod(max(at * self._rate, 0.0), 1.0)
         if fraction > 1 - 1e-6:
             whole, fraction = whole + 1, 0.0
         while self._step < whole:
-            self._go()
+            self._take_step()
         return self._states, self._noise, fraction
 
-    def _go(self) -> None:
+    def _take_step(self) -> None:
         """Make one learned step."""
         self._states = self._advance(self._states, self._noise, 1.0)
         self._step += 1
         self._noise = self._new_noise()
-        if self._step % _QUEUED == 0:
-            queue(self._states)
+        if self._step % _STEPS_PER_EVAL == 0:
+            start_computing(self._states)
 
     def _new_noise(self) -> mx.array:
-        """The noise of the step after ``step``; it depends on the seed and the step's number alone."""
-        return mx.random.normal(self._shape, key=mx.random.key(_mix(self._seed, self._step)))
+        """The noise of the next step. It depends only on the seed and on the number of the step."""
+        return mx.random.normal(self._shape, key=mx.random.key(_mix_seed_and_step(self._seed, self._step)))
 
-    def _between(self, states: mx.array, noise: mx.array, fraction: float) -> mx.array:
+    def _states_between(self, states: mx.array, noise: mx.array, fraction: float) -> mx.array:
         """States a fraction of a learned step later."""
         return states if fraction < 1e-6 else self._advance(states, noise, fraction)
 
@@ -192,11 +196,11 @@ class Rollout:
         return states * (self._norms / mx.linalg.norm(states, axis=-1, keepdims=True))
 
 
-def frames_together(size: tuple[int, int]) -> int:
-    """How many frames of a size (H, W) are drawn together where nobody waits for each."""
-    return max(1, PIXELS_TOGETHER // math.prod(size))
+def frames_drawn_at_once(size: tuple[int, int]) -> int:
+    """How many frames of a size (H, W) are drawn in one call, if nobody waits for a single frame."""
+    return max(1, PIXELS_AT_ONCE // math.prod(size))
 
 
-def _mix(seed: int, step: int) -> int:
-    """A 64-bit key for a step of a seed's lamp. Multiples of the golden ratio put seeds far apart."""
+def _mix_seed_and_step(seed: int, step: int) -> int:
+    """A 64-bit key for a step of a seed's lamp. Multiples of the golden ratio keep the seeds far apart."""
     return ((seed + 1) * 0x9E3779B97F4A7C15 + step) % 2**64

@@ -1,7 +1,7 @@
-"""Learned lamps on disk, with their card: shipped ones, folders of weights and runs.
+"""Learned lamps on disk: shipped weights, folders of weights, and runs.
 
 Weights are a folder: ``weights.safetensors`` (averaged G and R and their statistics), ``config.json`` (the
-recipe and ``step_fps``), ``README.md`` and ``sample.png``. No pickle anywhere.
+recipe and ``step_fps``), ``README.md`` and ``sample.png``. Pickle is not used.
 """
 
 from __future__ import annotations
@@ -14,15 +14,22 @@ from typing import Any
 from mlxlava.backend import Tree, mx
 from mlxlava.config import (
     Recipe,
-    nearest,
+    did_you_mean,
     recipe_from_dict,
     recipe_to_dict,
 )
 from mlxlava.errors import UserError
 from mlxlava.models.registry import make_generator
 from mlxlava.models.state_step import make_dynamics
-from mlxlava.models.storage import FORMAT, array_folder, compare, fill, load_arrays, save_arrays
-from mlxlava.paths import SMALL, is_taken, latest_checkpoint, read_json
+from mlxlava.models.storage import (
+    FORMAT_VERSION,
+    atomic_array_folder,
+    check_arrays,
+    fill_tree,
+    load_arrays,
+    save_arrays,
+)
+from mlxlava.paths import SMALL_LAMP_FOLDER, is_taken, latest_checkpoint, read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +37,10 @@ class Weights:
     """A learned lamp.
 
     Attributes:
-        recipe: what it was trained with; the networks are rebuilt from it.
-        step_fps: learned steps a second of true time.
-        arrays: ``generator`` and ``dynamics`` weights, and ``stats`` of both.
-        about: the other entries of ``config.json``: footage, steps, seconds, hardware.
+        recipe: recipe that it was trained with; the networks are built from it.
+        step_fps: learned steps per second of true time.
+        arrays: weights of ``generator`` and ``dynamics``, and ``stats`` of both.
+        about: all other entries of ``config.json``: footage, steps, seconds, hardware.
     """
 
     recipe: Recipe
@@ -46,10 +53,10 @@ def save_weights(weights: Weights, folder: Path, *, card: str = "", sample: byte
     """Write a folder of weights. An older one is replaced once the new one is complete.
 
     Args:
-        weights: what to write.
-        folder: where to.
+        weights: weights to write.
+        folder: folder to write.
         card: text of ``README.md``.
-        sample: PNG of frames.
+        sample: content of ``sample.png``.
 
     Raises:
         UserError: the folder holds something else, or cannot be written.
@@ -57,12 +64,12 @@ def save_weights(weights: Weights, folder: Path, *, card: str = "", sample: byte
     if is_taken(folder) and not (folder / "config.json").is_file():
         raise UserError(f"export: {folder} holds something that is no weights; give an empty or a new folder")
     config = {
-        "format": FORMAT,
+        "format": FORMAT_VERSION,
         "step_fps": weights.step_fps,
         "recipe": recipe_to_dict(weights.recipe),
         **weights.about,
     }
-    with array_folder(folder, "weights") as draft:
+    with atomic_array_folder(folder, "weights") as draft:
         save_arrays(draft / "weights.safetensors", weights.arrays)
         (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if card:
@@ -72,18 +79,20 @@ def save_weights(weights: Weights, folder: Path, *, card: str = "", sample: byte
 
 
 def load_weights(name_or_path: str | Path | None = None) -> Weights:
-    """Read weights by name (shipped ones), from their folder, or the latest of a run.
+    """Read shipped weights by name, weights from their folder, or the latest weights of a run.
 
     Args:
         name_or_path: ``lava``, a weights folder or a run folder; the shipped ``lava`` when None.
 
     Raises:
-        UserError: nothing is there, or a tensor is missing, not expected, misshapen or not finite.
+        UserError: there are no weights, or a tensor is missing, not expected, misshapen or not finite.
     """
     folder = find_weights(name_or_path)
     config = read_json(folder / "config.json", "weights")
-    if config.get("format") != FORMAT:
-        raise UserError(f"weights: {folder} has format {config.get('format')!r}; this version reads {FORMAT}")
+    if config.get("format") != FORMAT_VERSION:
+        raise UserError(
+            f"weights: {folder} has format {config.get('format')!r}; this version reads {FORMAT_VERSION}"
+        )
     try:
         recipe = recipe_from_dict(config.pop("recipe"))
         step_fps = float(config.pop("step_fps"))
@@ -101,9 +110,9 @@ def load_weights(name_or_path: str | Path | None = None) -> Weights:
     if prefix:
         names = (name for name in arrays if name.startswith((prefix, "stats.")))
         arrays = {name.removeprefix(prefix): arrays[name] for name in names}
-    compare(arrays, _expected(recipe), f"weights: {folder}")
+    check_arrays(arrays, _expected_arrays(recipe), f"weights: {folder}")
     config.pop("format")
-    tree = fill(_expected(recipe), arrays)
+    tree = fill_tree(_expected_arrays(recipe), arrays)
     return Weights(recipe, step_fps, tree, config)
 
 
@@ -118,7 +127,7 @@ def find_weights(name_or_path: str | Path | None) -> Path:
     """The folder of shipped weights by name, or a weights or run folder by path.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such folder.
     """
     shipped = {path.name: path for path in shipped_weights()}
     name = str(name_or_path or "lava")
@@ -126,16 +135,16 @@ def find_weights(name_or_path: str | Path | None) -> Path:
         return shipped[name]
     path = Path(name).expanduser()
     # A run that grows plays its smaller lamp until the larger one begins.
-    for folder in (path, path / SMALL):
+    for folder in (path, path / SMALL_LAMP_FOLDER):
         if (folder / "config.json").is_file():
             return folder
     why = "is no folder of weights and no run" if path.exists() else "is not there"
-    advice = nearest(name, list(shipped)) if shipped else "train a lamp with mlxlava train"
+    advice = did_you_mean(name, list(shipped)) if shipped else "train a lamp with mlxlava train"
     raise UserError(f"weights: {name} {why}; {advice}")
 
 
-def _expected(recipe: Recipe) -> Tree:
-    """The tree that weights of this recipe have; lazy arrays that are never computed."""
+def _expected_arrays(recipe: Recipe) -> Tree:
+    """A tree with the names, shapes and types of a recipe's weights. Its arrays are never computed."""
     generator, dynamics = make_generator(recipe), make_dynamics(recipe)
     key = mx.random.key(0)
     return {

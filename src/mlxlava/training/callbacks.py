@@ -1,6 +1,6 @@
-"""What a training tells while it goes on: the log, the progress bar and TensorBoard are told in the same way.
+"""Callbacks of a training. The log, the progress bar and TensorBoard are callbacks too.
 
-A subclass of :class:`Callbacks` overrides what it wants to hear of::
+A subclass of :class:`Callbacks` overrides the functions that it needs::
 
     class Printer(Callbacks):
         def on_step(self, report):
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 @dataclasses.dataclass(frozen=True)
 class StepReport:
-    """What is known after a training step.
+    """Figures of a training step, for callbacks.
 
     Attributes:
         step: Training steps made so far, in all sessions.
@@ -31,7 +31,7 @@ class StepReport:
         seconds_left: Estimated time until this session ends.
         clips_per_second: Clips that were learned from, in a second of this session.
         terms: Every term of the loss and every observed statistic, by name.
-        peaks_gb: Peak memory in GB: ``mlx``, of MLX's arrays, and ``process``.
+        peaks_gb: Peak memory in GB: ``mlx`` for MLX's arrays, ``process`` for the whole process.
     """
 
     step: int
@@ -45,7 +45,7 @@ class StepReport:
 
 
 class Callbacks:
-    """Functions that a training calls, in its first process only. These do nothing."""
+    """Functions that a training calls, in its first process only. The functions of this class do nothing."""
 
     def on_step(self, report: StepReport) -> None:
         """Called once for each step, in order. The next step may be under way already."""
@@ -58,6 +58,6 @@ class Callbacks:
 
         Args:
             step: Training steps made so far.
-            sheet: Picture (H, W, 3) of real frames and of lamps.
-            states: Last states (B, Z) of the clips of the step.
+            sheet: Picture (H, W, 3) with real frames and drawn frames.
+            states: Last state of each clip of the step, (B, Z).
         """

@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from mlxlava.backend import Tree
-from mlxlava.models.storage import array_folder, compare, fill, load_arrays, save_arrays
-from mlxlava.paths import checkpoints, read_json
+from mlxlava.models.storage import atomic_array_folder, check_arrays, fill_tree, load_arrays, save_arrays
+from mlxlava.paths import checkpoint_folders, read_json
 
 
-def playable(state: Tree) -> Tree:
-    """What playing needs of a run state: the averaged weights and the statistics."""
+def playable_arrays(state: Tree) -> Tree:
+    """The part of a run state that is played: the averaged weights and the statistics."""
     return {**state["ema"], "stats": state["stats"]}
 
 
-def save_checkpoint(run: Path, state: Tree, progress: Mapping[str, Any], keep: int) -> Path:
-    """Write the whole run state as ``checkpoints/<step>``, then drop all but the last ``keep``.
+def save_checkpoint(run: Path, state: Tree, progress: Mapping[str, Any], checkpoints_to_keep: int) -> Path:
+    """Write the whole run state as ``checkpoints/<step>``; delete all but the last checkpoints.
 
     Args:
         run: folder of the run.
         state: run state (training/step.py), evaluated and finite.
-        progress: the rest that resuming needs: ``step`` and ``seconds``.
-        keep: checkpoints to keep.
+        progress: ``step`` and ``seconds``, which resuming needs too.
+        checkpoints_to_keep: number of checkpoints that stay.
 
     Returns:
         The checkpoint's folder.
@@ -34,20 +34,20 @@ def save_checkpoint(run: Path, state: Tree, progress: Mapping[str, Any], keep: i
         UserError: it cannot be written. Earlier checkpoints stay.
     """
     folder = run / "checkpoints" / f"{progress['step']:08d}"
-    with array_folder(folder, "checkpoint") as draft:
+    with atomic_array_folder(folder, "checkpoint") as draft:
         save_arrays(draft / "state.safetensors", state)
         (draft / "progress.json").write_text(json.dumps(dict(progress)), encoding="utf-8")
-    for old in checkpoints(run)[:-keep]:
+    for old in checkpoint_folders(run)[:-checkpoints_to_keep]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
-def load_checkpoint(folder: Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
+def load_checkpoint(folder: Path, example: Tree) -> tuple[Tree, dict[str, Any]]:
     """Read a checkpoint.
 
     Args:
-        folder: its folder.
-        like: a run state of the same recipe, for names and shapes.
+        folder: folder of the checkpoint.
+        example: a run state of the same recipe; the checkpoint must have the same names and shapes.
 
     Returns:
         The run state and its progress.
@@ -56,5 +56,5 @@ def load_checkpoint(folder: Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
         UserError: it is damaged or belongs to other networks.
     """
     arrays = load_arrays(folder / "state.safetensors")
-    compare(arrays, like, f"checkpoint: {folder}")
-    return fill(like, arrays), read_json(folder / "progress.json", "checkpoint")
+    check_arrays(arrays, example, f"checkpoint: {folder}")
+    return fill_tree(example, arrays), read_json(folder / "progress.json", "checkpoint")

@@ -1,6 +1,6 @@
 """How a run may fail: numbers that are not finite, a device that fails, a process that is gone.
 
-Each is told in one line that names the last checkpoint and says how to go on.
+Each message is one line. It names the last checkpoint and says how to go on.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mlxlava.backend import on_gpu_path
-from mlxlava.backend.ranks import ranks
+from mlxlava.backend.ranks import rank_count
 from mlxlava.config import Recipe
-from mlxlava.failures import DeviceFailed, explain
+from mlxlava.failures import DeviceFailed, explain_device_failure
 from mlxlava.paths import latest_checkpoint
-from mlxlava.training.plan import memory_for_more_micro_batches
+from mlxlava.training.memory_plan import gigabytes_for_more_micro_batches
 
 
 class Diverged(Exception):
@@ -40,13 +40,13 @@ class ProcessLost(Exception):
 
 
 @contextlib.contextmanager
-def explained_failures(run: Path, recipe: Callable[[], Recipe], step: Callable[[], int]) -> Iterator[None]:
+def explain_failures(run: Path, recipe: Callable[[], Recipe], step: Callable[[], int]) -> Iterator[None]:
     """Turn a failure of MLX's device into a line that says what it was and how to go on.
 
     Args:
         run: Folder of the run.
-        recipe: The recipe as it is trained now.
-        step: Training steps made so far.
+        recipe: Returns the recipe with its present number of micro-batches.
+        step: Returns the number of training steps made so far.
 
     Raises:
         DeviceFailed: instead of MLX's own error.
@@ -54,7 +54,7 @@ def explained_failures(run: Path, recipe: Callable[[], Recipe], step: Callable[[
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        failure = explain(error)
+        failure = explain_device_failure(error)
         if failure is None:
             raise
         last = latest_checkpoint(run)
@@ -64,7 +64,9 @@ def explained_failures(run: Path, recipe: Callable[[], Recipe], step: Callable[[
                 "and all of them are needed to go on with --resume"
             ) from error
         less = (
-            memory_for_more_micro_batches(recipe(), ranks(), gpu=on_gpu_path()) if failure.too_much else None
+            gigabytes_for_more_micro_batches(recipe(), rank_count(), gpu=on_gpu_path())
+            if failure.less_work_helps
+            else None
         )
         how = f" --memory {less:g}, which works on fewer clips at a time" if less else f"; {failure.advice}"
         raise DeviceFailed(

@@ -1,19 +1,21 @@
-"""Feature matching: over many steps, drawn clips have the averages of real ones (Salimans 2016, section 3.1).
+"""Feature matching: drawn clips get the same averages as real clips (Salimans 2016, section 3.1).
 
-The discriminator judges one clip at a time. That lamps from random states move a fifth too fast, or have a
-little too much wax, can hardly be seen in one clip, since real clips differ by more. In the average of a
-thousand clips it is plain. So running averages of a few features are kept, of real clips and of drawn ones.
-With f a feature, and averages over the last fifty steps or so, G and R minimise::
+The discriminator judges one clip at a time. Lamps from random states may move a fifth too fast, or have a
+little too much wax. One clip hardly shows this, since real clips differ by more. The average of a thousand
+clips shows it plainly. So running averages of a few features are kept, for real clips and for drawn clips. If
+f is a feature, and averages are over about the last fifty steps, G and R minimise::
 
     half the sum of  ((average of drawn f  −  average of real f) / scale of f)²
 
-as if only this step's drawn clips could still change. The features of a clip are
+Only the drawn clips of the present step have a gradient; the sums of earlier steps are constants. The
+features of a clip are
 
-- means: of each block of its frames, for each colour. Blocks are of four sizes, up to the whole frame: so its
-  amount of wax counts as much as where the wax is;
-- spreads: the squared distance of these from the average of real clips;
-- changes: how much a pixel changes from one of its frames to another, by the learned steps between them (1,
-  2 to 3, 4 to 7 …). As absolute values: a soft edge that moves changes as much as a sharp one.
+- means: the mean colour of each block of a frame. Blocks have four sizes, up to the whole frame. So the
+  amount of wax counts as much as the place of the wax;
+- spreads: the squared distance of each mean from its average over real clips;
+- changes: the mean absolute change of a pixel between two frames, one number for each range of learned steps
+  between them (1, 2 to 3, 4 to 7 …). With absolute values, a soft edge that moves counts as much as a sharp
+  one.
 """
 
 from __future__ import annotations
@@ -23,29 +25,31 @@ import math
 from mlxlava.backend import Tree, mx, tree_map
 from mlxlava.config import Recipe
 
-_LEVELS = ((1, 1), (2, 1), (4, 2), (8, 4))  # rows and columns of the blocks of a frame, a size of block each
-_DECAY = 0.98  # of the running sums, a step
-_FIRST = 15.0  # steps (as the sum decays) that make an average good enough to learn from
-_LEAST = 1e-6
+# Rows and columns of the blocks of a frame, for each size of blocks.
+_BLOCK_GRIDS = ((1, 1), (2, 1), (4, 2), (8, 4))
+_SUM_DECAY = 0.98  # factor of the running sums in each step
+# Decayed number of steps from which on the averages are exact enough to learn from.
+_STEPS_BEFORE_LEARNING = 15.0
+_EPSILON = 1e-6
 
 
 class FeatureMatching:
     """The features of a recipe's clips, and the loss that makes their averages alike.
 
-    The run state has decaying sums over the steps: ``real`` and ``drawn``, each of ``means`` (M,),
-    ``spreads`` (M,) and ``changes`` (S,); and ``steps``, the same sum of ones.
+    The run state holds decaying sums over the steps. ``real`` and ``drawn`` each have ``means`` (M,),
+    ``spreads`` (M,) and ``changes`` (S,). ``steps`` is the same decaying sum of ones: the number of steps.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         height, width = recipe.data.size
-        levels = [(math.gcd(height, rows), math.gcd(width, columns)) for rows, columns in _LEVELS]
-        self._levels = list(dict.fromkeys(levels))
-        # Each level counts alike, whatever the number of its blocks.
-        counts = [3 * math.prod(level) for level in self._levels]
+        grids = [(math.gcd(height, rows), math.gcd(width, columns)) for rows, columns in _BLOCK_GRIDS]
+        self._grids = list(dict.fromkeys(grids))
+        # Each grid has the same weight in the loss, whatever the number of its blocks.
+        counts = [3 * math.prod(grid) for grid in self._grids]
         self._shares = mx.concatenate([mx.full((count,), 1 / (count * len(counts))) for count in counts])
         self._spans = max(1, (recipe.data.seq_len - 1).bit_length())
 
-    def init(self) -> Tree:
+    def init_sums(self) -> Tree:
         """The sums before the first step."""
         means = len(self._shares)
 
@@ -59,23 +63,23 @@ class FeatureMatching:
         return {"real": zeros(), "drawn": zeros(), "steps": mx.zeros(())}
 
     def loss(self, sums: Tree, real: mx.array, drawn: mx.array, times: mx.array) -> tuple[mx.array, Tree]:
-        """The loss of drawn clips, and what this step adds to the sums.
+        """The loss of drawn clips, and the features that this step adds to the sums.
 
-        The loss is an average over clips, so micro-batches give what the whole batch gives.
+        The loss is an average over clips, so micro-batches give the same result as the whole batch.
 
         Args:
-            sums: as they were after the step before.
+            sums: running sums after the step before.
             real: real clips (B, K, H, W, 3) in [0, 1].
             drawn: drawn clips, of the same shape.
-            times: learned steps of the frames in their clips, int32 (B, K).
+            times: learned step of each frame in its clip, int32 (B, K).
         """
-        steps = mx.maximum(sums["steps"], _LEAST)
+        steps = mx.maximum(sums["steps"], _EPSILON)
         averages = tree_map(lambda array: array / steps, sums)
         centre = averages["real"]["means"]
         of_real, of_drawn = (self._features(clips, times, centre) for clips in (real, drawn))
 
-        variance = averages["real"]["spreads"] + _LEAST
-        change = averages["real"]["changes"] + _LEAST
+        variance = averages["real"]["spreads"] + _EPSILON
+        change = averages["real"]["changes"] + _EPSILON
         weights = {
             "means": self._shares / variance,
             "spreads": self._shares / (2 * variance**2),
@@ -85,15 +89,15 @@ class FeatureMatching:
             (weights[name] * (averages["drawn"][name] - averages["real"][name]) * of_drawn[name]).sum()
             for name in weights
         ]
-        known = (sums["steps"] > _FIRST).astype(mx.float32)
+        known = (sums["steps"] > _STEPS_BEFORE_LEARNING).astype(mx.float32)
         added = {"real": of_real, "drawn": of_drawn, "steps": mx.array(1.0)}
         return known * sum(terms, mx.array(0.0)), tree_map(mx.stop_gradient, added)
 
-    def error(self, sums: Tree) -> mx.array:
-        """How far apart the averages are: about what the loss is half of."""
-        steps = mx.maximum(sums["steps"], _LEAST)
+    def average_error(self, sums: Tree) -> mx.array:
+        """How far apart the averages are. G and R minimise about half of this number."""
+        steps = mx.maximum(sums["steps"], _EPSILON)
         real, drawn = (tree_map(lambda array: array / steps, sums[name]) for name in ("real", "drawn"))
-        variance, change = real["spreads"] + _LEAST, real["changes"] + _LEAST
+        variance, change = real["spreads"] + _EPSILON, real["changes"] + _EPSILON
         squares = (
             self._shares * (drawn["means"] - real["means"]) ** 2 / variance,
             self._shares * ((drawn["spreads"] - real["spreads"]) / variance) ** 2 / 2,
@@ -102,15 +106,15 @@ class FeatureMatching:
         return sum((square.sum() for square in squares), mx.array(0.0))
 
     def _features(self, clips: mx.array, times: mx.array, centre: mx.array) -> Tree:
-        """Features of clips (B, K, H, W, 3), averaged over the clips."""
+        """The features of clips (B, K, H, W, 3), averaged over the clips."""
         count, frames = clips.shape[:2]
         pixels = clips.flatten(0, 1)  # (B, K, H, W, 3) -> (B K, H, W, 3)
-        levels = []
-        for rows, columns in reversed(self._levels):  # finest first: a level is averaged from the one before
+        means_of_grids = []
+        for rows, columns in reversed(self._grids):  # finest first: each grid is averaged from the one before
             _, height, width, _ = pixels.shape
             pixels = pixels.reshape(-1, rows, height // rows, columns, width // columns, 3).mean((2, 4))
-            levels.append(pixels.reshape(count * frames, -1))
-        means = mx.concatenate(levels[::-1], axis=1)  # (B K, M)
+            means_of_grids.append(pixels.reshape(count * frames, -1))
+        means = mx.concatenate(means_of_grids[::-1], axis=1)  # (B K, M)
         gaps = (times[:, 1:] - times[:, :-1])[..., None]
         first = 2 ** mx.arange(self._spans)
         within = ((gaps >= first) & (gaps < 2 * first)).astype(mx.float32)  # (B, K − 1, S)
@@ -122,7 +126,7 @@ class FeatureMatching:
         }
 
 
-def add(sums: Tree, step: Tree) -> Tree:
-    """The sums after a step."""
-    after: Tree = tree_map(lambda old, new: _DECAY * old + new, sums, step)
+def add_step(sums: Tree, step: Tree) -> Tree:
+    """The running sums after a step, whose features are ``step``."""
+    after: Tree = tree_map(lambda old, new: _SUM_DECAY * old + new, sums, step)
     return after

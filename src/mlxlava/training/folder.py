@@ -13,58 +13,65 @@ from typing import Any
 
 import numpy as np
 
-from mlxlava.backend import Tree, describe, mx, tree_map
-from mlxlava.backend.ranks import from_first, rank
+from mlxlava.backend import Tree, device_rows, mx, tree_map
+from mlxlava.backend.ranks import copy_from_first_rank, rank
 from mlxlava.config import Recipe, recipe_to_dict
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage
-from mlxlava.models.storage import FORMAT
-from mlxlava.paths import SMALL, checkpoints, latest_checkpoint, names_in, read_json, write_whole
+from mlxlava.models.storage import FORMAT_VERSION
+from mlxlava.paths import (
+    SMALL_LAMP_FOLDER,
+    checkpoint_folders,
+    latest_checkpoint,
+    names_in,
+    read_json,
+    write_text_atomically,
+)
 from mlxlava.training import growth
 from mlxlava.training.checkpoint import load_checkpoint, save_checkpoint
 from mlxlava.training.step import Trainer
 
 _BACKGROUND_FRAMES = 1000  # at most so many frames are averaged for the generator's background
-# A pixel whose deviation over time exceeds this fraction of the largest one may change without limit.
-_FREE_DEVIATION = 0.2
+# Pixels whose deviation over time exceeds this share of the largest deviation have a variance mask of 1.
+_FREE_DEVIATION_SHARE = 0.2
 
 
-def start_run(
-    run: Path, recipe: Recipe, footage: Footage, sources: list[str], command: str, warm: Tree | None
+def make_run_folder(
+    run: Path, recipe: Recipe, footage: Footage, sources: list[str], command: str, initial_arrays: Tree | None
 ) -> None:
     """Make the folder of a new run, with its config and its state at step 0; on the first rank only.
 
     Args:
         run: The folder.
-        recipe: What to train.
-        footage: What to learn.
+        recipe: Recipe of the run.
+        footage: Footage to learn from.
         sources: Files that the footage was prepared from; resuming reads them again.
         command: The command that began the run, for its config.
-        warm: Arrays of weights whose G and R to begin with, or of the smaller lamp that a grown recipe
-            begins with; random weights when None.
+        initial_arrays: Arrays of weights whose G and R to begin with, or of the smaller lamp that a grown
+            recipe begins with; random weights when None.
 
     Raises:
         UserError: the folder is a run already or holds something else, the footage is shorter than a
-            clip, or ``warm`` belongs to other networks than the recipe's.
+            clip, or ``initial_arrays`` belongs to other networks than the recipe's.
     """
     if rank():
         return
-    if checkpoints(run):
+    if checkpoint_folders(run):
         raise UserError(f"train: {run} is a run already; add --resume to go on, or give another -o")
-    if names_in(run) - {"config.json", "checkpoints", "growth.json", SMALL}:
+    if names_in(run) - {"config.json", "checkpoints", "growth.json", SMALL_LAMP_FOLDER}:
         raise UserError(f"train: {run} holds something that is no run; give another -o")
     footage.require(recipe.data.seq_len)
     total = count_steps(recipe, footage)
     state = Trainer(recipe, total).init()
-    if warm is not None:
+    if initial_arrays is not None:
         if recipe.growth.factor > 1:
-            growth.grow(state, warm, recipe)
+            growth.grow_state(state, initial_arrays, recipe)
         else:
-            _warm_start(state, warm)
+            _warm_start(state, initial_arrays)
     if recipe.generator.background:
         _set_background(state, footage)
     config = {
-        "format": FORMAT,
+        "format": FORMAT_VERSION,
         "step_fps": footage.step_fps,
         "recipe": recipe_to_dict(recipe),
         "total_steps": total,
@@ -75,7 +82,7 @@ def start_run(
             "key": footage.key,
         },
         "command": command,
-        "machine": {"system": platform.platform(), **describe()},
+        "machine": {"system": platform.platform(), **device_rows()},
     }
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -86,7 +93,7 @@ def start_run(
 
 
 def count_steps(recipe: Recipe, footage: Footage) -> int:
-    """Training steps that the recipe asks for; an epoch sees as many frames as the footage has."""
+    """Number of training steps of a recipe. In an epoch as many frames are used as the footage has."""
     training, data = recipe.training, recipe.data
     if training.steps:
         return training.steps
@@ -95,20 +102,20 @@ def count_steps(recipe: Recipe, footage: Footage) -> int:
 
 
 def write_config(run: Path, config: Mapping[str, Any]) -> None:
-    """Write the config of a run: the new one whole, or the old one stays.
+    """Write the config of a run. If that fails, the old config stays.
 
     Raises:
         UserError: it cannot be written.
     """
     path = run / "config.json"
     try:
-        write_whole(path, json.dumps(config, indent=2) + "\n")
+        write_text_atomically(path, json.dumps(config, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"train: cannot write {path}: {error.strerror}") from error
 
 
 def change_recipe(run: Path, recipe: Recipe) -> None:
-    """Give a run another recipe, one that its checkpoints fit; on the first rank only."""
+    """Replace the recipe of a run by one that fits its checkpoints; on the first rank only."""
     if rank() == 0:
         write_config(run, {**read_json(run / "config.json", "run"), "recipe": recipe_to_dict(recipe)})
 
@@ -139,19 +146,19 @@ def open_run(run: Path, recipe: Recipe) -> tuple[Trainer, Tree, int, float]:
     if rank() == 0:
         total = int(read_json(run / "config.json", "run")["total_steps"])
         found = checkpoint_to_resume(run)
-    total = int(from_first(mx.array(total)).item())
+    total = int(copy_from_first_rank(mx.array(total)).item())
     trainer = Trainer(recipe, total)
     state = trainer.init()
     if found is not None:
         state, kept = load_checkpoint(found, state)
         step, seconds = int(kept["step"]), float(kept["seconds"])
-    state, at = from_first((state, mx.array(step)))
+    state, at = copy_from_first_rank((state, mx.array(step)))
     return trainer, state, int(at.item()), seconds
 
 
 @contextlib.contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Lock a run: two processes that train it would overwrite each other's files.
+def locked_run(run: Path) -> Iterator[None]:
+    """Lock a run inside a block, since two processes that train it would overwrite each other's files.
 
     Raises:
         UserError: another process has locked it, or it cannot be written.
@@ -169,30 +176,31 @@ def locked(run: Path) -> Iterator[None]:
 
 
 def _set_background(state: Tree, footage: Footage) -> None:
-    """Set G's background to the mean of the footage, and its variance mask to where the footage moves.
+    """Set G's background to the mean of the footage, and its variance mask to large values where it moves.
 
-    So glass and room are drawn right from the first step on. Pixels that never change stay as they are.
+    So glass and room are right from the first step on. Pixels that never change in the footage never change
+    in drawn frames either.
     """
     stride = -(-len(footage.frames) // _BACKGROUND_FRAMES)
     frames = footage.frames[::stride].astype(np.float32) / 255
     mean, deviation = frames.mean(axis=0, dtype=np.float64), frames.std(axis=0, dtype=np.float64)
     mean = np.clip(mean, 1 / 255, 1 - 1 / 255)
-    variance_mask = np.minimum(1, deviation / max(_FREE_DEVIATION * float(deviation.max()), 1e-6))
+    variance_mask = np.minimum(1, deviation / max(_FREE_DEVIATION_SHARE * float(deviation.max()), 1e-6))
     for tree in (state, state["ema"]):
         tree["generator"]["background"] = mx.array(np.log(mean / (1 - mean)).astype(np.float32))
         tree["generator"]["gate"] = mx.array(variance_mask.astype(np.float32))
 
 
-def _warm_start(state: Tree, warm: Tree) -> None:
+def _warm_start(state: Tree, initial_arrays: Tree) -> None:
     """Put the G and R of other weights into a new run state."""
     for part in ("generator", "dynamics"):
-        growth.require_same(state[part], warm[part], part)
+        growth.require_same_shapes(state[part], initial_arrays[part], part)
         for tree in (state, state["ema"]):
-            # Copies: one array at two places of the run state could not be given away by a step.
-            tree[part] = _copy(warm[part])
-        state["stats"][part] = _copy(warm["stats"][part])
+            # Copies are needed: a step donates the arrays of its run state, so none may be in it twice.
+            tree[part] = _copy_tree(initial_arrays[part])
+        state["stats"][part] = _copy_tree(initial_arrays["stats"][part])
 
 
-def _copy(tree: Tree) -> Tree:
+def _copy_tree(tree: Tree) -> Tree:
     copied: Tree = tree_map(mx.array, tree)
     return copied

@@ -1,8 +1,8 @@
 """Growing: a lamp for larger pictures begins with what was learned from smaller ones (after Karras 2018).
 
-New layers are added where the pictures are: behind the generator's old layers and before the
-discriminator's. The state step and the encoder stay what they are, since the encoder goes on seeing pictures
-of the small size. So the motion is learned once, where a training step is cheap.
+New layers are added next to the pictures: after the old layers of the generator, and before those of the
+discriminator. The state step and the encoder do not change: the encoder still sees pictures of the small
+size. So the motion is learned at the small size, where a training step is cheap.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from mlxlava.errors import UserError
 from mlxlava.models.storage import load_arrays
 from mlxlava.paths import latest_checkpoint
 
-_NOISE = 0.1  # of the new layers' weights beside the identity, in He's deviations
-# What a lamp takes over of a run state, beside the averaged weights.
-_LEARNED = ("stats", "discriminator", "encoder", "encoded_covariance")
+# Deviation of the noise that is added to new layers, relative to He's initial weights.
+_NEW_LAYER_NOISE = 0.1
+# Parts of a run state that a lamp takes over, in addition to the averaged weights.
+_LEARNED_PARTS = ("stats", "discriminator", "encoder", "encoded_covariance")
 
 
 def growth_factor(small: Recipe, size: tuple[int, int]) -> int:
-    """How many times larger pictures of ``size`` are than those of ``small``; 1 when they are as large.
+    """How many times higher and wider pictures of ``size`` are than those of the recipe ``small``.
 
     Raises:
-        UserError: they are not 1, 2, 4 … times as high and as wide, or the networks cannot grow.
+        UserError: the factor is not 1, 2, 4 …, or the networks cannot grow.
     """
     (height, width), (old_height, old_width) = size, small.data.size
     factor = height // old_height
@@ -54,16 +55,16 @@ def grown_recipe(recipe: Recipe, small: Recipe, learned: Tree, size: tuple[int, 
     """The recipe with the networks of a smaller lamp, and new layers for pictures of ``size``.
 
     Args:
-        recipe: says how to train, and how wide the new layers are.
-        small: of the smaller lamp.
-        learned: its arrays.
-        size: height and width.
+        recipe: recipe that says how to train, and how wide the new layers are.
+        small: recipe of the smaller lamp.
+        learned: arrays of the smaller lamp.
+        size: height and width of the new pictures.
     """
     factor = growth_factor(small, size)
     levels = factor.bit_length() - 1
     generator, discriminator = small.generator, recipe.discriminator
     new_widths = [generator.last_width] * levels
-    # Each new layer has half the channels of the one behind it, as in the layers that there are.
+    # Each new layer has half the channels of the layer after it, as the old layers do.
     front = [max(8, discriminator.widths[0] >> (levels - i)) for i in range(levels)]
     rest = [name for name in recipe.growth.rest if name in learned]
     return override(
@@ -74,20 +75,23 @@ def grown_recipe(recipe: Recipe, small: Recipe, learned: Tree, size: tuple[int, 
             "generator.widths": [*generator.widths, *new_widths],
             "generator.last_width": generator.last_width,
             "generator.background": generator.background,
-            **_section(small, "dynamics"),
-            **_section(small, "encoder"),
-            "encoder.size": small.encoder_size,
+            **_settings_of_section(small, "dynamics"),
+            **_settings_of_section(small, "encoder"),
+            "encoder.size": small.encoder_input_size,
             "discriminator.widths": [*front, *discriminator.widths],
-            # The squared error is summed over a frame: so it weighs as much beside all else as it did.
+            # The squared error is summed over a frame. A larger sigma keeps its weight in the loss the same.
             "loss.sigma": recipe.loss.sigma * factor,
+            # A difference that is seen has factor² times as many pixels, so D needs shorter gradients for the
+            # same logits. With the old weight it soon won; with factor² times as much it saw nothing.
+            "loss.gamma": recipe.loss.gamma * factor,
             "growth.factor": factor,
             "growth.rest": rest,
         },
     )
 
 
-def learned_by_run(run: Path) -> Tree:
-    """What a run has learned: its averaged weights and their statistics, its encoder and discriminator.
+def arrays_learned_by_run(run: Path) -> Tree:
+    """All arrays that a run has learned: its averaged weights and statistics, its encoder and discriminator.
 
     Raises:
         UserError: the run has no checkpoint, or it is damaged.
@@ -98,33 +102,33 @@ def learned_by_run(run: Path) -> Tree:
     learned: Tree = {}
     for name, array in load_arrays(latest / "state.safetensors").items():
         path = name.removeprefix("ema.").split(".")
-        if name.startswith("ema.") or path[0] in _LEARNED:
-            _put(learned, path, array)
+        if name.startswith("ema.") or path[0] in _LEARNED_PARTS:
+            _put_array(learned, path, array)
     return learned
 
 
-def grow(state: Tree, learned: Tree, recipe: Recipe) -> None:
+def grow_state(state: Tree, learned: Tree, recipe: Recipe) -> None:
     """Put what a smaller lamp has learned into a new run state; new layers begin near the identity.
 
     Args:
-        state: run state at step 0 of the grown recipe; it is changed.
-        learned: arrays of weights, or of :func:`learned_by_run`.
-        recipe: of :func:`grown_recipe`.
+        state: run state at step 0 of the grown recipe; it is changed in place.
+        learned: arrays of weights, or arrays from :func:`learned_by_run`.
+        recipe: recipe from :func:`grown_recipe`.
 
     Raises:
         UserError: the networks are not those that the recipe was grown from.
     """
     levels = recipe.growth.factor.bit_length() - 1
-    _copy_all(state["dynamics"], learned["dynamics"], "dynamics")
-    _copy_all(state["stats"], learned["stats"], "stats")
-    _copy_some(state["generator"], learned["generator"], old_layers(recipe), "generator")
-    _copy_some(state["generator"], learned["generator"], ["out"], "generator")
+    _copy_arrays(state["dynamics"], learned["dynamics"], "dynamics")
+    _copy_arrays(state["stats"], learned["stats"], "stats")
+    _copy_layers(state["generator"], learned["generator"], old_layers(recipe), "generator")
+    _copy_layers(state["generator"], learned["generator"], ["out"], "generator")
     layers = len(recipe.generator.widths)
     for level in range(layers - levels, layers):
         layer = state["generator"][f"up{level}"]
         layer["weight"] = _near_identity(layer["weight"])
     if "encoder" in learned and "encoder" in state:
-        _copy_all(state["encoder"], learned["encoder"], "encoder")
+        _copy_arrays(state["encoder"], learned["encoder"], "encoder")
         if "encoded_covariance" in learned and "encoded_covariance" in state:
             state["encoded_covariance"] = mx.array(learned["encoded_covariance"])
     if "discriminator" in learned:
@@ -140,20 +144,20 @@ def old_layers(recipe: Recipe) -> list[str]:
     return ["dense", *(f"up{i}" for i in range(len(recipe.generator.widths) - levels))]
 
 
-def resting_networks(recipe: Recipe) -> tuple[str, ...]:
-    """Names of the networks that learn no more in a run."""
+def frozen_networks(recipe: Recipe) -> tuple[str, ...]:
+    """Names of the networks that do not learn in a run."""
     return recipe.growth.rest if recipe.growth.factor > 1 else ()
 
 
-def rest_old_layers(gradients: Tree, recipe: Recipe, step: mx.array) -> Tree:
-    """The generator's gradients, those of its old layers zero in the first steps of a grown lamp.
+def freeze_old_layers(gradients: Tree, recipe: Recipe, step: mx.array) -> Tree:
+    """The gradients of the generator, with zeros for its old layers in the first steps of a grown lamp.
 
-    So what was learned does not change while the new layers are still far off.
+    So the old layers do not change while the new layers are still far from good.
 
     Args:
-        gradients: of the generator.
-        recipe: of the run.
-        step: training steps made.
+        gradients: gradients of the generator.
+        recipe: recipe of the run.
+        step: number of training steps made.
     """
     growth = recipe.growth
     if growth.factor == 1 or not growth.rest_steps:
@@ -164,16 +168,19 @@ def rest_old_layers(gradients: Tree, recipe: Recipe, step: mx.array) -> Tree:
 
 
 def _near_identity(weight: mx.array) -> mx.array:
-    """Weights (4 O, 3, 3, I) of a layer that shows its input twice as large, and a little noise."""
+    """Weights (4 O, 3, 3, I) of a layer that enlarges its input by two, plus a little noise."""
     outputs, inputs = len(weight) // 4, weight.shape[-1]
     centre = mx.zeros((3, 3))
     centre[1, 1] = 1.0
     one = mx.eye(outputs, inputs)[:, None, None, :] * centre[None, :, :, None]
-    return mx.concatenate([one] * 4) + _NOISE * weight
+    return mx.concatenate([one] * 4) + _NEW_LAYER_NOISE * weight
 
 
 def _grow_discriminator(new: Tree, old: Tree, levels: int) -> None:
-    """Copy what fits: all but the layers that now see the pictures and the first old one, which saw them."""
+    """Copy all layers whose shapes fit.
+
+    New layers, and the layer that saw the pictures before, do not fit.
+    """
     renamed = {
         f"down{int(name.removeprefix('down')) + levels}" if name.startswith("down") else name: layer
         for name, layer in old.items()
@@ -183,20 +190,20 @@ def _grow_discriminator(new: Tree, old: Tree, levels: int) -> None:
             new[name] = tree_map(mx.array, layer)
 
 
-def _copy_some(new: Tree, old: Tree, names: list[str], network: str) -> None:
-    for name in names:
-        _copy_all(new[name], old.get(name, {}), f"{network}.{name}")
+def _copy_layers(new: Tree, old: Tree, layers: list[str], network: str) -> None:
+    for name in layers:
+        _copy_arrays(new[name], old.get(name, {}), f"{network}.{name}")
 
 
-def _copy_all(new: Tree, old: Tree, network: str) -> None:
+def _copy_arrays(new: Tree, old: Tree, network: str) -> None:
     """Replace the arrays of a network, or of a layer."""
-    require_same(new, old, network)
+    require_same_shapes(new, old, network)
     for name, branch in old.items():
         new[name] = tree_map(mx.array, branch)
 
 
-def require_same(new: Tree, old: Tree, network: str) -> None:
-    """Raise UserError unless the arrays of a network that is to be copied are as the recipe's."""
+def require_same_shapes(new: Tree, old: Tree, network: str) -> None:
+    """Raise UserError unless the arrays of a network to be copied have the shapes of the recipe's network."""
     have, want = _shapes(old), _shapes(new)
     for name in sorted(want.keys() | have.keys()):
         if have.get(name) != want.get(name):
@@ -210,12 +217,12 @@ def _shapes(tree: Tree) -> dict[str, str]:
     return {name: "×".join(map(str, array.shape)) for name, array in named_arrays(tree).items()}
 
 
-def _put(tree: Tree, path: list[str], array: mx.array) -> None:
+def _put_array(tree: Tree, path: list[str], array: mx.array) -> None:
     for name in path[:-1]:
         tree = tree.setdefault(name, {})
     tree[path[-1]] = array
 
 
-def _section(recipe: Recipe, section: str) -> dict[str, Any]:
-    """The settings of a section by their dotted names."""
+def _settings_of_section(recipe: Recipe, section: str) -> dict[str, Any]:
+    """The settings of a recipe's section, by their dotted names."""
     return {f"{section}.{name}": value for name, value in vars(getattr(recipe, section)).items()}

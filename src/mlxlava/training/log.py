@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TextIO
 
 from mlxlava.errors import UserError
-from mlxlava.paths import write_whole
+from mlxlava.paths import write_text_atomically
 from mlxlava.training.callbacks import Callbacks, StepReport
 
 
-class Log(Callbacks):
-    """Writes each step as a line."""
+class LogWriter(Callbacks):
+    """Writes a line for each step."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -28,14 +28,14 @@ class Log(Callbacks):
 
 
 @contextlib.contextmanager
-def open_log(run: Path, step: int) -> Iterator[Log]:
+def open_log(run: Path, step: int) -> Iterator[LogWriter]:
     """Open the log of a run to append to it after ``step``.
 
-    An interrupted run may have logged steps after its last checkpoint. Those lines are dropped, since the
+    An interrupted run may have logged steps after its last checkpoint. These lines are deleted, since the
     steps will be made again.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the log cannot be written.
     """
     path = run / "log.jsonl"
     try:
@@ -45,9 +45,9 @@ def open_log(run: Path, step: int) -> Iterator[Log]:
                 with contextlib.suppress(ValueError, KeyError):  # a line that was cut off
                     if json.loads(text)["step"] <= step:
                         kept.append(text + "\n")
-        write_whole(path, "".join(kept))
-        # Line by line, so that a checkpoint never is ahead of the log, whatever ends the process.
+        write_text_atomically(path, "".join(kept))
+        # Written line by line. So the log has every step of a checkpoint, however the process ends.
         with path.open("a", buffering=1, encoding="utf-8") as file:
-            yield Log(file)
+            yield LogWriter(file)
     except OSError as error:
         raise UserError(f"train: cannot write {path}: {error.strerror}; the checkpoints are kept") from error

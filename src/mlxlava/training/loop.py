@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from mlxlava.awake import keep_awake
-from mlxlava.backend import Tree, limit_memory, mx, queue
-from mlxlava.backend.ranks import any_rank, rank, ranks
+from mlxlava.backend import Tree, limit_memory, mx, start_computing
+from mlxlava.backend.ranks import max_over_ranks, rank, rank_count
 from mlxlava.config import Recipe
 from mlxlava.console import progress
 from mlxlava.errors import UserError
@@ -20,15 +20,15 @@ from mlxlava.footage.dataset import Footage
 from mlxlava.models.storage import find_non_finite
 from mlxlava.training.callbacks import Callbacks
 from mlxlava.training.checkpoint import save_checkpoint
-from mlxlava.training.failures import Diverged, explained_failures
-from mlxlava.training.first_steps import FirstSteps
-from mlxlava.training.folder import change_recipe, locked, open_run
+from mlxlava.training.failures import Diverged, explain_failures
+from mlxlava.training.folder import change_recipe, locked_run, open_run
 from mlxlava.training.log import open_log
+from mlxlava.training.memory_guard import MemoryGuard
 from mlxlava.training.outcome import TrainedRun
-from mlxlava.training.previews import Previews, draw_preview
+from mlxlava.training.previews import PreviewWriter, draw_preview
 from mlxlava.training.progress import ProgressBar
-from mlxlava.training.session import Session
-from mlxlava.training.signals import lost_processes, stop_signals
+from mlxlava.training.session import TrainingSession
+from mlxlava.training.signals import catch_stop_signals, watch_for_lost_processes
 from mlxlava.training.tensorboard import open_tensorboard
 
 
@@ -42,79 +42,80 @@ def train(
     tensorboard: bool = False,
     callbacks: Sequence[Callbacks] = (),
 ) -> TrainedRun:
-    """Train a run from its latest checkpoint until its last step, or until time is up or a signal comes.
+    """Train a run from its latest checkpoint to its last step, or until time is up or a signal comes.
 
-    The weights are a function of the recipe and the footage alone: a run that was stopped and resumed gives
-    the same weights as one that was not.
+    The weights depend only on the recipe and the footage. A run that was stopped and resumed gives the same
+    weights as a run that was not stopped.
 
     Args:
-        run: Folder made by :func:`mlxlava.training.folder.start_run`.
+        run: Folder made by :func:`mlxlava.training.folder.make_run_folder`.
         recipe: The run's recipe.
         footage: The run's footage.
         minutes: Stop after this many minutes of this session.
-        memory: GB for MLX's buffers, its cache included; what suits the device when None.
+        memory: GB for MLX's buffers, including its cache; the budget of the device when None.
         tensorboard: Also write events for TensorBoard to ``tensorboard/`` in the run.
-        callbacks: What else to tell of steps, previews and checkpoints.
+        callbacks: Objects that are told of steps, previews and checkpoints.
 
     Raises:
         DeviceFailed: MLX's device failed, for example for lack of memory.
-        Diverged: something is not finite any more.
+        Diverged: a loss, a state or a weight is not finite any more.
         ProcessLost: another process of the run is gone.
-        UserError: something cannot be read or written.
+        UserError: a file cannot be read or written.
     """
     limit = limit_memory(memory)
     clips = clips_of_this_rank(recipe)
     trainer, state, step, seconds = open_run(run, recipe)
     total, saved = trainer.total_steps, step
-    first_steps = FirstSteps(recipe, trainer, limit)
+    guard = MemoryGuard(recipe, trainer, limit)
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
         enter(keep_awake())
         listeners: list[Callbacks] = []
         if rank() == 0:
-            enter(locked(run))
-            listeners += [enter(open_log(run, step)), Previews(run)]
+            enter(locked_run(run))
+            listeners += [enter(open_log(run, step)), PreviewWriter(run)]
             listeners += [enter(open_tensorboard(run, step))] if tensorboard else []
             listeners += callbacks
         listeners.append(ProgressBar(enter(progress("train"))))
-        request = enter(stop_signals())
+        request = enter(catch_stop_signals())
         batches = _batches(recipe, footage, clips, step, enter(ThreadPoolExecutor(1)))
-        watchdog = enter(lost_processes(run))
-        enter(explained_failures(run, lambda: first_steps.recipe, lambda: step))
-        session = Session(run, recipe.data.batch_size, step, total, seconds, minutes)
+        watchdog = enter(watch_for_lost_processes(run))
+        enter(explain_failures(run, lambda: guard.recipe, lambda: step))
+        session = TrainingSession(run, recipe.data.batch_size, step, total, seconds, minutes)
 
-        while step < total and not any_rank(request.signal is not None or session.is_over):
+        while step < total and not max_over_ranks(request.signal is not None or session.is_over):
             began = time.monotonic()
             batch = next(batches)
-            first_steps.before_step(step, state, *batch)
-            state, terms = first_steps.trainer(state, *batch, step)
-            first_steps.after_step(step, state, terms)
-            queue(state, terms)
+            guard.before_step(step, state, *batch)
+            state, terms = guard.trainer(state, *batch, step)
+            guard.after_step(step, state, terms)
+            start_computing(state, terms)
             step += 1
-            # The terms of the step before are read now, so that the device always has a step to work on.
-            session.report(listeners)
+            # The terms of the previous step are read only now, so that the device always has a step to work
+            # on.
+            session.report_pending_step(listeners)
             session.pending = (step, terms)
-            watchdog.saw_step(time.monotonic() - began)
+            watchdog.note_step_time(time.monotonic() - began)
 
-            split_further = first_steps.recipe is not recipe
+            split_further = guard.recipe is not recipe
             saves = step % recipe.training.checkpoint_every == 0 or split_further
             shows = step % recipe.training.preview_every == 0 or step == total
             if saves or shows:
-                session.report(listeners)
+                session.report_pending_step(listeners)
             if saves:
-                _save(run, recipe, state, step, session.seconds, listeners)
+                _save_checkpoint(run, recipe, state, step, session.total_seconds, listeners)
                 saved = step
-            if split_further:  # resumed from this checkpoint, the run works on as small micro-batches
-                recipe = first_steps.recipe
+            if split_further:  # a run that is resumed from this checkpoint keeps the smaller micro-batches
+                recipe = guard.recipe
                 change_recipe(run, recipe)
             if shows and rank() == 0:
                 sheet = draw_preview(recipe, state, footage)
                 for each in listeners:
                     each.on_preview(step, sheet, np.array(state["carried"]))
-        session.report(listeners)
+        session.report_pending_step(listeners)
         if step != saved:
-            _save(run, recipe, state, step, session.seconds, listeners)
-    return TrainedRun(run, step, session.seconds, request.signal)
+            _save_checkpoint(run, recipe, state, step, session.total_seconds, listeners)
+    return TrainedRun(run, step, session.total_seconds, request.signal)
 
 
 def clips_of_this_rank(recipe: Recipe) -> slice:
@@ -124,10 +125,10 @@ def clips_of_this_rank(recipe: Recipe) -> slice:
         UserError: the processes cannot share a batch evenly.
     """
     batch, micro_batches = recipe.data.batch_size, recipe.training.micro_batches
-    count, rest = divmod(batch, ranks())
+    count, rest = divmod(batch, rank_count())
     if rest or count % micro_batches:
         raise UserError(
-            f"train: a batch of {batch} clips cannot be shared by {ranks()} processes"
+            f"train: a batch of {batch} clips cannot be shared by {rank_count()} processes"
             f" of {micro_batches} micro-batches each; give another --batch-size"
         )
     return slice(rank() * count, (rank() + 1) * count)
@@ -136,7 +137,7 @@ def clips_of_this_rank(recipe: Recipe) -> slice:
 def _batches(
     recipe: Recipe, footage: Footage, clips: slice, start: int, reader: Executor
 ) -> Iterator[tuple[mx.array, mx.array]]:
-    """Batches from step ``start`` on: frames and times. The next one is read while a step is made."""
+    """Yield frames and times of each batch from step ``start`` on. The next batch is read during a step."""
     data, seed, context = recipe.data, recipe.training.seed, recipe.encoder.context_frames
 
     def read(index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -150,10 +151,10 @@ def _batches(
         yield mx.array(frames), mx.array(times)
 
 
-def _save(
+def _save_checkpoint(
     run: Path, recipe: Recipe, state: Tree, step: int, seconds: float, listeners: Sequence[Callbacks]
 ) -> None:
-    """Write a checkpoint, on the first rank; refuse to on all of them if a number is not finite."""
+    """Write a checkpoint on the first rank. Every rank raises Diverged if a number is not finite."""
     if (name := find_non_finite(state)) is not None:
         raise Diverged(run, name, step)
     if rank() == 0:

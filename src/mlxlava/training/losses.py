@@ -11,7 +11,7 @@ def _softplus(x: mx.array) -> mx.array:
     return mx.logaddexp(x, mx.array(0.0))
 
 
-def relativistic(real: mx.array, drawn: mx.array) -> tuple[mx.array, mx.array]:
+def relativistic_losses(real: mx.array, drawn: mx.array) -> tuple[mx.array, mx.array]:
     """Relativistic pairing losses of D and of G (Jolicoeur-Martineau 2018; R3GAN, Huang 2024, eq. 2).
 
     Args:
@@ -22,20 +22,21 @@ def relativistic(real: mx.array, drawn: mx.array) -> tuple[mx.array, mx.array]:
     return _softplus(-margin).mean(), _softplus(margin).mean()
 
 
-def relativistic_ratio(real: mx.array, drawn: mx.array) -> mx.array:
-    """Gradient of G's loss divided by that of D's, each with respect to the logits of drawn clips; (B,).
+def relativistic_gradient_ratio(real: mx.array, drawn: mx.array) -> mx.array:
+    """The gradient of G's loss divided by the gradient of D's loss, for each drawn clip's logit: (B,).
 
     With m = real − drawn, d softplus(−m)/d drawn = sigmoid(−m) and d softplus(m)/d drawn = −sigmoid(m); their
-    ratio is −exp(m). Limiting m to ±60 keeps it finite; beyond that D's gradient has underflowed anyway.
+    ratio is −exp(m). m is limited to ±60, so that the ratio is finite. Beyond 60, D's gradient underflows
+    anyway.
     """
     return -mx.exp(mx.clip(real - drawn, -60, 60))
 
 
 def cross_entropy(logits: mx.array, real: bool) -> mx.array:
-    """Binary cross-entropy of calling all frames real, or drawn; mean over all logits (Goodfellow 2014).
+    """Binary cross-entropy with all frames labelled as real, or all as drawn; a mean (Goodfellow 2014).
 
-    D's loss is that of the real frames as real and of the drawn ones as drawn; G's, not saturating, that
-    of the drawn ones as real.
+    D's loss has real frames labelled as real, and drawn frames labelled as drawn. G's loss (the one that does
+    not saturate) has drawn frames labelled as real.
     """
     return _softplus(-logits if real else logits).mean()
 
@@ -44,8 +45,8 @@ def gradient_penalty(judge: Callable[[mx.array], mx.array], frames: mx.array) ->
     """½ · mean over clips of ‖∇ logit‖² (R1 on real clips, R2 on drawn ones; Mescheder 2018, R3GAN).
 
     Args:
-        judge: Clips (B, …) → logits (B,). Its convolutions should not compute weight gradients first
-            (``weight_gradient_first``): the gradient here is with respect to clips alone.
+        judge: Clips (B, …) → logits (B,). Its convolutions should have ``weight_gradient_first`` False, since
+            the gradient here is only with respect to the clips.
         frames: Clips (B, …).
     """
     gradient: mx.array = mx.grad(lambda x: judge(x).sum())(frames)
@@ -53,16 +54,16 @@ def gradient_penalty(judge: Callable[[mx.array], mx.array], frames: mx.array) ->
 
 
 def augment(clips: mx.array, keys: mx.array, shift: float, colour: float) -> mx.array:
-    """Random shifts and changes of colour, the same in all frames of a clip (Zhao 2020, DiffAugment).
+    """Random shifts and changes of colour, equal in all frames of a clip (Zhao 2020, DiffAugment).
 
-    Real and drawn clips are changed in the same way, so that D cannot learn few real ones by heart. Motion
-    stays as it is. Gradients with respect to the frames pass through.
+    Real and drawn clips are changed in the same way. So D cannot memorise the real clips where these are few.
+    Motion does not change. The augmentation is differentiable with respect to the frames.
 
     Args:
-        clips: (B, K, H, W, C) in [0, 1].
-        keys: (B, 2), one for each clip, so that its change does not depend on the other clips.
-        shift: largest shift in either direction, as a share of height and of width; edges are repeated.
-        colour: largest change of brightness, and twice that of contrast.
+        clips: Frames (B, K, H, W, C) in [0, 1].
+        keys: Random keys (B, 2), one for each clip, so that its change does not depend on other clips.
+        shift: Largest shift in either direction, as a share of height and width. Edge pixels are repeated.
+        colour: Largest change of brightness. The largest change of contrast is twice that.
     """
     batch, _, height, width, _ = clips.shape
 

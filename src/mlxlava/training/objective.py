@@ -2,14 +2,14 @@
 
 Symbols::
 
-    x        a real clip of K frames, at the learned steps t of its K frames
+    x        a real clip of K frames; t are their learned steps
     v        context frames: more frames of the same clip, which only the encoder sees
     z        a state, Z numbers; random ones are drawn from N(0, I)
-    R(z)     the path of states that the state step R rolls from z; R(z)[t] are those at the steps t
-    y        a drawn clip: the generator's pictures G(R(z)[t])
-    D(x)     the discriminator's logits of a clip: high where it takes the clip for real
-    E(v)     the encoder's guess at the state of a clip: a mean m and a variance s² for each number
-    mean     over the clips of a batch, and over all logits of a clip
+    R(z)     the path of states that the state step R rolls from z; R(z)[t] are its states at the steps t
+    y        a drawn clip: the frames G(R(z)[t]) of the generator
+    D(x)     the discriminator's logits of a clip; a high logit means that the clip looks real
+    E(v)     the encoder's estimate of the state of a clip: a mean m and a variance s² for each number
+    mean     the mean over the clips of a batch, and over all logits of a clip
 
 What is minimised::
 
@@ -27,8 +27,8 @@ are:
    The means m are first standardised and whitened over the batch. The squared error is summed over a frame
    and averaged over frames.
 
-2. The adversarial loss, of clips y from random states. D looks at real and drawn clips after the same kind
-   of random shift and change of colour (``losses.augment``)::
+2. The adversarial loss of clips y from random states. Before D sees real and drawn clips, both are shifted
+   and changed in colour at random, in the same way (``losses.augment``)::
 
     relativistic:    A_D = mean softplus(−(D(x) − D(y)))               (Jolicoeur-Martineau 2018;
                      A_G = mean softplus(  D(x) − D(y) )                R3GAN, Huang 2024)
@@ -37,17 +37,18 @@ are:
 
 3. Gradient penalties on D, with relativistic losses (R1 of Mescheder 2018; R2 of R3GAN)::
 
-    R1 = ½ mean ‖gradient of D(x) with respect to x‖²,    R2 = the same of D(y) with respect to y
+    R1 = ½ mean ‖gradient of D(x) with respect to x‖²
+    R2 = ½ mean ‖gradient of D(y) with respect to y‖²
 
-   They are computed in every n-th step only, with n times the weight (n is ``loss.penalty_every``).
+   They are computed only in every n-th step, with n times the weight (n is ``loss.penalty_every``).
 
-4. Feature matching F, of clips y from random states: averages over many steps that are as those of real
-   clips (training/feature_matching.py).
+4. The feature matching loss F of clips y from random states. It is small if averages of drawn clips over many
+   steps are those of real clips (training/feature_matching.py).
 
-5. The normality penalty N of the penalised state step: the sum of its terms, each averaged over the steps of
-   a roll (``models/state_step.py``). The stationary step needs none.
+5. The normality penalty N of the penalised state step. It is the sum of the step's terms, each averaged over
+   a path (``models/state_step.py``). The stationary step needs none.
 
-In two places the gradient that is used is not that of these formulas. The gradient of A_G with respect to
+In two places, training does not use the gradient of these formulas. The gradient of A_G with respect to
 the states is multiplied by ``loss.state_gain`` (training/step.py). And no gradient goes through the running
 covariance that whitens the means.
 """
@@ -59,11 +60,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from mlxlava.backend import Tree, mx
-from mlxlava.backend.ranks import gather
+from mlxlava.backend.ranks import gather_rows
 from mlxlava.config import Recipe
 from mlxlava.models.encoder import standardise, whiten
 from mlxlava.models.normality import epps_pulley_directions
-from mlxlava.models.precision import half
+from mlxlava.models.precision import in_precision
 from mlxlava.models.registry import (
     Discriminator,
     Generator,
@@ -78,8 +79,8 @@ from mlxlava.training.losses import (
     cross_entropy,
     gradient_penalty,
     kl_to_normal,
-    relativistic,
-    relativistic_ratio,
+    relativistic_gradient_ratio,
+    relativistic_losses,
 )
 
 Terms = dict[str, mx.array]
@@ -87,12 +88,12 @@ Terms = dict[str, mx.array]
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What a step learns from. Frames are those of this rank's clips, times those of all ranks' clips.
+    """The real clips of a training step. ``times`` has the clips of all ranks, the frames only this rank's.
 
     Attributes:
         context: Frames that the encoder sees, uint8 (B / ranks, V, H, W, 3).
         frames: Frames to be drawn and judged, uint8 (B / ranks, K, H, W, 3).
-        times: Learned steps of ``frames`` in their clips, int32 (B, K).
+        times: Learned step of each of ``frames`` in its clip, int32 (B, K).
     """
 
     context: mx.array
@@ -105,9 +106,10 @@ class Clips:
     """Real clips of a micro-batch.
 
     Attributes:
-        frames: float32 (B, K, H, W, 3) in [0, 1].
-        times: Learned steps of the frames, int32 (B, K).
-        keys: Random keys (B, 2, 2): for the augmentation of each real clip, and of each drawn one.
+        frames: Frames, float32 (B, K, H, W, 3) in [0, 1].
+        times: Learned step of each frame in its clip, int32 (B, K).
+        keys: Random keys (B, 2, 2). Each clip has a key for augmenting the real clip, and one for the drawn
+            clip.
     """
 
     frames: mx.array
@@ -115,13 +117,13 @@ class Clips:
     keys: mx.array
 
 
-class Encoded(NamedTuple):
-    """Encoded clips.
+class EncodedClips(NamedTuple):
+    """States that the encoder gives for clips.
 
     Attributes:
-        states: (B, Z), drawn from N(m, s²).
-        kl: The KL divergence of the bound, in nats.
-        covariance: (Z, Z), of the means in this batch; zero without whitening.
+        states: States (B, Z), drawn from N(m, s²).
+        kl: KL divergence of the evidence bound, in nats.
+        covariance: Covariance (Z, Z) of the means of this batch; zero without whitening.
     """
 
     states: mx.array
@@ -133,44 +135,45 @@ class Objective:
     """The networks of a recipe and their loss.
 
     Attributes:
-        generator: G, in the recipe's precision.
-        dynamics: R.
-        encoder: E, or None.
-        feature_matching: The loss of that name, or None.
-        discriminator: D, in the recipe's precision.
+        generator: G in the recipe's precision.
+        dynamics: The state step R.
+        encoder: E, or None if the recipe has no encoder.
+        feature_matching: The feature matching loss, or None if the recipe has none.
+        discriminator: D in the recipe's precision.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         training = recipe.training
         precision = (training.precision, training.loss_scale)
-        self.generator: Generator = half(make_generator(recipe), *precision)
+        self.generator: Generator = in_precision(make_generator(recipe), *precision)
         self.dynamics: Dynamics = make_dynamics(recipe)
         self.encoder = make_encoder(recipe)
         self.feature_matching = FeatureMatching(recipe) if recipe.loss.feature_matching else None
-        # Gradients of gradients are taken in float32: loss scaling is right for first gradients only.
+        # Gradients of gradients are computed in float32, since loss scaling works for first gradients only.
         self._exact_discriminator: Discriminator = make_discriminator(recipe)
-        self.discriminator: Discriminator = half(self._exact_discriminator, *precision)
+        self.discriminator: Discriminator = in_precision(self._exact_discriminator, *precision)
 
-    # The loss in two pieces: what the states alone decide, and what is decided by the frames drawn from them.
+    # The loss has two parts: the terms that depend only on states, and the terms that depend on drawn frames.
 
     def state_loss(
         self, weights: Tree, state: Tree, batch: Batch, bases: Tree, adversarial: bool, key: mx.array
     ) -> tuple[mx.array, Tree]:
-        """KL divergence and normality penalty, and the states of the frames to be drawn.
+        """The terms of the loss that depend only on states, and the states from which frames will be drawn.
 
         Args:
-            weights: Of ``dynamics`` and, where there is one, ``encoder``.
-            state: Run state (training/step.py); no gradient is taken with respect to it.
-            batch: The batch.
-            bases: Of the state step.
+            weights: Weights of ``dynamics`` and, if the recipe has an encoder, of ``encoder``.
+            state: Run state (training/step.py). No gradient is taken with respect to it.
+            batch: Real clips of the step.
+            bases: Changes of basis of the state step.
             adversarial: Whether D judges in this step.
             key: Random key.
 
         Returns:
-            The weighted loss, and a tree of: ``states`` (N, K, Z), those of encoded clips and then those of
-            random ones, B clips each; ``path`` (B, T, Z), the whole paths of the last B clips;
-            ``covariance`` (Z, Z) of the encoded means; ``terms``.
+            The weighted sum of KL divergence and normality penalty; and a tree with these entries. ``states``
+            (N, K, Z) are the states of encoded clips, then the states of clips from random states, B clips of
+            each. ``path`` (B, T, Z) are the whole paths of the last B clips. ``covariance`` (Z, Z) is the
+            covariance of the encoded means. ``terms`` are the named terms.
         """
         start_key, reset_key, sample_key, directions_key, roll_key = mx.random.split(key, 5)
         count, steps = len(batch.times), self.recipe.data.seq_len
@@ -182,7 +185,8 @@ class Objective:
             starts.append(encoded.states)
             covariance, terms["kl"] = encoded.covariance, encoded.kl
             loss = loss + self.recipe.loss.elbo_weight * encoded.kl
-            # Only observed: are encoded states distributed like the random ones that lamps are played from?
+            # This term is only logged: are encoded states distributed like the states that lamps are played
+            # from?
             distance = epps_pulley_directions(encoded.states, directions_key)
             terms["normality_encoded"] = mx.stop_gradient(distance)
         if adversarial:
@@ -205,20 +209,23 @@ class Objective:
         return loss, {"states": states, "path": path[-count:], "covariance": covariance, "terms": terms}
 
     def frame_loss(self, weights: Tree, states: mx.array, clips: Clips, sums: Tree) -> tuple[mx.array, Tree]:
-        """Reconstruction error, adversarial loss and feature matching of frames that are drawn from states.
+        """The terms of the loss that depend on frames drawn from states.
 
-        The gradient with respect to D's weights is that of A_D, the one with respect to all else that of A_G.
-        Of ``bce`` losses A_D is that of the drawn clips only; :meth:`real_loss` has the rest.
+        These are reconstruction error, adversarial loss and feature matching. The gradient with respect to
+        D's weights is the gradient of A_D. The gradient with respect to everything else is that of A_G. With
+        ``bce`` losses, A_D is here only the part of the drawn clips; :meth:`real_loss` has the part of the
+        real clips.
 
         Args:
-            weights: Of ``generator`` and, where it judges, ``discriminator``.
-            states: (N, K, Z), as :meth:`state_loss` gives them, of the clips of a micro-batch.
-            clips: Those clips.
-            sums: Of feature matching, from the run state; empty without it.
+            weights: Weights of ``generator`` and, if D judges in this step, of ``discriminator``.
+            states: States (N, K, Z) from :meth:`state_loss`, for the clips of a micro-batch.
+            clips: Real clips of the micro-batch.
+            sums: Running sums of feature matching, from the run state; empty without feature matching.
 
         Returns:
-            The loss, and a tree of: ``drawn`` (B, K, H, W, 3), the frames that D has judged, without
-            gradient; ``stats``, G's BatchNorm statistics; ``features``, what is added to ``sums``; ``terms``.
+            The loss; and a tree with these entries. ``drawn`` (B, K, H, W, 3) are the frames that D has
+            judged, without a gradient. ``stats`` are G's BatchNorm statistics. ``features`` are the features
+            to add to ``sums``. ``terms`` are the named terms.
         """
         recipe, terms = self.recipe, Terms()
         features: Tree = {}
@@ -233,13 +240,13 @@ class Objective:
             terms["reconstruction"] = reconstruction_error(reconstructed, clips.frames)
             loss = loss + recipe.loss.elbo_weight * terms["reconstruction"] / (2 * recipe.loss.sigma**2)
         if "discriminator" in weights:
-            adversarial = self.relativistic if recipe.loss.kind == "relativistic" else self.drawn_loss
+            adversarial = self.relativistic_loss if recipe.loss.kind == "relativistic" else self.drawn_loss
             more, terms_of_d = adversarial(weights["discriminator"], drawn, clips)
             loss, terms = loss + more, terms | terms_of_d
             if self.feature_matching:
                 more, features = self.feature_matching.loss(sums, clips.frames, drawn, clips.times)
                 loss = loss + recipe.loss.feature_matching * more
-                terms["feature_error"] = self.feature_matching.error(sums)
+                terms["feature_error"] = self.feature_matching.average_error(sums)
         terms["motion_real"] = mx.abs(clips.frames[:, 1:] - clips.frames[:, :-1]).mean()
         terms["motion_drawn"] = mx.abs(observed[:, 1:] - observed[:, :-1]).mean()
         return loss, {
@@ -251,29 +258,29 @@ class Objective:
 
     # 1. The evidence bound
 
-    def encode(self, weights: Tree, state: Tree, context: mx.array, key: mx.array) -> Encoded:
-        """States of clips, from their context frames, uint8 (B / ranks, V, H, W, 3).
+    def encode(self, weights: Tree, state: Tree, context: mx.array, key: mx.array) -> EncodedClips:
+        """Encode clips from their context frames, uint8 (B / ranks, V, H, W, 3).
 
-        Each rank encodes its own clips; the states are those of all ranks.
+        Each rank encodes its own clips. The result has the states of the clips of all ranks.
         """
         assert self.encoder is not None
         background = state["generator"].get("background")
         centre = 0.5 if background is None else mx.sigmoid(mx.stop_gradient(background))
         frames = average_down(context.astype(mx.float32) / 255 - centre, self.encoder.size)
         mean, log_variance = self.encoder(weights, frames)
-        mean, log_variance = standardise(gather(mean), gather(log_variance))
+        mean, log_variance = standardise(gather_rows(mean), gather_rows(log_variance))
         ridge, covariance = self.recipe.encoder.whitening, mx.array(0.0)
         if ridge:
             mean, covariance = whiten(mean, log_variance, state["encoded_covariance"], ridge)
         states = mean + mx.exp(0.5 * log_variance) * mx.random.normal(mean.shape, key=key)
-        return Encoded(states, kl_to_normal(mean, log_variance), covariance)
+        return EncodedClips(states, kl_to_normal(mean, log_variance), covariance)
 
     # 2. The adversarial loss
 
     def random_states(
         self, carried: mx.array, count: int, start_key: mx.array, reset_key: mx.array
     ) -> mx.array:
-        """States (B, Z) to roll from: N(0, I), or, if the recipe says so, some of ``carried`` (B, Z)."""
+        """States (B, Z) to roll from: N(0, I), or some of ``carried`` (B, Z) if the recipe says so."""
         training = self.recipe.training
         start = mx.random.normal((count, self.recipe.generator.state_size), key=start_key)
         if training.carried_states:
@@ -281,20 +288,24 @@ class Objective:
             start = mx.where(reset, start, carried)
         return start
 
-    def relativistic(self, weights: Tree, drawn: mx.array, clips: Clips) -> tuple[mx.array, Terms]:
-        """A_D of pairs, whose gradient with respect to drawn frames (B, K, H, W, 3) is that of A_G.
+    def relativistic_loss(self, weights: Tree, drawn: mx.array, clips: Clips) -> tuple[mx.array, Terms]:
+        """The relativistic loss A_D.
 
-        D judges real and drawn clips in one call, and one backward pass serves both losses: with respect to
-        the frames of a drawn clip, their gradients differ by one factor.
+        Its gradient with respect to drawn frames (B, K, H, W, 3) is that of A_G.
+
+        D judges real and drawn clips in one call, and one backward pass serves both losses. This is possible
+        since the gradients of A_D and of A_G with respect to a drawn clip differ only by a factor.
         """
         logits: list[mx.array] = []
-        drawn = multiply_gradient(drawn, lambda: relativistic_ratio(*logits)[:, None, None, None, None])
+        drawn = multiply_gradient(
+            drawn, lambda: relativistic_gradient_ratio(*logits)[:, None, None, None, None]
+        )
         both = mx.concatenate([clips.frames, drawn])
         keys = clips.keys.swapaxes(0, 1).flatten(0, 1)  # (2 B, 2): of real clips, then of drawn ones
         times = mx.concatenate([clips.times, clips.times])
         logits += mx.split(self.discriminator(weights, self._augment(both, keys), times), 2)
         on_real, on_drawn = logits
-        loss_d, loss_g = relativistic(on_real, on_drawn)
+        loss_d, loss_g = relativistic_losses(on_real, on_drawn)
         return loss_d, {
             "loss_d": loss_d,
             "loss_g": loss_g,
@@ -303,19 +314,19 @@ class Objective:
         }
 
     def real_loss(self, weights: Tree, clips: Clips) -> tuple[mx.array, Terms]:
-        """The cross-entropy of real clips, in A_D.
+        """The part of the cross-entropy A_D that real clips have.
 
-        Real clips are judged in a call of their own, since BatchNorm takes its statistics over a call.
+        Real clips are judged in a call of their own, since BatchNorm computes its statistics over a call.
         """
         logits = self.discriminator(weights, clips.frames, clips.times)
         loss = cross_entropy(logits, True)
         return loss, {"loss_d": loss, "logit_real": logits.mean()}
 
     def drawn_loss(self, weights: Tree, drawn: mx.array, clips: Clips) -> tuple[mx.array, Terms]:
-        """The cross-entropy of drawn clips (B, K, H, W, 3), in A_D and in A_G.
+        """The parts of the cross-entropies A_D and A_G that drawn clips (B, K, H, W, 3) have.
 
-        D judges them once. The gradient with respect to its weights is that of A_D, the one with respect to
-        the frames that of A_G.
+        D judges the clips once. The gradient with respect to D's weights is that of A_D. The gradient with
+        respect to the frames is that of A_G.
         """
         for_d, for_g = self.discriminator(weights, (mx.stop_gradient(drawn), drawn), clips.times)
         loss_d, loss_g = cross_entropy(for_d, False), cross_entropy(for_g, True)
@@ -326,8 +337,8 @@ class Objective:
 
     # 3. Gradient penalties
 
-    def penalties(self, weights: Tree, drawn: mx.array, clips: Clips) -> tuple[mx.array, Terms]:
-        """R1 and R2 of real and drawn clips (B, K, H, W, 3): their weighted sum, and the terms."""
+    def gradient_penalties(self, weights: Tree, drawn: mx.array, clips: Clips) -> tuple[mx.array, Terms]:
+        """R1 of real clips and R2 of drawn clips (B, K, H, W, 3): their weighted sum, and the terms."""
 
         def penalty(frames: mx.array, keys: mx.array) -> mx.array:
             def judge(frames: mx.array) -> mx.array:
@@ -349,7 +360,7 @@ def reconstruction_error(drawn: mx.array, real: mx.array) -> mx.array:
 
 
 def average_down(frames: mx.array, size: tuple[int, int]) -> mx.array:
-    """Frames (…, H, W, C) → (…, h, w, C): means of blocks, for a ``size`` that divides theirs."""
+    """Frames (…, H, W, C) → (…, h, w, C): means of blocks. ``size`` (h, w) must divide (H, W)."""
     *rest, height, width, channels = frames.shape
     if (height, width) == size:
         return frames
@@ -358,11 +369,12 @@ def average_down(frames: mx.array, size: tuple[int, int]) -> mx.array:
 
 
 def multiply_gradient(array: mx.array, factor: Callable[[], mx.array]) -> mx.array:
-    """``array``, whose gradient is multiplied by a factor (gradient reversal: Ganin and Lempitsky 2015).
+    """The identity, whose gradient is multiplied by a factor (gradient reversal: Ganin and Lempitsky 2015).
 
     Args:
         array: Any array.
-        factor: Called in the backward pass. So it may give what was computed from ``array``.
+        factor: Returns the factor. It is called in the backward pass, so it may use results computed from
+            ``array``.
     """
     function: Any = mx.custom_function(lambda array: array)
 

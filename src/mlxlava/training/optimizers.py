@@ -1,4 +1,4 @@
-"""How weights move: optimisers with their learning-rate schedules, update clipping, and averaged weights."""
+"""Optimisers with their learning-rate schedules, update clipping, and averages of weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_optimizer(
 def clip_updates(old: Tree, new: Tree, limit: mx.array) -> Tree:
     """Shorten the steps of tensors that moved too far (update clipping: Shazeer and Stern 2018, section 6).
 
-    When a gradient grows suddenly, Adam without a first moment moves a tensor by up to 1 / sqrt(1 − beta2)
+    If a gradient suddenly grows, Adam without a first moment moves a tensor by up to 1 / sqrt(1 − beta2)
     learning rates. A discriminator that moves so far between two gradient penalties diverges.
 
     Args:
@@ -48,7 +48,7 @@ def clip_updates(old: Tree, new: Tree, limit: mx.array) -> Tree:
     return clipped
 
 
-def average(old: Any, new: Any, decay: float | mx.array) -> Any:
+def decayed_average(old: Any, new: Any, decay: float | mx.array) -> Any:
     """decay · old + (1 − decay) · new, array by array."""
     return tree_map(lambda a, b: decay * a + (1 - decay) * b, old, new)
 
@@ -56,6 +56,7 @@ def average(old: Any, new: Any, decay: float | mx.array) -> Any:
 def ema_decay(decay: float, steps: mx.array) -> mx.array:
     """The decay of averaged weights after ``steps`` steps: (1 + n) / (10 + n), at most ``decay``.
 
-    So a young average soon forgets its random start (the rule of TensorFlow's ExponentialMovingAverage).
+    So an average of few steps soon forgets the random start (the rule of TensorFlow's
+    ExponentialMovingAverage).
     """
     return mx.minimum(decay, (1 + steps) / (10 + steps))

@@ -1,4 +1,4 @@
-"""What a training returns."""
+"""The result of a training."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class TrainedRun:
 
     Attributes:
         run: folder of the run; ``load`` and ``score`` take it.
-        step: training steps made, in all.
-        seconds: time spent on training, in all.
-        signal: number of the signal that ended it, for example of Ctrl-C; None if none did.
+        step: number of training steps made in all sessions.
+        seconds: time spent on training in all sessions.
+        signal: number of the signal that stopped the training, for example of Ctrl-C; None if no signal did.
     """
 
     run: Path

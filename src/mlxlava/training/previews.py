@@ -13,16 +13,16 @@ from mlxlava.backend import Tree
 from mlxlava.config import Recipe
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage
-from mlxlava.models.sheet import preview, preview_columns
+from mlxlava.models.sheet import draw_sheet, preview_columns_and_gap
 from mlxlava.training.callbacks import Callbacks
-from mlxlava.training.checkpoint import playable
+from mlxlava.training.checkpoint import playable_arrays
 
 
-class Previews(Callbacks):
+class PreviewWriter(Callbacks):
     """Writes each preview to a file.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
 
     def __init__(self, run: Path) -> None:
@@ -41,8 +41,8 @@ class Previews(Callbacks):
 
 
 def draw_preview(recipe: Recipe, state: Tree, footage: Footage) -> npt.NDArray[np.uint8]:
-    """A preview (H, W, 3): the beginning of the footage, and lamps as the run state draws them now."""
+    """A preview (H, W, 3): the first frames of the footage, and lamps drawn by the present run state."""
     start = footage.clip_starts(recipe.data.seq_len)[0]
-    columns, gap = preview_columns(recipe)
+    columns, gap = preview_columns_and_gap(recipe)
     real = footage.frames[start : start + columns * gap : gap]
-    return preview(recipe, playable(state), real)
+    return draw_sheet(recipe, playable_arrays(state), real)

@@ -1,26 +1,26 @@
-"""The line that stands beside the progress bar of a training."""
+"""The progress bar of a training, and the line beside it."""
 
 from __future__ import annotations
 
-from mlxlava.console import Update, clock
+from mlxlava.console import OnProgress, format_duration
 from mlxlava.training.callbacks import Callbacks, StepReport
 
 
 class ProgressBar(Callbacks):
-    """Shows how much of the session's time is over, and how the training goes."""
+    """Shows how much of the session's time has passed, and figures of the last step."""
 
-    def __init__(self, update: Update) -> None:
-        """``update``: of ``console.progress``."""
+    def __init__(self, update: OnProgress) -> None:
+        """``update`` is the function that ``console.progress`` yields."""
         self._update = update
 
     def on_step(self, report: StepReport) -> None:
         """Show the step."""
         total = report.session_seconds + report.seconds_left
-        self._update(report.session_seconds, total, describe(report))
+        self._update(report.session_seconds, total, describe_step(report))
 
 
-def describe(report: StepReport) -> str:
-    """A step in a line: losses, moments of states, motion as a multiple of the real one, pace and memory."""
+def describe_step(report: StepReport) -> str:
+    """Describe a step in a line: losses, moments of states, motion relative to real motion, pace, memory."""
     terms = report.terms
     moved = terms["motion_drawn"] / max(terms["motion_real"], 1e-9)
     losses = f"D {terms['loss_d']:.2f} G {terms['loss_g']:.2f} · " if "loss_d" in terms else ""
@@ -30,5 +30,5 @@ def describe(report: StepReport) -> str:
         f"step {report.step}/{report.total_steps} · {losses}state "
         f"{terms['state_mean']:+.2f} ± {terms['state_std']:.2f}, spread {terms['state_spread']:.2f} · "
         f"motion {moved:.1f}× · {report.clips_per_second:.1f} clips/s · "
-        f"{report.peaks_gb['process']:.1f} GB · {clock(report.seconds_left)} left"
+        f"{report.peaks_gb['process']:.1f} GB · {format_duration(report.seconds_left)} left"
     )

@@ -1,6 +1,6 @@
-"""Beginning a run and resuming one: its folder, its recipe fitted to memory, its footage, its length.
+"""Begins and resumes runs: makes the folder, fits the recipe to memory, prepares the footage.
 
-folder.py knows what is inside the folder of a run; loop.py trains it.
+folder.py reads and writes the files in the folder of a run; loop.py trains it.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlxlava.backend import Tree, has_slow_blas, memory_budget, on_gpu_path
-from mlxlava.backend.ranks import any_rank, first_rank_first, rank, ranks
+from mlxlava.backend import Tree, has_slow_blas, memory_budget_gb, on_gpu_path
+from mlxlava.backend.ranks import max_over_ranks, rank, rank_count, run_on_first_rank_first
 from mlxlava.config import Recipe, override, recipe_from_dict, recipe_to_dict
 from mlxlava.console import say
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage
 from mlxlava.footage.from_settings import prepare_from_settings
-from mlxlava.paths import SMALL, read_json
+from mlxlava.paths import SMALL_LAMP_FOLDER, read_json
 from mlxlava.training.checkpoint import load_checkpoint
-from mlxlava.training.folder import checkpoint_to_resume, locked, start_run, write_config
+from mlxlava.training.folder import checkpoint_to_resume, locked_run, make_run_folder, write_config
 from mlxlava.training.loop import clips_of_this_rank
-from mlxlava.training.plan import fit_into, predict
+from mlxlava.training.memory_plan import fit_into, predict_peak
 from mlxlava.training.step import Trainer
 
-RUNS = Path("runs")  # in the working folder
+RUNS_FOLDER = Path("runs")  # in the working folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Run:
     """A run that is ready to be trained.
 
     Attributes:
-        folder: where it is.
-        recipe: what it trains and how, with micro-batches that fit into memory.
-        footage: what it learns from.
+        folder: folder of the run.
+        recipe: recipe of the run, with micro-batches that fit into memory.
+        footage: footage that it learns from.
     """
 
     folder: Path
@@ -41,45 +41,45 @@ class Run:
     footage: Footage
 
 
-def next_folder(name: str) -> Path:
+def next_run_folder(name: str) -> Path:
     """The first folder of ``runs/name-001``, ``runs/name-002`` … that does not exist yet."""
-    return next(path for n in range(1, 10**6) if not (path := RUNS / f"{name}-{n:03d}").exists())
+    return next(path for n in range(1, 10**6) if not (path := RUNS_FOLDER / f"{name}-{n:03d}").exists())
 
 
-def latest_folder() -> Path:
+def latest_run_folder() -> Path:
     """The run in ``runs/`` whose log was written to last.
 
     Raises:
         UserError: there is none.
     """
-    logs = [*RUNS.glob("*/log.jsonl"), *RUNS.glob(f"*/{SMALL}/log.jsonl")]
+    logs = [*RUNS_FOLDER.glob("*/log.jsonl"), *RUNS_FOLDER.glob(f"*/{SMALL_LAMP_FOLDER}/log.jsonl")]
     if not logs:
         raise UserError("train: there is no run in runs/ to resume; give its folder with -o")
     newest = max(logs, key=lambda path: path.stat().st_mtime).parent
-    return newest.parent if newest.name == SMALL else newest
+    return newest.parent if newest.name == SMALL_LAMP_FOLDER else newest
 
 
 def fit_to_memory(recipe: Recipe, gigabytes: float | None) -> Recipe:
-    """Split a recipe's batches so that a training step fits into memory; says what was chosen.
+    """Split a recipe's batches so that a training step fits into memory, and print what was chosen.
 
     Args:
-        recipe: what to train.
-        gigabytes: GB (10⁹ bytes) for MLX's arrays. If None, a GPU's memory is the limit (the smallest one of
-            all processes that train together); a recipe for a CPU stays as it is then.
+        recipe: recipe to be trained.
+        gigabytes: GB (10⁹ bytes) for MLX's arrays. If None, the memory of the GPU is the limit (the smallest
+            of all processes that train together). On a CPU, None means that the recipe stays as it is.
 
     Returns:
         The recipe with ``training.micro_batches`` and ``training.recompute`` set so that a step fits.
 
     Raises:
-        UserError: it does not fit, whatever the micro-batches.
+        UserError: the step does not fit with any number of micro-batches.
     """
     gpu, asked = on_gpu_path(), gigabytes is not None
     if gigabytes is None:
         if not gpu:
             return recipe
-        gigabytes = -any_rank(-int(1000 * memory_budget())) / 1000
+        gigabytes = -max_over_ranks(-int(1000 * memory_budget_gb())) / 1000
     try:
-        fitted = fit_into(recipe, gigabytes, ranks(), gpu=gpu)
+        fitted = fit_into(recipe, gigabytes, rank_count(), gpu=gpu)
     except UserError as error:
         if asked:
             raise
@@ -90,49 +90,52 @@ def fit_to_memory(recipe: Recipe, gigabytes: float | None) -> Recipe:
         split = f"{training.micro_batches} micro-batch{'es' * (training.micro_batches > 1)}"
         say(
             f"train: a step in {split}{again}: "
-            f"about {predict(fitted, ranks(), gpu=gpu):.2f} of {gigabytes:.3g} GB" + ", estimated" * gpu
+            f"about {predict_peak(fitted, rank_count(), gpu=gpu):.2f} of {gigabytes:.3g} GB"
+            + ", estimated"
+            * gpu
         )
     return fitted
 
 
-def begin(
+def begin_run(
     folder: Path,
     recipe: Recipe,
     sources: Sequence[str | Path],
     *,
-    warm: Tree | None = None,
+    initial_arrays: Tree | None = None,
     memory: float | None = None,
     command: str = "",
 ) -> Run:
     """Prepare the footage of a new run, and make its folder with the state at step 0.
 
     Args:
-        folder: where the run goes; a new or an empty folder.
-        recipe: what to train and how.
+        folder: folder of the new run; it must be empty or not exist.
+        recipe: recipe of the run.
         sources: videos, folders of images, or one folder of prepared footage; the built-in lamp when empty.
-        warm: arrays of weights whose generator and state step to start from; random ones when None.
+        initial_arrays: arrays of weights whose generator and state step to start from; random weights when
+            None.
         memory: GB for MLX's arrays (``fit_to_memory``).
-        command: what began the run, for its config and its model card.
+        command: command that began the run, for its config and its model card.
 
     Raises:
         UserError: the recipe does not fit into memory, the footage cannot be read or is shorter than a clip,
-            the folder holds something, or ``warm`` is of other networks.
+            the folder holds something, or ``initial_arrays`` is of other networks.
     """
     recipe = fit_to_memory(recipe, memory)
-    footage = _prepare(sources, recipe)
+    footage = _prepare_footage(sources, recipe)
     absolute = [str(Path(source).expanduser().resolve()) for source in sources]
-    start_run(folder, recipe, footage, absolute, command, warm)
-    return _ready(folder, recipe, footage)
+    make_run_folder(folder, recipe, footage, absolute, command, initial_arrays)
+    return _announce_run(folder, recipe, footage)
 
 
-def resume(folder: Path, *, steps: int | None = None, memory: float | None = None) -> Run:
-    """Take up a run as it began; only its length and the split of its batches may change.
+def resume_run(folder: Path, *, steps: int | None = None, memory: float | None = None) -> Run:
+    """Continue a run with its own settings. Only its length and the split of its batches may change.
 
-    A changed recipe or length is written to the run's config last, when all else is accepted: a run that
+    A changed recipe or length is written to the run's config last, after all other checks. So a run that
     cannot be resumed stays as it was.
 
     Args:
-        folder: the run.
+        folder: folder of the run.
         steps: training steps in all from now on; as many as before when None.
         memory: GB for MLX's arrays (``fit_to_memory``).
 
@@ -153,7 +156,7 @@ def resume(folder: Path, *, steps: int | None = None, memory: float | None = Non
         recipe = change_length(recipe, length, steps)
         length = steps
     recipe = fit_to_memory(recipe, memory)
-    footage = _prepare(sources, recipe)
+    footage = _prepare_footage(sources, recipe)
     if footage.key != key:
         raise UserError(
             f"train: the footage of {folder} has changed since it began; begin a new run (--init {folder})"
@@ -161,20 +164,20 @@ def resume(folder: Path, *, steps: int | None = None, memory: float | None = Non
     clips_of_this_rank(recipe)
     config = {**before, "recipe": recipe_to_dict(recipe), "total_steps": length}
     if rank() == 0 and config != before:
-        with locked(folder):
-            # Only to check that it can be read; the loop reads it again.
+        with locked_run(folder):
+            # This only checks that the checkpoint can be read. The loop reads it again.
             load_checkpoint(checkpoint_to_resume(folder), Trainer(recipe, length).init())
             write_config(folder, config)
     if steps is not None and recipe.training.schedule != "constant":
         say(f"train: the learning rate falls to 0 at step {steps} from now on")
-    return _ready(folder, recipe, footage)
+    return _announce_run(folder, recipe, footage)
 
 
 def change_length(recipe: Recipe, before: int, after: int) -> Recipe:
     """The recipe of a run whose number of training steps changes from ``before`` to ``after``.
 
-    ``loss.d_start`` is a fraction of all steps. It is changed so that the discriminator joins in at
-    the step at which it would have.
+    ``loss.d_start`` is a fraction of all steps. It is changed so that the discriminator still joins in at the
+    same step.
 
     Raises:
         UserError: ``after`` is less than 1.
@@ -184,14 +187,16 @@ def change_length(recipe: Recipe, before: int, after: int) -> Recipe:
     return override(recipe, {"loss.d_start": min(1.0, recipe.loss.d_start * before / after)})
 
 
-def _ready(folder: Path, recipe: Recipe, footage: Footage) -> Run:
-    """The run; says what is about to be trained."""
+def _announce_run(folder: Path, recipe: Recipe, footage: Footage) -> Run:
+    """Print what is about to be trained, and return the run."""
     say(f"train: {folder}: {len(footage.frames)} frames, {footage.step_fps:g} learned steps a second")
     if has_slow_blas():
         say('train: this will be many times slower than it could be; install "mlxlava[cpu]" and g++')
     return Run(folder, recipe, footage)
 
 
-def _prepare(sources: Sequence[str | Path], recipe: Recipe) -> Footage:
-    """Footage for a recipe; of processes that train together, the first one prepares it."""
-    return first_rank_first(lambda: prepare_from_settings(sources, recipe.data, seed=recipe.training.seed))
+def _prepare_footage(sources: Sequence[str | Path], recipe: Recipe) -> Footage:
+    """The footage of a recipe. If several processes train together, the first one prepares it."""
+    return run_on_first_rank_first(
+        lambda: prepare_from_settings(sources, recipe.data, seed=recipe.training.seed)
+    )

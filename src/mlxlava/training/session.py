@@ -12,17 +12,17 @@ from mlxlava.training.callbacks import Callbacks, StepReport
 from mlxlava.training.failures import Diverged
 
 
-class Session:
+class TrainingSession:
     """The time of one call of :func:`train`, and the step that is still to be reported.
 
     Attributes:
-        pending: Number and terms of a step that was made and not yet reported.
+        pending: Number and terms of the last step, if it has not been reported yet.
     """
 
     def __init__(
         self, run: Path, batch_size: int, step: int, total: int, seconds: float, minutes: float | None
     ) -> None:
-        """``step`` and ``seconds`` are those at which the session begins."""
+        """``step`` and ``seconds`` are the steps and the time of earlier sessions."""
         self.pending: tuple[int, Mapping[str, mx.array]] | None = None
         self._run, self._batch_size, self._total = run, batch_size, total
         self._first_step, self._seconds_before = step, seconds
@@ -30,25 +30,25 @@ class Session:
         self._began = time.monotonic()
 
     @property
-    def elapsed(self) -> float:
-        """Seconds of this session."""
+    def elapsed_seconds(self) -> float:
+        """Seconds since this session began."""
         return time.monotonic() - self._began
 
     @property
-    def seconds(self) -> float:
-        """Seconds of training, those of earlier sessions included."""
-        return self._seconds_before + self.elapsed
+    def total_seconds(self) -> float:
+        """Seconds of training, including earlier sessions."""
+        return self._seconds_before + self.elapsed_seconds
 
     @property
     def is_over(self) -> bool:
-        """Whether the session has had its minutes."""
-        return self.elapsed >= self._limit
+        """Whether the session has used up its minutes."""
+        return self.elapsed_seconds >= self._limit
 
-    def report(self, listeners: Sequence[Callbacks]) -> None:
-        """Tell of the pending step, if there is one; this waits until the device has made it.
+    def report_pending_step(self, listeners: Sequence[Callbacks]) -> None:
+        """Report the pending step, if there is one. This waits until the device has computed the step.
 
         Raises:
-            Diverged: one of its terms is not finite.
+            Diverged: a term of the step is not finite.
         """
         if self.pending is None:
             return
@@ -58,13 +58,13 @@ class Session:
         for name, value in terms.items():
             if not math.isfinite(value):
                 raise Diverged(self._run, name, step)
-        pace = (step - self._first_step) / self.elapsed
+        pace = (step - self._first_step) / self.elapsed_seconds
         report = StepReport(
             step=step,
             total_steps=self._total,
-            seconds=self.seconds,
-            session_seconds=self.elapsed,
-            seconds_left=min((self._total - step) / pace, max(0.0, self._limit - self.elapsed)),
+            seconds=self.total_seconds,
+            session_seconds=self.elapsed_seconds,
+            seconds_left=min((self._total - step) / pace, max(0.0, self._limit - self.elapsed_seconds)),
             clips_per_second=pace * self._batch_size,
             terms=terms,
             peaks_gb=peak_memory(),

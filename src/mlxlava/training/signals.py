@@ -12,22 +12,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mlxlava.backend.ranks import ranks
+from mlxlava.backend.ranks import rank_count
 from mlxlava.console import say
 from mlxlava.training.failures import ProcessLost
 
-_GRACE = 5.0  # seconds that a process waits for others, beyond three steps, before it gives up
+_GRACE_SECONDS = 5.0  # seconds that a process waits for others, in addition to the time of three steps
 
 
 class StopRequest:
-    """Which signal asked the training to stop, if any."""
+    """The number of the signal that asked the training to stop; None as long as no signal did."""
 
     signal: int | None = None
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[StopRequest]:
-    """Turn the first Ctrl-C, SIGTERM or SIGHUP into a request to stop; the second one acts at once."""
+def catch_stop_signals() -> Iterator[StopRequest]:
+    """Turn the first Ctrl-C, SIGTERM or SIGHUP into a request to stop. A second signal ends the process."""
     request = StopRequest()
     old: dict[int, Any] = {}
 
@@ -52,34 +52,34 @@ def stop_signals() -> Iterator[StopRequest]:
 
 
 class Watchdog:
-    """Knows how long to wait for other processes: by the longest step so far, in seconds."""
+    """Decides how long to wait for other processes, from the longest step so far."""
 
     def __init__(self) -> None:
         self._longest = 0.0
 
-    def saw_step(self, seconds: float) -> None:
+    def note_step_time(self, seconds: float) -> None:
         """Take note of how long a step took."""
         self._longest = max(self._longest, seconds)
 
     @property
-    def patience(self) -> float:
-        """Seconds after which a process that does not answer is gone."""
-        return _GRACE + 3 * self._longest
+    def seconds_to_wait(self) -> float:
+        """Seconds after which a process that does not answer counts as gone."""
+        return _GRACE_SECONDS + 3 * self._longest
 
 
 @contextlib.contextmanager
-def lost_processes(run: Path) -> Iterator[Watchdog]:
+def watch_for_lost_processes(run: Path) -> Iterator[Watchdog]:
     """End this process, with one line that says why, when another process of the run is gone.
 
-    MLX raises a RuntimeError then, but now and then it waits for ever. mlx.launch sends SIGTERM to the
-    processes that are left. One that waits inside MLX cannot run a signal's handler, but a thread can see
-    that the signal came.
+    If a process is gone, MLX usually raises a RuntimeError, but sometimes it waits for ever. mlx.launch sends
+    SIGTERM to the remaining processes. A process that waits inside MLX cannot run its signal handler, but a
+    thread of it can see that the signal came.
 
     Raises:
         ProcessLost: instead of MLX's RuntimeError.
     """
     watchdog = Watchdog()
-    if ranks() == 1:
+    if rank_count() == 1:
         yield watchdog
         return
     over = threading.Event()
@@ -87,8 +87,8 @@ def lost_processes(run: Path) -> Iterator[Watchdog]:
     theirs.setblocking(False)
 
     def watch() -> None:
-        ours.recv(1)  # a signal's number, or nothing when the training is over
-        if not over.wait(watchdog.patience):
+        ours.recv(1)  # receives a signal's number, or nothing when the training is over
+        if not over.wait(watchdog.seconds_to_wait):
             say(f"mlxlava: {ProcessLost(run)}")
             os._exit(1)
 

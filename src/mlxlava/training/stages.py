@@ -1,7 +1,7 @@
-"""Runs in two stages: a smaller lamp is learned first, in the folder ``small`` of the run, and then grows.
+"""Runs in two stages: a smaller lamp is trained first, in the folder ``small`` of the run, and then grows.
 
-Each stage is a run of its own, with checkpoints, a log and previews. Until the second one begins, the file
-``growth.json`` says what it will be.
+Each stage is a run of its own, with checkpoints, a log and previews. The file ``growth.json`` holds the plan
+for the second stage until that begins.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from typing import Any
 
 from mlxlava.config import Recipe, recipe_from_dict, recipe_to_dict
 from mlxlava.errors import UserError
-from mlxlava.paths import SMALL, latest_checkpoint, names_in, read_json, write_whole
-from mlxlava.training.growth import grown_recipe, learned_by_run, start_recipe
-from mlxlava.training.run import Run, begin, resume
+from mlxlava.paths import SMALL_LAMP_FOLDER, latest_checkpoint, names_in, read_json, write_text_atomically
+from mlxlava.training.growth import arrays_learned_by_run, grown_recipe, start_recipe
+from mlxlava.training.run import Run, begin_run, resume_run
 
-_PLAN = "growth.json"
+_PLAN_FILE = "growth.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What the second stage will be.
+class SecondStagePlan:
+    """The plan for the second stage.
 
     Attributes:
-        recipe: as the user asked for it.
+        recipe: recipe that the user asked for.
         sources: footage; the built-in lamp when empty.
         memory: GB for MLX's arrays, or None.
-        command: what began the run.
+        command: command that began the run.
     """
 
     recipe: Recipe
@@ -38,31 +38,36 @@ class Plan:
     command: str
 
 
-def begin_first_stage(folder: Path, plan: Plan) -> Run:
+def begin_first_stage(folder: Path, plan: SecondStagePlan) -> Run:
     """Make the folder of a run in two stages, and the run of the first stage in it.
 
     Raises:
-        UserError: the folder holds something, or the smaller lamp cannot be begun or cannot grow.
+        UserError: the folder holds something, or the training of the smaller lamp cannot begin, or the lamp
+            cannot grow.
     """
     if names_in(folder):
         raise UserError(f"train: {folder} holds something; give another -o, or --resume")
-    run = begin(
-        folder / SMALL, start_recipe(plan.recipe), plan.sources, memory=plan.memory, command=plan.command
+    run = begin_run(
+        folder / SMALL_LAMP_FOLDER,
+        start_recipe(plan.recipe),
+        plan.sources,
+        memory=plan.memory,
+        command=plan.command,
     )
     sources = [str(Path(source).expanduser().resolve()) for source in plan.sources]
     values = {**dataclasses.asdict(plan), "recipe": recipe_to_dict(plan.recipe), "sources": sources}
-    write_whole(folder / _PLAN, json.dumps(values, indent=2) + "\n")
+    write_text_atomically(folder / _PLAN_FILE, json.dumps(values, indent=2) + "\n")
     return run
 
 
 def is_in_first_stage(folder: Path) -> bool:
-    """Whether a run of two stages has not begun its second one."""
-    return (folder / _PLAN).is_file() and latest_checkpoint(folder) is None
+    """Whether a run of two stages has not yet begun its second stage."""
+    return (folder / _PLAN_FILE).is_file() and latest_checkpoint(folder) is None
 
 
 def resume_first_stage(folder: Path, memory: float | None) -> Run:
-    """Take up the first stage; it may have made all its steps already."""
-    return resume(folder / SMALL, memory=memory)
+    """Continue the first stage. It may have made all its steps already."""
+    return resume_run(folder / SMALL_LAMP_FOLDER, memory=memory)
 
 
 def begin_second_stage(folder: Path, memory: float | None) -> Run:
@@ -71,14 +76,14 @@ def begin_second_stage(folder: Path, memory: float | None) -> Run:
     Raises:
         UserError: the plan is damaged, or the footage has changed or cannot be read.
     """
-    values: dict[str, Any] = read_json(folder / _PLAN, "run")
+    values: dict[str, Any] = read_json(folder / _PLAN_FILE, "run")
     try:
         recipe, sources = recipe_from_dict(values["recipe"]), list(values["sources"])
         memory = values["memory"] if memory is None else memory
         command = str(values["command"])
     except (KeyError, TypeError) as error:
-        raise UserError(f"train: {folder / _PLAN} lacks {error}; begin the run anew") from error
-    small = recipe_from_dict(read_json(folder / SMALL / "config.json", "run")["recipe"])
-    learned = learned_by_run(folder / SMALL)
+        raise UserError(f"train: {folder / _PLAN_FILE} lacks {error}; begin the run anew") from error
+    small = recipe_from_dict(read_json(folder / SMALL_LAMP_FOLDER / "config.json", "run")["recipe"])
+    learned = arrays_learned_by_run(folder / SMALL_LAMP_FOLDER)
     grown = grown_recipe(recipe, small, learned, recipe.data.size)
-    return begin(folder, grown, sources, warm=learned, memory=memory, command=command)
+    return begin_run(folder, grown, sources, initial_arrays=learned, memory=memory, command=command)

@@ -11,46 +11,46 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from mlxlava.backend import Tree, mx, named_arrays, tree_map
-from mlxlava.backend.ranks import gather, rank, ranks, sum_over_ranks
+from mlxlava.backend.ranks import gather_rows, rank, rank_count, sum_over_ranks
 from mlxlava.config import Recipe
 from mlxlava.models.normality import moments
 from mlxlava.models.state_step import fixed_bases
 from mlxlava.training import feature_matching
-from mlxlava.training.growth import rest_old_layers, resting_networks
+from mlxlava.training.growth import freeze_old_layers, frozen_networks
 from mlxlava.training.objective import Batch, Clips, Objective, Terms
-from mlxlava.training.optimizers import average, clip_updates, ema_decay, make_optimizer
+from mlxlava.training.optimizers import clip_updates, decayed_average, ema_decay, make_optimizer
 
-_STATS_DECAY = 0.99  # of the running BatchNorm statistics that are played (TensorFlow's default)
+_STATS_DECAY = 0.99  # decay of the running BatchNorm statistics that are played (TensorFlow's default)
 
 
-class Kind(NamedTuple):
-    """What a step does beside learning to reconstruct clips.
+class StepKind(NamedTuple):
+    """What a training step does in addition to reconstructing clips.
 
     Attributes:
-        adversarial: Whether the discriminator judges.
-        penalised: Whether its gradient penalties are computed.
+        adversarial: Whether the discriminator judges clips.
+        penalised: Whether the gradient penalties of the discriminator are computed.
     """
 
     adversarial: bool
     penalised: bool
 
 
-_KINDS = (Kind(False, False), Kind(True, False), Kind(True, True))
+_STEP_KINDS = (StepKind(False, False), StepKind(True, False), StepKind(True, True))
 
 
 class Trainer:
     """The networks of a recipe and the step that trains them.
 
-    Everything that changes is in one tree, the run state:
+    All arrays that change are in one tree, the run state:
 
     - ``generator``, ``dynamics``, ``discriminator`` and, where the recipe has one, ``encoder``: weights
     - ``stats``: BatchNorm statistics (``generator``) and the state step's fixed bases (``dynamics``)
-    - ``ema``: averaged weights of ``generator`` and ``dynamics``, the ones that are played
-    - ``optimizer``: of ``model`` (generator, dynamics, encoder) and of ``discriminator``
-    - ``carried``: last states of the batch before (B, Z)
+    - ``ema``: averaged weights of ``generator`` and ``dynamics``; these are played
+    - ``optimizer``: states of the optimisers ``model`` (generator, dynamics, encoder) and ``discriminator``
+    - ``carried``: last state of each clip of the previous batch (B, Z)
     - ``encoded_covariance``, where the recipe whitens: running covariance (Z, Z) of encoded means
-    - ``features``, where the recipe matches features: running sums of them (training/feature_matching.py)
-    - ``step``: training steps made
+    - ``features``, where the recipe matches features: running sums (training/feature_matching.py)
+    - ``step``: number of training steps made
     """
 
     def __init__(self, recipe: Recipe, total_steps: int, *, compiled: bool = True) -> None:
@@ -65,14 +65,14 @@ class Trainer:
         self._rank = rank()
         self._steps_without_d = round(recipe.loss.d_start * total_steps)
         self._has_penalties = recipe.loss.kind == "relativistic" and recipe.loss.gamma > 0
-        self._bases: Tree | None = None  # of the state step; they do not change
+        self._bases: Tree | None = None  # changes of basis of the state step; they are constant
         wrap: Callable[[Any], Any] = mx.compile if compiled else lambda function: function
-        # Each kind is compiled by itself: the discriminator is most of the work, its gradient penalties
-        # double that, and most steps go without them.
-        self._steps = {kind: wrap(self._make_step(kind)) for kind in _KINDS}
+        # Each kind is compiled by itself. The discriminator is most of the work, and its gradient penalties
+        # double that work, but most steps have no penalties.
+        self._steps = {kind: wrap(self._make_step_function(kind)) for kind in _STEP_KINDS}
 
     def init(self) -> Tree:
-        """The run state at step 0; a function of the recipe's seed."""
+        """The run state at step 0. It depends only on the recipe."""
         recipe, objective = self.recipe, self._objective
         keys = mx.random.split(mx.random.key(recipe.training.seed), 5)
         played = {
@@ -100,12 +100,12 @@ class Trainer:
         if recipe.encoder.whitening:
             state["encoded_covariance"] = mx.eye(recipe.generator.state_size)
         if objective.feature_matching:
-            state["features"] = objective.feature_matching.init()
+            state["features"] = objective.feature_matching.init_sums()
         mx.eval(state)
         return state
 
     def __call__(
-        self, state: Tree, frames: mx.array, times: mx.array, index: int, *, kind: Kind | None = None
+        self, state: Tree, frames: mx.array, times: mx.array, index: int, *, kind: StepKind | None = None
     ) -> tuple[Tree, Terms]:
         """One training step.
 
@@ -113,48 +113,48 @@ class Trainer:
             state: Run state.
             frames: This rank's real clips, uint8 (B / ranks, V + K, H, W, 3): V context frames for the
                 encoder, then K frames to be drawn and judged.
-            times: Learned step of each frame in its clip, int32 (B, V + K), of all ranks' clips.
-            index: Number of this step; with the recipe's seed it fixes all randomness.
-            kind: What the step does; that of its number when None.
+            times: Learned step of each frame in its clip, int32 (B, V + K), for the clips of all ranks.
+            index: Number of this step. All random numbers depend only on it and on the recipe's seed.
+            kind: Kind of the step; when None, the kind that belongs to its number.
 
         Returns:
-            The next run state and the named terms (scalars), neither evaluated yet.
+            The next run state, and the named terms (scalars). They are not evaluated yet.
         """
         if self._bases is None:
-            self._bases = self._objective.dynamics.prepare(fixed_bases(state))
+            self._bases = self._objective.dynamics.basis_changes(fixed_bases(state))
         key = mx.random.key((self.recipe.training.seed << 32) + index)
         step = self._steps[self.kind_of(index) if kind is None else kind]
         new, terms = step(state, frames, times, key, self._bases)
         return new, terms
 
-    def kind_of(self, index: int) -> Kind:
-        """The kind of step that number ``index`` is."""
+    def kind_of(self, index: int) -> StepKind:
+        """The kind of step number ``index``."""
         adversarial = index >= self._steps_without_d
         due = index % self.recipe.loss.penalty_every == 0
-        return Kind(adversarial, adversarial and self._has_penalties and due)
+        return StepKind(adversarial, adversarial and self._has_penalties and due)
 
     @property
-    def kinds(self) -> list[Kind]:
-        """The kinds of step that the recipe has, in the order in which they first come."""
-        kinds = [Kind(False, False)] if self._steps_without_d > 0 else []
+    def step_kinds(self) -> list[StepKind]:
+        """The kinds of step that occur in a run of the recipe, in the order in which they first occur."""
+        kinds = [StepKind(False, False)] if self._steps_without_d > 0 else []
         if self._steps_without_d < self.total_steps:
             if not self._has_penalties or self.recipe.loss.penalty_every > 1:
-                kinds.append(Kind(True, False))
+                kinds.append(StepKind(True, False))
             if self._has_penalties:
-                kinds.append(Kind(True, True))
+                kinds.append(StepKind(True, True))
         return kinds
 
     def encode(self, state: Tree, context: mx.array, key: mx.array) -> mx.array:
-        """States (B, Z) of clips, from their context frames, uint8 (B, V, H, W, 3).
+        """Encode clips: context frames, uint8 (B, V, H, W, 3) → states (B, Z).
 
-        They are standardised over these clips, of which there should be many.
+        The states are standardised over the given clips. So there should be many clips.
         """
         return self._objective.encode(state["encoder"], state, context, key).states
 
-    def _make_step(
-        self, kind: Kind
+    def _make_step_function(
+        self, kind: StepKind
     ) -> Callable[[Tree, mx.array, mx.array, mx.array, Tree], tuple[Tree, Terms]]:
-        """The function that makes a step of a kind."""
+        """Make the function that computes a step of a kind."""
         recipe, context = self.recipe, self.recipe.encoder.context_frames
 
         def step(
@@ -162,11 +162,11 @@ class Trainer:
         ) -> tuple[Tree, Terms]:
             batch = Batch(frames[:, :context], frames[:, context:], times[:, context:])
             weights: Tree = {name: state[name] for name in ("dynamics", "encoder") if name in state}
-            resting = {name: weights.pop(name) for name in resting_networks(recipe) if name in weights}
-            # Bound beforehand: as an argument, the run state would cost MLX the gradient, since it holds the
-            # same dictionaries as weights.
+            resting = {name: weights.pop(name) for name in frozen_networks(recipe) if name in weights}
+            # The run state is bound here and not passed as an argument. It holds the same dictionaries as the
+            # weights, and as an argument it would make MLX lose the gradient.
             loss = partial(
-                self._loss, resting=resting, state=state, batch=batch, bases=bases, kind=kind, key=key
+                self._loss, frozen=resting, state=state, batch=batch, bases=bases, kind=kind, key=key
             )
             if weights:
                 (_, (rolled, drawn)), gradients = mx.value_and_grad(loss)(weights)
@@ -175,17 +175,20 @@ class Trainer:
             if "encoder" in gradients:  # each rank has encoded its own clips
                 gradients["encoder"] = sum_over_ranks(gradients["encoder"])
             gradients = drawn["gradients"] | gradients
-            gradients["generator"] = rest_old_layers(gradients["generator"], recipe, state["step"])
-            terms: Terms = rolled["terms"] | drawn["terms"] | _observe(rolled["path"])
+            gradients["generator"] = freeze_old_layers(gradients["generator"], recipe, state["step"])
+            terms: Terms = rolled["terms"] | drawn["terms"] | _state_statistics(rolled["path"])
 
             new = self._update(state, gradients)
             stats = state["stats"]["generator"]
-            new["stats"] = {**state["stats"], "generator": average(stats, drawn["stats"], _STATS_DECAY)}
+            new["stats"] = {
+                **state["stats"],
+                "generator": decayed_average(stats, drawn["stats"], _STATS_DECAY),
+            }
             new["carried"] = rolled["path"][:, -1]
             if drawn["features"]:
-                new["features"] = feature_matching.add(state["features"], drawn["features"])
+                new["features"] = feature_matching.add_step(state["features"], drawn["features"])
             if recipe.encoder.whitening:
-                new["encoded_covariance"] = average(
+                new["encoded_covariance"] = decayed_average(
                     state["encoded_covariance"], rolled["covariance"], recipe.encoder.whitening_decay
                 )
             if recipe.training.precision == "float16":
@@ -195,29 +198,36 @@ class Trainer:
         return step
 
     def _loss(
-        self, weights: Tree, resting: Tree, state: Tree, batch: Batch, bases: Tree, kind: Kind, key: mx.array
+        self,
+        weights: Tree,
+        frozen: Tree,
+        state: Tree,
+        batch: Batch,
+        bases: Tree,
+        kind: StepKind,
+        key: mx.array,
     ) -> tuple[mx.array, tuple[Tree, Tree]]:
-        """The loss as a function of the weights of R and E. The loss of the frames is differentiated here.
+        """The loss as a function of the weights of R and E. The loss of the frames is differentiated in here.
 
-        Drawing and judging frames takes most of a step's memory. So it is done one micro-batch after the
-        other. That gives the same gradients as the whole batch, but for BatchNorm.
+        Drawing and judging frames takes most of a step's memory. So it is done for one micro-batch after the
+        other. Without BatchNorm, this gives the same gradients as the whole batch.
 
         Args:
-            weights: Of R and E, as far as they learn.
-            resting: Of R and E, as far as they do not.
+            weights: Weights of those of the networks R and E that learn.
+            frozen: Weights of those of the networks R and E that do not learn.
             state: Run state.
-            batch: The batch.
-            bases: Of the state step.
-            kind: Of the step.
+            batch: Real clips of the step.
+            bases: Changes of basis of the state step.
+            kind: Kind of the step.
             key: Random key.
 
         Returns:
-            A number whose gradient with respect to ``weights`` is that of the loss; and what
-            ``Objective.state_loss`` gives, and :meth:`_average_micro_batches`.
+            A number whose gradient with respect to ``weights`` is the gradient of the loss. Then the trees
+            that ``Objective.state_loss`` and :meth:`_average_micro_batches` return.
         """
         states_key, frames_key = mx.random.split(key)
         of_states, rolled = self._objective.state_loss(
-            {**resting, **weights}, state, batch, bases, kind.adversarial, states_key
+            {**frozen, **weights}, state, batch, bases, kind.adversarial, states_key
         )
         states = rolled["states"]
         total: Tree = {}
@@ -227,24 +237,25 @@ class Trainer:
             chosen, clips = self._micro_batch(number, states, batch, frames_key, done)
             one, gradient = self._differentiate_micro_batch(state, chosen, clips, kind)
             state_gradients.append(gradient)
-            total = _add(total, one) if number else one
+            total = _add_trees(total, one) if number else one
         drawn = self._average_micro_batches(total, state_gradients, batch, kind)
-        # This sum has the gradient of the frames' loss with respect to the states, and so passes it on to R
-        # and E.
+        # The gradient of this sum with respect to the states is the gradient of the loss of the frames. So
+        # the sum passes that gradient on to R and E.
         of_frames = (states * drawn["gradients"].pop("states")).sum()
         return of_states + of_frames, (rolled, drawn)
 
     def _micro_batch(
-        self, number: int, states: mx.array, batch: Batch, key: mx.array, done: Tree
+        self, number: int, states: mx.array, batch: Batch, key: mx.array, wait_for: Tree
     ) -> tuple[mx.array, Clips]:
         """The states and the real clips of a micro-batch of this rank.
 
         Args:
-            number: Which micro-batch.
-            states: (N, K, Z), N a multiple of B; no gradient is taken through them.
-            batch: The batch.
-            key: For the augmentation of what D sees.
-            done: What has to be computed first, so that the memory of the micro-batch before is free.
+            number: Number of the micro-batch, from 0.
+            states: States (N, K, Z) of all clips; N is B or 2 B. No gradient goes through them.
+            batch: Real clips of the step.
+            key: Random key for the augmentation of clips.
+            wait_for: Results of the micro-batch before. The micro-batch starts only when they are computed,
+                so that their memory is free.
         """
         batch_size, of_rank = len(batch.times), len(batch.frames)
         count = of_rank // self.recipe.training.micro_batches
@@ -253,41 +264,41 @@ class Trainer:
         # (N, K, Z) -> (N / B, B, K, Z): encoded states, random states, or both
         sets = mx.stop_gradient(states).reshape(-1, batch_size, *states.shape[1:])
         chosen, frames = sets[:, rows].flatten(0, 1), batch.frames[start : start + count]
-        if done:
-            chosen, frames = _after(chosen, done), _after(frames, done)
+        if wait_for:
+            chosen, frames = _compute_after(chosen, wait_for), _compute_after(frames, wait_for)
         keys = mx.random.split(key, 2 * batch_size).reshape(batch_size, 2, 2)
         return chosen, Clips(frames.astype(mx.float32) / 255, batch.times[rows], keys[rows])
 
     def _average_micro_batches(
-        self, total: Tree, state_gradients: list[mx.array], batch: Batch, kind: Kind
+        self, total: Tree, state_gradients: list[mx.array], batch: Batch, kind: StepKind
     ) -> Tree:
-        """Means over all clips of all ranks, from sums over the micro-batches of this rank.
+        """Average over all clips of all ranks, from the results of this rank's micro-batches.
 
         Args:
-            total: Sum of what :meth:`_differentiate_micro_batch` gives.
-            state_gradients: With respect to the states of each micro-batch.
-            batch: The batch.
-            kind: Of the step.
+            total: Sum of the trees that :meth:`_differentiate_micro_batch` returns for the micro-batches.
+            state_gradients: For each micro-batch, the gradient with respect to its states.
+            batch: Real clips of the step.
+            kind: Kind of the step.
 
         Returns:
-            A tree of: ``gradients`` with respect to ``generator``, ``states`` (N, K, Z) and, where D judges,
-            ``discriminator``; BatchNorm's ``stats`` of G; ``features``; ``terms``.
+            The same tree as averages. Its ``gradients`` now also have ``states`` (N, K, Z): the gradient with
+            respect to the states of all clips.
         """
         micro_batches = self.recipe.training.micro_batches
-        weight = 1 / (micro_batches * ranks())
+        weight = 1 / (micro_batches * rank_count())
         averages: Tree = sum_over_ranks(tree_map(lambda array: weight * array, total))
         count = len(batch.frames) // micro_batches
         # (N / B · clips, K, Z) each -> (N / B, B / ranks, K, Z)
         sets = [each.reshape(-1, count, *each.shape[1:]) for each in state_gradients]
         of_rank = mx.concatenate(sets, axis=1).swapaxes(0, 1)
-        gradient = weight * gather(of_rank).swapaxes(0, 1)  # (N / B, B, K, Z)
+        gradient = weight * gather_rows(of_rank).swapaxes(0, 1)  # (N / B, B, K, Z)
         if kind.adversarial:  # D has judged the last set
             gradient = mx.concatenate([gradient[:-1], self.recipe.loss.state_gain * gradient[-1:]])
         averages["gradients"]["states"] = gradient.flatten(0, 1)
         return averages
 
     def _differentiate_micro_batch(
-        self, state: Tree, states: mx.array, clips: Clips, kind: Kind
+        self, state: Tree, states: mx.array, clips: Clips, kind: StepKind
     ) -> tuple[Tree, mx.array]:
         """Differentiate the loss of the frames of a micro-batch.
 
@@ -295,13 +306,15 @@ class Trainer:
 
         Args:
             state: Run state.
-            states: (N, K, Z), N a multiple of the clips.
-            clips: Real clips.
-            kind: Of the step.
+            states: States (N, K, Z) of the micro-batch; N is once or twice the number of clips.
+            clips: Real clips of the micro-batch.
+            kind: Kind of the step.
 
         Returns:
-            A tree of ``gradients`` with respect to weights, BatchNorm's ``stats`` of G, ``features`` and
-            ``terms``; and the gradient with respect to the states.
+            A tree and an array. The tree has ``gradients`` with respect to the weights of ``generator`` and,
+            if D judges, of ``discriminator``; ``stats``, the BatchNorm statistics of G; ``features`` for the
+            sums of feature matching; and the named ``terms``. The array is the gradient with respect to the
+            states.
         """
         objective, terms, d_gradients = self._objective, Terms(), []
         weights = {"generator": state["generator"]}
@@ -310,22 +323,22 @@ class Trainer:
         if kind.adversarial and self.recipe.loss.kind == "bce":
             (_, terms), gradient = mx.value_and_grad(objective.real_loss)(state["discriminator"], clips)
             d_gradients.append(gradient)
-            states = _after(states, gradient)  # draw when the memory of this pass is free
+            states = _compute_after(states, gradient)  # draw only when the memory of this pass is free
         (_, drawn), (gradients, state_gradient) = mx.value_and_grad(objective.frame_loss, (0, 1))(
             weights, states, clips, state.get("features", {})
         )
         for name, term in drawn["terms"].items():
             terms[name] = terms[name] + term if name in terms else term
-        if kind.penalised:  # begin when the memory of the passes above is free
+        if kind.penalised:  # start only when the memory of the passes above is free
             done = {"gradients": gradients, "states": state_gradient}
-            judged, real = _after(drawn["drawn"], done), _after(clips.frames, done)
-            (_, more), gradient = mx.value_and_grad(objective.penalties)(
+            judged, real = _compute_after(drawn["drawn"], done), _compute_after(clips.frames, done)
+            (_, more), gradient = mx.value_and_grad(objective.gradient_penalties)(
                 state["discriminator"], judged, dataclasses.replace(clips, frames=real)
             )
             d_gradients.append(gradient)
             terms |= more
         for gradient in d_gradients:
-            gradients["discriminator"] = _add(gradients["discriminator"], gradient)
+            gradients["discriminator"] = _add_trees(gradients["discriminator"], gradient)
         result = {
             "gradients": gradients,
             "stats": drawn["stats"],
@@ -335,7 +348,7 @@ class Trainer:
         return result, state_gradient
 
     def _update(self, state: Tree, gradients: Tree) -> Tree:
-        """The next run state: optimisers' steps, update clipping, averaged weights, the count of steps.
+        """The run state after the optimisers' steps, with clipped updates, averaged weights and a new count.
 
         A network without gradients stays as it is.
         """
@@ -343,9 +356,10 @@ class Trainer:
         count = state["step"] + 1
         new, optimizer_states = dict(state), dict(state["optimizer"])
 
-        def moved(name: str, weights: Tree, gradients: Tree) -> Tree:
+        def updated(name: str, weights: Tree, gradients: Tree) -> Tree:
             optimizer = self._optimizers[name]
-            optimizer.state = tree_map(lambda array: array, state["optimizer"][name])  # it changes its tree
+            # A copy, since the optimiser changes its tree.
+            optimizer.state = tree_map(lambda array: array, state["optimizer"][name])
             after: Tree = optimizer.apply_gradients(gradients, weights)
             optimizer_states[name] = optimizer.state
             if not training.update_clipping:
@@ -355,18 +369,20 @@ class Trainer:
         model: Tree = {
             name: state[name] for name in ("generator", "dynamics", "encoder") if name in gradients
         }
-        new |= moved("model", model, {name: gradients[name] for name in model})
+        new |= updated("model", model, {name: gradients[name] for name in model})
         if training.r_rate != 1 and "dynamics" in gradients:
-            new["dynamics"] = average(state["dynamics"], new["dynamics"], 1 - training.r_rate)
+            new["dynamics"] = decayed_average(state["dynamics"], new["dynamics"], 1 - training.r_rate)
         if "discriminator" in gradients:
-            new["discriminator"] = moved("discriminator", state["discriminator"], gradients["discriminator"])
+            new["discriminator"] = updated(
+                "discriminator", state["discriminator"], gradients["discriminator"]
+            )
         played = {name: new[name] for name in state["ema"]}
-        new["ema"] = average(state["ema"], played, ema_decay(training.ema, count))
+        new["ema"] = decayed_average(state["ema"], played, ema_decay(training.ema, count))
         return {**new, "optimizer": optimizer_states, "step": count}
 
 
 def _skip_if_overflown(gradients: Tree, old: Tree, new: Tree) -> tuple[Tree, mx.array]:
-    """The old run state where a gradient has left float16's range, and else the new one; 1 in that case."""
+    """The old run state and 1 if a gradient has left the range of float16; otherwise the new one and 0."""
     overflown = mx.array(False)
     for gradient in named_arrays(gradients).values():
         overflown = overflown | mx.logical_not(mx.isfinite(gradient)).any()
@@ -374,20 +390,20 @@ def _skip_if_overflown(gradients: Tree, old: Tree, new: Tree) -> tuple[Tree, mx.
     return {**chosen, "step": new["step"]}, overflown.astype(mx.float32)
 
 
-def _after(array: mx.array, done: Tree) -> mx.array:
-    """``array``, which is computed once all of ``done`` is."""
-    later: list[mx.array] = mx.depends([array], list(named_arrays(done).values()))
+def _compute_after(array: mx.array, wait_for: Tree) -> mx.array:
+    """``array``, to be computed only after all arrays of ``wait_for``."""
+    later: list[mx.array] = mx.depends([array], list(named_arrays(wait_for).values()))
     return later[0]
 
 
-def _add(one: Tree, other: Tree) -> Tree:
-    """The sum, array by array."""
+def _add_trees(one: Tree, other: Tree) -> Tree:
+    """The sum of two trees, array by array."""
     total: Tree = tree_map(lambda a, b: a + b, one, other)
     return total
 
 
-def _observe(path: mx.array) -> Terms:
-    """Statistics of the last states of paths (B, T, Z), to watch: pooled moments, and the spread of lamps."""
+def _state_statistics(path: mx.array) -> Terms:
+    """Statistics of the last states of paths (B, T, Z), for the log: moments, and the spread of lamps."""
     last = path[:, -1]
     mean, std, skew, kurtosis = moments(last)
     return {

@@ -1,4 +1,4 @@
-"""Events for TensorBoard, in ``tensorboard/`` of a run: scalars, preview pictures, histograms of states."""
+"""Writes scalars, preview pictures and histograms of states for TensorBoard, in ``tensorboard/`` of a run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def require_tensorboard() -> Any:
 
 @contextlib.contextmanager
 def open_tensorboard(run: Path, step: int) -> Iterator[TensorBoard]:
-    """Open the events of a run to append to them after ``step``; later events are dropped.
+    """Open the events of a run to append to them after ``step``. TensorBoard ignores later events.
 
     Raises:
         UserError: tensorboardX is not installed.

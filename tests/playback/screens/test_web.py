@@ -489,7 +489,7 @@ def test_host_and_port_belong_to_the_page(options: PlaybackOptions) -> None:
 
 def test_the_page_needs_no_terminal_and_plays_until_it_is_ended() -> None:
     options = PlaybackOptions(screen="web").resolve()
-    assert (options.screen, options.target, options.endless) == ("web", None, True)
+    assert (options.screen, options.target, options.is_endless) == ("web", None, True)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from mlxlava.errors import UserError
 from mlxlava.playback import player
 from mlxlava.playback.clock import WallClock
 from mlxlava.playback.player import PlaybackOptions, has_display, has_window, run
-from mlxlava.playback.session import SPEEDS, FrameSource, Session
+from mlxlava.playback.session import SPEED_RANGE, FrameSource, Session
 from mlxlava.playback.writers import Frame
 
 pytest.importorskip("pygame", reason="needs the extra `window`")
@@ -101,7 +101,7 @@ def picture() -> Frame:
         ("+++0", {"speed": 1.0}),
         ("-\b", {"speed": 1.0}),
         ("_", {"speed": 0.8}),
-        ("+" * 40, {"speed": SPEEDS[1]}),
+        ("+" * 40, {"speed": SPEED_RANGE[1]}),
         (" ", {"paused": True}),
         ("  ", {}),
         ("n", {"seed": 4}),
@@ -236,7 +236,7 @@ def test_hidden_nothing_is_drawn(window: Window) -> None:
 
 
 def test_saved_pictures_never_overwrite(window: Window, session: Session, tmp_path: Path) -> None:
-    session.frame_shown(0.5)
+    session.count_shown_frame(0.5)
     press("s", "s")
     window.idle(0.01)
     saved = sorted(path.name for path in tmp_path.iterdir())

@@ -109,7 +109,9 @@ def test_another_reader_sees_what_was_written(name: str, tmp_path: Path) -> None
     assert np.abs(seen[-1].astype(float) - seen[0]).mean() > 8  # the blob has moved
 
 
-@pytest.mark.parametrize("name", [name for name, kind in FORMATS.items() if kind.settings is not None])
+@pytest.mark.parametrize(
+    "name", [name for name, kind in FORMATS.items() if kind.encoder_settings is not None]
+)
 def test_quality_is_paid_for_in_bytes(name: str, tmp_path: Path) -> None:
     frames, sizes, errors = moving(height=128, width=96), [], []
     for quality in (0, 50, 100):
@@ -122,7 +124,7 @@ def test_quality_is_paid_for_in_bytes(name: str, tmp_path: Path) -> None:
     assert errors == sorted(set(errors), reverse=True), errors
 
 
-@pytest.mark.parametrize("name", [name for name, kind in FORMATS.items() if kind.settings is None])
+@pytest.mark.parametrize("name", [name for name, kind in FORMATS.items() if kind.encoder_settings is None])
 def test_what_loses_nothing_has_no_quality(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"--quality: {name} loses nothing"):
         write(tmp_path / f"lava.{name}", moving(1), quality=50)

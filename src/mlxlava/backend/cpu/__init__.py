@@ -1,4 +1,4 @@
-"""What only CPUs on Linux need: BLAS, the allocator, C++ convolutions, chunks of batches on worker streams.
+"""Code for CPUs on Linux: BLAS, the allocator, C++ convolutions, chunks of batches on worker streams.
 
 May import backend. Start with convolution.py.
 """

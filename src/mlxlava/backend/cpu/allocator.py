@@ -1,4 +1,4 @@
-"""The memory allocator of Linux, set so that MLX's large arrays are not cleared anew each time."""
+"""A setting of Linux's memory allocator, so that the memory of large arrays is not cleared each time."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import sys
 def keep_freed_pages() -> None:
     """Stop glibc from giving large blocks back to the kernel, which zeroes them anew each time.
 
-    Above 32 MB every tensor would be mapped and cleared afresh: a third of a training step
-    (docs/decisions.md, "Allocator"). No mapping and no trimming keeps them in the heap.
+    Otherwise every array above 32 MB is mapped and cleared anew, which takes a third of a training step
+    (docs/decisions.md, "Allocator"). Without mapping and trimming, freed blocks stay in the heap.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -16,17 +16,19 @@ from pathlib import Path
 
 from mlxlava.backend.cpu import native
 
-# Set to 0 to run with the BLAS that MLX brings (20 to 30 times slower matmuls on Linux).
-BLAS_SWITCH = "MLXLAVA_BLAS"
+# Environment variable. With 0, MLX's own BLAS is used: matrix products are 20 to 30 times slower on Linux.
+BLAS_ENV_VAR = "MLXLAVA_BLAS"
 
-# cblas_sgemm is all that MLX's hot paths call of a BLAS; both libraries have it under another name.
-_SIGNATURE = "(i o, i ta, i tb, i m, i n, i k, f al, const f* a, i la, const f* b, i lb, f be, f* c, i lc)"
-_ONEDNN = f"""
+# Of a BLAS, MLX's hot paths call only cblas_sgemm. Both libraries have this function under another name.
+_SGEMM_PARAMETERS = (
+    "(i o, i ta, i tb, i m, i n, i k, f al, const f* a, i la, const f* b, i lb, f be, f* c, i lc)"
+)
+_ONEDNN_SHIM = f"""
 typedef int i; typedef float f; typedef long l;
 extern "C" {{
 int dnnl_sgemm(char, char, l, l, l, f, const f*, l, const f*, l, f, f*, l);
 void omp_set_num_threads(int);
-void cblas_sgemm{_SIGNATURE} {{
+void cblas_sgemm{_SGEMM_PARAMETERS} {{
   static thread_local bool alone = (omp_set_num_threads(1), true);
   char x = ta == 111 ? 'N' : 'T', y = tb == 111 ? 'N' : 'T';
   if (alone && o == 101) dnnl_sgemm(x, y, m, n, k, al, a, la, b, lb, be, c, lc);
@@ -34,35 +36,35 @@ void cblas_sgemm{_SIGNATURE} {{
 }}
 }}
 """
-_OPENBLAS = f"""
+_OPENBLAS_SHIM = f"""
 typedef int i; typedef float f;
 extern "C" {{
-void scipy_cblas_sgemm{_SIGNATURE};
-void cblas_sgemm{_SIGNATURE} {{ scipy_cblas_sgemm(o, ta, tb, m, n, k, al, a, la, b, lb, be, c, lc); }}
+void scipy_cblas_sgemm{_SGEMM_PARAMETERS};
+void cblas_sgemm{_SGEMM_PARAMETERS} {{ scipy_cblas_sgemm(o, ta, tb, m, n, k, al, a, la, b, lb, be, c, lc); }}
 }}
 """
 
 
-def preload() -> tuple[str, str] | None:
-    """Load oneDNN or OpenBLAS before MLX, whose Linux wheel brings the slow reference BLAS.
+def preload_blas() -> tuple[str, str] | None:
+    """Load oneDNN or OpenBLAS before MLX. The Linux wheel of MLX brings only the slow reference BLAS.
 
-    The symbols of a library loaded RTLD_GLOBAL come before those of MLX's own dependency, so
-    no LD_PRELOAD is needed (docs/decisions.md, "OpenBLAS", "oneDNN").
+    Symbols of a library that was loaded with RTLD_GLOBAL come before those of MLX's own BLAS. So no
+    LD_PRELOAD is needed (docs/decisions.md, "OpenBLAS", "oneDNN").
 
     Returns:
-        Name and path of the library; None where MLX's own is used.
+        Name and path of the library; None if MLX's own is used.
     """
-    if not sys.platform.startswith("linux") or os.environ.get(BLAS_SWITCH, "1") == "0":
+    if not sys.platform.startswith("linux") or os.environ.get(BLAS_ENV_VAR, "1") == "0":
         return None
     for name, package, file, shim in (
-        ("oneDNN", "onednn-cpu-gomp", "libdnnl.so.3", _ONEDNN),
-        ("OpenBLAS", "scipy-openblas32", "libscipy_openblas.so", _OPENBLAS),
+        ("oneDNN", "onednn-cpu-gomp", "libdnnl.so.3", _ONEDNN_SHIM),
+        ("OpenBLAS", "scipy-openblas32", "libscipy_openblas.so", _OPENBLAS_SHIM),
     ):
         library = _installed_file(package, file)
         with contextlib.suppress(OSError, subprocess.CalledProcessError):
             if library:
-                native.load(library)
-                native.load(native.build("blas", shim, of=f"{library}{platform.machine()}"))
+                native.load_globally(library)
+                native.load_globally(native.build("blas", shim, depends_on=f"{library}{platform.machine()}"))
                 return name, str(library)
     with contextlib.suppress(OSError):
         ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
@@ -71,7 +73,7 @@ def preload() -> tuple[str, str] | None:
 
 
 def _installed_file(package: str, name: str) -> Path | None:
-    """Where an installed package has put a file."""
+    """The path of a file of an installed package; None if there is no such package or file."""
     with contextlib.suppress(PackageNotFoundError):
         for file in files(package) or []:
             if file.name == name:
@@ -79,11 +81,11 @@ def _installed_file(package: str, name: str) -> Path | None:
     return None
 
 
-def take_one_thread(library: str) -> None:
-    """Let OpenBLAS use one thread for a matrix product; oneDNN's shim does so itself.
+def limit_to_one_thread(library: str) -> None:
+    """Let OpenBLAS use one thread for a matrix product. The shim of oneDNN does so itself.
 
-    Two threads gain nothing on one small frame, and where another process has the second core each
-    product waits for it: 130 ms a frame against 4 (docs/decisions.md, "OpenBLAS").
+    Two threads gain nothing on one small frame. If another process uses the second core, each product waits
+    for it: a frame takes 130 ms and not 4 (docs/decisions.md, "OpenBLAS").
     """
     loaded = ctypes.CDLL(library)
     for name in ("scipy_openblas_set_num_threads", "openblas_set_num_threads"):

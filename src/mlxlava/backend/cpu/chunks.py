@@ -1,9 +1,9 @@
 """Batches that are cut into chunks, which the cores of a CPU work on side by side.
 
 The arrays of a chunk stay in the processor's cache from one operation to the next, and each core has chunks
-of its own. Networks are written for a whole batch and need not know of it: :func:`in_chunks` wraps them. Only
-those with BatchNorm need the whole batch in between, and are written with :class:`Chunks`. On a GPU a batch
-is one chunk.
+of its own. Most networks are written for a whole batch, and :func:`in_chunks` wraps them. Only networks with
+BatchNorm need statistics of the whole batch between two layers; they are written with :class:`Chunks`. On a
+GPU a batch is one chunk.
 """
 
 from __future__ import annotations
@@ -17,23 +17,24 @@ from mlxlava.backend.cpu.worker_streams import chunk_count, map_chunks
 Network = TypeVar("Network")
 
 
-def split(x: mx.array, count: int) -> list[mx.array]:
+def split_into_chunks(x: mx.array, count: int) -> list[mx.array]:
     """``x`` cut into ``count`` chunks along its first axis; their lengths differ by one at most."""
     cuts = [len(x) * i // count for i in range(1, count)]
     return list(mx.split(x, cuts)) if cuts else [x]
 
 
-def in_chunks(network: Network, pixels: int) -> Network:
-    """A network whose batch is cut into chunks, and its results joined.
+def in_chunks(network: Network, pixels_per_item: int) -> Network:
+    """Wrap a network so that its batch is cut into chunks, and the results of the chunks are joined.
 
     Args:
-        network: Called with weights, the batch and more; each result depends only on its own item.
-        pixels: What an item of the batch has, so that chunks are of a size that suits the cache.
+        network: A function of weights, a batch and more arguments. The result of an item must not depend on
+            other items of the batch.
+        pixels_per_item: Number of pixels in an item of the batch. It decides on the size of the chunks.
     """
-    return cast(Network, _InChunks(network, pixels))
+    return cast(Network, _ChunkedNetwork(network, pixels_per_item))
 
 
-class _InChunks:
+class _ChunkedNetwork:
     def __init__(self, network: Any, pixels: int) -> None:
         self._network, self._pixels = network, pixels
 
@@ -41,22 +42,22 @@ class _InChunks:
         return getattr(self._network, name)
 
     def __call__(self, weights: Tree, batch: Any, *rest: Any, **options: Any) -> Any:
-        """What the network gives for the whole batch."""
+        """Call the network on each chunk, and join the results."""
         items = len(batch if isinstance(batch, mx.array) else batch[0])
         count = chunk_count(items, self._pixels)
         if count == 1:
             return self._network(weights, batch, *rest, **options)
-        chunks = list(zip(*(_cut(each, count) for each in (batch, *rest)), strict=True))
+        chunks = list(zip(*(_split_argument(each, count) for each in (batch, *rest)), strict=True))
         first, *others = map_chunks(lambda chunk: self._network(weights, *chunk, **options), chunks)
         return tree_map(lambda *outputs: mx.concatenate(list(outputs)), first, *others)
 
 
-def _cut(argument: Any, count: int) -> list[Any]:
-    """An argument for each chunk: arrays and tuples of arrays are cut, everything else stays whole."""
+def _split_argument(argument: Any, count: int) -> list[Any]:
+    """The argument of each chunk. Arrays and tuples of arrays are cut; everything else stays whole."""
     if isinstance(argument, mx.array):
-        return split(argument, count)
+        return split_into_chunks(argument, count)
     if isinstance(argument, tuple):
-        return list(zip(*(_cut(each, count) for each in argument), strict=True))
+        return list(zip(*(_split_argument(each, count) for each in argument), strict=True))
     return [argument] * count
 
 
@@ -64,12 +65,12 @@ class Chunks(list[mx.array]):
     """A batch in chunks, for networks that need the whole batch in between."""
 
     @classmethod
-    def of(cls, batch: mx.array, pixels: int) -> Chunks:
-        """Cut a batch (N, …); ``pixels`` is what an item of it has."""
-        return cls(split(batch, chunk_count(len(batch), pixels)))
+    def from_batch(cls, batch: mx.array, pixels_per_item: int) -> Chunks:
+        """Cut a batch (N, …) whose items have ``pixels_per_item`` pixels each."""
+        return cls(split_into_chunks(batch, chunk_count(len(batch), pixels_per_item)))
 
     def map(self, function: Callable[[mx.array], mx.array]) -> Chunks:
-        """``function`` of each chunk."""
+        """Apply ``function`` to each chunk."""
         return Chunks(map_chunks(function, self))
 
     def sum(self, function: Callable[[mx.array], tuple[mx.array, ...]]) -> list[mx.array]:
@@ -84,19 +85,19 @@ class Chunks(list[mx.array]):
 def share_forward(
     layer: Callable[..., Chunks], first: Chunks, second: Chunks, *weights: mx.array
 ) -> tuple[Chunks, Chunks]:
-    """A layer of a batch that is given twice, computed once, with separate gradients for two losses.
+    """Compute a layer once for two losses that need separate gradients.
 
-    The losses of D and of G judge the same frames. D's weights learn from the first loss only, the frames
-    from the second only. So the forward pass is made once and the backward pass twice.
+    The losses of D and of G use the same frames. D's weights learn only from the first loss, and the frames
+    get their gradient only from the second. So the forward pass is made once and the backward pass twice.
 
     Args:
-        layer: (batch, weights …, ``weight_gradient_first``) → results; the option is that of
-            :func:`mlxlava.backend.ops.conv4_stride2`. It must end with a product or convolution: the backward
-            pass computes the layer again from its inputs, but for that last operation, whose result its
-            gradient does not need.
+        layer: (batch, weights …, ``weight_gradient_first``) → results. The option is explained at
+            :func:`mlxlava.backend.ops.conv4_stride2`. The layer must end with a matrix product or a
+            convolution. The backward pass computes the layer again from its inputs, but without this last
+            operation, since the gradient does not need its result.
         first: The batch for the first loss. Its gradient also goes to the weights.
         second: The same batch for the second loss. Its gradient goes to the batch only.
-        weights: Of the layer.
+        weights: Weights of the layer.
 
     Returns:
         The results twice: for the first loss and for the second.

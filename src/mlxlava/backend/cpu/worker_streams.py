@@ -1,8 +1,11 @@
-"""Worker streams: on a Linux CPU one MLX stream for each core, on which chunks of a batch are computed.
+"""Worker streams: on a Linux CPU, one MLX stream for each core.
 
-MLX's CPU back end gives a stream one thread for all that it does. Only BLAS would take more, and then its
-threads spin while everything else runs on one. So BLAS gets one thread, and the chunks take turns on the
-worker streams (docs/decisions.md, "Side by side"). On a GPU and on macOS there is one stream, the device's.
+They compute the chunks of a batch in parallel.
+
+In MLX's CPU back end a stream has one thread. Only BLAS could use more threads, and these would idle in a
+busy loop while everything else runs on one thread. So BLAS gets one thread, and the chunks are spread over
+the worker streams (docs/decisions.md, "Side by side"). On a GPU and on macOS there is one stream, that of the
+device.
 """
 
 from __future__ import annotations
@@ -18,19 +21,19 @@ from mlxlava.backend.device import mx, on_cpu, on_gpu_path
 Chunk = TypeVar("Chunk")
 Result = TypeVar("Result")
 
-# How many of a CPU's cores to use; all that the process may use when it is not set.
-CORES_SWITCH = "MLXLAVA_CORES"
+# Environment variable: how many cores of a CPU to use. By default all that the process may use.
+CORES_ENV_VAR = "MLXLAVA_CORES"
 
-_CHUNK_PIXELS = 2**20  # of frames: 256 of 64×64
+_CHUNK_PIXELS = 2**20  # pixels of a chunk: 256 frames of 64×64
 
 
 def _make_streams() -> list[Any]:
-    """A stream for each core that may be used; none where one stream does (GPU, macOS, one core)."""
+    """A stream for each core that may be used; none where one stream is enough (GPU, macOS, one core)."""
     if not on_cpu() or sys.platform == "darwin":
         return []
     cores = len(os.sched_getaffinity(0))
     with contextlib.suppress(KeyError, ValueError):
-        cores = min(cores, int(os.environ[CORES_SWITCH]))
+        cores = min(cores, int(os.environ[CORES_ENV_VAR]))
     return [mx.new_thread_local_stream(mx.cpu) for _ in range(cores)] if cores > 1 else []
 
 
@@ -38,14 +41,14 @@ _STREAMS = _make_streams()
 
 
 def worker_streams() -> Sequence[Any]:
-    """For ``mx.stream``, to be taken in turns: the worker streams; where there are none, the device."""
+    """The worker streams, to be given to ``mx.stream`` in turns; the device where there are none."""
     return _STREAMS if _STREAMS and not on_gpu_path() else [mx.default_device()]
 
 
 def map_chunks(function: Callable[[Chunk], Result], chunks: Sequence[Chunk]) -> list[Result]:
-    """``function`` of each chunk; the chunks take turns on the worker streams, gradients included.
+    """Apply ``function`` to each chunk. The chunks, and their gradients, are spread over the worker streams.
 
-    Only the graph is built here. MLX lets a stream wait for another one whose results it needs.
+    Only the graph is built here. MLX lets a stream wait for another stream whose results it needs.
     """
     if not _STREAMS or on_gpu_path() or len(chunks) == 1:
         return [function(chunk) for chunk in chunks]
@@ -56,11 +59,11 @@ def map_chunks(function: Callable[[Chunk], Result], chunks: Sequence[Chunk]) -> 
     return results
 
 
-def on_current_stream(function: Callable[..., Result]) -> Callable[..., Result]:
-    """``function``, which computes on the stream that is current now, whenever it is called.
+def bind_to_current_stream(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Make ``function`` compute on the stream that is current now, whenever it is called.
 
-    For gradients: MLX asks for them later, when another stream may be the current one. So the chunks of a
-    batch stay on the same cores in the backward pass.
+    This is for gradients. MLX calls them later, when another stream may be current. Bound to its stream, the
+    gradient of a chunk is computed on the same core as the chunk.
     """
     stream = mx.default_stream(mx.default_device())
 
@@ -72,10 +75,10 @@ def on_current_stream(function: Callable[..., Result]) -> Callable[..., Result]:
 
 
 def chunk_count(items: int, pixels: int) -> int:
-    """In how many chunks ``items`` of ``pixels`` each are best worked on; each chunk has one at least.
+    """The best number of chunks for ``items`` of ``pixels`` each. Each chunk has at least one item.
 
-    On the CPU a chunk's arrays should stay in the cache from one pass to the next, and memory that is taken
-    ahead of its use is in proportion to a chunk. A GPU wants all at once.
+    On a CPU the arrays of a chunk should stay in the cache from one operation to the next. Small chunks also
+    keep down the memory that MLX takes before it is needed. A GPU works on the whole batch at once.
     """
     if on_gpu_path():
         return 1

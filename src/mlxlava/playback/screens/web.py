@@ -33,7 +33,7 @@ from mlxlava.console import say
 from mlxlava.errors import UserError
 from mlxlava.playback.keys import WEB, actions_of, help_rows
 from mlxlava.playback.screens.surround import Surround
-from mlxlava.playback.session import SEEDS, SPEEDS, Session
+from mlxlava.playback.session import SEED_COUNT, SPEED_RANGE, Session
 from mlxlava.playback.writers import Frame
 
 HOST = "127.0.0.1"
@@ -317,7 +317,7 @@ class WebPage:
         status = self._session.status()
         if status["moments"] is not None:  # JSON has no NaN, which a diverged lamp may have
             status["moments"] = [value if math.isfinite(value) else None for value in status["moments"]]
-        status |= {"names": list(self._session.names), "speeds": SPEEDS, "viewers": len(self._viewers)}
+        status |= {"names": list(self._session.names), "speeds": SPEED_RANGE, "viewers": len(self._viewers)}
         # The page could take them from its pictures, but JPEG makes the edge flicker where wax is near.
         status["sides"] = [side.tolist() for side in self._surround.sides]
         self._news = (self._news[0] + 1, json.dumps(status))
@@ -346,9 +346,9 @@ class WebPage:
                 return True
             case {"paused": bool(paused)}:
                 self._session.clock.paused = paused
-            case {"speed": int(speed) | float(speed)} if SPEEDS[0] <= speed <= SPEEDS[1]:
-                self._session.faster(speed / self._session.clock.speed)
-            case {"seed": int(seed)} if 0 <= seed < SEEDS:
+            case {"speed": int(speed) | float(speed)} if SPEED_RANGE[0] <= speed <= SPEED_RANGE[1]:
+                self._session.multiply_speed(speed / self._session.clock.speed)
+            case {"seed": int(seed)} if 0 <= seed < SEED_COUNT:
                 self._session.choose(seed=seed)
             case {"name": str(name)} if name in self._session.names:
                 self._session.choose(name)

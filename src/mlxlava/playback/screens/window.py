@@ -34,7 +34,7 @@ _FPS = 60.0  # where the display does not tell its rate
 _SIDE = 640  # geometric mean of the window's sides at first, in points, for small frames
 _DESKTOP_FRACTION = 0.8  # largest fraction of the desktop's width and height at first
 _NOTE = 2.0  # seconds for which a note is shown
-_SAVED = 512  # smallest shorter side of a saved picture, in pixels
+_LEAST_SAVED_SIDE = 512  # smallest shorter side of a saved picture, in pixels
 
 # Frames with a shorter side below this are first enlarged by a whole factor. The renderer's own bilinear
 # filter turns the highlights of a small frame into diamonds. 64×64 → 256×256 pixels costs 0.6 ms.
@@ -233,7 +233,7 @@ class Window:
     def _save(self) -> None:
         if self._frame is None:
             return
-        picture = enlarge(self._frame, max(1, -(-_SAVED // min(self._frame.shape[:2]))))
+        picture = enlarge(self._frame, max(1, -(-_LEAST_SAVED_SIDE // min(self._frame.shape[:2]))))
         stem = f"lava-{self._session.seed}-{self._session.status()['frame']}"
         try:
             for number in itertools.count(1):

@@ -1,7 +1,7 @@
-"""Writers: frames go in, and a finished, playable file (or a stream on stdout) comes out.
+"""Writers of frames to files that can be played, or to a stream on stdout.
 
-``open_writer`` opens one. A format is one class in ``FORMATS``; what all formats share is in base.py. To add
-a format, write its class in raw.py or ffmpeg.py and list it here. Frames are uint8 (H, W, 3).
+``open_writer`` opens a writer. Each format is a class in ``FORMATS``. The code that all formats share is in
+base.py. To add a format, write its class in raw.py or ffmpeg.py and list it here. Frames are uint8 (H, W, 3).
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
-from mlxlava.config import nearest
+from mlxlava.config import did_you_mean
 from mlxlava.errors import UserError
 from mlxlava.playback.writers.base import (
-    QUALITY,
-    Format,
+    DEFAULT_QUALITY,
+    FormatWriter,
     Frame,
-    Output,
+    OutputFile,
     PipeClosed,
     Writer,
     unbuffered_stdout,
@@ -40,7 +40,7 @@ __all__ = [
     "write_all",
 ]
 
-FORMATS: dict[str, type[Format]] = {
+FORMATS: dict[str, type[FormatWriter]] = {
     "mp4": Mp4,
     "webm": Webm,
     "gif": Gif,
@@ -52,24 +52,24 @@ FORMATS: dict[str, type[Format]] = {
 
 
 def format_of(target: str, name: str | None = None) -> str:
-    """The format to write: ``name`` (``--format``) where given, else by the ending of ``target``.
+    """The format to write: ``name`` (``--format``) if it is given, or else by the ending of ``target``.
 
     Raises:
         UserError: the format is unknown, or ``target`` is ``-`` (stdout) and the format cannot be piped.
     """
-    pipes = " or ".join(key for key, kind in FORMATS.items() if kind.pipes)
+    pipes = " or ".join(key for key, kind in FORMATS.items() if kind.can_be_piped)
     endings = {ending: key for key, kind in FORMATS.items() for ending in kind.endings}
     if name is None and target == "-":
         raise UserError(f"output: - (stdout) needs a format that can be piped; give --format {pipes}")
     word = name if name is not None else Path(target).suffix
     found = endings.get(word.lower().lstrip("."))
     if found is None:
-        hint, known = nearest(word.lower().lstrip("."), list(endings)), f"known: {', '.join(FORMATS)}"
+        hint, known = did_you_mean(word.lower().lstrip("."), list(endings)), f"known: {', '.join(FORMATS)}"
         advice = f"{hint} ({known})" if hint.startswith("did you") else known
         if name is not None:
             raise UserError(f"--format: unknown format {name!r}; {advice}")
         raise UserError(f"output: the ending of {target} names no format; {advice}; or give --format")
-    if target == "-" and not FORMATS[found].pipes:
+    if target == "-" and not FORMATS[found].can_be_piped:
         raise UserError(f"output: {found} cannot go to stdout; give --format {pipes}, or a file with -o")
     return found
 
@@ -78,7 +78,7 @@ def check_quality(name: str, quality: int | None) -> None:
     """Refuse a quality that is out of range, or any quality for a lossless format (UserError)."""
     if quality is None:
         return
-    if FORMATS[name].settings is None:
+    if FORMATS[name].encoder_settings is None:
         raise UserError(f"--quality: {name} loses nothing; leave it out, or write another format")
     if not 0 <= quality <= 100:
         raise UserError(f"--quality: must be from 0 to 100, not {quality}")
@@ -93,20 +93,20 @@ def open_writer(
     format: str | None = None,
     scale: int = 1,
     quality: int | None = None,
-) -> Iterator[Output]:
-    """Open a file, or stdout for ``-``, to write frames to. Leaving the block finishes it.
+) -> Iterator[OutputFile]:
+    """Open a file, or stdout for ``-``, to write frames to. Leaving the block finishes the file.
 
-    The file has a temporary name until it is finished (``paths.Draft``). To end a lamp is no failure:
-    ``PipeClosed``, Ctrl-C and ``SystemExit`` finish the file too. Any other exception removes it. If no frame
-    was written, no file is left.
+    The file has a temporary name until it is finished (``paths.Draft``). A user may end a lamp at any time.
+    So ``PipeClosed``, Ctrl-C and ``SystemExit`` finish the file too. Any other exception removes it. If no
+    frame was written, no file is left.
 
     Args:
         target: a file's name, or ``-`` for stdout.
         size: height and width of the frames that will be written.
         fps: frames per second.
-        format: a key of ``FORMATS``; by the ending of ``target`` if None.
+        format: a key of ``FORMATS``; the ending of ``target`` decides if None.
         scale: whole factor by which the frames are enlarged.
-        quality: 0 to 100, for lossy formats; ``QUALITY`` if None.
+        quality: 0 to 100, for lossy formats; ``DEFAULT_QUALITY`` if None.
 
     Raises:
         UserError: the format is unknown or has no quality to choose, the place cannot be written, the disk
@@ -121,7 +121,9 @@ def open_writer(
         raise UserError("output: - is the terminal; pipe it into a player, for example … | ffplay -")
     # 29.97002997 → 30000/1001; 29.97 → 2997/100.
     rate = Fraction(fps).limit_denominator(1001)
-    writer = Output(target, FORMATS[name], size, rate, scale, QUALITY if quality is None else quality)
+    writer = OutputFile(
+        target, FORMATS[name], size, rate, scale, DEFAULT_QUALITY if quality is None else quality
+    )
     try:
         yield writer
     except PipeClosed:

@@ -1,4 +1,4 @@
-"""What all formats share: the protocol, writing to a pipe, and a file that appears only when it is finished.
+"""Code that all formats share: protocols, writing to a pipe, files that appear only when they are finished.
 
 Frames are uint8 (H, W, 3).
 """
@@ -23,14 +23,16 @@ Frame = npt.NDArray[np.uint8]
 
 # The qualities (0 to 100) at which a lossy format names the settings of its encoder. A quality stands for the
 # same peak signal-to-noise ratio in every format, measured on a lamp at 256×256 (docs/playing.md, "Quality").
-QUALITIES = (0, 25, 50, 75, 100)
-QUALITY = 75  # where none is given
+QUALITY_LEVELS = (0, 25, 50, 75, 100)
+DEFAULT_QUALITY = 75  # quality if none is given
 
-Settings = tuple[int, ...] | None  # an encoder's settings at QUALITIES; None for a lossless format
+EncoderSettings = (
+    tuple[int, ...] | None
+)  # an encoder's settings at QUALITY_LEVELS; None for a lossless format
 
 
 class PipeClosed(Exception):
-    """Nobody reads (or watches) any more. This ends the playing and is not a failure."""
+    """Nobody reads or watches any more. This ends the play, and is no failure."""
 
 
 class Writer(Protocol):
@@ -40,13 +42,13 @@ class Writer(Protocol):
         """Add a frame, uint8 (H, W, 3)."""
 
     def close(self) -> None:
-        """Finish, so that what was written can be played. A second call does nothing."""
+        """Finish the file, so that it can be played. A second call does nothing."""
 
     def abort(self) -> None:
         """Give up and leave no partial file. After ``close`` this does nothing."""
 
 
-class Format(Writer, Protocol):
+class FormatWriter(Writer, Protocol):
     """A writer of one file format, as ``FORMATS`` lists it.
 
     Args:
@@ -57,19 +59,19 @@ class Format(Writer, Protocol):
 
     Attributes:
         endings: file endings that name this format, without the dot.
-        pipes: whether it can be written to stdout.
-        settings: the encoder's settings at ``QUALITIES``; None for a lossless format.
+        can_be_piped: whether it can be written to stdout.
+        encoder_settings: settings of the encoder at ``QUALITY_LEVELS``; None for a lossless format.
     """
 
     endings: ClassVar[tuple[str, ...]]
-    pipes: ClassVar[bool]
-    settings: ClassVar[Settings]
+    can_be_piped: ClassVar[bool]
+    encoder_settings: ClassVar[EncoderSettings]
 
     def __init__(self, path: str, size: tuple[int, int], rate: Fraction, quality: int) -> None: ...
 
 
 def write_all(stream: Any, data: bytes | memoryview) -> None:
-    """Write all of ``data`` to a binary stream, which may be unbuffered and take only a piece at a time.
+    """Write all of ``data`` to a binary stream. The stream may be unbuffered and take only a piece at a time.
 
     Raises:
         PipeClosed: the other end is closed.
@@ -93,8 +95,8 @@ def unbuffered_stdout() -> Any:
     return getattr(stream, "raw", stream)
 
 
-class Output:
-    """A writer that adds what all formats share.
+class OutputFile:
+    """A writer that wraps the writer of a format, for files and for stdout.
 
     It enlarges the frames, gives the file its name only when it is finished, and turns errors of the system
     into one plain line.
@@ -117,7 +119,7 @@ class Output:
     def __init__(
         self,
         target: str,
-        format: type[Format],
+        format: type[FormatWriter],
         size: tuple[int, int],
         rate: Fraction,
         scale: int,
@@ -130,7 +132,8 @@ class Output:
         try:
             # A device or a named pipe is written to directly.
             if self._final is not None and (self._final.is_file() or not self._final.exists()):
-                # Made here, so that a place that cannot be written fails now and not once the encoder runs.
+                # The draft is made here. So a place that cannot be written fails now, and not when the
+                # encoder runs.
                 self._draft = Draft(self._final)
             elif self._final is not None and self._final.is_dir():
                 raise IsADirectoryError(errno.EISDIR, "is a folder; name a file in it")
@@ -138,15 +141,15 @@ class Output:
             path = self._final if self._draft is None else self._draft.path
             self._writer = format("-" if path is None else str(path), enlarged, rate, quality)
         except BaseException as error:
-            self._remove()
-            raise self._plain(error) from None
+            self._discard_draft()
+            raise self._as_user_error(error) from None
 
-    def _remove(self) -> None:
+    def _discard_draft(self) -> None:
         if self._draft is not None:
             self._draft.discard()
 
-    def _plain(self, error: BaseException) -> BaseException:
-        """An error of the system as a ``UserError``; any other error as it is."""
+    def _as_user_error(self, error: BaseException) -> BaseException:
+        """Turn an error of the system into a ``UserError``. Any other error is returned unchanged."""
         if not isinstance(error, OSError):
             return error
         if self._final is not None and not self._final.parent.exists():
@@ -165,7 +168,7 @@ class Output:
             self._writer.write(enlarge(frame, self._scale))
         except Exception as error:
             self.abort()
-            raise self._plain(error) from None
+            raise self._as_user_error(error) from None
         self.frames += 1
 
     def close(self) -> None:
@@ -181,7 +184,7 @@ class Output:
                 self._draft.finish()
         except Exception as error:
             self.abort()
-            raise self._plain(error) from None
+            raise self._as_user_error(error) from None
         self._open = False
 
     def abort(self) -> None:
@@ -189,4 +192,4 @@ class Output:
         if self._open:
             self._open = False
             self._writer.abort()
-            self._remove()
+            self._discard_draft()

@@ -1,4 +1,4 @@
-"""Compressed formats, made by the ffmpeg of imageio-ffmpeg. A format is a line of its options."""
+"""Compressed formats, written by the ffmpeg of imageio-ffmpeg. Each format is a line of ffmpeg's options."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ import imageio_ffmpeg
 import numpy as np
 
 from mlxlava.errors import UserError
-from mlxlava.playback.writers.base import QUALITIES, Frame, PipeClosed, Settings, write_all
+from mlxlava.playback.writers.base import QUALITY_LEVELS, EncoderSettings, Frame, PipeClosed, write_all
 
-# The file names its colours as BT.709. Browsers and QuickTime guess differently where a file does not.
-_VIDEO_COLOURS = (
+# The file says that its colours are BT.709. If a file does not say so, browsers and QuickTime guess
+# differently.
+_VIDEO_COLOUR_OPTIONS = (
     "-vf scale=out_color_matrix=bt709:out_range=tv,format=yuv420p,"
     "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
 )
 
-# A GIF's palette is made from its first frames. They wait in memory until then, so their number is bounded.
-_PALETTE_BYTES = 2**28
-_PALETTE_FRAMES = 250
+# The palette of a GIF is made from its first frames. They wait in memory until then, so their number is
+# limited.
+_MAX_PALETTE_BYTES = 2**28
+_MAX_PALETTE_FRAMES = 250
 
-# Browsers play GIF frames of 1/100 s ten times too slowly, so 2/100 s is the shortest.
+# Browsers play GIF frames of 1/100 s ten times too slowly. So frames last at least 2/100 s.
 _GIF_MAX_FPS = 50
 
-# ffmpeg exits with 256 − errno. For these, errno says more than the last line that ffmpeg prints.
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+# ffmpeg exits with 256 − errno. For these numbers, errno says more than the last line that ffmpeg prints.
+_DISK_ERROR_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
-class _Ffmpeg:
+class _FfmpegWriter:
     """An ffmpeg process that reads raw frames from a pipe.
 
     Attributes:
@@ -41,12 +43,16 @@ class _Ffmpeg:
             encoder's setting at the chosen quality.
     """
 
-    pipes: ClassVar[bool] = False
-    settings: ClassVar[Settings]
+    can_be_piped: ClassVar[bool] = False
+    encoder_settings: ClassVar[EncoderSettings]
     options: str
 
     def __init__(self, path: str, size: tuple[int, int], rate: Fraction, quality: int) -> None:
-        level = None if self.settings is None else round(np.interp(quality, QUALITIES, self.settings))
+        level = (
+            None
+            if self.encoder_settings is None
+            else round(np.interp(quality, QUALITY_LEVELS, self.encoder_settings))
+        )
         # discardcorrupt: Ctrl-C during a write leaves an incomplete frame at the end.
         general = "-hide_banner -loglevel error -nostats -y -fflags +discardcorrupt"
         source = f"-f rawvideo -pix_fmt rgb24 -s {size[1]}x{size[0]} -r {rate} -i -"
@@ -93,42 +99,44 @@ class _Ffmpeg:
     def _failure(self) -> OSError:
         """Why ffmpeg has stopped."""
         code = self._process.returncode
-        if 256 - code in _DISK_ERRORS:
+        if 256 - code in _DISK_ERROR_NUMBERS:
             return OSError(256 - code, os.strerror(256 - code))
         self._messages.seek(0)
         lines = self._messages.read().decode(errors="replace").strip().splitlines() or [f"exit {code}"]
         return OSError(errno.EIO, "ffmpeg stopped: " + re.sub(r"^(\[[^]]*\] )+", "", lines[-1]))
 
 
-class Mp4(_Ffmpeg):
+class Mp4(_FfmpegWriter):
     """H.264, 4:2:0. QuickTime and browsers play it."""
 
     endings: ClassVar[tuple[str, ...]] = ("mp4", "m4v")
-    settings: ClassVar[Settings] = (46, 36, 28, 18, 10)
-    options = f"{_VIDEO_COLOURS} -c:v libx264 -crf {{level}} -movflags +faststart -f mp4"
+    encoder_settings: ClassVar[EncoderSettings] = (46, 36, 28, 18, 10)
+    options = f"{_VIDEO_COLOUR_OPTIONS} -c:v libx264 -crf {{level}} -movflags +faststart -f mp4"
 
 
-class Webm(_Ffmpeg):
+class Webm(_FfmpegWriter):
     """VP9, 4:2:0."""
 
     endings: ClassVar[tuple[str, ...]] = ("webm",)
-    settings: ClassVar[Settings] = (63, 50, 38, 24, 10)
+    encoder_settings: ClassVar[EncoderSettings] = (63, 50, 38, 24, 10)
     # libvpx's own default speed is many times slower for a few per cent of size.
     options = (
-        f"{_VIDEO_COLOURS} -c:v libvpx-vp9 -crf {{level}} -b:v 0 -deadline good -cpu-used 4 -row-mt 1 -f webm"
+        f"{_VIDEO_COLOUR_OPTIONS} -c:v libvpx-vp9 -crf {{level}} -b:v 0 -deadline good -cpu-used 4 "
+        "-row-mt 1 -f webm"
     )
 
 
-class Gif(_Ffmpeg):
+class Gif(_FfmpegWriter):
     """GIF that loops for ever. Delays are whole hundredths of a second, and their sum keeps the true time."""
 
     endings: ClassVar[tuple[str, ...]] = ("gif",)
-    settings: ClassVar[Settings] = (24, 56, 112, 176, 256)  # colours
+    encoder_settings: ClassVar[EncoderSettings] = (24, 56, 112, 176, 256)  # colours
 
     def __init__(self, path: str, size: tuple[int, int], rate: Fraction, quality: int) -> None:
-        # One palette for the whole file: one for each frame doubles the size. It is made from the first
-        # frames, so that all later frames stream. Ordered dither, because error diffusion flickers.
-        first = max(1, min(_PALETTE_FRAMES, _PALETTE_BYTES // (4 * size[0] * size[1])))
+        # There is one palette for the whole file, since one for each frame would double the size. It is made
+        # from the first frames, so that later frames need not wait. The dither is ordered: error diffusion
+        # flickers.
+        first = max(1, min(_MAX_PALETTE_FRAMES, _MAX_PALETTE_BYTES // (4 * size[0] * size[1])))
         thin = f"fps={_GIF_MAX_FPS}," if rate > _GIF_MAX_FPS else ""
         self.options = (
             f"-filter_complex {thin}split[head][all];"
@@ -138,18 +146,18 @@ class Gif(_Ffmpeg):
         super().__init__(path, size, rate, quality)
 
 
-class Apng(_Ffmpeg):
+class Apng(_FfmpegWriter):
     """Animated PNG that loops for ever. Lossless."""
 
     endings: ClassVar[tuple[str, ...]] = ("apng", "png")
-    settings: ClassVar[Settings] = None
+    encoder_settings: ClassVar[EncoderSettings] = None
     options = "-c:v apng -plays 0 -f apng"
 
 
-class Webp(_Ffmpeg):
+class Webp(_FfmpegWriter):
     """Animated WebP that loops for ever."""
 
     endings: ClassVar[tuple[str, ...]] = ("webp",)
-    settings: ClassVar[Settings] = (3, 22, 65, 85, 95)
+    encoder_settings: ClassVar[EncoderSettings] = (3, 22, 65, 85, 95)
     # Not libwebp_anim: it holds the whole file in memory, and its files of a lamp were larger.
     options = "-c:v libwebp -quality {level} -loop 0 -f webp"

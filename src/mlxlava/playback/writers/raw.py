@@ -10,32 +10,32 @@ from typing import ClassVar
 
 import numpy as np
 
-from mlxlava.playback.writers.base import Frame, Settings, unbuffered_stdout, write_all
+from mlxlava.playback.writers.base import EncoderSettings, Frame, unbuffered_stdout, write_all
 from mlxlava.products import matmul
 
-# BT.601, studio range: what players assume of a YUV4MPEG2 stream, which has no tag for it.
-_YUV = np.array(
+# BT.601 in studio range. Players assume it for a YUV4MPEG2 stream, which cannot name its colours.
+_YUV_MATRIX = np.array(
     [[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]], dtype=np.float32
 ) / np.float32(255)
 _YUV_OFFSET = np.array([[16.5], [128.5], [128.5]], dtype=np.float32)  # 0.5 more, so that truncation rounds
 
 
-class _Uncompressed:
+class _UncompressedWriter:
     """A header, then the same number of bytes for each frame."""
 
-    pipes: ClassVar[bool] = True
-    settings: ClassVar[Settings] = None
+    can_be_piped: ClassVar[bool] = True
+    encoder_settings: ClassVar[EncoderSettings] = None
 
     def __init__(self, path: str, header: bytes, frame_bytes: int) -> None:
         self._path, self._header_bytes, self._frame_bytes = path, len(header), frame_bytes
         self._file = unbuffered_stdout() if path == "-" else io.FileIO(path, "w")
         write_all(self._file, header)
 
-    def _pack(self, frame: Frame) -> bytes:
+    def _pack_frame(self, frame: Frame) -> bytes:
         raise NotImplementedError
 
     def write(self, frame: Frame) -> None:
-        write_all(self._file, self._pack(frame))
+        write_all(self._file, self._pack_frame(frame))
 
     def close(self) -> None:
         if self._path != "-":
@@ -50,7 +50,7 @@ class _Uncompressed:
             self._file.close()
 
 
-class Raw(_Uncompressed):
+class Raw(_UncompressedWriter):
     """RGB24 frames without a header. The reader must know their size and rate."""
 
     endings: ClassVar[tuple[str, ...]] = ("raw", "rgb")
@@ -58,11 +58,11 @@ class Raw(_Uncompressed):
     def __init__(self, path: str, size: tuple[int, int], rate: Fraction, quality: int) -> None:
         super().__init__(path, b"", size[0] * size[1] * 3)
 
-    def _pack(self, frame: Frame) -> bytes:
+    def _pack_frame(self, frame: Frame) -> bytes:
         return frame.tobytes()
 
 
-class Y4m(_Uncompressed):
+class Y4m(_UncompressedWriter):
     """YUV4MPEG2, 4:4:4, with size and rate in its header. Players read it from a pipe."""
 
     endings: ClassVar[tuple[str, ...]] = ("y4m",)
@@ -72,7 +72,7 @@ class Y4m(_Uncompressed):
         tags = f"W{width} H{height} F{rate.numerator}:{rate.denominator} Ip A1:1 C444 XCOLORRANGE=LIMITED"
         super().__init__(path, f"YUV4MPEG2 {tags}\n".encode(), len(b"FRAME\n") + height * width * 3)
 
-    def _pack(self, frame: Frame) -> bytes:
+    def _pack_frame(self, frame: Frame) -> bytes:
         rgb = frame.reshape(-1, 3).T.astype(np.float32)  # (H, W, 3) -> (3, H*W)
-        yuv = matmul(_YUV, rgb) + _YUV_OFFSET
+        yuv = matmul(_YUV_MATRIX, rgb) + _YUV_OFFSET
         return b"FRAME\n" + yuv.astype(np.uint8).tobytes()

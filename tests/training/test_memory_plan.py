@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from mlxlava.backend.ops import PATCH_BYTES
+from mlxlava.backend.ops import MAX_PATCH_BYTES
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.errors import UserError
-from mlxlava.training.plan import fit_into, memory_for_more_micro_batches, predict, table
+from mlxlava.training.memory_plan import fit_into, gigabytes_for_more_micro_batches, plan_rows, predict_peak
 
 LAVA, DURALAVA = load_recipe("lava"), load_recipe("duralava")
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ def test_what_is_predicted_to_take_more_takes_more(name: str) -> None:
         {**QUARTER, "training.micro_batches": 4},
         {"data.batch_size": 16},
     ]
-    by_prediction = sorted(choices, key=lambda settings: predict(override(load_recipe(name), settings)))
+    by_prediction = sorted(choices, key=lambda settings: predict_peak(override(load_recipe(name), settings)))
     assert by_prediction == sorted(choices, key=lambda settings: measured(name, settings))
 
 
@@ -61,33 +61,33 @@ def test_what_is_predicted_to_take_more_takes_more(name: str) -> None:
 def test_the_estimate_for_gpus_is_not_below_what_their_code_takes_here() -> None:
     """MLX's convolutions on a CPU are not those of a GPU, so it can only be an order of magnitude."""
     taken = measured("lava", SMALL, gpu_path=True)
-    assert taken < predict(override(LAVA, SMALL), gpu=True) < 3 * taken
+    assert taken < predict_peak(override(LAVA, SMALL), gpu=True) < 3 * taken
 
 
 @pytest.mark.parametrize("recipe", [LAVA, DURALAVA])
 def test_more_pictures_take_more_and_parts_take_less(recipe: Recipe) -> None:
-    whole = predict(recipe)
-    assert predict(override(recipe, {"data.size": [128, 128]})) > 2 * whole
-    assert predict(override(recipe, {"data.batch_size": 48})) > whole
+    whole = predict_peak(recipe)
+    assert predict_peak(override(recipe, {"data.size": [128, 128]})) > 2 * whole
+    assert predict_peak(override(recipe, {"data.batch_size": 48})) > whole
     in_parts = override(recipe, {"training.micro_batches": 4})
-    assert predict(in_parts) < whole
-    assert predict(override(in_parts, {"training.recompute": True})) < predict(in_parts)
-    assert predict(recipe, ranks=2) < whole
+    assert predict_peak(in_parts) < whole
+    assert predict_peak(override(in_parts, {"training.recompute": True})) < predict_peak(in_parts)
+    assert predict_peak(recipe, ranks=2) < whole
 
 
 def test_a_longer_roll_takes_no_more() -> None:
-    assert predict(override(LAVA, {"data.seq_len": 200})) == predict(LAVA)
+    assert predict_peak(override(LAVA, {"data.seq_len": 200})) == predict_peak(LAVA)
 
 
 def test_a_gpu_takes_more_but_no_more_patches_than_a_chunk_has() -> None:
     def more(size: int) -> float:
         sized = override(LAVA, {"data.size": [size, size]})
-        return predict(sized, gpu=True) - predict(sized)
+        return predict_peak(sized, gpu=True) - predict_peak(sized)
 
-    assert 2 * PATCH_BYTES / 1e9 < more(64) <= more(128) < 2
+    assert 2 * MAX_PATCH_BYTES / 1e9 < more(64) <= more(128) < 2
     assert more(256) == pytest.approx(more(128))
     # A chunk has a picture at least.
-    assert more(2048) - more(256) == pytest.approx(2 * (4 * 2048**2 * 9 * 16 - PATCH_BYTES) / 1e9)
+    assert more(2048) - more(256) == pytest.approx(2 * (4 * 2048**2 * 9 * 16 - MAX_PATCH_BYTES) / 1e9)
 
 
 def test_what_fits_a_gpu_is_chosen_by_what_a_gpu_takes() -> None:
@@ -95,16 +95,16 @@ def test_what_fits_a_gpu_is_chosen_by_what_a_gpu_takes() -> None:
     assert fit_into(LAVA, 1.2, gpu=True).training.micro_batches > 1
     sized = override(LAVA, {"data.size": [256, 256]})
     fitted = fit_into(sized, 10.3, gpu=True)
-    assert fitted.training.micro_batches > 1 and predict(fitted, gpu=True) < 10.3
+    assert fitted.training.micro_batches > 1 and predict_peak(fitted, gpu=True) < 10.3
 
 
 @pytest.mark.parametrize("gpu", [False, True])
 def test_what_is_advised_works_on_fewer_clips(gpu: bool) -> None:
     recipe = override(LAVA, {"training.micro_batches": 2})
-    gigabytes = memory_for_more_micro_batches(recipe, gpu=gpu)
+    gigabytes = gigabytes_for_more_micro_batches(recipe, gpu=gpu)
     assert gigabytes is not None
     assert fit_into(recipe, gigabytes, gpu=gpu).training.micro_batches == 3
-    assert memory_for_more_micro_batches(override(LAVA, {"training.micro_batches": 24}), gpu=gpu) is None
+    assert gigabytes_for_more_micro_batches(override(LAVA, {"training.micro_batches": 24}), gpu=gpu) is None
 
 
 def test_what_fits_is_left_as_it_is() -> None:
@@ -114,7 +114,7 @@ def test_what_fits_is_left_as_it_is() -> None:
 @pytest.mark.parametrize("gigabytes", [0.8, 0.6, 0.45])
 def test_what_is_chosen_fits_and_learns_from_the_same_batch(gigabytes: float) -> None:
     fitted = fit_into(LAVA, gigabytes)
-    assert predict(fitted) <= gigabytes
+    assert predict_peak(fitted) <= gigabytes
     assert fitted.training.micro_batches > 1
     assert fitted.data == LAVA.data
 
@@ -130,7 +130,7 @@ def test_what_cannot_fit_says_how_much_it_takes() -> None:
 
 
 def test_a_row_for_each_size_length_and_batch() -> None:
-    rows = table(LAVA, 2.0, [(64, 64), (1024, 1024)], [20], [8, 32])
+    rows = plan_rows(LAVA, 2.0, [(64, 64), (1024, 1024)], [20], [8, 32])
     assert [(row.recipe.data.size[0], row.recipe.data.batch_size) for row in rows] == [
         (64, 8),
         (64, 32),
@@ -138,6 +138,6 @@ def test_a_row_for_each_size_length_and_batch() -> None:
         (1024, 32),
     ]
     assert rows[0].fitted == rows[0].recipe
-    (estimated,) = table(LAVA, 2.0, [(64, 64)], [20], [8], gpu=True)
-    assert estimated.peak == predict(rows[0].recipe, gpu=True) > rows[0].peak
+    (estimated,) = plan_rows(LAVA, 2.0, [(64, 64)], [20], [8], gpu=True)
+    assert estimated.peak == predict_peak(rows[0].recipe, gpu=True) > rows[0].peak
     assert rows[2].fitted is None and rows[2].peak > 2
