@@ -206,7 +206,8 @@ def test_a_tagged_matrix_and_range_are_used(tmp_path: Path, matrix: str, levels:
     path = ffmpeg(
         tmp_path,
         f"-f lavfi -i {RED}:s=64x48:r=30 -frames:v 2 "
-        f"-vf scale=out_color_matrix={matrix}:out_range={levels}:{EXACT},format=yuv420p,setparams=colorspace={matrix}:range={levels} -c:v libx264 -qp 1 "
+        f"-vf scale=out_color_matrix={matrix}:out_range={levels}:{EXACT},format=yuv420p,"
+        f"setparams=colorspace={matrix}:range={levels} -c:v libx264 -qp 1 "
         f"-colorspace {matrix} -color_range {levels} m.mp4",
     )
     assert_colour(read(path)[0], (235, 30, 20), off=3)

@@ -73,6 +73,8 @@ class Raster:
 
     Args:
         frame: an ``av.VideoFrame``.
+        stamp: when it is shown, in seconds; None where nothing says so.
+        turn: how it becomes upright.
         aspect: width of a pixel over its height.
         codec: name of the decoder.
 
@@ -81,12 +83,13 @@ class Raster:
         stamp: when it is shown, in seconds; None where nothing says so.
     """
 
-    def __init__(self, frame: Any, *, stamp: float | None, aspect: float = 1.0, codec: str = "") -> None:
+    def __init__(
+        self, frame: Any, *, stamp: float | None, aspect: float = 1.0, turn: Turn | None = None, codec: str = ""
+    ) -> None:
         self._frame = frame
         self._codec = codec
+        self._turn = turn or Turn()
         self.stamp = stamp
-        matrix = frame.side_data.get("DISPLAYMATRIX")
-        self._turn = Turn() if matrix is None else Turn.from_matrix(bytes(matrix))
         width, height = max(1, round(frame.width * aspect)), frame.height
         self.size: tuple[int, int] = (height, width) if self._turn.exchanged else (width, height)
 
@@ -213,4 +216,7 @@ def _scaled(
         how = Image.Resampling.BILINEAR
     else:
         how = Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC
-    return np.asarray(plane.resize(size, how, box=(left, top, right, bottom)), dtype=np.float32)
+    # Where a pixel covers eight or more, whole pixels are added up first, twice as fast. Its border is then off
+    # by an eighth of it at most.
+    gap = 4.0 if smaller else None
+    return np.asarray(plane.resize(size, how, (left, top, right, bottom), gap), dtype=np.float32)

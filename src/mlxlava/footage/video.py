@@ -6,6 +6,7 @@ PyAV (ffmpeg's libraries) decodes, with one thread for each core.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +17,7 @@ import av.logging
 from PIL import Image
 
 from mlxlava.errors import UserError
-from mlxlava.footage.raster import Raster
+from mlxlava.footage.raster import Raster, Turn
 from mlxlava.footage.timing import Timing, measure_timing, rising_runs
 
 UNKNOWN_FPS = 30.0  # where nothing tells a rate
@@ -38,7 +39,7 @@ _CODECS = (
 _WITHOUT_STAMPS = "h264 hevc h263 m4v vc1 mjpeg mjpeg_2000 mpegvideo obu av1 mpjpeg smjpeg"
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # ffmpeg's own leave the alpha out
 _MAX_PIXELS = 178_956_970  # as of pictures
-_PROBED = 32  # packets that are decoded to see whether a file keeps to its format
+_PROBED = 16  # packets that are decoded to see whether a file keeps to its format
 _WAIT = 300  # frames that are left out after a damaged one, at most
 
 
@@ -90,6 +91,7 @@ class Video:
             self._stream, self.streams = _choose_stream(self._container, path)
             self._decoder = _decoder(self._stream)
             self._decoder.thread_type = "AUTO"
+            self._decoder.thread_count = int(os.environ.get("MLXLAVA_CORES") or 0)  # 0: all
             options = {"max_pixels": str(_MAX_PIXELS)}
             if clean:
                 options["err_detect"] = "explode"
@@ -100,6 +102,7 @@ class Video:
             self._container.close()
             raise
         self.timed = self._container.format.name not in _WITHOUT_STAMPS.split()
+        self._turns: dict[int, Turn] = {}
         self.damaged = 0
         self.errors = 0
         self.problem = ""
@@ -136,7 +139,9 @@ class Video:
                 known = next((stamp for stamp in stamps if stamp is not None), None)
                 base = self._stream.time_base
                 stamp = None if known is None or base is None or not self.timed else float(known * base)
-                yield Raster(frame, stamp=stamp, aspect=aspect, codec=self._decoder.name)
+                yield Raster(
+                    frame, stamp=stamp, aspect=aspect, turn=self._turn(frame), codec=self._decoder.name
+                )
 
     def _packets(self) -> Iterator[Any]:
         """All packets, then an empty one that asks for the frames that the decoder still holds."""
@@ -145,6 +150,18 @@ class Video:
         except av.error.FFmpegError as error:
             self.problem = self.problem or _text(error)
             yield None
+
+    def _turn(self, frame: Any) -> Turn:
+        """How a frame becomes upright.
+
+        A frame and its side data refer to each other once they have been asked for, so that only Python's
+        garbage collector frees them, which comes too late for pictures. So it is asked for once for each angle.
+        """
+        angle = frame.rotation
+        if angle not in self._turns:
+            matrix = frame.side_data.get("DISPLAYMATRIX")
+            self._turns[angle] = Turn() if matrix is None else Turn.from_matrix(bytes(matrix))
+        return self._turns[angle]
 
     def timing(self) -> tuple[Timing | None, int, bool]:
         """Read all stamps without decoding: the timing, the number of frames, and whether the file is whole.
