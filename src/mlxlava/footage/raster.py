@@ -84,7 +84,13 @@ class Raster:
     """
 
     def __init__(
-        self, frame: Any, *, stamp: float | None, aspect: float = 1.0, turn: Turn | None = None, codec: str = ""
+        self,
+        frame: Any,
+        *,
+        stamp: float | None,
+        aspect: float = 1.0,
+        turn: Turn | None = None,
+        codec: str = "",
     ) -> None:
         self._frame = frame
         self._codec = codec
@@ -155,12 +161,12 @@ def _made_planar(frame: Any) -> Any:
     parts, name = frame.format.components, frame.format.name
     deep = max(part.bits for part in parts) > 8
     alpha = any(part.is_alpha for part in parts) or name == "pal8"
-    coloured = any(part.is_chroma for part in parts) and not frame.format.is_rgb
+    coloured = len(parts) >= 3 and not frame.format.is_rgb and not name.startswith("xyz")
     if coloured:
         target = ("yuva444p" if alpha else "yuv444p") + ("16le" if deep else "")
     else:  # RGB, grey and palettes: the same numbers as R, G and B
         target = ("gbrap" if alpha else "gbrp") + ("16le" if deep else "")
-    same = {"src_color_range": _FULL, "dst_color_range": _FULL} if coloured else {}
+    same = {"src_color_range": _LIMITED, "dst_color_range": _LIMITED} if coloured else {}  # only shifted
     return frame.reformat(format=target, src_colorspace=1, dst_colorspace=1, **same)
 
 
@@ -216,7 +222,7 @@ def _scaled(
         how = Image.Resampling.BILINEAR
     else:
         how = Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC
-    # Where a pixel covers eight or more, whole pixels are added up first, twice as fast. Its border is then off
-    # by an eighth of it at most.
+    # Where a pixel covers eight or more, whole pixels are added up first, which is twice as fast. Its borders
+    # are then off by an eighth of it at most.
     gap = 4.0 if smaller else None
     return np.asarray(plane.resize(size, how, (left, top, right, bottom), gap), dtype=np.float32)

@@ -66,7 +66,7 @@ def measure_timing(
     held = time[last] - time[first]
     best = int(np.flatnonzero(held >= held.max() * (1 - 1e-9))[-1])
     alike = averaged[first[best] : last[best]]
-    typical = float(alike.mean())
+    typical = float(np.median(alike))
     inside = steps[steps < _HOLE * typical]
     # The mean over all intervals has the least rounding, but is wrong where there are several rates.
     interval = float(inside.mean()) if len(alike) == len(averaged) else typical

@@ -5,7 +5,9 @@ PyAV (ffmpeg's libraries) decodes, with one thread for each core.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import heapq
 import os
 from collections.abc import Iterator
 from fractions import Fraction
@@ -14,6 +16,7 @@ from typing import Any
 
 import av
 import av.logging
+import numpy as np
 from PIL import Image
 
 from mlxlava.errors import UserError
@@ -85,7 +88,7 @@ class Video:
     """
 
     def __init__(self, path: Path, *, clean: bool = True, key_frames_only: bool = False) -> None:
-        self._path = path
+        self._clean = clean
         self._container = _open(path)
         try:
             self._stream, self.streams = _choose_stream(self._container, path)
@@ -102,6 +105,9 @@ class Video:
             self._container.close()
             raise
         self.timed = self._container.format.name not in _WITHOUT_STAMPS.split()
+        # AVI tells when frames are decoded, not when they are shown: the same times in another order.
+        self._by_order = self._container.format.name == "avi"
+        self._raw_size = 0
         self._turns: dict[int, Turn] = {}
         self.damaged = 0
         self.errors = 0
@@ -115,11 +121,14 @@ class Video:
 
     def __iter__(self) -> Iterator[Raster]:
         aspect = float(self._stream.sample_aspect_ratio or 1)
-        # AVI numbers its frames in the order of decoding; the decoder's own order is right.
-        by_order = self._container.format.name == "avi"
         waiting = 0
+        decoding: list[int] = []  # times of the packets whose frames have not come yet
         for packet in self._packets():
+            if self._by_order and packet is not None and packet.dts is not None and packet.size:
+                heapq.heappush(decoding, packet.dts)
             try:
+                if packet is not None and self._is_incomplete(packet):
+                    raise av.error.InvalidDataError(0, "a part of the file is missing")
                 frames = self._decoder.decode(packet)
             except av.error.EOFError:
                 break
@@ -135,13 +144,21 @@ class Video:
                     waiting = max(0, waiting - 1)
                     continue
                 waiting = 0
-                stamps = (frame.dts, frame.pts) if by_order else (frame.pts, frame.dts)
-                known = next((stamp for stamp in stamps if stamp is not None), None)
+                known = frame.dts if frame.pts is None else frame.pts
+                if self._by_order:
+                    known = heapq.heappop(decoding) if decoding else None
                 base = self._stream.time_base
                 stamp = None if known is None or base is None or not self.timed else float(known * base)
                 yield Raster(
                     frame, stamp=stamp, aspect=aspect, turn=self._turn(frame), codec=self._decoder.name
                 )
+
+    def _is_incomplete(self, packet: Any) -> bool:
+        """Whether a packet lacks its end. Raw pictures would be drawn nevertheless."""
+        if self._decoder.name == "rawvideo" and packet.size:
+            self._raw_size = max(self._raw_size, packet.size)
+            return bool(packet.size < self._raw_size)
+        return self._clean and bool(packet.is_corrupt)
 
     def _packets(self) -> Iterator[Any]:
         """All packets, then an empty one that asks for the frames that the decoder still holds."""
@@ -155,7 +172,7 @@ class Video:
         """How a frame becomes upright.
 
         A frame and its side data refer to each other once they have been asked for, so that only Python's
-        garbage collector frees them, which comes too late for pictures. So it is asked for once for each angle.
+        garbage collector frees them, which comes too late for pictures. So each angle is asked for once.
         """
         angle = frame.rotation
         if angle not in self._turns:
@@ -163,8 +180,8 @@ class Video:
             self._turns[angle] = Turn() if matrix is None else Turn.from_matrix(bytes(matrix))
         return self._turns[angle]
 
-    def timing(self) -> tuple[Timing | None, int, bool]:
-        """Read all stamps without decoding: the timing, the number of frames, and whether the file is whole.
+    def timing(self) -> tuple[Timing | None, int]:
+        """Read all stamps without decoding: the timing, and the number of frames. ``problem`` is set too.
 
         Nothing can be decoded after that.
         """
@@ -172,30 +189,43 @@ class Video:
         shown: list[int] = []
         order: list[int] = []
         frames = packets = 0
-        by_order = self._container.format.name == "avi"
-        for packet in self._packets():
-            if packet is None or not packet.size:
-                continue
-            packets += 1
-            if packet.is_discard:
-                continue
-            frames += 1
-            pts, dts = packet.pts, packet.dts
-            if by_order:
-                pts = dts
-            if pts is None:
-                pts = dts
-            if pts is None:
-                continue
-            shown.append(pts)
-            order.append(dts if dts is not None else (order[-1] if order else pts))
-        whole = packets >= self._stream.frames and not self.problem
+        logs: list[str] = []
+        with _logging(logs):
+            for packet in self._packets():
+                if packet is None or not packet.size:
+                    continue
+                packets += 1
+                if packet.is_discard:
+                    continue
+                frames += 1
+                stamp = packet.dts if packet.pts is None or self._by_order else packet.pts
+                if stamp is None:
+                    continue
+                shown.append(stamp)
+                order.append(packet.dts if packet.dts is not None else (order[-1] if order else stamp))
+        self.problem = self.problem or (logs[0] if logs else "")
+        if packets < self._stream.frames:
+            self.problem = self.problem or "frames that its header promises are missing"
         if not self.timed or len(shown) < 2:
-            return None, frames, whole
+            return None, frames
         unit = float(base)
         runs = [run * unit for run in rising_runs(shown, order)]
         rates = (self._stream.average_rate, self._stream.guessed_rate)
-        return measure_timing(runs, unit, [float(rate) for rate in rates if rate]), frames, whole
+        timing = measure_timing(runs, unit, [float(rate) for rate in rates if rate])
+        if timing and len(runs) == 1:
+            end = max(float(runs[0].max()), float(np.ptp(runs[0]))) + 2 / timing.fps
+            if end < 0.98 * self._promised() and not self.problem:
+                self.problem = (
+                    f"it ends after {end:.1f} of the {self._promised():.1f} seconds that its header names"
+                )
+        return timing, frames
+
+    def _promised(self) -> float:
+        """Seconds that the header names; 0 where it may mean another stream."""
+        if self._stream.duration is not None and self._stream.time_base is not None:
+            return float(self._stream.duration * self._stream.time_base)
+        alone = len(self._container.streams) == 1 and self._container.duration is not None
+        return self._container.duration / av.time_base if alone else 0.0
 
 
 def survey(path: Path) -> Survey:
@@ -214,9 +244,8 @@ def survey(path: Path) -> Survey:
             "give a video file or a folder of images"
         )
     with Video(path) as video:
-        timing, frames, whole = video.timing()
-        problem = "" if whole else video.problem or "frames that its header promises are missing"
-        return Survey(size, timing, frames, clean, video.streams, problem)
+        timing, frames = video.timing()
+        return Survey(size, timing, frames, clean, video.streams, video.problem)
 
 
 def _first_size(path: Path, *, clean: bool) -> tuple[tuple[int, int] | None, bool, str]:
@@ -248,23 +277,34 @@ def sample_runs(path: Path, size: tuple[int, int], longest: int = 640) -> Iterat
 
 def _open(path: Path) -> Any:
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file,pipe"}
-    level, skip = av.logging.get_level(), av.logging.get_skip_repeated()
-    logs: list[tuple[int, str, str]] = []
+    logs: list[str] = []
     try:
-        # ffmpeg's log says what is wrong; the error only says that something is. What is said again about
-        # another file must be said again.
-        av.logging.set_level(av.logging.ERROR)
-        av.logging.set_skip_repeated(False)
-        with av.logging.Capture() as logs:
+        with _logging(logs):
             return av.open(f"file:{path.resolve()}", options=options, metadata_errors="ignore")
     except av.error.FFmpegError as error:
-        told = [" ".join(text.split()) for _, _, text in logs if text.strip()]
-        why = told[0] if told else _text(error)
+        why = logs[0] if logs else _text(error)
         if "whitelist" in why:
             why = "its format is none of those that are read"
         raise UserError(
             f"footage: {path} cannot be read as a video ({why}); give a video file or a folder of images"
         ) from error
+
+
+@contextlib.contextmanager
+def _logging(logs: list[str]) -> Iterator[None]:
+    """Collect what ffmpeg logs as errors: that says more than its error codes.
+
+    It is not for decoding: ffmpeg's threads would wait for Python's lock to log.
+    """
+    level, skip = av.logging.get_level(), av.logging.get_skip_repeated()
+    try:
+        av.logging.set_level(av.logging.ERROR)
+        av.logging.set_skip_repeated(False)  # else what was said of one file may be missing for the next
+        with av.logging.Capture() as found:
+            try:
+                yield
+            finally:
+                logs += [" ".join(text.split()) for _, _, text in found if text.strip()]
     finally:
         av.logging.set_skip_repeated(skip)
         av.logging.set_level(level)
