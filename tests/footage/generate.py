@@ -65,7 +65,7 @@ CODECS = {
         ("webm", "mkv", "mp4", "ivf"),
         ("yuv420p", "yuv444p", "yuv420p10le"),
     ),
-    "av1": Codec("-c:v libsvtav1 -preset 8 -crf 6", ("mp4", "mkv", "webm"), ("yuv420p", "yuv420p10le")),
+    "av1": Codec("-c:v libaom-av1 -cpu-used 8 -crf 12", ("mp4", "mkv", "webm"), ("yuv420p", "yuv420p10le")),
     "mpeg4": Codec(
         "-c:v mpeg4 -q:v 2 -bf 2", ("mp4", "avi", "mkv", "mov"), matrices=("untagged",), ranges=("tv",), off=9
     ),

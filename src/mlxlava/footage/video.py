@@ -158,7 +158,9 @@ class Video:
         if self._decoder.name == "rawvideo" and packet.size:
             self._raw_size = max(self._raw_size, packet.size)
             return bool(packet.size < self._raw_size)
-        return self._clean and bool(packet.is_corrupt)
+        # Where MPEG transport streams were joined, whole packets are marked too.
+        joined = self._container.format.name == "mpegts"
+        return self._clean and bool(packet.is_corrupt) and not joined
 
     def _packets(self) -> Iterator[Any]:
         """All packets, then an empty one that asks for the frames that the decoder still holds."""
