@@ -15,11 +15,15 @@ import imageio_ffmpeg
 import numpy as np
 import numpy.typing as npt
 import pytest
+from click.testing import CliRunner
 from PIL import Image, ImageCms
 
+import mlxlava
+from mlxlava.cli import cli
+from mlxlava.config import Recipe
 from mlxlava.errors import UserError
 from mlxlava.footage import prepare as footage
-from mlxlava.footage.dataset import Footage
+from mlxlava.footage.dataset import Footage, open_footage
 
 H264 = "-c:v libx264 -preset veryfast -pix_fmt yuv420p -bf 0"
 CLIP = "-f lavfi -i testsrc2=s=64x48:r=30:d=4"
@@ -460,3 +464,36 @@ def test_no_file_makes_others_be_read(tmp_path: Path) -> None:
     (postscript / "0.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 48\nshowpage\n")
     with pytest.raises(UserError, match="no picture that is read"):
         read(postscript)
+
+
+# --- commands ---
+
+
+def test_prepared_footage_knows_its_size_and_training_takes_it(
+    tmp_path: Path, tiny: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = ffmpeg(tmp_path, f"{CLIP} {H264} lamp.mp4")
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli, ["footage", str(path), "-o", "X", "--size", "32x16"])
+    assert done.exit_code == 0
+    trained = mlxlava.train("X", tiny, run=tmp_path / "run", steps=1)
+    recipe = json.loads((trained.run / "config.json").read_text())["recipe"]
+    assert recipe["data"]["size"] == [32, 16]
+    with pytest.raises(UserError, match="is 32x16, not 16x16"):
+        mlxlava.train("X", tiny, run=tmp_path / "other", steps=1, settings={"data.size": (16, 16)})
+
+
+def test_the_true_rate_can_be_given_everywhere(
+    tmp_path: Path, tiny: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "p").mkdir()
+    ffmpeg(tmp_path, f"{CLIP} -t 1 p/%d.png")
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli, ["footage", "p", "-o", "X", "--size", "16", "--source-fps", "2.5"])
+    assert done.exit_code == 0 and open_footage("X").fps == 2.5
+    settings = {"data.source_fps": 2.5, "data.every_nth": 2, "data.seq_len": 4}
+    trained = mlxlava.train("p", tiny, run=tmp_path / "run", steps=1, settings=settings)
+    assert json.loads((trained.run / "config.json").read_text())["step_fps"] == 1.25
+    for wrong in ("0", "-3", "nan", "inf", "x"):
+        done = CliRunner().invoke(cli, ["footage", "p", "-o", "Y", "--source-fps", wrong])
+        assert done.exit_code != 0 and not Path("Y").exists()
