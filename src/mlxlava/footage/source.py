@@ -32,6 +32,7 @@ Frame = npt.NDArray[np.uint8]
 _Read = tuple[float | None, tuple[int, int], Callable[[tuple[int, int], Box], Frame]]
 _Frames = Callable[["Counts", list[str]], Iterator[_Read]]
 
+_AGAIN = 4  # intervals: a stamp that lies further back begins a new count of time
 _AUTO_PICTURES = 64  # of a folder, looked at for what moves
 
 
@@ -108,7 +109,6 @@ class Source:
             problems: what ended the reading early is added here.
         """
         slower = self.stamped_fps / self.fps  # true seconds in a second of the stamps
-        hole = self.timing.hole if self.timing else np.inf
         last: float | None = None
         kept: tuple[int, int] | None = None
         box = self.box
@@ -117,10 +117,11 @@ class Source:
                 stamp = counts.decoded / self.stamped_fps if last is None else last + 1 / self.stamped_fps
             begins = False
             if last is not None:
-                if last - hole < stamp <= last:
+                again = last - _AGAIN / self.stamped_fps
+                if again < stamp <= last:
                     counts.out_of_order += 1
                     continue
-                begins = not 0 < stamp - last < hole
+                begins = stamp <= again or (self.timing is not None and self.timing.is_hole(last, stamp))
                 counts.holes += begins
             if kept is not None and size != kept:
                 counts.sizes += 1

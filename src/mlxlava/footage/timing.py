@@ -22,16 +22,22 @@ class Timing:
         fps: frames a second, for most of the time.
         frames: number of different stamps.
         uneven: whether the intervals differ by more than rounding, holes aside.
+        stamps, intervals: the usual interval around each stamp, rising; float64 (frames,), in seconds. Empty
+            where time begins again.
     """
 
     fps: float
     frames: int
     uneven: bool = False
+    stamps: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0), repr=False)
+    intervals: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0), repr=False)
 
-    @property
-    def hole(self) -> float:
-        """The shortest gap between two stamps that is a hole, in seconds."""
-        return _HOLE / self.fps
+    def is_hole(self, before: float, after: float) -> bool:
+        """Whether nothing between two stamps is a hole: much longer than the intervals around it."""
+        usual = 1 / self.fps
+        if len(self.stamps):
+            usual = float(self.intervals[np.searchsorted(self.stamps, after).clip(max=len(self.stamps) - 1)])
+        return after - before > _HOLE * usual
 
 
 def measure_timing(
@@ -52,13 +58,23 @@ def measure_timing(
     """
     runs = [np.unique(run) for run in runs]
     frames = sum(len(run) for run in runs)
-    steps = np.concatenate([np.diff(run) for run in runs]) if runs else np.zeros(0)
-    if not len(steps):
+    steps = [np.diff(run) for run in runs if len(run) > 1]
+    if not steps:
         return None
-    width = int(np.clip(len(steps) // 4, 1, _WINDOW))
-    means = [(run[width:] - run[:-width]) / width for run in runs if len(run) > width]
-    averaged = np.concatenate(means) if means else steps
-    averaged = np.sort(averaged[averaged < _HOLE * np.median(averaged)])
+    usual = [_running_median(run) for run in steps]
+    width = int(np.clip(sum(map(len, steps)) // 4, 1, _WINDOW))
+    # Means over some intervals have no jitter; those with a hole in them are left out.
+    means = []
+    for run, around in zip(steps, usual, strict=True):
+        total = np.cumsum(np.concatenate([[0.0], run]))
+        holes = np.cumsum(np.concatenate([[0], run > _HOLE * around]))
+        if len(run) >= width:
+            whole = holes[width:] == holes[:-width]
+            means.append(((total[width:] - total[:-width]) / width)[whole])
+    averaged = np.sort(np.concatenate(means)) if means else np.zeros(0)
+    inside = np.concatenate([run[run <= _HOLE * around] for run, around in zip(steps, usual, strict=True)])
+    if not len(averaged):
+        averaged = np.sort(inside)
     # Of all rates, the one that holds for the longest time; of two such, the slower one.
     time = np.concatenate([[0.0], np.cumsum(averaged)])
     first = np.searchsorted(averaged, averaged * (1 - _ALIKE))
@@ -67,12 +83,25 @@ def measure_timing(
     best = int(np.flatnonzero(held >= held.max() * (1 - 1e-9))[-1])
     alike = averaged[first[best] : last[best]]
     typical = float(np.median(alike))
-    inside = steps[steps < _HOLE * typical]
     # The mean over all intervals has the least rounding, but is wrong where there are several rates.
     interval = float(inside.mean()) if len(alike) == len(averaged) else typical
     rounding = 2 * min(tick, _LARGEST_ROUNDING) / float(inside.sum()) + 1e-9
     uneven = float(np.ptp(inside)) > 2.5 * tick + _UNEVEN * interval
-    return Timing(_usual(1 / interval, rounding, declared), frames, uneven)
+    fps = _usual(1 / interval, rounding, declared)
+    if len(steps) > 1:
+        return Timing(fps, frames, uneven)
+    around = np.concatenate([usual[0][:1], usual[0]])
+    return Timing(fps, frames, uneven, next(run for run in runs if len(run) > 1), around)
+
+
+def _running_median(steps: np.ndarray) -> np.ndarray:
+    """The median of each interval and the ones around it."""
+    half = _WINDOW // 2
+    if len(steps) <= half:
+        return np.full(len(steps), np.median(steps))
+    padded = np.pad(steps, half, mode="reflect")
+    found: np.ndarray = np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1), axis=1)
+    return found
 
 
 def _usual(fps: float, rounding: float, declared: Sequence[float]) -> float:
