@@ -246,8 +246,10 @@ def _one_line_errors(path: str | Path, what: str, advice: str) -> Iterator[None]
     """Turn whatever goes wrong while a picture is read into one UserError."""
     try:
         with warnings.catch_warnings():
-            # Pillow warns already at half the size that it refuses. A phone's 108 megapixels are no attack.
+            # Pillow warns already at half the size that it refuses; a phone's 108 megapixels are no attack. And
+            # of tags that a picture can do without.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)
             yield
     except UnidentifiedImageError as error:
         raise UserError(f"{what}: {path} is no picture that is read (PNG, JPEG …); {advice}") from error

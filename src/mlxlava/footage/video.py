@@ -319,11 +319,15 @@ def _choose_stream(container: Any, path: Path) -> tuple[Any, int]:
     if not streams:
         raise UserError(f"footage: {path} has no video stream; give a video file or a folder of images")
 
+    known = [stream for stream in streams if stream.codec_context is not None]
+    if not known:
+        raise UserError(f"footage: {path} has no video of a known kind; convert it, for example to H.264")
+
     def rank(stream: Any) -> tuple[bool, int]:
         default = bool(stream.disposition & av.stream.Disposition.default)
         return default, stream.codec_context.width * stream.codec_context.height
 
-    chosen = max(streams, key=rank)
+    chosen = max(known, key=rank)
     if chosen.codec_context.name not in _CODECS.split():
         raise UserError(
             f"footage: {path} is coded as {chosen.codec_context.name}, which is not read; "
