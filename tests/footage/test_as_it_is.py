@@ -416,6 +416,13 @@ def test_float_and_deep_pictures(tmp_path: Path, size: tuple[int, int]) -> None:
             read(tmp_path / f"r{number}")
 
 
+def test_kinds_of_pictures_that_are_not_read_are_refused(tmp_path: Path) -> None:
+    for name in ("a.heic", "a.HEIF", "a.dng"):
+        (tmp_path / name).write_bytes(b"whatever")
+        with pytest.raises(UserError, match="is a kind of picture that is not read; convert it"):
+            read(tmp_path / name)
+
+
 def test_cmyk_palette_and_bilevel_pictures(tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
     red = Image.new("RGB", (64, 64), (200, 30, 30))

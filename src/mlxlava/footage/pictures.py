@@ -19,7 +19,7 @@ from mlxlava.paths import is_system_file, names_in
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff")
 # Of all that Pillow knows; some of the rest start other programs (PostScript) or read other files.
 _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "PPM")
-_UNREAD = (
+UNREAD = (
     ".heic",
     ".heif",
     ".gif",
@@ -183,7 +183,7 @@ def left_out(folder: Path) -> str:
             found["sub-folder"] += 1
         elif not path.exists():
             found["broken link"] += 1
-        elif suffix in _UNREAD or suffix in _VIDEOS:
+        elif suffix in UNREAD or suffix in _VIDEOS:
             found[f"{suffix[1:]} file"] += 1
     return ", ".join(f"{count} {what}{'s' * (count > 1)}" for what, count in sorted(found.items()))
 
@@ -246,8 +246,8 @@ def _one_line_errors(path: str | Path, what: str, advice: str) -> Iterator[None]
     """Turn whatever goes wrong while a picture is read into one UserError."""
     try:
         with warnings.catch_warnings():
-            # Pillow warns already at half the size that it refuses; a phone's 108 megapixels are no attack. And
-            # of tags that a picture can do without.
+            # Pillow warns already at half the size that it refuses; a phone's 108 megapixels are no attack.
+            # It also warns of tags that a picture can do without.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)
             yield

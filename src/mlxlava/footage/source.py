@@ -14,6 +14,7 @@ from mlxlava.errors import UserError
 from mlxlava.footage.crop import Box, centre_box, choose_box
 from mlxlava.footage.pictures import (
     SUFFIXES,
+    UNREAD,
     animation_timing,
     common_size,
     left_out,
@@ -148,6 +149,8 @@ def open_source(path: Path, size: tuple[int, int], crop: str, source_fps: float 
         return _open_folder(path, size, crop, source_fps)
     if path.suffix.lower() in SUFFIXES:
         return _open_picture(path, size, crop, source_fps)
+    if path.suffix.lower() in UNREAD and path.suffix.lower() != ".gif":
+        raise UserError(f"footage: {path} is a kind of picture that is not read; convert it to PNG or JPEG")
     return _open_video(path, size, crop, source_fps)
 
 
