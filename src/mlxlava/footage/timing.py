@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 _WINDOW = 8  # intervals that are averaged, so that jitter does not count
+_PIECE = 2**16  # intervals whose medians are found together
 _ALIKE = 0.15  # relative difference of averaged intervals that belong to one rate
 _HOLE = 3.5  # intervals: a longer gap is a hole
 _UNEVEN = 0.1  # of an interval: what differs less is rounding
@@ -100,8 +101,10 @@ def _running_median(steps: np.ndarray) -> np.ndarray:
     if len(steps) <= half:
         return np.full(len(steps), np.median(steps))
     padded = np.pad(steps, half, mode="reflect")
-    found: np.ndarray = np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1), axis=1)
-    return found
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
+    # In pieces, since the median copies all windows.
+    pieces = [np.median(windows[at : at + _PIECE], axis=1) for at in range(0, len(windows), _PIECE)]
+    return np.concatenate(pieces)
 
 
 def _usual(fps: float, rounding: float, declared: Sequence[float]) -> float:
