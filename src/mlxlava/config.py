@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import sys
 import typing
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,7 @@ class Data:
 
     size: tuple[int, int] = _setting((64, 64), "height and width of a frame; multiples of 16")
     every_nth: int = _setting(1, "keep every n-th frame of the footage; a kept frame is a learned step")
+    source_fps: float = _setting(0.0, "true frames a second of the footage; 0: what its files tell")
     crop: str = _setting("centre", "centre, auto (the moving region) or X,Y,W,H in pixels")
     seq_len: int = _setting(32, "learned steps a clip spans")
     batch_size: int = _setting(24, "clips a training step looks at")
@@ -264,6 +266,7 @@ def _check_recipe(recipe: Recipe) -> None:
     _require(data.seq_len >= 1, "data.seq_len must be at least 1")
     _require(data.batch_size >= 1, "data.batch_size must be at least 1")
     _require(data.every_nth >= 1, "data.every_nth must be at least 1")
+    _require(0 <= data.source_fps < math.inf, "data.source_fps must be positive, or 0 for what files tell")
     _require(0 <= data.drawn_frames <= data.seq_len, "data.drawn_frames must lie in 0 … data.seq_len")
     _require(data.lamp_minutes > 0 and data.lamp_fps > 0, "data.lamp_minutes and lamp_fps must be positive")
     _require(recipe.generator.state_size >= 4, "generator.state_size must be at least 4")

@@ -159,7 +159,7 @@ def test_auto_crop_finds_the_moving_square(tmp_path: Path, kind: str) -> None:
 
 def test_auto_crop_of_a_still_warns(tmp_path: Path) -> None:
     warnings: list[str] = []
-    prepare(flat_images(tmp_path / "a", [90] * 3), crop="auto", on_warning=warnings.append)
+    prepare(flat_images(tmp_path / "a", [90] * 3), crop="auto", source_fps=9, on_warning=warnings.append)
     assert len(warnings) == 1 and "nothing moves" in warnings[0]
 
 
@@ -412,13 +412,17 @@ def test_too_short(tmp_path: Path) -> None:
         found.batch(0, 0, 2, 4)
 
 
-def test_different_rates_warn(tmp_path: Path) -> None:
+def test_of_different_rates_the_lowest_is_taken(tmp_path: Path) -> None:
     first = video(tmp_path / "a.mp4", moving(4), fps=10)
-    second = video(tmp_path / "b.mp4", moving(4), fps=20)
-    warnings: list[str] = []
-    found = prepare(first, second, on_warning=warnings.append)
-    assert (found.fps, found.cuts, len(found.frames)) == (10, (4,), 8)
-    assert len(warnings) == 1 and "b.mp4 has 20 frames a second, the first source 10" in warnings[0]
+    second = video(tmp_path / "b.mp4", moving(8), fps=20)
+    for sources in ((first, second), (second, first)):
+        warnings: list[str] = []
+        found = prepare(*sources, on_warning=warnings.append)
+        assert (found.fps, found.cuts, len(found.frames)) == (10, (4,), 8)
+        for half in (found.frames[:4], found.frames[4:]):
+            middles = [float(np.argmax(frame[18, :, 0] > 128)) for frame in half]
+            assert np.diff(middles).tolist() in ([1, 1, 1], [2, 2, 2])
+        assert len(warnings) == 1 and "b.mp4 has 20" in warnings[0] and "10 of each are taken" in warnings[0]
 
 
 def test_damaged_footage_is_refused_by_open_and_made_anew_by_prepare(tmp_path: Path) -> None:

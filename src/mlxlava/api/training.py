@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mlxlava.api.arguments import require_integer, require_positive
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.errors import UserError
+from mlxlava.footage.dataset import prepared_size
 from mlxlava.paths import latest_checkpoint
 from mlxlava.rollout.weights import find_weights, load_weights
 from mlxlava.training.memory_plan import PlanRow, plan_rows
@@ -45,7 +46,8 @@ def train(
     ``resume`` continues exactly where it stopped.
 
     Args:
-        footage: videos, folders of images, or one folder of prepared footage; the built-in lamp when None.
+        footage: videos, folders of images, or one folder of prepared footage, whose size is taken if
+            ``settings`` name none; the built-in lamp when None.
         recipe: name of a recipe, a TOML or JSON file, or a recipe.
         run: folder to make; when None, the first of ``runs/RECIPE-001``, ``runs/RECIPE-002`` … that is free.
         settings: settings of the recipe to change, for example ``{"data.size": (128, 128)}``.
@@ -77,6 +79,9 @@ def train(
     changes = dict(settings or {})
     if steps is not None:
         changes |= {"training.steps": steps, "training.epochs": 0}
+    size = prepared_size(_as_sources(footage))
+    if size is not None:
+        changes.setdefault("data.size", size)
     base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     initial_arrays = None
     if init is not None:

@@ -46,4 +46,10 @@ cropping_options = options(
     click.option("--size", type=SIZE_TYPE, help="Height and width of a frame; multiples of 16."),
     click.option("--crop", metavar="X,Y,W,H|auto", help="Part of the picture; the centre when not given."),
     click.option("--every-nth", type=click.IntRange(1), help="Keep every n-th frame."),
+    click.option(
+        "--source-fps",
+        type=click.FloatRange(0, min_open=True),
+        metavar="F",
+        help="True frames a second, where the files tell none or a wrong one.",
+    ),
 )

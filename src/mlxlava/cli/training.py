@@ -94,7 +94,7 @@ def train(
 def _changed_settings(changes: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the recipe that the options and ``--set`` change."""
     settings = parse_settings(changes["settings"])
-    for name in ("size", "crop", "every_nth", "seq_len", "batch_size"):
+    for name in ("size", "crop", "every_nth", "source_fps", "seq_len", "batch_size"):
         if changes[name] is not None:
             settings[f"data.{name}"] = changes[name]
     if changes["seed"] is not None:

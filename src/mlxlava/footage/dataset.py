@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,17 @@ def open_footage(path: str | Path) -> Footage:
         UserError: the folder is no prepared footage, or is damaged.
     """
     return read_footage(Path(path))[0]
+
+
+def prepared_size(sources: Sequence[str | Path]) -> tuple[int, int] | None:
+    """Height and width of prepared footage; None where the sources are something else.
+
+    Raises:
+        UserError: the prepared footage is damaged.
+    """
+    if len(sources) == 1 and (Path(sources[0]).expanduser() / "footage.json").is_file():
+        return open_footage(Path(sources[0]).expanduser()).size
+    return None
 
 
 def read_footage(path: Path) -> tuple[Footage, dict[str, Any]]:

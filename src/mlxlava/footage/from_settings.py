@@ -37,6 +37,7 @@ def prepare_from_settings(
                 size=data.size,
                 crop=data.crop,
                 every_nth=data.every_nth,
+                source_fps=data.source_fps or None,
                 on_progress=show,
                 on_warning=say,
             )

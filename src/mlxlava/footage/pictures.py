@@ -2,27 +2,66 @@
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from mlxlava.errors import UserError
-from mlxlava.paths import names_in
+from mlxlava.paths import is_system_file, names_in
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff")
+# Of all that Pillow knows; some of the rest start other programs (PostScript) or read other files.
+_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "PPM")
+UNREAD = (
+    ".heic",
+    ".heif",
+    ".gif",
+    ".dng",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+    ".jxl",
+    ".jp2",
+    ".exr",
+    ".svg",
+    ".psd",
+)
+_VIDEOS = (
+    ".mp4",
+    ".mov",
+    ".m4v",
+    ".mkv",
+    ".webm",
+    ".avi",
+    ".ts",
+    ".mts",
+    ".m2ts",
+    ".mpg",
+    ".mpeg",
+    ".3gp",
+    ".wmv",
+)
 _ORIENTATION = 0x0112  # the EXIF tag; with values of 5 and more, width and height are exchanged
 
 
 def read_picture(path: str | Path, what: str = "footage", advice: str = "repair or remove it") -> Image.Image:
-    """Read a picture: upright (its EXIF orientation is applied), 8 bits a channel, RGB.
+    """Read a picture: upright (its EXIF orientation is applied), sRGB, 8 bits a channel.
 
-    Sixteen bits of grey are scaled to eight. A picture of more pixels than Pillow allows (twice
-    ``Image.MAX_IMAGE_PIXELS``, 179 megapixels) is refused, since a small file can ask for any memory.
+    - Colours are converted from the picture's ICC profile, if it has one; else they are taken as sRGB.
+    - What is transparent lies over black.
+    - Sixteen bits of grey are scaled to eight, and floating point from 0 … 1. Integers of 32 bits are
+      refused, since nothing tells their scale.
+    - A picture of more pixels than Pillow allows (twice ``Image.MAX_IMAGE_PIXELS``, 179 megapixels) is
+      refused, since a small file can ask for any memory.
+    - Of an animation, the first picture is taken.
 
     Args:
         path: the file.
@@ -33,39 +72,81 @@ def read_picture(path: str | Path, what: str = "footage", advice: str = "repair 
         UserError: the file is not there, is no picture, is damaged or too large.
     """
     with _one_line_errors(path, what, advice):
-        with Image.open(path) as file:
+        with Image.open(path, formats=_FORMATS) as file:
+            file.load()  # a TIFF is turned by this, and says so
+            profile = file.info.get("icc_profile")
             image: Image.Image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # Pillow would clip 16 bits to 8, and all would be white
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return image.convert("RGB")
+        return _to_srgb(_eight_bits(image), profile)
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height of a picture once it is upright; reads the header only.
+def read_animation(path: Path) -> Iterator[tuple[float, Image.Image]]:
+    """The pictures of an animated PNG, WebP or AVIF, as ``read_picture`` gives them, each with its time.
+
+    Yields:
+        Seconds from the beginning, and the picture.
 
     Raises:
         UserError: as ``read_picture``.
     """
-    with _one_line_errors(path, "footage", "repair or remove it"), Image.open(path) as image:
-        on_its_side = image.getexif().get(_ORIENTATION, 1) >= 5
-        return (image.height, image.width) if on_its_side else (image.width, image.height)
+    with _one_line_errors(path, "footage", "repair or remove it"), Image.open(path, formats=_FORMATS) as file:
+        profile, time = file.info.get("icc_profile"), 0.0
+        for number in range(getattr(file, "n_frames", 1)):
+            file.seek(number)
+            file.load()
+            yield time, _to_srgb(_eight_bits(file.copy()), profile)
+            time += float(file.info.get("duration", 0)) / 1000
 
 
-def common_size(paths: Sequence[Path]) -> tuple[int, int]:
-    """Width and height that all pictures share.
+def animation_timing(path: Path) -> list[float]:
+    """The times of an animation's pictures, in seconds.
+
+    Raises:
+        UserError: as ``read_picture``.
+    """
+    with _one_line_errors(path, "footage", "repair or remove it"), Image.open(path, formats=_FORMATS) as file:
+        times = [0.0]
+        for number in range(getattr(file, "n_frames", 1)):
+            file.seek(number)
+            file.load()  # some formats know the time only then
+            times.append(times[-1] + float(file.info.get("duration", 0)) / 1000)
+        return times[:-1]
+
+
+def picture_header(path: Path) -> tuple[tuple[int, int], bool]:
+    """Width and height of an upright picture, and whether it is an animation; reads the header only.
+
+    Raises:
+        UserError: as ``read_picture``.
+    """
+    with (
+        _one_line_errors(path, "footage", "repair or remove it"),
+        Image.open(path, formats=_FORMATS) as image,
+    ):
+        animated = image.format != "MPO" and getattr(image, "n_frames", 1) > 1
+        # Pillow gives the size of an upright TIFF.
+        on_its_side = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) >= 5
+        return ((image.height, image.width) if on_its_side else (image.width, image.height)), animated
+
+
+def common_size(paths: Sequence[Path]) -> tuple[tuple[int, int], list[Path]]:
+    """Width and height that all pictures share, and those of them that are animations.
 
     Raises:
         UserError: two of them differ, or one cannot be read.
     """
-    first = picture_size(paths[0])
-    for path in paths[1:]:
-        size = picture_size(path)
+    first, animations = None, []
+    for path in paths:
+        size, animated = picture_header(path)
+        first = first or size
         if size != first:
             raise UserError(
                 f"footage: images differ in size: {paths[0]} is {first[0]}x{first[1]}, "
                 f"{path.name} is {size[0]}x{size[1]} (width x height); give images of one size"
             )
-    return first
+        if animated:
+            animations.append(path)
+    assert first is not None
+    return first, animations
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -74,13 +155,84 @@ def pictures_in(folder: Path) -> list[Path]:
     Raises:
         UserError: there are none.
     """
-    names = (name for name in names_in(folder) if not name.startswith("."))
+    names = [name for name in names_in(folder) if not name.startswith(".")]
     files = [folder / name for name in names if (folder / name).is_file()]
     pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
     if not pictures:
-        what = "has no images (png, jpg, webp, bmp, tif)" if files else "is an empty folder"
+        if left := left_out(folder):
+            what = f"has no images (png, jpg, webp, avif, bmp, tif), but {left}"
+        elif files:
+            what = "has no images (png, jpg, webp, avif, bmp, tif)"
+        else:
+            what = "is an empty folder"
         raise UserError(f"footage: {folder} {what}; give a folder of images or the video files themselves")
     return sorted(pictures, key=lambda file: (_natural(file.name), file.name))
+
+
+def left_out(folder: Path) -> str:
+    """What in a folder may be meant as footage and is not read, in a few words; empty where there is nothing.
+
+    Other files, notes for example, are not named.
+    """
+    found: Counter[str] = Counter()
+    for name in sorted(names_in(folder)):
+        path, suffix = folder / name, Path(name).suffix.lower()
+        if name.startswith(".") or is_system_file(name):
+            continue
+        if path.is_dir():
+            found["sub-folder"] += 1
+        elif not path.exists():
+            found["broken link"] += 1
+        elif suffix in UNREAD or suffix in _VIDEOS:
+            found[f"{suffix[1:]} file"] += 1
+    return ", ".join(f"{count} {what}{'s' * (count > 1)}" for what, count in sorted(found.items()))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A picture with 8 bits a channel. Pillow's own conversion would cut off what is brighter than 255."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "I":
+        raise ValueError("its numbers have 32 bits, and nothing tells their scale; save it with 8 or 16")
+    if image.mode == "F":
+        values = np.asarray(image)
+        if not (values.min() >= -0.001 and values.max() <= 1.001):  # NaN included
+            raise ValueError("its numbers do not lie in 0 … 1; scale them, or save it with 8 or 16 bits")
+        return Image.fromarray((np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8))
+    return image
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """RGB in sRGB; transparency over black."""
+    alpha = None
+    if image.has_transparency_data:
+        if image.mode == "P" or image.mode in ("La", "RGBa") or image.mode in ("L", "RGB"):
+            image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+        image = image.convert("L" if image.mode == "LA" else "RGB")
+    if image.mode not in ("L", "RGB", "CMYK", "LAB"):
+        image = image.convert("RGB")
+    converted = _by_profile(image, profile) if profile or image.mode == "LAB" else None
+    image = (converted or image).convert("RGB")
+    if alpha is not None:
+        image = Image.composite(image, Image.new("RGB", image.size), alpha)
+    return image
+
+
+def _by_profile(image: Image.Image, profile: bytes | None) -> Image.Image | None:
+    """Convert by an ICC profile; None where the profile is damaged or is for other pictures."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile)) if profile else ImageCms.createProfile("LAB")
+        return ImageCms.profileToProfile(
+            image,
+            source,
+            ImageCms.createProfile("sRGB"),
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode="RGB",
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
 
 
 def _natural(name: str) -> list[str | int]:
@@ -94,11 +246,13 @@ def _one_line_errors(path: str | Path, what: str, advice: str) -> Iterator[None]
     """Turn whatever goes wrong while a picture is read into one UserError."""
     try:
         with warnings.catch_warnings():
-            # Pillow warns already at half the size that it refuses. A phone's 108 megapixels are no attack.
+            # Pillow warns already at half the size that it refuses; a phone's 108 megapixels are no attack.
+            # It also warns of tags that a picture can do without.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)
             yield
     except UnidentifiedImageError as error:
-        raise UserError(f"{what}: {path} is no picture that Pillow reads; {advice}") from error
+        raise UserError(f"{what}: {path} is no picture that is read (PNG, JPEG …); {advice}") from error
     # A damaged file makes decoders fail in many ways: struct.error, EOFError, SyntaxError, IndexError …
     except Exception as error:
         raise UserError(f"{what}: cannot read the image {path} ({_reason(error)}); {advice}") from error

@@ -6,34 +6,34 @@ from the same sources with the same settings, is opened again.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
-import dataclasses
 import hashlib
 import json
 import math
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image
 
 from mlxlava.config import check_size, format_size
 from mlxlava.errors import UserError
 from mlxlava.footage import lamp
-from mlxlava.footage.crop import Box, choose_box
 from mlxlava.footage.cuts import CutFinder
 from mlxlava.footage.dataset import FORMAT, Footage, open_footage, read_footage
-from mlxlava.footage.pictures import common_size, pictures_in, read_picture
-from mlxlava.footage.video import UNKNOWN_FPS, VideoDecoder, sample_runs
+from mlxlava.footage.pictures import pictures_in
+from mlxlava.footage.source import Counts, Source, describe, open_source
+from mlxlava.footage.timing import TimeGrid
 from mlxlava.paths import atomic_folder, cache_folder, is_system_file, is_taken
-from mlxlava.resize import resize
 
 LAMPS = 4  # different lamps in the built-in footage, so that a model cannot memorise a single one
 
 _HEADER = 128  # bytes of the header of frames.npy
-_AUTO_PICTURES = 64  # of a folder, looked at for what moves
+_READER = 2  # of videos: which reader wrote the frames; it is part of their keys
+_SAME_RATE = 0.01  # a relative difference of rates that is none
 
 OnProgress = Callable[[int, "int | None"], None]
 OnWarning = Callable[[str], None]
@@ -46,6 +46,7 @@ def prepare(
     size: tuple[int, int],
     crop: str = "centre",
     every_nth: int = 1,
+    source_fps: float | None = None,
     on_progress: OnProgress | None = None,
     on_warning: OnWarning | None = None,
 ) -> Footage:
@@ -54,12 +55,17 @@ def prepare(
     The sources are hashed each time, so footage is reused only while they are unchanged. A single
     source that is prepared footage already is opened as it is.
 
+    Frames are kept that are evenly spaced in time, by the stamps that the file has. What is odd about a
+    source is said: frames that are repeated, left out, out of order or damaged, holes, changes of size. No
+    clip crosses a hole or a change of size. Of sources with different rates, frames are kept at the lowest.
+
     Args:
-        sources: video files that ffmpeg reads, and folders of images (taken in natural order).
+        sources: videos, pictures, and folders of images (taken in natural order).
         out: folder to write; None for one in the user's cache, named after sources and settings.
         size: height and width of the prepared frames, multiples of 16.
         crop: ``centre``, ``auto`` (the moving region, found for each source) or ``X,Y,W,H`` in pixels.
         every_nth: keep every n-th frame of each source.
+        source_fps: true frames a second, where the files do not tell it, or tell that of a time-lapse.
         on_progress: called with the frames kept so far and the expected number, if known.
         on_warning: called with one line for what is odd but usable.
 
@@ -69,6 +75,8 @@ def prepare(
     check_size(size)
     if every_nth < 1:
         raise UserError(f"footage: every-nth must be at least 1, not {every_nth}")
+    if source_fps is not None and not 0 < source_fps < math.inf:
+        raise UserError(f"footage: --source-fps must be a positive number, not {source_fps}")
     if not sources:
         raise UserError("footage: nothing given; give a video file or a folder of images")
     paths = [Path(source).expanduser() for source in sources]
@@ -77,6 +85,8 @@ def prepare(
             raise UserError(f"footage: {path} does not exist; give a video file or a folder of images")
         if is_system_file(path.name):  # in some shells * matches hidden files too
             raise UserError(f"footage: {path} was made by the system and is no footage; leave it out")
+        if not path.is_dir() and not path.is_file():  # it would be read to its end before its frames are
+            raise UserError(f"footage: {path} is a pipe or a device; write it to a file first, and give that")
     prepared = [path for path in paths if (path / "footage.json").is_file()]
     if prepared and len(paths) > 1:
         raise UserError(f"footage: {prepared[0]} is prepared already; give it alone, or the original files")
@@ -95,21 +105,38 @@ def prepare(
     except OSError as error:
         raise UserError(f"footage: cannot read {error.filename}: {error.strerror}") from error
     settings = {"size": list(size), "crop": crop.replace(" ", ""), "every_nth": every_nth}
-    key = _key({"sources": hashes, **settings})
-    warn = on_warning or (lambda text: None)
+    if source_fps is not None:
+        settings["source_fps"] = source_fps
+    # Pictures have been read alike since the first version, but for the mended cases.
+    reader = {} if all(path.is_dir() for path in paths) else {"reader": _READER}
+    key = _key({"sources": hashes, **settings, **reader})
 
     def write(frames: IO[bytes]) -> dict[str, Any]:
-        parts = [_inspect(path, digest, size, crop) for path, digest in zip(paths, hashes, strict=True)]
+        opened = [open_source(path, size, crop, source_fps) for path in paths]
 
         def keep(frame: np.ndarray) -> None:
             frames.write(frame.tobytes())
 
-        return {**settings, **_read_sources(parts, keep, size, every_nth, on_progress)}
+        read = _read_sources(opened, keep, every_nth, on_progress)
+        for entry, digest in zip(read["sources"], hashes, strict=True):
+            entry["sha256"] = digest
+        return {**settings, **read}
 
     footage, about = _reuse_or_write(out, key, write)
-    for text in about["warnings"]:
-        warn(text)
+    if on_warning:
+        for text in [*_assumed(about), *about["warnings"]]:
+            on_warning(text)
     return footage
+
+
+def _assumed(about: dict[str, Any]) -> list[str]:
+    """A line for each source whose rate is unknown."""
+    return [
+        f"footage: {source['path']}: nothing tells its rate; taken as {source['fps']:g} frames a second; "
+        "give the true one with --source-fps"
+        for source in about["sources"]
+        if source.get("fps_assumed") and source["frames"] > 1
+    ]
 
 
 def prepare_lamp(
@@ -210,21 +237,8 @@ def _npy_header(shape: tuple[int, ...]) -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", length) + text.ljust(length - 1).encode() + b"\n"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Source:
-    """A source that can be read, and what is known about it."""
-
-    path: Path
-    sha256: str
-    fps: float
-    expected: int | None  # frames, where that is known
-    box: Box
-    pictures: tuple[Path, ...]  # empty for a video
-    warnings: tuple[str, ...]
-
-
 def _hash_source(path: Path) -> str:
-    """SHA-256 of a video, or of the names and contents of a folder's images."""
+    """SHA-256 of a file, or of the names and contents of a folder's images."""
     total = hashlib.sha256()
     for file in pictures_in(path) if path.is_dir() else [path]:
         if path.is_dir():
@@ -235,91 +249,101 @@ def _hash_source(path: Path) -> str:
     return total.hexdigest()
 
 
-def _inspect(path: Path, sha256: str, size: tuple[int, int], crop: str) -> _Source:
-    """Check that a source yields frames, and choose the region to take from each."""
-    pictures: tuple[Path, ...] = ()
-    if path.is_dir():
-        pictures = tuple(pictures_in(path))
-        fps, picture = UNKNOWN_FPS, common_size(pictures)
-        expected: int | None = len(pictures)
-        some = pictures[:: max(1, len(pictures) // _AUTO_PICTURES)]
-        runs: Iterator[Iterator[Image.Image]] = iter([map(read_picture, some)])
-    else:
-        with VideoDecoder(path) as video:
-            first = next(iter(video), None)
-            if first is None or video.is_text():
-                why = "is a text file, not a video" if video.is_text() else video.why_nothing()
-                raise UserError(f"footage: {path} {why}; give a video file or a folder of images")
-            fps, expected, picture = video.fps(), video.expected_frames(), first.size
-        runs = sample_runs(path)
-    box, moving = choose_box(crop, picture, size, runs, path)
-    warnings = () if moving else (f"footage: nothing moves in {path}, so --crop auto took the centre",)
-    return _Source(path, sha256, fps, expected, box, pictures, warnings)
-
-
 def _read_sources(
-    sources: Sequence[_Source],
+    sources: Sequence[Source],
     keep: Callable[[np.ndarray], None],
-    size: tuple[int, int],
     every_nth: int,
     on_progress: OnProgress | None,
 ) -> dict[str, Any]:
-    """Give every n-th frame of all sources to ``keep``; returns what footage.json says about them."""
-    warnings = [text for source in sources for text in source.warnings]
-    fps = sources[0].fps
-    for source in sources[1:]:
-        if abs(source.fps - fps) > 0.01 * fps:
-            warnings.append(
-                f"footage: {source.path} has {source.fps:g} frames a second, the first source {fps:g}; "
-                f"taken as {fps:g}"
-            )
-    known = [math.ceil(source.expected / every_nth) for source in sources if source.expected is not None]
+    """Give the frames to keep of all sources to ``keep``; returns what footage.json says about them."""
+    fps, warnings = sources[0].fps, []
+    slowest = min(source.fps for source in sources)
+    if any(abs(source.fps - fps) > _SAME_RATE * fps for source in sources):
+        fps = slowest
+        rates = ", ".join(f"{source.path} has {source.fps:.4g}" for source in sources)
+        warnings.append(f"footage: rates differ ({rates} frames a second); {fps:.4g} of each are taken")
+    # Sources of one rate keep their own: 29.97 and 30 need no frame repeated.
+    rates_kept = [source.fps if abs(source.fps - fps) <= _SAME_RATE * fps else fps for source in sources]
+    known = [
+        math.ceil(source.expected * rate / source.fps / every_nth)
+        for source, rate in zip(sources, rates_kept, strict=True)
+        if source.expected is not None
+    ]
     total = sum(known) if len(known) == len(sources) else None
     kept, cuts, entries = 0, [], []
-    for source in sources:
-        start, finder = kept, CutFinder()
-        decoded = 0
-        for image in _source_frames(source, warnings):
-            frame = resize(image, size, source.box)
-            finder.add(frame)
-            if decoded % every_nth == 0:
-                keep(frame)
-                kept += 1
-                if on_progress:
-                    on_progress(kept, total if total is None else max(total, kept))
-            decoded += 1
-        # A cut at decoded frame c begins a segment at the first kept frame from c on.
-        inside = (start + -(-cut // every_nth) for cut in finder.cuts())
-        cuts += [start, *(cut for cut in inside if cut < kept)]
-        entries.append(
-            {
-                "path": str(source.path.resolve()),
-                "sha256": source.sha256,
-                "frames": kept - start,
-                "decoded_frames": decoded,
-                "fps": source.fps,
-                "fps_assumed": bool(source.pictures),
-                "crop": list(source.box),
-            }
-        )
+
+    def take(frame: np.ndarray) -> None:
+        nonlocal kept
+        keep(frame)
+        kept += 1
+        if on_progress:
+            on_progress(kept, total if total is None else max(total, kept))
+
+    for source, rate in zip(sources, rates_kept, strict=True):
+        start = kept
+        counts = Counts()
+        problems: list[str] = []
+        inside = _read_source(source, every_nth / rate, take, counts, problems)
+        if kept == start:
+            raise UserError(f"footage: {source.path}: no frame of it decodes; give another file")
+        cuts += [start, *(start + cut for cut in inside if start + cut < kept)]
+        warnings += describe(source, counts, problems)
+        entries.append(_entry(source, kept - start, counts))
     if on_progress:
         on_progress(kept, kept)
     rising = sorted(set(cuts) - {0})
     return {"sources": entries, "fps": fps, "frames": kept, "cuts": rising, "warnings": warnings}
 
 
-def _source_frames(source: _Source, warnings: list[str]) -> Iterator[Image.Image]:
-    """All frames of a source; what ffmpeg complains of is added to the warnings."""
-    if source.pictures:
-        yield from map(read_picture, source.pictures)
-        return
-    count = 0
-    with VideoDecoder(source.path) as video:
-        for image in video:
-            yield image
-            count += 1
-        if complaints := video.complaints():
-            warnings.append(
-                f"footage: {source.path} is damaged or cut short ({complaints[0]}); "
-                f"used the {count} frames that decode"
-            )
+def _read_source(
+    source: Source,
+    period: float,
+    take: Callable[[np.ndarray], None],
+    counts: Counts,
+    problems: list[str],
+) -> list[int]:
+    """Give the frames that are nearest to evenly spaced times to ``take``; returns cuts between them."""
+    finder, begins = CutFinder(), []
+    origins = array("q")  # the number of each kept frame among all frames
+    grid, every_frame = TimeGrid(period), TimeGrid(1 / source.fps)
+    before: np.ndarray | None = None
+
+    def take_before(times: int, of_every_frame: int) -> None:
+        assert before is not None
+        counts.repeated += max(of_every_frame - 1, 0)
+        counts.left_out += of_every_frame == 0
+        for _ in range(times):
+            take(before)
+            origins.append(counts.decoded - 2)
+
+    for moment in source.moments(counts, problems):
+        if moment.begins:
+            begins.append(counts.decoded - 1)
+            take_before(grid.end(1 / source.fps), every_frame.end(1 / source.fps))
+        times, of_every_frame = grid.add(moment.stamp), every_frame.add(moment.stamp)
+        if before is not None and not moment.begins:
+            take_before(times, of_every_frame)
+        finder.add(moment.frame)
+        before = moment.frame
+    if before is not None:
+        counts.decoded += 1  # as if one more had come
+        take_before(grid.end(1 / source.fps), every_frame.end(1 / source.fps))
+        counts.decoded -= 1
+    return [bisect.bisect_left(origins, cut) for cut in sorted({*finder.cuts(), *begins})]
+
+
+def _entry(source: Source, frames: int, counts: Counts) -> dict[str, Any]:
+    """What footage.json says of a source."""
+    entry: dict[str, Any] = {
+        "path": str(source.path.resolve()),
+        "sha256": "",
+        "frames": frames,
+        "decoded_frames": counts.decoded,
+        "fps": source.fps,
+        "fps_assumed": source.rate == "assumed",
+        "crop": list(source.box),
+    }
+    if source.timing is not None:
+        odd = {name: count for name, count in vars(counts).items() if name != "decoded"}
+        entry["odd"] = {"uneven": source.timing.uneven, **odd}
+    return entry

@@ -1,116 +1,354 @@
-"""Decoding videos with ffmpeg."""
+"""Videos: which files are tried, when their frames are shown, and the frames themselves.
+
+PyAV (ffmpeg's libraries) decodes, with one thread for each core.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import heapq
 import os
-import re
-import subprocess
-import tempfile
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
-import imageio_ffmpeg
+import av
+import av.logging
+import numpy as np
 from PIL import Image
 
 from mlxlava.errors import UserError
+from mlxlava.footage.raster import Raster, Turn
+from mlxlava.footage.timing import Timing, measure_timing, rising_runs
 
-UNKNOWN_FPS = 30.0  # where ffmpeg finds no rate, and for folders of pictures
+UNKNOWN_FPS = 30.0  # where nothing tells a rate
 
-_PASSTHROUGH = ("-fps_mode", "passthrough")  # frames as they are, none repeated to keep time
+# Containers that are tried. There are no playlists, no lists of files and no pictures among them, so a file
+# makes nothing else be read.
+_CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,hevc,h263,m4v,vc1,mjpeg,mjpeg_2000,"
+    "ivf,obu,av1,flv,asf,ogg,gif,apng,yuv4mpegpipe,nut,mxf,dv,rm,wtv,gxf,smjpeg,mpjpeg,wav,mp3,flac"
+)
+_CODECS = (
+    "h264 hevc vp8 vp9 av1 libdav1d libaom-av1 vvc mpeg4 msmpeg4 msmpeg4v1 msmpeg4v2 msmpeg4v3 "
+    "mpeg1video mpeg2video mpegvideo h261 h263 h263i h263p flv flv1 theora wmv1 wmv2 wmv3 vc1 rv10 rv20 "
+    "rv30 rv40 svq1 svq3 cinepak mjpeg mjpegb jpeg2000 libopenjpeg prores dnxhd cfhd dvvideo ffv1 "
+    "huffyuv ffvhuff utvideo magicyuv lagarith rawvideo v210 v308 v408 v410 r210 r10k qtrle rpza png "
+    "apng gif webp bmp tiff msrle msvideo1 zmbv flashsv flashsv2 vp6 vp6f vp6a hap speedhq "
+)
+# Bare streams of pictures, without stamps. Some have a rate in them, which is often wrong.
+_WITHOUT_STAMPS = "h264 hevc h263 m4v vc1 mjpeg mjpeg_2000 mpegvideo obu av1 mpjpeg smjpeg"
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # ffmpeg's own leave the alpha out
+_MAX_PIXELS = 178_956_970  # as of pictures
+_PROBED = 16  # packets that are decoded to see whether a file keeps to its format
+_WAIT = 300  # frames that are left out after a damaged one, at most
 
 
-class VideoDecoder:
-    """One run of ffmpeg. Iterate over it for the frames that can be decoded, RGB; then ask what went wrong.
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What is known of a video before its frames are read.
 
-    Frames come as PPM, since its headers have the size after rotation. They come at a constant rate: where a
-    video's rate varies, frames are repeated or left out, so that a step always takes the same time. Use it in
-    a ``with`` statement, which ends the process.
-
-    Args:
-        path: the video.
-        input_options: options of ffmpeg that stand before the input.
-        output_options: options that stand after it.
-
-    Raises:
-        UserError: there is no ffmpeg.
+    Attributes:
+        size: width and height of its first frame, upright.
+        timing: from its stamps; None where there are none.
+        frames: how many are expected.
+        clean: whether its beginning keeps to the format, so that errors mean damage.
+        streams: video streams in the file, of which one is taken.
+        problem: why it ends early; empty where it does not.
     """
 
-    def __init__(
-        self, path: Path, *, input_options: Sequence[str] = (), output_options: Sequence[str] = ()
-    ) -> None:
-        try:
-            program = imageio_ffmpeg.get_ffmpeg_exe()
-        except RuntimeError as error:
-            raise UserError(f"footage: {error}") from error
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
-        command = [program, "-nostdin", "-nostats", "-hide_banner"]
-        command += ["-loglevel", "level+info", "-protocol_whitelist", "file,pipe", *input_options]
-        # V is video that is no cover picture; pixels that are not square are made so.
-        command += ["-i", f"file:{path.resolve()}", "-map", "0:V:0"]
-        command += ["-vf", "scale=round(iw*sar):ih", "-pix_fmt", "rgb24"]
-        command += [*output_options, "-c:v", "ppm", "-f", "image2pipe", "-"]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._log
-        )
+    size: tuple[int, int]
+    timing: Timing | None
+    frames: int
+    clean: bool
+    streams: int
+    problem: str
 
-    def __enter__(self) -> VideoDecoder:
+
+class Video:
+    """An opened video. Iterate over it for the frames that can be decoded; use it in a ``with`` statement.
+
+    Frames come once each, in the order of showing. Damaged ones are left out, and so are those after them, up
+    to the next that needs no other.
+
+    Args:
+        path: the file.
+        clean: see ``Survey``.
+        key_frames_only: leave out all frames that need others: this is fast.
+
+    Attributes:
+        damaged: frames that have been left out because they are damaged.
+        errors: packets that could not be decoded.
+        problem: what ended the reading early; empty where nothing did.
+
+    Raises:
+        UserError: the file is no video, or none that is read.
+    """
+
+    def __init__(self, path: Path, *, clean: bool = True, key_frames_only: bool = False) -> None:
+        self._clean = clean
+        self._container = _open(path)
+        try:
+            self._stream, self.streams = _choose_stream(self._container, path)
+            self._decoder = _decoder(self._stream)
+            self._decoder.thread_type = "AUTO"
+            self._decoder.thread_count = int(os.environ.get("MLXLAVA_CORES") or 0)  # 0: all
+            options = {"max_pixels": str(_MAX_PIXELS)}
+            if clean:
+                options["err_detect"] = "explode"
+            self._decoder.options = options
+            if key_frames_only:
+                self._decoder.skip_frame = "NONKEY"
+        except BaseException:
+            self._container.close()
+            raise
+        self.timed = self._container.format.name not in _WITHOUT_STAMPS.split()
+        # AVI tells when frames are decoded, not when they are shown: the same times in another order.
+        self._by_order = self._container.format.name == "avi"
+        self._raw_size = 0
+        self._turns: dict[int, Turn] = {}
+        self.damaged = 0
+        self.errors = 0
+        self.problem = ""
+
+    def __enter__(self) -> Video:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._log.close()
+        self._container.close()
 
-    def __iter__(self) -> Iterator[Image.Image]:
-        pipe = self._process.stdout
-        assert pipe is not None
-        while pipe.readline() == b"P6\n":
-            width, height = map(int, pipe.readline().split())
-            pipe.readline()
-            data = pipe.read(3 * width * height)
-            if len(data) < 3 * width * height:
+    def __iter__(self) -> Iterator[Raster]:
+        aspect = float(self._stream.sample_aspect_ratio or 1)
+        waiting = 0
+        decoding: list[int] = []  # times of the packets whose frames have not come yet
+        for packet in self._packets():
+            if self._by_order and packet is not None and packet.dts is not None and packet.size:
+                heapq.heappush(decoding, packet.dts)
+            try:
+                if packet is not None and self._is_incomplete(packet):
+                    raise av.error.InvalidDataError(0, "a part of the file is missing")
+                frames = self._decoder.decode(packet)
+            except av.error.EOFError:
                 break
-            yield Image.frombuffer("RGB", (width, height), data, "raw", "RGB", 0, 1)
+            except (av.error.FFmpegError, ValueError) as error:
+                self.damaged += 1
+                self.errors += 1
+                self.problem = self.problem or _text(error)
+                waiting = _WAIT
+                continue
+            for frame in frames:
+                if frame.is_corrupt or (waiting and not frame.key_frame):
+                    self.damaged += 1
+                    waiting = max(0, waiting - 1)
+                    continue
+                waiting = 0
+                known = frame.dts if frame.pts is None else frame.pts
+                if self._by_order:
+                    known = heapq.heappop(decoding) if decoding else None
+                base = self._stream.time_base
+                stamp = None if known is None or base is None or not self.timed else float(known * base)
+                yield Raster(
+                    frame, stamp=stamp, aspect=aspect, turn=self._turn(frame), codec=self._decoder.name
+                )
 
-    def fps(self) -> float:
-        """Frames a second of ffmpeg's output. They are known once the first frame has come."""
-        found = re.search(r"Output #0.*?([0-9.]+)(k?) fps", self._text(), re.DOTALL)
-        return float(found[1]) * (1000 if found[2] else 1) if found else UNKNOWN_FPS
+    def _is_incomplete(self, packet: Any) -> bool:
+        """Whether a packet lacks its end. Raw pictures would be drawn nevertheless."""
+        if self._decoder.name == "rawvideo" and packet.size:
+            self._raw_size = max(self._raw_size, packet.size)
+            return bool(packet.size < self._raw_size)
+        # Where MPEG transport streams were joined, whole packets are marked too.
+        joined = self._container.format.name == "mpegts"
+        return self._clean and bool(packet.is_corrupt) and not joined
 
-    def expected_frames(self) -> int | None:
-        """Number of frames by the length in the file's header; None where it has none."""
-        found = re.search(r"Duration: (\d+):(\d+):([0-9.]+)", self._text())
-        if not found:
-            return None
-        return round((int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3])) * self.fps())
+    def _packets(self) -> Iterator[Any]:
+        """All packets, then an empty one that asks for the frames that the decoder still holds."""
+        try:
+            yield from self._container.demux(self._stream)
+        except av.error.FFmpegError as error:
+            self.problem = self.problem or _text(error)
+            yield None
 
-    def complaints(self) -> list[str]:
-        """ffmpeg's error messages, without their prefixes. Call it once all frames are read."""
-        code = self._process.wait()
-        lines = [line for line in self._text().splitlines() if "[error]" in line or "[fatal]" in line]
-        texts = [re.sub(r"^(\[[^]]*\] )*", "", line).strip() for line in lines]
-        return texts or ([f"ffmpeg ended with code {code}"] if code else [])
+    def _turn(self, frame: Any) -> Turn:
+        """How a frame becomes upright.
 
-    def is_text(self) -> bool:
-        """Whether this is a text file, which ffmpeg draws too. Known once the first frame has come."""
-        return "Input #0, tty" in self._text()
+        A frame and its side data refer to each other once they have been asked for, so that only Python's
+        garbage collector frees them, which comes too late for pictures. So each angle is asked for once.
+        """
+        angle = frame.rotation
+        if angle not in self._turns:
+            matrix = frame.side_data.get("DISPLAYMATRIX")
+            self._turns[angle] = Turn() if matrix is None else Turn.from_matrix(bytes(matrix))
+        return self._turns[angle]
 
-    def why_nothing(self) -> str:
-        """Why there is no first frame."""
-        complaints = self.complaints()
-        if any("matches no streams" in line for line in complaints):
-            return "has no video stream"
-        return f"cannot be read as a video ({complaints[0] if complaints else 'no frame decodes'})"
+    def timing(self) -> tuple[Timing | None, int]:
+        """Read all stamps without decoding: the timing, and the number of frames. ``problem`` is set too.
 
-    def _text(self) -> str:
-        """The log so far."""
-        size = os.fstat(self._log.fileno()).st_size
-        return os.pread(self._log.fileno(), min(size, 1 << 16), 0).decode("utf-8", "replace")
+        Nothing can be decoded after that.
+        """
+        base = self._stream.time_base or Fraction(1, 1000)
+        shown, order = array("q"), array("q")  # 16 bytes a frame: 17 MB for ten hours
+        frames = packets = 0
+        logs: list[str] = []
+        with _logging(logs):
+            for packet in self._packets():
+                if packet is None or not packet.size:
+                    continue
+                packets += 1
+                if packet.is_discard:
+                    continue
+                frames += 1
+                stamp = packet.dts if packet.pts is None or self._by_order else packet.pts
+                if stamp is None:
+                    continue
+                shown.append(stamp)
+                order.append(packet.dts if packet.dts is not None else (order[-1] if order else stamp))
+        self.problem = self.problem or (logs[0] if logs else "")
+        if packets < self._stream.frames:
+            self.problem = self.problem or "frames that its header promises are missing"
+        if not self.timed or len(shown) < 2:
+            return None, frames
+        unit = float(base)
+        runs = [run * unit for run in rising_runs(shown, order)]
+        rates = (self._stream.average_rate, self._stream.guessed_rate)
+        timing = measure_timing(runs, unit, [float(rate) for rate in rates if rate])
+        if timing and len(runs) == 1:
+            end = max(float(runs[0].max()), float(np.ptp(runs[0]))) + 2 / timing.fps
+            if end < 0.98 * self._promised() and not self.problem:
+                self.problem = (
+                    f"it ends after {end:.1f} of the {self._promised():.1f} seconds that its header names"
+                )
+        return timing, frames
+
+    def _promised(self) -> float:
+        """Seconds that the header names; 0 where it may mean another stream."""
+        if self._stream.duration is not None and self._stream.time_base is not None:
+            return float(self._stream.duration * self._stream.time_base)
+        alone = len(self._container.streams) == 1 and self._container.duration is not None
+        return self._container.duration / av.time_base if alone else 0.0
 
 
-def sample_runs(path: Path) -> Iterator[Iterator[Image.Image]]:
-    """Samples of a video, the cheapest first: its key frames, which decode fast, then all its frames."""
-    for skipped in ("nokey", "none"):
-        options = ("-skip_frame", skipped)
-        with VideoDecoder(path, input_options=options, output_options=_PASSTHROUGH) as video:
-            yield iter(video)
+def survey(path: Path) -> Survey:
+    """Look at a video: all its stamps, and its first frames.
+
+    Raises:
+        UserError: it is no video, or no frame of it can be decoded.
+    """
+    size, clean, problem = _first_size(path, clean=True)
+    if size is None or not clean:
+        size, _, problem = _first_size(path, clean=False)
+        clean = False
+    if size is None:
+        raise UserError(
+            f"footage: {path} cannot be read as a video ({problem or 'no frame decodes'}); "
+            "give a video file or a folder of images"
+        )
+    with Video(path) as video:
+        timing, frames = video.timing()
+        return Survey(size, timing, frames, clean, video.streams, video.problem)
+
+
+def _first_size(path: Path, *, clean: bool) -> tuple[tuple[int, int] | None, bool, str]:
+    """Size of the first frame, whether most of the first packets decode, and what went wrong first."""
+    size, count = None, 0
+    with Video(path, clean=clean) as video:
+        for frame in video:
+            size = size or frame.size
+            count += 1
+            if count == _PROBED:
+                break
+        return size, video.errors <= (count + video.errors) // 4, video.problem
+
+
+def sample_runs(path: Path, size: tuple[int, int], longest: int = 640) -> Iterator[Iterator[Image.Image]]:
+    """Samples of a video's pictures, the cheapest first: its key frames, which decode fast, then all frames.
+
+    Args:
+        path: the video.
+        size: width and height of the pictures to give; others in the file are left out.
+        longest: pictures are made smaller, so that no side is longer than this.
+    """
+    scale = min(1.0, longest / max(size))
+    small = (max(1, round(size[1] * scale)), max(1, round(size[0] * scale)))
+    for key_frames_only in (True, False):
+        with Video(path, clean=False, key_frames_only=key_frames_only) as video:
+            yield (Image.fromarray(frame.picture(small)) for frame in video if frame.size == size)
+
+
+def _open(path: Path) -> Any:
+    options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file,pipe"}
+    logs: list[str] = []
+    try:
+        with _logging(logs):
+            return av.open(f"file:{path.resolve()}", options=options, metadata_errors="ignore")
+    except av.error.FFmpegError as error:
+        why = logs[0] if logs else _text(error)
+        if "whitelist" in why:
+            why = "its format is none of those that are read"
+        raise UserError(
+            f"footage: {path} cannot be read as a video ({why}); give a video file or a folder of images"
+        ) from error
+
+
+@contextlib.contextmanager
+def _logging(logs: list[str]) -> Iterator[None]:
+    """Collect what ffmpeg logs as errors: that says more than its error codes.
+
+    It is not for decoding: ffmpeg's threads would wait for Python's lock to log.
+    """
+    level, skip = av.logging.get_level(), av.logging.get_skip_repeated()
+    try:
+        av.logging.set_level(av.logging.ERROR)
+        av.logging.set_skip_repeated(False)  # else what was said of one file may be missing for the next
+        with av.logging.Capture() as found:
+            try:
+                yield
+            finally:
+                logs += [" ".join(text.split()) for _, _, text in found if text.strip()]
+    finally:
+        av.logging.set_skip_repeated(skip)
+        av.logging.set_level(level)
+
+
+def _choose_stream(container: Any, path: Path) -> tuple[Any, int]:
+    """The video stream that players show: the default one, then the largest. Also how many there are."""
+    still = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & still]
+    if not streams:
+        raise UserError(f"footage: {path} has no video stream; give a video file or a folder of images")
+
+    known = [stream for stream in streams if stream.codec_context is not None]
+    if not known:
+        raise UserError(f"footage: {path} has no video of a known kind; convert it, for example to H.264")
+
+    def rank(stream: Any) -> tuple[bool, int]:
+        default = bool(stream.disposition & av.stream.Disposition.default)
+        return default, stream.codec_context.width * stream.codec_context.height
+
+    chosen = max(known, key=rank)
+    if chosen.codec_context.name not in _CODECS.split():
+        raise UserError(
+            f"footage: {path} is coded as {chosen.codec_context.name}, which is not read; "
+            "convert it, for example to H.264"
+        )
+    return chosen, len(streams)
+
+
+def _decoder(stream: Any) -> Any:
+    """The stream's decoder, or for video with alpha one that knows alpha."""
+    own = stream.codec_context
+    if stream.metadata.get("alpha_mode") == "1" and own.name in _ALPHA_DECODERS:
+        try:
+            other = av.CodecContext.create(_ALPHA_DECODERS[own.name], "r")
+        except (av.error.FFmpegError, ValueError):  # an ffmpeg without it
+            return own
+        other.extradata = own.extradata
+        return other
+    return own
+
+
+def _text(error: Exception) -> str:
+    """What ffmpeg says of an error, in a few words."""
+    return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())

@@ -1,0 +1,289 @@
+"""A video, an animation, or a folder of pictures: its frames one by one, with their times and what is odd."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from mlxlava.errors import UserError
+from mlxlava.footage.crop import Box, centre_box, choose_box
+from mlxlava.footage.pictures import (
+    SUFFIXES,
+    UNREAD,
+    animation_timing,
+    common_size,
+    left_out,
+    picture_header,
+    pictures_in,
+    read_animation,
+    read_picture,
+)
+from mlxlava.footage.timing import Timing, measure_timing
+from mlxlava.footage.video import UNKNOWN_FPS, Video, sample_runs, survey
+from mlxlava.resize import resize
+
+Frame = npt.NDArray[np.uint8]
+
+# A frame as it is read: its stamp, its width and height, and what crops and resizes it.
+_Read = tuple[float | None, tuple[int, int], Callable[[tuple[int, int], Box], Frame]]
+_Frames = Callable[["Counts", list[str]], Iterator[_Read]]
+
+_AGAIN = 4  # intervals: a stamp that lies further back begins a new count of time
+_AUTO_PICTURES = 64  # of a folder, looked at for what moves
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """A frame of a source.
+
+    Attributes:
+        frame: cropped and resized, uint8 (H, W, 3).
+        stamp: when it is shown, in seconds.
+        begins: whether it begins a new segment: there is a hole before it, or its size is another one.
+    """
+
+    frame: Frame
+    stamp: float
+    begins: bool
+
+
+@dataclasses.dataclass
+class Counts:
+    """What was odd while a source was read.
+
+    Attributes:
+        decoded: frames that were read.
+        repeated: frames that were taken twice, since the source is slower there.
+        left_out: frames that were left out, since it is faster there.
+        out_of_order: frames that are not later than the one before, left out as well.
+        holes: gaps in time.
+        sizes: changes of size.
+        damaged: frames that could not be decoded, or need one that could not.
+    """
+
+    decoded: int = 0
+    repeated: int = 0
+    left_out: int = 0
+    out_of_order: int = 0
+    holes: int = 0
+    sizes: int = 0
+    damaged: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A source that can be read, and what is known of it before that.
+
+    Attributes:
+        path: the file or folder.
+        size: height and width of the frames to give.
+        box: the region that is taken of each picture.
+        fps: true frames a second.
+        stamped_fps: frames a second by the stamps. It differs from ``fps`` where the true rate was given.
+        rate: how the rate is known: ``stamps``, ``given`` or ``assumed``.
+        expected: number of frames, where it is known.
+        timing: of the stamps; None where there are none.
+        notes: what is odd, a line each.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    box: Box
+    fps: float
+    stamped_fps: float
+    rate: str
+    expected: int | None
+    timing: Timing | None
+    notes: tuple[str, ...]
+    _frames: _Frames
+
+    def moments(self, counts: Counts, problems: list[str]) -> Iterator[Moment]:
+        """All frames, in order, with true times.
+
+        Args:
+            counts: what was odd is counted here.
+            problems: what ended the reading early is added here.
+        """
+        slower = self.stamped_fps / self.fps  # true seconds in a second of the stamps
+        last: float | None = None
+        kept: tuple[int, int] | None = None
+        box = self.box
+        for stamp, size, picture in self._frames(counts, problems):
+            if stamp is None:  # a frame without a stamp among others that have one
+                stamp = counts.decoded / self.stamped_fps if last is None else last + 1 / self.stamped_fps
+            begins = False
+            if last is not None:
+                again = last - _AGAIN / self.stamped_fps
+                if again < stamp <= last:
+                    counts.out_of_order += 1
+                    continue
+                begins = stamp <= again or (self.timing is not None and self.timing.is_hole(last, stamp))
+                counts.holes += begins
+            if kept is not None and size != kept:
+                counts.sizes += 1
+                begins = True
+                box = centre_box(size, self.size)
+            kept, last = size, stamp
+            counts.decoded += 1
+            yield Moment(picture(self.size, box), stamp * slower, begins)
+
+
+def open_source(path: Path, size: tuple[int, int], crop: str, source_fps: float | None) -> Source:
+    """Look at a source, and choose the region to take from each frame.
+
+    Args:
+        path: a video, an animated picture, a picture or a folder of pictures.
+        size: height and width of the frames to give.
+        crop: see ``prepare``.
+        source_fps: the true rate; None to find it.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if path.is_dir():
+        return _open_folder(path, size, crop, source_fps)
+    if path.suffix.lower() in SUFFIXES:
+        return _open_picture(path, size, crop, source_fps)
+    if path.suffix.lower() in UNREAD and path.suffix.lower() != ".gif":
+        raise UserError(f"footage: {path} is a kind of picture that is not read; convert it to PNG or JPEG")
+    return _open_video(path, size, crop, source_fps)
+
+
+def _open_video(path: Path, size: tuple[int, int], crop: str, source_fps: float | None) -> Source:
+    found = survey(path)
+    box, moving = choose_box(crop, found.size, size, sample_runs(path, found.size), path)
+    notes = []
+    if found.streams > 1:
+        width, height = found.size
+        notes.append(f"footage: {path} has {found.streams} video streams; that of {width}x{height} is taken")
+
+    def frames(counts: Counts, problems: list[str]) -> Iterator[_Read]:
+        number = 0
+        with Video(path, clean=found.clean) as video:
+            for frame in video:
+                # Frames that all have one stamp, or none, are counted.
+                stamp = frame.stamp if found.timing else number / UNKNOWN_FPS
+                number += 1
+                yield stamp, frame.size, frame.picture
+            counts.damaged = video.damaged
+            problems += [text for text in (video.problem, found.problem) if text]
+
+    notes += _unless(moving, path)
+    return _source(path, size, box, found.timing, source_fps, found.frames, notes, frames)
+
+
+def _open_folder(path: Path, size: tuple[int, int], crop: str, source_fps: float | None) -> Source:
+    pictures = pictures_in(path)
+    shape, animations = common_size(pictures)
+    notes = []
+    if left := left_out(path):
+        notes.append(f"footage: {path} also has {left}, which is not read")
+    if animations:
+        names = ", ".join(picture.name for picture in animations[:3]) + " …" * (len(animations) > 3)
+        notes.append(
+            f"footage: {path} has animations ({names}); the first picture of each is taken. "
+            "To take all, give such a file itself"
+        )
+    some = pictures[:: max(1, len(pictures) // _AUTO_PICTURES)]
+    return _of_pictures(path, pictures, shape, some, size, crop, source_fps, notes)
+
+
+def _open_picture(path: Path, size: tuple[int, int], crop: str, source_fps: float | None) -> Source:
+    shape, animated = picture_header(path)
+    if not animated:
+        return _of_pictures(path, [path], shape, [path], size, crop, source_fps, [])
+    times = animation_timing(path)
+    timing = measure_timing([np.array(times)], 0.001)
+    run = (image for _, image in read_animation(path))
+    box, moving = choose_box(crop, shape, size, [run], path)
+
+    def frames(counts: Counts, problems: list[str]) -> Iterator[_Read]:
+        for number, (time, image) in enumerate(read_animation(path)):
+            yield (time if timing else number / UNKNOWN_FPS), image.size, _resizing(image)
+
+    return _source(path, size, box, timing, source_fps, len(times), _unless(moving, path), frames)
+
+
+def _of_pictures(
+    path: Path,
+    pictures: list[Path],
+    shape: tuple[int, int],
+    some: list[Path],
+    size: tuple[int, int],
+    crop: str,
+    source_fps: float | None,
+    notes: list[str],
+) -> Source:
+    box, moving = choose_box(crop, shape, size, [map(read_picture, some)], path)
+    notes = [*notes, *_unless(moving, path)]
+
+    def frames(counts: Counts, problems: list[str]) -> Iterator[_Read]:
+        for number, picture in enumerate(pictures):
+            image = read_picture(picture)
+            yield number / UNKNOWN_FPS, image.size, _resizing(image)
+
+    return _source(path, size, box, None, source_fps, len(pictures), notes, frames)
+
+
+def _resizing(image: Image.Image) -> Callable[[tuple[int, int], Box], Frame]:
+    return lambda size, box: resize(image, size, box)
+
+
+def _source(
+    path: Path,
+    size: tuple[int, int],
+    box: Box,
+    timing: Timing | None,
+    source_fps: float | None,
+    expected: int | None,
+    notes: list[str],
+    frames: _Frames,
+) -> Source:
+    stamped = timing.fps if timing else UNKNOWN_FPS
+    rate = "given" if source_fps else "stamps" if timing else "assumed"
+    fps = source_fps or stamped
+    if not np.isfinite(fps):
+        raise UserError(f"footage: {path} has no usable rate; give --source-fps")
+    return Source(path, size, box, fps, stamped, rate, expected, timing, tuple(notes), frames)
+
+
+def describe(source: Source, counts: Counts, problems: list[str]) -> list[str]:
+    """What was odd about a source that has been read, a line each."""
+    lines = list(source.notes)
+    if problems or counts.damaged:
+        why = problems[0] if problems else "some frames do not decode"
+        lost = f"; {counts.damaged} are left out" if counts.damaged else ""
+        lines.append(
+            f"footage: {source.path} is damaged or cut short ({why}); "
+            f"used the {counts.decoded} frames that decode{lost}"
+        )
+    found = []
+    if source.timing is not None and (source.timing.uneven or counts.repeated or counts.left_out):
+        found.append(
+            f"frames that come unevenly, {source.fps:.4g} a second for most of the time: to keep time, "
+            f"{counts.repeated} are repeated and {counts.left_out} left out"
+        )
+    if counts.out_of_order:
+        found.append(f"{_several(counts.out_of_order, 'frame')} out of order, left out")
+    if counts.holes:
+        found.append(f"{_several(counts.holes, 'hole')} in time, taken as a cut")
+    if counts.sizes:
+        found.append(
+            f"{_several(counts.sizes, 'change')} of size, taken as a cut; after it the centre is taken"
+        )
+    if found:
+        lines.append(f"footage: {source.path} has {'; '.join(found)}")
+    return lines
+
+
+def _unless(moving: bool, path: Path) -> list[str]:
+    return [] if moving else [f"footage: nothing moves in {path}, so --crop auto took the centre"]
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"

@@ -1,0 +1,175 @@
+"""Time stamps of frames: the rate that they tell, and a grid of evenly spaced times."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+_WINDOW = 8  # intervals that are averaged, so that jitter does not count
+_PIECE = 2**16  # intervals whose medians are found together
+_ALIKE = 0.15  # relative difference of averaged intervals that belong to one rate
+_HOLE = 3.5  # intervals: a longer gap is a hole
+_UNEVEN = 0.1  # of an interval: what differs less is rounding
+_LARGEST_ROUNDING = 0.0015  # seconds; containers with coarser stamps have a fixed rate
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """When the frames of a video are shown.
+
+    Attributes:
+        fps: frames a second, for most of the time.
+        frames: number of different stamps.
+        uneven: whether the intervals differ by more than rounding, holes aside.
+        stamps, intervals: the usual interval around each stamp, rising; float64 (frames,), in seconds. Empty
+            where time begins again.
+    """
+
+    fps: float
+    frames: int
+    uneven: bool = False
+    stamps: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0), repr=False)
+    intervals: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0), repr=False)
+
+    def is_hole(self, before: float, after: float) -> bool:
+        """Whether nothing between two stamps is a hole: much longer than the intervals around it."""
+        usual = 1 / self.fps
+        if len(self.stamps):
+            usual = float(self.intervals[np.searchsorted(self.stamps, after).clip(max=len(self.stamps) - 1)])
+        return after - before > _HOLE * usual
+
+
+def measure_timing(
+    runs: Sequence[np.ndarray], tick: float = 0.0, declared: Sequence[float] = ()
+) -> Timing | None:
+    """The rate that stamps tell: that which holds for most of the time.
+
+    Jitter is averaged, and holes do not count. A rate that differs from a usual one by no more than the
+    rounding of the stamps is taken as the usual one.
+
+    Args:
+        runs: stamps in seconds, of each stretch in which time only rises.
+        tick: unit of the stamps, in seconds: how coarse they are.
+        declared: rates that the file's header names; taken if the stamps allow it.
+
+    Returns:
+        None where the stamps tell no rate: fewer than two frames, or stamps that are all alike.
+    """
+    runs = [np.unique(run) for run in runs]
+    frames = sum(len(run) for run in runs)
+    steps = [np.diff(run) for run in runs if len(run) > 1]
+    if not steps:
+        return None
+    usual = [_running_median(run) for run in steps]
+    width = int(np.clip(sum(map(len, steps)) // 4, 1, _WINDOW))
+    # Means over some intervals have no jitter; those with a hole in them are left out.
+    means = []
+    for run, around in zip(steps, usual, strict=True):
+        total = np.cumsum(np.concatenate([[0.0], run]))
+        holes = np.cumsum(np.concatenate([[0], run > _HOLE * around]))
+        if len(run) >= width:
+            whole = holes[width:] == holes[:-width]
+            means.append(((total[width:] - total[:-width]) / width)[whole])
+    averaged = np.sort(np.concatenate(means)) if means else np.zeros(0)
+    inside = np.concatenate([run[run <= _HOLE * around] for run, around in zip(steps, usual, strict=True)])
+    if not len(averaged):
+        averaged = np.sort(inside)
+    # Of all rates, the one that holds for the longest time; of two such, the slower one.
+    time = np.concatenate([[0.0], np.cumsum(averaged)])
+    first = np.searchsorted(averaged, averaged * (1 - _ALIKE))
+    last = np.searchsorted(averaged, averaged * (1 + _ALIKE), side="right")
+    held = time[last] - time[first]
+    best = int(np.flatnonzero(held >= held.max() * (1 - 1e-9))[-1])
+    alike = averaged[first[best] : last[best]]
+    typical = float(np.median(alike))
+    # The mean over all intervals has the least rounding, but is wrong where there are several rates.
+    interval = float(inside.mean()) if len(alike) == len(averaged) else typical
+    rounding = 2 * min(tick, _LARGEST_ROUNDING) / float(inside.sum()) + 1e-9
+    uneven = float(np.ptp(inside)) > 2.5 * tick + _UNEVEN * interval
+    fps = _usual(1 / interval, rounding, declared)
+    if len(steps) > 1:
+        return Timing(fps, frames, uneven)
+    around = np.concatenate([usual[0][:1], usual[0]])
+    return Timing(fps, frames, uneven, next(run for run in runs if len(run) > 1), around)
+
+
+def _running_median(steps: np.ndarray) -> np.ndarray:
+    """The median of each interval and the ones around it."""
+    half = _WINDOW // 2
+    if len(steps) <= half:
+        return np.full(len(steps), np.median(steps))
+    padded = np.pad(steps, half, mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
+    # In pieces, since the median copies all windows.
+    pieces = [np.median(windows[at : at + _PIECE], axis=1) for at in range(0, len(windows), _PIECE)]
+    return np.concatenate(pieces)
+
+
+def _usual(fps: float, rounding: float, declared: Sequence[float]) -> float:
+    """The usual rate within the relative rounding of a measured one; the measured one where there is none."""
+    whole = round(fps)
+    candidates = [*declared, float(whole), whole * 1000 / 1001]
+    if fps < 1:
+        candidates.append(1 / round(1 / fps))
+    for candidate in candidates:
+        if candidate > 0 and abs(candidate / fps - 1) <= rounding:
+            return candidate
+    return fps
+
+
+def rising_runs(stamps: Sequence[float], order: Sequence[float]) -> list[np.ndarray]:
+    """Cut stamps where time starts again, as it does where files were joined.
+
+    Args:
+        stamps: when frames are shown, in the order of the file.
+        order: when they are decoded, which rises within a run.
+    """
+    breaks = np.flatnonzero(np.diff(np.asarray(order, dtype=np.float64)) < 0) + 1
+    return np.split(np.asarray(stamps, dtype=np.float64), breaks)
+
+
+class TimeGrid:
+    """Evenly spaced times, and for each the frame whose stamp is nearest.
+
+    Frames come one by one. How often a frame is taken is known once the next one has come.
+
+    Args:
+        period: seconds from one time to the next.
+    """
+
+    def __init__(self, period: float) -> None:
+        self._period = period
+        self._start: float | None = None
+        self._last = 0.0
+        self._taken = 0
+
+    def add(self, stamp: float) -> int:
+        """Take the next stamp, which is later than those before; says how often the frame before is taken."""
+        count = 0
+        if self._start is None:
+            self._start = stamp
+        else:
+            count = self._up_to((self._last + stamp) / 2)
+        self._last = stamp
+        return count
+
+    def end(self, interval: float) -> int:
+        """End the grid, which starts again at the next stamp; says how often the last frame is taken.
+
+        Args:
+            interval: how long the last frame is shown, in seconds.
+        """
+        count = 0 if self._start is None else self._up_to(self._last + interval / 2)
+        self._start, self._taken = None, 0
+        return count
+
+    def _up_to(self, time: float) -> int:
+        """How many times of the grid lie before this one and are not taken yet."""
+        assert self._start is not None
+        before = self._taken
+        # Multiplied, not added up, so that rounding does not grow.
+        while self._start + self._taken * self._period < time:
+            self._taken += 1
+        return self._taken - before
