@@ -57,6 +57,8 @@ _SCORE_TEMPLATE = """
 # The parts of a score that the model card shows.
 _SCORE_KEYS = ("headline", "clips", "clip_length", "seed", "measures")
 
+_SAMPLE_SIDE = 640  # pixels at most of sample.png, which lies in the repository and in the wheel
+
 
 def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any] | None = None) -> Weights:
     """Write the averaged weights of a run with ``config.json``, ``README.md`` and ``sample.png``.
@@ -109,7 +111,8 @@ def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any]
         learned = {part: arrays[part] for part in ("generator", "dynamics")}
         arrays = {**arrays, **tree_map(lambda a: a.astype(mx.float16), learned)}
     sample = io.BytesIO()
-    Image.fromarray(draw_sheet(weights.recipe, arrays)).save(sample, "png", optimize=True)
+    sheet = Image.fromarray(draw_sheet(weights.recipe, arrays))
+    sheet.reduce(-(-max(sheet.size) // _SAMPLE_SIDE)).save(sample, "png", optimize=True)
     written = dataclasses.replace(weights, arrays=arrays, about=about)
     save_weights(written, folder, card=model_card(written, folder.resolve().name), sample=sample.getvalue())
     return written
