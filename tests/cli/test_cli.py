@@ -362,7 +362,7 @@ def test_the_shipped_lamp_plays_into_every_format(run: Run, tmp_path: Path, endi
         with Image.open(tmp_path / name) as image:
             count = getattr(image, "n_frames", 1)
             frames = np.stack([np.asarray(_seek(image, n).convert("RGB")) for n in range(count)])
-    assert frames.shape == (12, 128, 128, 3)
+    assert frames.shape == (12, 512, 256, 3)
     assert np.abs(np.diff(frames.astype(int), axis=0)).mean() > 0.05
 
 

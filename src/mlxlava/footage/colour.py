@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlxlava.products import matmul
+
 Floats = npt.NDArray[np.float32]
 
 UNKNOWN = 2
@@ -119,7 +121,7 @@ def to_srgb(planes: Floats, colours: Colours) -> npt.NDArray[np.uint8]:
     if primaries != BT709 or curve in (8, 9, 10, 17, _PQ, _HLG):
         light = _to_light(np.clip(picture, 0, 1), curve)
         if primaries != BT709:
-            light = light @ _to_bt709(primaries).T
+            light = matmul(light, _to_bt709(primaries).T)
         if curve in (_PQ, _HLG):
             light = _roll_off(np.maximum(light, 0))
         picture = _to_code(np.clip(light, 0, 1), curve).astype(np.float32)
@@ -205,9 +207,9 @@ def _roll_off(light: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _to_bt709(primaries: int) -> Floats:
     """The matrix from linear light with these primaries to that with BT.709's (white to white, Bradford)."""
     source, target = _to_xyz(primaries), _to_xyz(BT709)
-    cones = [_BRADFORD @ matrix.sum(axis=1) for matrix in (target, source)]
-    adapt = np.linalg.inv(_BRADFORD) @ np.diag(cones[0] / cones[1]) @ _BRADFORD
-    matrix: Floats = (np.linalg.inv(target) @ adapt @ source).astype(np.float32)
+    cones = [matmul(_BRADFORD, matrix.sum(axis=1)) for matrix in (target, source)]
+    adapt = matmul(matmul(np.linalg.inv(_BRADFORD), np.diag(cones[0] / cones[1])), _BRADFORD)
+    matrix: Floats = matmul(matmul(np.linalg.inv(target), adapt), source).astype(np.float32)
     return matrix
 
 
