@@ -293,7 +293,8 @@ def stuck(page: WebPage) -> Iterator[tuple[Callable[[], None], Callable[[], int]
 
         def received() -> int:
             count = 0
-            with contextlib.suppress(ConnectionResetError):
+            line.settimeout(10)  # where the line is full, its end may not come
+            with contextlib.suppress(ConnectionResetError, TimeoutError):
                 while read := line.recv(1 << 20):
                     count += len(read)
             return count
