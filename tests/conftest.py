@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mlxlava.cli import main
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.footage.dataset import Footage
 from mlxlava.footage.prepare import prepare_lamp
@@ -92,3 +94,18 @@ class StopAtNextStep(Callbacks):
         if not self.stopped:  # a second Ctrl-C would not wait for the checkpoint
             self.stopped = True
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def run_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[int, str, str]:
+    """Run ``mlxlava …`` in this process; returns the exit status, stdout and stderr."""
+    monkeypatch.setattr(sys, "argv", ["mlxlava", *arguments])
+    capsys.readouterr()
+    status = 0
+    try:
+        main()
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    out, err = capsys.readouterr()
+    return status, out, err

@@ -25,6 +25,7 @@ _DRAFT_NAME = re.compile(r"\.(?P<name>.+)\.mlxlava-[0-9a-f]{8}\.(?P<kind>tmp|old
 
 
 SMALL_LAMP_FOLDER = "small"  # in the folder of a run that grows: the run of the smaller lamp
+GROWTH_PLAN_FILE = "growth.json"  # in the same folder: what the larger lamp will be
 
 
 def is_system_file(name: str) -> bool:

@@ -18,9 +18,9 @@ from mlxlava import checks
 from mlxlava.backend import mx, on_gpu_path
 from mlxlava.checks import arithmetic, training
 from mlxlava.checks.base import Check, Result
-from mlxlava.cli import main
 from mlxlava.rollout import drawing, roll
 from mlxlava.training import objective
+from tests.conftest import run_command
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -30,15 +30,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """Runs `mlxlava check …`; gives the exit status, stdout and stderr."""
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mlxlava", "check", *arguments])
-        capsys.readouterr()
-        status = 0
-        try:
-            main()
-        except SystemExit as ended:
-            status = int(ended.code or 0)
-        said = capsys.readouterr()
-        return status, said.out, said.err
+        return run_command(monkeypatch, capsys, "check", *arguments)
 
     return call
 

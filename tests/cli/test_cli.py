@@ -27,6 +27,7 @@ from mlxlava.footage import lamp
 from mlxlava.playback.writers import open_writer
 from mlxlava.training.memory_plan import gigabytes_for_more_micro_batches
 from mlxlava.training.step import Trainer
+from tests.conftest import run_command
 
 ROOT = Path(__file__).parents[2]
 FOOTAGE_SIZE = (64, 64)
@@ -56,14 +57,8 @@ def run(
     monkeypatch.setenv("COLUMNS", "400")
 
     def call(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["mlxlava", *arguments])
-        capsys.readouterr()
-        status = 0
-        try:
-            main()
-        except SystemExit as ended:
-            status = int(ended.code or 0)
-        return status, capsys.readouterr().err
+        status, _, err = run_command(monkeypatch, capsys, *arguments)
+        return status, err
 
     return call
 

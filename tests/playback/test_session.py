@@ -10,20 +10,7 @@ import pytest
 from mlxlava.playback.clock import WallClock
 from mlxlava.playback.session import FrameSource, Session
 from mlxlava.playback.writers import Frame
-
-
-class Wall:
-    """A wall clock that moves when it is slept on, or by hand."""
-
-    def __init__(self) -> None:
-        self.time = 1000.0
-
-    def now(self) -> float:
-        return self.time
-
-    def sleep(self, seconds: float) -> None:
-        assert seconds > 0
-        self.time += seconds
+from tests.playback.wall import Wall
 
 
 class Shades:

@@ -71,15 +71,17 @@ def train(
         ProcessLost: another process that trained this run is gone (``mlxlava.training.failures``).
     """
     from mlxlava.training.loop import train as train_run
-    from mlxlava.training.run import begin_run, next_run_folder
+    from mlxlava.training.run import absolute_paths, begin_run, next_run_folder
     from mlxlava.training.stages import SecondStagePlan, begin_first_stage
 
     _require_training_options("train", steps, minutes, memory, tensorboard)
     _mute_other_processes()
+    options: dict[str, Any] = {"memory": memory, "tensorboard": tensorboard, "callbacks": callbacks}
     changes = dict(settings or {})
     if steps is not None:
         changes |= {"training.steps": steps, "training.epochs": 0}
-    size = prepared_size(_as_sources(footage))
+    sources = _as_sources(footage)
+    size = prepared_size(sources)
     if size is not None:
         changes.setdefault("data.size", size)
     base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
@@ -90,26 +92,18 @@ def train(
     name = recipe.name if isinstance(recipe, Recipe) else Path(recipe).stem
     folder = next_run_folder(name) if run is None else Path(run)
     if init is None and chosen.growth.start_recipe:
-        plan = SecondStagePlan(chosen, [str(source) for source in _as_sources(footage)], memory, command)
+        plan = SecondStagePlan(chosen, absolute_paths(sources), memory, command)
         small = begin_first_stage(folder, plan)
-        return _train_stages(folder, small, minutes, memory, tensorboard, callbacks)
+        return _train_stages(folder, small, minutes, options)
     ready = begin_run(
         folder,
         chosen,
-        _as_sources(footage),
+        sources,
         initial_arrays=initial_arrays,
         memory=memory,
         command=command,
     )
-    return train_run(
-        ready.folder,
-        ready.recipe,
-        ready.footage,
-        minutes=minutes,
-        memory=memory,
-        tensorboard=tensorboard,
-        callbacks=callbacks,
-    )
+    return train_run(ready.folder, ready.recipe, ready.footage, minutes=minutes, **options)
 
 
 def resume(
@@ -140,46 +134,34 @@ def resume(
 
     _require_training_options("resume", steps, minutes, memory, tensorboard)
     _mute_other_processes()
+    options: dict[str, Any] = {"memory": memory, "tensorboard": tensorboard, "callbacks": callbacks}
     folder = latest_run_folder() if run is None else Path(run)
     if is_in_first_stage(folder):
         if steps is not None:
             raise UserError("resume: a lamp that has not grown yet keeps its steps; leave --steps out")
         small = resume_first_stage(folder, memory)
-        return _train_stages(folder, small, minutes, memory, tensorboard, callbacks)
+        return _train_stages(folder, small, minutes, options)
     ready = take_up(folder, steps=steps, memory=memory)
-    return train_run(
-        ready.folder,
-        ready.recipe,
-        ready.footage,
-        minutes=minutes,
-        memory=memory,
-        tensorboard=tensorboard,
-        callbacks=callbacks,
-    )
+    return train_run(ready.folder, ready.recipe, ready.footage, minutes=minutes, **options)
 
 
-def _train_stages(
-    folder: Path,
-    small: Run,
-    minutes: float | None,
-    memory: float | None,
-    tensorboard: bool,
-    callbacks: Sequence[Callbacks],
-) -> TrainedRun:
-    """Train the smaller lamp to its end, and then the lamp that grows from it, until the time is over."""
+def _train_stages(folder: Path, small: Run, minutes: float | None, options: Mapping[str, Any]) -> TrainedRun:
+    """Train the smaller lamp to its end, and then the lamp that grows from it, until the time is over.
+
+    ``options`` are those of ``training.loop.train``, without ``minutes``.
+    """
     from mlxlava.training.folder import count_steps
     from mlxlava.training.loop import train as train_run
     from mlxlava.training.stages import begin_second_stage
 
     began = time.monotonic()
-    options: dict[str, Any] = {"memory": memory, "tensorboard": tensorboard, "callbacks": callbacks}
     done = train_run(small.folder, small.recipe, small.footage, minutes=minutes, **options)
     if minutes is not None:
         minutes -= (time.monotonic() - began) / 60
     finished = done.step == count_steps(small.recipe, small.footage)
     if not finished or done.signal is not None or (minutes is not None and minutes <= 0):
         return dataclasses.replace(done, run=folder)
-    large = begin_second_stage(folder, memory)
+    large = begin_second_stage(folder, options["memory"])
     return train_run(large.folder, large.recipe, large.footage, minutes=minutes, **options)
 
 
@@ -190,7 +172,7 @@ def _recipe_and_initial_arrays(
     from mlxlava.training.growth import arrays_learned_by_run, grown_recipe
 
     weights = load_weights(init)
-    if size == weights.recipe.data.size or size[0] <= weights.recipe.data.size[0]:
+    if size[0] <= weights.recipe.data.size[0]:
         return recipe, weights.arrays
     folder = find_weights(init)
     learned = arrays_learned_by_run(folder) if latest_checkpoint(folder) else weights.arrays

@@ -2,7 +2,7 @@
 
 A clip is uint8 (L, H, W, 3), one frame for each learned step. The principal components are those of the
 reference frames alone. So no network has to be downloaded, and the judged clips do not affect the features.
-Only NumPy is used.
+NumPy is used, and SciPy for connected pieces of wax.
 """
 
 from __future__ import annotations

@@ -64,10 +64,11 @@ class WaxMask:
         rows = np.arange(height) * len(self._moving) // height
         columns = np.arange(width) * self._moving.shape[1] // width
         moving = self._moving[rows][:, columns][1:-1, 1:-1]
-        inner, wax = x[:, 1:-1, 1:-1], x > 0
-        edge = (wax[:, 1:-1, 1:-1] != wax[:, 1:-1, 2:]) | (wax[:, 1:-1, 1:-1] != wax[:, 2:, 1:-1])
+        wax = x > 0
+        inner, right, below = wax[:, 1:-1, 1:-1], wax[:, 1:-1, 2:], wax[:, 2:, 1:-1]
+        edge = (inner != right) | (inner != below)
         slope = np.hypot(x[:, 1:-1, 2:] - x[:, 1:-1, :-2], x[:, 2:, 1:-1] - x[:, :-2, 1:-1]) / 2
-        on_edge = slope[edge & moving & np.isfinite(inner)]
+        on_edge = slope[edge & moving]
         if not len(on_edge):
             return np.zeros(EDGE_QUANTILE_COUNT, np.float32)
         quantiles: NumpyArray = np.quantile(on_edge, np.linspace(0.02, 0.98, EDGE_QUANTILE_COUNT)).astype(

@@ -45,3 +45,12 @@ def conv4_leaky_relu(weights: Tree, x: mx.array, weight_gradient_first: bool = T
     :func:`mlxlava.backend.ops.conv4_stride2` explains ``weight_gradient_first``.
     """
     return biased_leaky_relu(conv4_stride2(x, weights["weight"], weight_gradient_first), weights["bias"])
+
+
+def average_down(frames: mx.array, size: tuple[int, int]) -> mx.array:
+    """Frames (…, H, W, C) → (…, h, w, C): means of blocks. ``size`` (h, w) must divide (H, W)."""
+    *rest, height, width, channels = frames.shape
+    if (height, width) == size:
+        return frames
+    blocks = frames.reshape(*rest, size[0], height // size[0], size[1], width // size[1], channels)
+    return blocks.mean((-4, -2))

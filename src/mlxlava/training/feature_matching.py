@@ -24,6 +24,7 @@ import math
 
 from mlxlava.backend import Tree, mx, tree_map
 from mlxlava.config import Recipe
+from mlxlava.models.layers import average_down
 
 # Rows and columns of the blocks of a frame, for each size of blocks.
 _BLOCK_GRIDS = ((1, 1), (2, 1), (4, 2), (8, 4))
@@ -73,8 +74,7 @@ class FeatureMatching:
             drawn: drawn clips, of the same shape.
             times: learned step of each frame in its clip, int32 (B, K).
         """
-        steps = mx.maximum(sums["steps"], _EPSILON)
-        averages = tree_map(lambda array: array / steps, sums)
+        averages = _averages(sums)
         centre = averages["real"]["means"]
         of_real, of_drawn = (self._features(clips, times, centre) for clips in (real, drawn))
 
@@ -95,8 +95,8 @@ class FeatureMatching:
 
     def average_error(self, sums: Tree) -> mx.array:
         """How far apart the averages are. G and R minimise about half of this number."""
-        steps = mx.maximum(sums["steps"], _EPSILON)
-        real, drawn = (tree_map(lambda array: array / steps, sums[name]) for name in ("real", "drawn"))
+        averages = _averages(sums)
+        real, drawn = averages["real"], averages["drawn"]
         variance, change = real["spreads"] + _EPSILON, real["changes"] + _EPSILON
         squares = (
             self._shares * (drawn["means"] - real["means"]) ** 2 / variance,
@@ -110,9 +110,8 @@ class FeatureMatching:
         count, frames = clips.shape[:2]
         pixels = clips.flatten(0, 1)  # (B, K, H, W, 3) -> (B K, H, W, 3)
         means_of_grids = []
-        for rows, columns in reversed(self._grids):  # finest first: each grid is averaged from the one before
-            _, height, width, _ = pixels.shape
-            pixels = pixels.reshape(-1, rows, height // rows, columns, width // columns, 3).mean((2, 4))
+        for grid in reversed(self._grids):  # finest first: each grid is averaged from the one before
+            pixels = average_down(pixels, grid)
             means_of_grids.append(pixels.reshape(count * frames, -1))
         means = mx.concatenate(means_of_grids[::-1], axis=1)  # (B K, M)
         gaps = (times[:, 1:] - times[:, :-1])[..., None]
@@ -124,6 +123,13 @@ class FeatureMatching:
             "spreads": ((means - centre) ** 2).mean(0),
             "changes": (within * change[..., None]).sum(1).mean(0),
         }
+
+
+def _averages(sums: Tree) -> Tree:
+    """The averages of the features over the steps."""
+    steps = mx.maximum(sums["steps"], _EPSILON)
+    averages: Tree = tree_map(lambda array: array / steps, sums)
+    return averages
 
 
 def add_step(sums: Tree, step: Tree) -> Tree:

@@ -20,6 +20,7 @@ from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage
 from mlxlava.models.storage import FORMAT_VERSION
 from mlxlava.paths import (
+    GROWTH_PLAN_FILE,
     SMALL_LAMP_FOLDER,
     checkpoint_folders,
     latest_checkpoint,
@@ -58,7 +59,7 @@ def make_run_folder(
         return
     if checkpoint_folders(run):
         raise UserError(f"train: {run} is a run already; add --resume to go on, or give another -o")
-    if names_in(run) - {"config.json", "checkpoints", "growth.json", SMALL_LAMP_FOLDER}:
+    if names_in(run) - {"config.json", "checkpoints", GROWTH_PLAN_FILE, SMALL_LAMP_FOLDER}:
         raise UserError(f"train: {run} holds something that is no run; give another -o")
     footage.require(recipe.data.seq_len)
     total = count_steps(recipe, footage)

@@ -61,7 +61,7 @@ def grown_recipe(recipe: Recipe, small: Recipe, learned: Tree, size: tuple[int, 
         size: height and width of the new pictures.
     """
     factor = growth_factor(small, size)
-    levels = factor.bit_length() - 1
+    levels = _doublings(factor)
     generator, discriminator = small.generator, recipe.discriminator
     new_widths = [generator.last_width] * levels
     # Each new layer has half the channels of the layer after it, as the old layers do.
@@ -112,17 +112,17 @@ def grow_state(state: Tree, learned: Tree, recipe: Recipe) -> None:
 
     Args:
         state: run state at step 0 of the grown recipe; it is changed in place.
-        learned: arrays of weights, or arrays from :func:`learned_by_run`.
+        learned: arrays of weights, or arrays from :func:`arrays_learned_by_run`.
         recipe: recipe from :func:`grown_recipe`.
 
     Raises:
         UserError: the networks are not those that the recipe was grown from.
     """
-    levels = recipe.growth.factor.bit_length() - 1
+    levels = _doublings(recipe.growth.factor)
     _copy_arrays(state["dynamics"], learned["dynamics"], "dynamics")
     _copy_arrays(state["stats"], learned["stats"], "stats")
-    _copy_layers(state["generator"], learned["generator"], old_layers(recipe), "generator")
-    _copy_layers(state["generator"], learned["generator"], ["out"], "generator")
+    for name in (*old_layers(recipe), "out"):
+        _copy_arrays(state["generator"][name], learned["generator"].get(name, {}), f"generator.{name}")
     layers = len(recipe.generator.widths)
     for level in range(layers - levels, layers):
         layer = state["generator"][f"up{level}"]
@@ -140,7 +140,7 @@ def grow_state(state: Tree, learned: Tree, recipe: Recipe) -> None:
 
 def old_layers(recipe: Recipe) -> list[str]:
     """Names of the generator's layers that a grown lamp has learned at its smaller size."""
-    levels = recipe.growth.factor.bit_length() - 1
+    levels = _doublings(recipe.growth.factor)
     return ["dense", *(f"up{i}" for i in range(len(recipe.generator.widths) - levels))]
 
 
@@ -167,6 +167,11 @@ def freeze_old_layers(gradients: Tree, recipe: Recipe, step: mx.array) -> Tree:
     return {**gradients, **old}
 
 
+def _doublings(factor: int) -> int:
+    """How often a side doubles to become ``factor`` times as long: the number of new layers."""
+    return factor.bit_length() - 1
+
+
 def _near_identity(weight: mx.array) -> mx.array:
     """Weights (4 O, 3, 3, I) of a layer that enlarges its input by two, plus a little noise."""
     outputs, inputs = len(weight) // 4, weight.shape[-1]
@@ -188,11 +193,6 @@ def _grow_discriminator(new: Tree, old: Tree, levels: int) -> None:
     for name, layer in renamed.items():
         if name in new and _shapes(new[name]) == _shapes(layer):
             new[name] = tree_map(mx.array, layer)
-
-
-def _copy_layers(new: Tree, old: Tree, layers: list[str], network: str) -> None:
-    for name in layers:
-        _copy_arrays(new[name], old.get(name, {}), f"{network}.{name}")
 
 
 def _copy_arrays(new: Tree, old: Tree, network: str) -> None:

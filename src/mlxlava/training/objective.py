@@ -63,6 +63,7 @@ from mlxlava.backend import Tree, mx
 from mlxlava.backend.ranks import gather_rows
 from mlxlava.config import Recipe
 from mlxlava.models.encoder import standardise, whiten
+from mlxlava.models.layers import average_down
 from mlxlava.models.normality import epps_pulley_directions
 from mlxlava.models.precision import in_precision
 from mlxlava.models.registry import (
@@ -357,15 +358,6 @@ class Objective:
 def reconstruction_error(drawn: mx.array, real: mx.array) -> mx.array:
     """‖y − x‖² of clips (B, K, H, W, 3): summed over a frame, averaged over frames."""
     return ((drawn - real) ** 2).sum((2, 3, 4)).mean()
-
-
-def average_down(frames: mx.array, size: tuple[int, int]) -> mx.array:
-    """Frames (…, H, W, C) → (…, h, w, C): means of blocks. ``size`` (h, w) must divide (H, W)."""
-    *rest, height, width, channels = frames.shape
-    if (height, width) == size:
-        return frames
-    blocks = frames.reshape(*rest, size[0], height // size[0], size[1], width // size[1], channels)
-    return blocks.mean((-4, -2))
 
 
 def multiply_gradient(array: mx.array, factor: Callable[[], mx.array]) -> mx.array:

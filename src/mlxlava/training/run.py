@@ -123,8 +123,7 @@ def begin_run(
     """
     recipe = fit_to_memory(recipe, memory)
     footage = _prepare_footage(sources, recipe)
-    absolute = [str(Path(source).expanduser().resolve()) for source in sources]
-    make_run_folder(folder, recipe, footage, absolute, command, initial_arrays)
+    make_run_folder(folder, recipe, footage, absolute_paths(sources), command, initial_arrays)
     return _announce_run(folder, recipe, footage)
 
 
@@ -193,6 +192,11 @@ def _announce_run(folder: Path, recipe: Recipe, footage: Footage) -> Run:
     if has_slow_blas():
         say('train: this will be many times slower than it could be; install "mlxlava[cpu]" and g++')
     return Run(folder, recipe, footage)
+
+
+def absolute_paths(sources: Sequence[str | Path]) -> list[str]:
+    """The paths of footage as a run stores them: it may be resumed from another folder."""
+    return [str(Path(source).expanduser().resolve()) for source in sources]
 
 
 def _prepare_footage(sources: Sequence[str | Path], recipe: Recipe) -> Footage:

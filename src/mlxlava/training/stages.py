@@ -14,11 +14,16 @@ from typing import Any
 
 from mlxlava.config import Recipe, recipe_from_dict, recipe_to_dict
 from mlxlava.errors import UserError
-from mlxlava.paths import SMALL_LAMP_FOLDER, latest_checkpoint, names_in, read_json, write_text_atomically
+from mlxlava.paths import (
+    GROWTH_PLAN_FILE,
+    SMALL_LAMP_FOLDER,
+    latest_checkpoint,
+    names_in,
+    read_json,
+    write_text_atomically,
+)
 from mlxlava.training.growth import arrays_learned_by_run, grown_recipe, start_recipe
 from mlxlava.training.run import Run, begin_run, resume_run
-
-_PLAN_FILE = "growth.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +32,7 @@ class SecondStagePlan:
 
     Attributes:
         recipe: recipe that the user asked for.
-        sources: footage; the built-in lamp when empty.
+        sources: absolute paths of the footage; the built-in lamp when empty.
         memory: GB for MLX's arrays, or None.
         command: command that began the run.
     """
@@ -54,15 +59,14 @@ def begin_first_stage(folder: Path, plan: SecondStagePlan) -> Run:
         memory=plan.memory,
         command=plan.command,
     )
-    sources = [str(Path(source).expanduser().resolve()) for source in plan.sources]
-    values = {**dataclasses.asdict(plan), "recipe": recipe_to_dict(plan.recipe), "sources": sources}
-    write_text_atomically(folder / _PLAN_FILE, json.dumps(values, indent=2) + "\n")
+    values = {**dataclasses.asdict(plan), "recipe": recipe_to_dict(plan.recipe)}
+    write_text_atomically(folder / GROWTH_PLAN_FILE, json.dumps(values, indent=2) + "\n")
     return run
 
 
 def is_in_first_stage(folder: Path) -> bool:
     """Whether a run of two stages has not yet begun its second stage."""
-    return (folder / _PLAN_FILE).is_file() and latest_checkpoint(folder) is None
+    return (folder / GROWTH_PLAN_FILE).is_file() and latest_checkpoint(folder) is None
 
 
 def resume_first_stage(folder: Path, memory: float | None) -> Run:
@@ -76,13 +80,13 @@ def begin_second_stage(folder: Path, memory: float | None) -> Run:
     Raises:
         UserError: the plan is damaged, or the footage has changed or cannot be read.
     """
-    values: dict[str, Any] = read_json(folder / _PLAN_FILE, "run")
+    values: dict[str, Any] = read_json(folder / GROWTH_PLAN_FILE, "run")
     try:
         recipe, sources = recipe_from_dict(values["recipe"]), list(values["sources"])
         memory = values["memory"] if memory is None else memory
         command = str(values["command"])
     except (KeyError, TypeError) as error:
-        raise UserError(f"train: {folder / _PLAN_FILE} lacks {error}; begin the run anew") from error
+        raise UserError(f"train: {folder / GROWTH_PLAN_FILE} lacks {error}; begin the run anew") from error
     small = recipe_from_dict(read_json(folder / SMALL_LAMP_FOLDER / "config.json", "run")["recipe"])
     learned = arrays_learned_by_run(folder / SMALL_LAMP_FOLDER)
     grown = grown_recipe(recipe, small, learned, recipe.data.size)
