@@ -53,7 +53,7 @@ def window(size: tuple[int, int], hidden: bool) -> dict[str, float]:
                 clock.wait(at)
                 screen.show(frame)
                 screen.hidden = hidden
-                clock.fps = _HIDDEN_FPS if hidden else _FPS
+                clock.target_fps = _HIDDEN_FPS if hidden else _FPS
                 shown += 1
                 if not start and at >= _WARM_UP:
                     shown, start, busy = 0, time.perf_counter(), time.process_time()

@@ -63,7 +63,7 @@ _LONGEST_TEXT = 200  # characters of MLX's own text that are shown
 
 
 @dataclasses.dataclass(frozen=True)
-class DeviceFailure:
+class DeviceFailureExplanation:
     """A failure of MLX's device.
 
     Attributes:
@@ -81,7 +81,7 @@ class DeviceFailed(Exception):
     """MLX's device failed during work that can be continued. The text says how (exit status 1)."""
 
 
-def explain_device_failure(error: BaseException) -> DeviceFailure | None:
+def explain_device_failure(error: BaseException) -> DeviceFailureExplanation | None:
     """Explain an error of MLX's device. Returns None for any other error."""
     text = " ".join(str(error).split()).rstrip(".")
     if isinstance(error, MemoryError):
@@ -90,4 +90,4 @@ def explain_device_failure(error: BaseException) -> DeviceFailure | None:
         return None
     what, advice, too_much = next(cause[1:] for cause in _CAUSES if re.search(cause[0], text))
     shown = text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " …"
-    return DeviceFailure(f"{what} ({shown})", advice, too_much)
+    return DeviceFailureExplanation(f"{what} ({shown})", advice, too_much)

@@ -15,7 +15,7 @@ def taken(stamps: list[float], period: float, interval: float) -> list[int]:
     grid, found = TimeGrid(period), []
     for number, stamp in enumerate(stamps):
         found += [number - 1] * grid.add(stamp)
-    return found + [len(stamps) - 1] * grid.end(interval) if stamps else found
+    return found + [len(stamps) - 1] * grid.finish(interval) if stamps else found
 
 
 def test_even_stamps_give_each_frame_once() -> None:

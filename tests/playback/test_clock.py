@@ -143,10 +143,10 @@ def test_fewer_frames_are_as_fast() -> None:
     for _ in range(21):
         clock.wait(next(clock))
     assert wall.time == pytest.approx(1001)
-    clock.fps = 2
+    clock.target_fps = 2
     assert [next(clock), next(clock)] == pytest.approx([1.5, 2.0])
     clock.wait(2.0)
-    clock.fps = 20
+    clock.target_fps = 20
     assert [next(clock), next(clock)] == pytest.approx([2.05, 2.1])
 
 

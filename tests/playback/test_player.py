@@ -43,12 +43,12 @@ class One:
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(player, "has_terminal", lambda: True)
+    monkeypatch.setattr(player, "understands_escape_sequences", lambda: True)
 
 
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(player, "has_terminal", lambda: False)
+    monkeypatch.setattr(player, "understands_escape_sequences", lambda: False)
 
 
 @pytest.mark.usefixtures("terminal")

@@ -46,7 +46,7 @@ _ALLOWED_DIFFERENCES = {
 
 def machine_checks() -> list[Check]:
     """Checks of the machine and of what the package needs on it."""
-    checks = [_system_check(), _device_check(), _compiler_check()]
+    checks = [_system_check(), _device_check(), _compiled_function_check()]
     if sys.platform.startswith("linux") and on_cpu():
         checks += [_blas_check(), _convolutions_check()]
     return [*checks, _memory_check(), *map(_file_format_check, FORMATS)]
@@ -82,7 +82,7 @@ def _device_check() -> Check:
     )
 
 
-def _compiler_check() -> Check:
+def _compiled_function_check() -> Check:
     def measure() -> tuple[str, bool]:
         x = mx.array(np.linspace(-2, 2, 100, dtype=np.float32))
         with on_checked_device():

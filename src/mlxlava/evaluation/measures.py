@@ -28,9 +28,9 @@ from mlxlava.products import matmul
 MODE_COUNT = 16  # measures of motion use so many principal components, the strongest ones
 _NEIGHBOUR_COUNT = 5  # the k of density and coverage (Naeem 2020)
 _PIECE_STEPS = 8  # learned steps of a piece that is searched for in the reference
-_PAIRED_MODES = 8  # number of modes whose pairs give the arrow of time
+_PAIRED_MODE_COUNT = 8  # number of modes whose pairs give the arrow of time
 _DISCRIMINANT_RIDGE = 10.0  # λ of the discriminant in motion_arrow
-_LONGEST_VECTOR = 3.0  # longest vector, in deviations: longer vectors are shortened smoothly
+_MAX_VECTOR_NORM = 3.0  # longest vector, in deviations: longer vectors are shortened smoothly
 
 
 # --- pictures ---
@@ -120,7 +120,7 @@ def _with_differences(reference: ClipFeatures, clips: ClipFeatures) -> ClipFeatu
     for order in range(3):
         scale = np.sqrt(np.diff(_strongest_modes(reference), order, axis=1).var((0, 1)).sum()) + 1e-6
         part = np.diff(_strongest_modes(clips), order, axis=1)[:, 2 - order :] / scale
-        parts.append(part / np.sqrt(1 + (part**2).sum(-1, keepdims=True) / _LONGEST_VECTOR**2))
+        parts.append(part / np.sqrt(1 + (part**2).sum(-1, keepdims=True) / _MAX_VECTOR_NORM**2))
     return dataclasses.replace(clips, features=np.concatenate(parts, axis=-1))
 
 
@@ -181,7 +181,7 @@ def _time_asymmetry(clips: ClipFeatures, mean: NumpyArray, deviation: NumpyArray
     (t+τ)⟩ of all pairs of modes, i = j included (third order), and ⟨x_i (t) x_j (t+τ) − x_j (t) x_i (t+τ)⟩
     (which mode follows which, second order).
     """
-    x = ((_strongest_modes(clips) - mean) / deviation)[..., :_PAIRED_MODES]
+    x = ((_strongest_modes(clips) - mean) / deviation)[..., :_PAIRED_MODE_COUNT]
     length = x.shape[1]
     rows = []
     lag = 1

@@ -12,11 +12,12 @@ from mlxlava.errors import UserError
 
 Box = tuple[int, int, int, int]  # x, y, width, height in source pixels
 
-_GRID = 160  # cells along the longer side of the grid that motion is looked for on
-_ENOUGH = 16  # pictures that show what moves
-_LEAST_SPREAD = 2.0  # grey levels of 255: what varies less is noise
-_LEAST_FRACTION = 0.25  # of the deviation of the part that moves most: what varies less is its glow
-_MARGIN = 1.2  # size of the box over that of what moves: a tenth is left free on either side
+_MOTION_GRID_CELLS = 160  # cells along the longer side of the grid that motion is looked for on
+_MIN_SAMPLE_PICTURES = 16  # pictures that show what moves
+_MIN_DEVIATION_GREY_LEVELS = 2.0  # grey levels of 255: what varies less is noise
+# Of the deviation of the part that moves most: what varies less is its glow.
+_MIN_FRACTION_OF_MAX_DEVIATION = 0.25
+_BOX_TO_MOTION_RATIO = 1.2  # size of the box over that of what moves: a tenth is left free on either side
 
 
 def choose_box(
@@ -47,7 +48,7 @@ def choose_box(
     if name == "auto":
         found = _moving_box(runs, picture, size)
         return found or centre_box(picture, size), found is not None
-    return _parse(crop, picture, path), True
+    return _parse_box(crop, picture, path), True
 
 
 def centre_box(picture: tuple[int, int], size: tuple[int, int]) -> Box:
@@ -55,7 +56,7 @@ def centre_box(picture: tuple[int, int], size: tuple[int, int]) -> Box:
     return _box_around((picture[0] / 2, picture[1] / 2), (0, 0), picture, size)
 
 
-def _parse(crop: str, picture: tuple[int, int], path: Path) -> Box:
+def _parse_box(crop: str, picture: tuple[int, int], path: Path) -> Box:
     try:
         x, y, width, height = (int(part) for part in crop.split(","))
     except ValueError:
@@ -86,24 +87,29 @@ def _moving_box(
     runs: Iterable[Iterable[Image.Image]], picture: tuple[int, int], size: tuple[int, int]
 ) -> Box | None:
     """The box around what changes in time; None where nothing does."""
-    spread = _deviation(runs, picture)
-    threshold = max(_LEAST_SPREAD, _LEAST_FRACTION * float(np.percentile(spread, 99.5)))
+    spread = _deviation_over_time(runs, picture)
+    threshold = max(
+        _MIN_DEVIATION_GREY_LEVELS, _MIN_FRACTION_OF_MAX_DEVIATION * float(np.percentile(spread, 99.5))
+    )
     energy = np.where(spread > threshold, spread, 0)
     if not energy.any():
         return None
-    (left, right), (top, bottom) = (_central_range(energy.sum(axis=axis)) for axis in (0, 1))
+    (left, right), (top, bottom) = (_range_without_outliers(energy.sum(axis=axis)) for axis in (0, 1))
     across, down = picture[0] / spread.shape[1], picture[1] / spread.shape[0]
-    least = (_MARGIN * (right - left) * across, _MARGIN * (bottom - top) * down)
+    least = (_BOX_TO_MOTION_RATIO * (right - left) * across, _BOX_TO_MOTION_RATIO * (bottom - top) * down)
     return _box_around(((left + right) / 2 * across, (top + bottom) / 2 * down), least, picture, size)
 
 
-def _deviation(runs: Iterable[Iterable[Image.Image]], picture: tuple[int, int]) -> np.ndarray:
+def _deviation_over_time(runs: Iterable[Iterable[Image.Image]], picture: tuple[int, int]) -> np.ndarray:
     """Standard deviation over time of each cell of a coarse grid, in grey levels: (rows, columns).
 
     The runs are samples of the footage, the cheapest first. The first one with at least 16 pictures is taken.
     """
     longest = max(picture)
-    grid = (max(1, round(picture[0] / longest * _GRID)), max(1, round(picture[1] / longest * _GRID)))
+    grid = (
+        max(1, round(picture[0] / longest * _MOTION_GRID_CELLS)),
+        max(1, round(picture[1] / longest * _MOTION_GRID_CELLS)),
+    )
     count, total, squares = 0, np.zeros(grid[::-1]), np.zeros(grid[::-1])
     for run in runs:
         count, total, squares = 0, np.zeros(grid[::-1]), np.zeros(grid[::-1])
@@ -111,14 +117,14 @@ def _deviation(runs: Iterable[Iterable[Image.Image]], picture: tuple[int, int]) 
             # Means of cells, not a picture; in a small picture several cells repeat one pixel.
             grey = np.asarray(image.convert("L").resize(grid, Image.Resampling.BOX), dtype=np.float64)
             count, total, squares = count + 1, total + grey, squares + grey**2
-        if count >= _ENOUGH:
+        if count >= _MIN_SAMPLE_PICTURES:
             break
     count = max(count, 1)
     spread: np.ndarray = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
     return spread
 
 
-def _central_range(weights: np.ndarray) -> tuple[int, int]:
+def _range_without_outliers(weights: np.ndarray) -> tuple[int, int]:
     """The range of cells without 1 % of the weight on either side, so that a far speck does not count."""
     cumulative = np.cumsum(weights) / weights.sum()
     return int(np.searchsorted(cumulative, 0.01)), int(np.searchsorted(cumulative, 0.99)) + 1

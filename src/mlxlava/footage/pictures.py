@@ -166,7 +166,7 @@ def pictures_in(folder: Path) -> list[Path]:
         else:
             what = "is an empty folder"
         raise UserError(f"footage: {folder} {what}; give a folder of images or the video files themselves")
-    return sorted(pictures, key=lambda file: (_natural(file.name), file.name))
+    return sorted(pictures, key=lambda file: (_natural_sort_key(file.name), file.name))
 
 
 def left_out(folder: Path) -> str:
@@ -235,7 +235,7 @@ def _by_profile(image: Image.Image, profile: bytes | None) -> Image.Image | None
         return None
 
 
-def _natural(name: str) -> list[str | int]:
+def _natural_sort_key(name: str) -> list[str | int]:
     """A sort key by which img2 comes before img10."""
     # Texts and numbers alternate, so that no text is ever compared with a number.
     return [int(part) if odd % 2 else part for odd, part in enumerate(re.split("([0-9]+)", name.lower()))]
@@ -255,10 +255,12 @@ def _one_line_errors(path: str | Path, what: str, advice: str) -> Iterator[None]
         raise UserError(f"{what}: {path} is no picture that is read (PNG, JPEG …); {advice}") from error
     # A damaged file makes decoders fail in many ways: struct.error, EOFError, SyntaxError, IndexError …
     except Exception as error:
-        raise UserError(f"{what}: cannot read the image {path} ({_reason(error)}); {advice}") from error
+        raise UserError(
+            f"{what}: cannot read the image {path} ({_describe_read_error(error)}); {advice}"
+        ) from error
 
 
-def _reason(error: Exception) -> str:
+def _describe_read_error(error: Exception) -> str:
     """What is wrong with a picture, on one line."""
     if isinstance(error, Image.DecompressionBombError):
         return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels"

@@ -23,17 +23,17 @@ from mlxlava.config import check_size, format_size
 from mlxlava.errors import UserError
 from mlxlava.footage import lamp
 from mlxlava.footage.cuts import CutFinder
-from mlxlava.footage.dataset import FORMAT, Footage, open_footage, read_footage
+from mlxlava.footage.dataset import FOOTAGE_FORMAT_VERSION, Footage, open_footage, read_footage
 from mlxlava.footage.pictures import pictures_in
 from mlxlava.footage.source import Counts, Source, describe, open_source
 from mlxlava.footage.timing import TimeGrid
 from mlxlava.paths import atomic_folder, cache_folder, is_system_file, is_taken
 
-LAMPS = 4  # different lamps in the built-in footage, so that a model cannot memorise a single one
+LAMP_COUNT = 4  # different lamps in the built-in footage, so that a model cannot memorise a single one
 
-_HEADER = 128  # bytes of the header of frames.npy
-_READER = 2  # of videos: which reader wrote the frames; it is part of their keys
-_SAME_RATE = 0.01  # a relative difference of rates that is none
+_NPY_HEADER_BYTES = 128  # bytes of the header of frames.npy
+_VIDEO_READER_VERSION = 2  # of videos: which reader wrote the frames; it is part of their keys
+_MAX_RATE_DIFFERENCE = 0.01  # a relative difference of rates that is none
 
 OnProgress = Callable[[int, "int | None"], None]
 OnWarning = Callable[[str], None]
@@ -108,8 +108,8 @@ def prepare(
     if source_fps is not None:
         settings["source_fps"] = source_fps
     # Pictures have been read alike since the first version, but for the mended cases.
-    reader = {} if all(path.is_dir() for path in paths) else {"reader": _READER}
-    key = _key({"sources": hashes, **settings, **reader})
+    reader = {} if all(path.is_dir() for path in paths) else {"reader": _VIDEO_READER_VERSION}
+    key = _hash_settings({"sources": hashes, **settings, **reader})
 
     def write(frames: IO[bytes]) -> dict[str, Any]:
         opened = [open_source(path, size, crop, source_fps) for path in paths]
@@ -122,14 +122,14 @@ def prepare(
             entry["sha256"] = digest
         return {**settings, **read}
 
-    footage, about = _reuse_or_write(out, key, write)
+    footage, about = _reopen_or_write(out, key, write)
     if on_warning:
-        for text in [*_assumed(about), *about["warnings"]]:
+        for text in [*_assumed_rate_warnings(about), *about["warnings"]]:
             on_warning(text)
     return footage
 
 
-def _assumed(about: dict[str, Any]) -> list[str]:
+def _assumed_rate_warnings(about: dict[str, Any]) -> list[str]:
     """A line for each source whose rate is unknown."""
     return [
         f"footage: {source['path']}: nothing tells its rate; taken as {source['fps']:g} frames a second; "
@@ -173,33 +173,38 @@ def prepare_lamp(
         raise UserError("footage: the built-in lamp needs positive minutes, frames a second and every-nth")
     settings = {"size": list(size), "crop": "none", "every_nth": every_nth}
     recipe = {"minutes": minutes, "fps": fps, "seed": seed, "theme": theme}
-    each = max(1, round(minutes * 60 * fps / every_nth / LAMPS))
+    each = max(1, round(minutes * 60 * fps / every_nth / LAMP_COUNT))
 
     def write(frames: IO[bytes]) -> dict[str, Any]:
-        for number in range(LAMPS):
-            stream = lamp.frames(size, fps=fps / every_nth, seed=LAMPS * seed + number, theme=theme)
+        for number in range(LAMP_COUNT):
+            stream = lamp.frames(size, fps=fps / every_nth, seed=LAMP_COUNT * seed + number, theme=theme)
             for index in range(each):
                 frames.write(next(stream).tobytes())
                 if on_progress:
-                    on_progress(number * each + index + 1, LAMPS * each)
-        source = {"path": "built-in lamp", "version": lamp.VERSION, "frames": LAMPS * each, **recipe}
-        cuts = [number * each for number in range(1, LAMPS)]
-        return {**settings, "sources": [source], "fps": fps, "cuts": cuts, "frames": LAMPS * each}
+                    on_progress(number * each + index + 1, LAMP_COUNT * each)
+        source = {
+            "path": "built-in lamp",
+            "version": lamp.LAMP_VERSION,
+            "frames": LAMP_COUNT * each,
+            **recipe,
+        }
+        cuts = [number * each for number in range(1, LAMP_COUNT)]
+        return {**settings, "sources": [source], "fps": fps, "cuts": cuts, "frames": LAMP_COUNT * each}
 
-    return _reuse_or_write(out, _key({"lamp": lamp.VERSION, **settings, **recipe}), write)[0]
+    return _reopen_or_write(out, _hash_settings({"lamp": lamp.LAMP_VERSION, **settings, **recipe}), write)[0]
 
 
-def _key(inputs: dict[str, Any]) -> str:
-    text = json.dumps({"format": FORMAT, **inputs}, sort_keys=True)
+def _hash_settings(inputs: dict[str, Any]) -> str:
+    text = json.dumps({"format": FOOTAGE_FORMAT_VERSION, **inputs}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _reuse_or_write(
+def _reopen_or_write(
     out: Path | None, key: str, write: Callable[[IO[bytes]], dict[str, Any]]
 ) -> tuple[Footage, dict[str, Any]]:
     """Open the folder if it holds the footage of this key; else write it."""
     path = (out or cache_folder() / "footage" / key).expanduser().resolve()
-    found = _matching(path, key)
+    found = _reopen_if_unchanged(path, key)
     if found:
         return found
     if out and is_taken(path) and not (path / "footage.json").is_file():
@@ -212,16 +217,16 @@ def _reuse_or_write(
     # The cache folder holds libraries as well, which no other user may replace: hence private.
     with atomic_folder(path, "footage", is_write_error, advice=advice, private=out is None) as draft:
         with (draft / "frames.npy").open("wb") as frames:
-            frames.write(bytes(_HEADER))
+            frames.write(bytes(_NPY_HEADER_BYTES))
             about = write(frames)
             frames.seek(0)
             frames.write(_npy_header((about["frames"], *about["size"], 3)))
-        about = {"format": FORMAT, "key": key, "warnings": [], **about}
+        about = {"format": FOOTAGE_FORMAT_VERSION, "key": key, "warnings": [], **about}
         (draft / "footage.json").write_bytes(json.dumps(about, indent=2).encode())
     return read_footage(path)
 
 
-def _matching(path: Path, key: str) -> tuple[Footage, dict[str, Any]] | None:
+def _reopen_if_unchanged(path: Path, key: str) -> tuple[Footage, dict[str, Any]] | None:
     """The footage in a folder, if it is undamaged and made from the same sources and settings."""
     with contextlib.suppress(UserError):
         footage, about = read_footage(path)
@@ -233,7 +238,7 @@ def _matching(path: Path, key: str) -> tuple[Footage, dict[str, Any]] | None:
 def _npy_header(shape: tuple[int, ...]) -> bytes:
     """A .npy header of fixed length: it is written last, when the number of frames is known."""
     text = repr({"descr": "|u1", "fortran_order": False, "shape": shape})
-    length = _HEADER - 10  # without the magic string, the version and the length itself
+    length = _NPY_HEADER_BYTES - 10  # without the magic string, the version and the length itself
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", length) + text.ljust(length - 1).encode() + b"\n"
 
 
@@ -258,12 +263,14 @@ def _read_sources(
     """Give the frames to keep of all sources to ``keep``; returns what footage.json says about them."""
     fps, warnings = sources[0].fps, []
     slowest = min(source.fps for source in sources)
-    if any(abs(source.fps - fps) > _SAME_RATE * fps for source in sources):
+    if any(abs(source.fps - fps) > _MAX_RATE_DIFFERENCE * fps for source in sources):
         fps = slowest
         rates = ", ".join(f"{source.path} has {source.fps:.4g}" for source in sources)
         warnings.append(f"footage: rates differ ({rates} frames a second); {fps:.4g} of each are taken")
     # Sources of one rate keep their own: 29.97 and 30 need no frame repeated.
-    rates_kept = [source.fps if abs(source.fps - fps) <= _SAME_RATE * fps else fps for source in sources]
+    rates_kept = [
+        source.fps if abs(source.fps - fps) <= _MAX_RATE_DIFFERENCE * fps else fps for source in sources
+    ]
     known = [
         math.ceil(source.expected * rate / source.fps / every_nth)
         for source, rate in zip(sources, rates_kept, strict=True)
@@ -288,7 +295,7 @@ def _read_sources(
             raise UserError(f"footage: {source.path}: no frame of it decodes; give another file")
         cuts += [start, *(start + cut for cut in inside if start + cut < kept)]
         warnings += describe(source, counts, problems)
-        entries.append(_entry(source, kept - start, counts))
+        entries.append(_describe_source(source, kept - start, counts))
     if on_progress:
         on_progress(kept, kept)
     rising = sorted(set(cuts) - {0})
@@ -319,7 +326,7 @@ def _read_source(
     for moment in source.moments(counts, problems):
         if moment.begins:
             begins.append(counts.decoded - 1)
-            take_before(grid.end(1 / source.fps), every_frame.end(1 / source.fps))
+            take_before(grid.finish(1 / source.fps), every_frame.finish(1 / source.fps))
         times, of_every_frame = grid.add(moment.stamp), every_frame.add(moment.stamp)
         if before is not None and not moment.begins:
             take_before(times, of_every_frame)
@@ -327,12 +334,12 @@ def _read_source(
         before = moment.frame
     if before is not None:
         counts.decoded += 1  # as if one more had come
-        take_before(grid.end(1 / source.fps), every_frame.end(1 / source.fps))
+        take_before(grid.finish(1 / source.fps), every_frame.finish(1 / source.fps))
         counts.decoded -= 1
     return [bisect.bisect_left(origins, cut) for cut in sorted({*finder.cuts(), *begins})]
 
 
-def _entry(source: Source, frames: int, counts: Counts) -> dict[str, Any]:
+def _describe_source(source: Source, frames: int, counts: Counts) -> dict[str, Any]:
     """What footage.json says of a source."""
     entry: dict[str, Any] = {
         "path": str(source.path.resolve()),

@@ -151,21 +151,21 @@ class TimeGrid:
         if self._start is None:
             self._start = stamp
         else:
-            count = self._up_to((self._last + stamp) / 2)
+            count = self._take_times_before((self._last + stamp) / 2)
         self._last = stamp
         return count
 
-    def end(self, interval: float) -> int:
+    def finish(self, interval: float) -> int:
         """End the grid, which starts again at the next stamp; says how often the last frame is taken.
 
         Args:
             interval: how long the last frame is shown, in seconds.
         """
-        count = 0 if self._start is None else self._up_to(self._last + interval / 2)
+        count = 0 if self._start is None else self._take_times_before(self._last + interval / 2)
         self._start, self._taken = None, 0
         return count
 
-    def _up_to(self, time: float) -> int:
+    def _take_times_before(self, time: float) -> int:
         """How many times of the grid lie before this one and are not taken yet."""
         assert self._start is not None
         before = self._taken

@@ -97,7 +97,7 @@ def _next_seed(session: Session) -> str:
     return session.title
 
 
-def _next_name(session: Session) -> str:
+def _switch_to_next_lamp(session: Session) -> str:
     return session.title if session.next_name() else "there is no other lamp"
 
 
@@ -112,7 +112,7 @@ _ACTIONS: dict[str, Callable[[Session], str]] = {
     "slower": lambda session: _change_speed(session, 1 / SPEED_FACTOR),
     "true_speed": lambda session: _change_speed(session, None),
     "next_seed": _next_seed,
-    "next_name": _next_name,
+    "next_name": _switch_to_next_lamp,
     "end": _end,
 }
 

@@ -19,7 +19,7 @@ from mlxlava.console import format_duration, progress, say
 from mlxlava.errors import UserError
 from mlxlava.playback.clock import WallClock
 from mlxlava.playback.screens import Screen
-from mlxlava.playback.screens.terminal import Terminal, has_terminal
+from mlxlava.playback.screens.terminal import Terminal, understands_escape_sequences
 from mlxlava.playback.session import FrameSource, Library, Session
 from mlxlava.playback.writers import OutputFile, PipeClosed, Writer, check_quality, format_of, open_writer
 
@@ -39,10 +39,10 @@ def has_window() -> bool:
     if not has_display():
         return False
     try:
-        from mlxlava.playback.screens.window import can_open
+        from mlxlava.playback.screens.window import can_open_window
     except ImportError:
         return False
-    return can_open()
+    return can_open_window()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,13 +93,13 @@ class PlaybackOptions:
         if screen is None:
             screen = "auto" if target is None else "none"
         if screen == "auto":
-            screen = "terminal" if target != "-" and has_terminal() else "none"
+            screen = "terminal" if target != "-" and understands_escape_sequences() else "none"
             # No window if stdout is a pipe or a file: perhaps nobody is there to close it.
             if target is None and sys.stdout.isatty() and has_window():
                 screen = "window"
         elif screen == "window" and not has_display():
             raise UserError("play: --screen window, but there is no display; try --screen terminal")
-        elif screen == "terminal" and not has_terminal():
+        elif screen == "terminal" and not understands_escape_sequences():
             raise UserError("play: --screen terminal, but stdout is no terminal; write a file with -o")
         elif screen == "none" and target is None:
             raise UserError("play: --screen none needs a file to write; give one with -o")
@@ -226,7 +226,7 @@ def show(session: Session, screen: Screen, fps: float) -> None:
         screen: the screen; it must be open.
         fps: frames per second while somebody can see the screen.
     """
-    session.clock.fps = fps
+    session.clock.target_fps = fps
     for source in session.sources():
         for at, frame in source.play(session.clock):
             session.clock.wait(at)
@@ -235,7 +235,7 @@ def show(session: Session, screen: Screen, fps: float) -> None:
             screen.show(frame)
             session.count_shown_frame(at)
             # While nobody can see the screen, few frames are drawn, only to keep the lamp's time going.
-            session.clock.fps = _HIDDEN_FPS if screen.hidden else fps
+            session.clock.target_fps = _HIDDEN_FPS if screen.hidden else fps
 
 
 def _show_and_write(session: Session, options: PlaybackOptions, screen: Screen, writer: OutputFile) -> None:
@@ -272,10 +272,10 @@ def open_screen(options: PlaybackOptions, session: Session) -> Screen:
         return Window(session)
     if options.screen == "web":
         try:
-            from mlxlava.playback.screens.web import HOST, WebPage
+            from mlxlava.playback.screens.web import DEFAULT_HOST, WebPage
         except ImportError as error:
             raise UserError(f'play: {error.name} is missing; install "mlxlava[web]"') from error
-        return WebPage(session, options.host or HOST, options.port)
+        return WebPage(session, options.host or DEFAULT_HOST, options.port)
     return Terminal(session=session)
 
 

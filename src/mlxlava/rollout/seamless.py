@@ -131,7 +131,7 @@ class SeamlessLoop:
 
         The first ``fixed_states`` states do not change. If the start may move, the path has no corner there.
         """
-        pace = self._natural_pace()
+        pace = self._mean_squared_step_distance()
         steering = self._steering_cost(path)
         path = path[:, int(np.argmin(np.array(steering / _mean_squared_motion(path))))]
         held, free, norm = path[:fixed_states], path[fixed_states:], mx.linalg.norm(path[0])
@@ -162,7 +162,7 @@ class SeamlessLoop:
         moved = self._dynamics.transport(self._weights, self._bases, path.reshape(-1, path.shape[-1]))
         return ((moved.reshape(path.shape) - _next_states(path)) ** 2).sum(-1).mean(0)
 
-    def _natural_pace(self) -> float:
+    def _mean_squared_step_distance(self) -> float:
         """The mean squared distance by which one step moves a random state."""
         states = mx.random.normal((256, self._dynamics.size), key=mx.random.key(0))
         moved = self._dynamics.transport(self._weights, self._bases, states)

@@ -35,7 +35,7 @@ pytest.importorskip("aiohttp", reason="needs the extra `web`")
 import aiohttp
 
 from mlxlava.playback.screens import web
-from mlxlava.playback.screens.web import WebPage, encode
+from mlxlava.playback.screens.web import WebPage, encode_picture
 from tests.playback.screens.chromium import CHROMIUM, Browser, Tab, chromium
 
 ROOT = Path(__file__).parents[3]
@@ -56,7 +56,7 @@ class Shades:
 
 
 @contextlib.contextmanager
-def playing(host: str = web.HOST) -> Iterator[tuple[Session, WebPage]]:
+def playing(host: str = web.DEFAULT_HOST) -> Iterator[tuple[Session, WebPage]]:
     """A lamp that plays on a page of its own, at any free port."""
     session = Session(Shades(), "a", 1, WallClock(30))
     with WebPage(session, host, 0) as page:
@@ -124,7 +124,7 @@ def until(condition: Callable[[], bool]) -> None:
 def test_a_small_picture_is_lossless_and_a_large_one_close(side: int, kind: str) -> None:
     ramp = np.linspace(0, 255, side).astype(np.uint8)
     frame = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], np.uint8(90)), axis=-1)
-    picture = Image.open(io.BytesIO(encode(frame)))
+    picture = Image.open(io.BytesIO(encode_picture(frame)))
     assert picture.format == kind
     error = np.abs(np.asarray(picture.convert("RGB")).astype(int) - frame).max()
     assert error == 0 if kind == "WEBP" else error < 8
@@ -266,7 +266,8 @@ async def test_the_page_is_told_the_colours_of_the_pictures_edge(session: Sessio
 @viewed
 async def test_a_slow_viewer_drops_pictures_and_slows_nobody(session: Session, page: WebPage) -> None:
     async with watching(page) as slow, watching(page) as quick:
-        before = await pictures(slow, web.AHEAD, drawn=False)  # as many as it gets without drawing any
+        # As many as it gets without drawing any.
+        before = await pictures(slow, web.MAX_PICTURES_IN_FLIGHT, drawn=False)
         seen = await pictures(quick, 40)
         assert len(set(seen)) == 40
         await slow.send_json({"drawn": len(before)})
@@ -316,7 +317,8 @@ def test_a_viewer_that_is_stuck_slows_nobody_and_no_ending() -> None:
         page.show(noise[-1])
         asyncio.run(asyncio.wait_for(watch(page, claim), 60))
         page.__exit__(None, None, None)
-        assert received() < 120 * len(encode(noise[0]))  # its line was full, so it has missed pictures
+        # Its line was full, so it has missed pictures.
+        assert received() < 120 * len(encode_picture(noise[0]))
 
 
 @viewed
@@ -428,7 +430,7 @@ def test_what_is_no_request_closes_the_line(message: str | bytes, code: int) -> 
 
 
 def test_there_is_a_limit_to_viewers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "MOST_VIEWERS", 2)
+    monkeypatch.setattr(web, "MAX_VIEWERS", 2)
 
     async def crowd(page: WebPage) -> None:
         async with watching(page) as one, watching(page):
@@ -468,7 +470,7 @@ def test_a_port_in_use_is_one_line_or_the_next_one() -> None:
         with WebPage(session) as one, WebPage(session) as two:
             ports = urlsplit(one.url).port, urlsplit(two.url).port
             assert ports[0] != ports[1]
-            assert all(number in web.PORTS for number in ports)
+            assert all(number in web.DEFAULT_PORTS for number in ports)
     with pytest.raises(UserError, match="--host"), WebPage(session, "no.such.host.invalid"):
         pass
 

@@ -29,7 +29,7 @@ pytest.importorskip("pygame", reason="needs the extra `window`")
 
 from pygame._sdl2.video import Renderer
 
-from mlxlava.playback.screens.window import Window, fit, pygame
+from mlxlava.playback.screens.window import Window, fit_picture, pygame
 
 RED = (200, 40, 20)
 
@@ -139,8 +139,8 @@ def test_shortcuts_of_the_system_are_none_of_ours(window: Window, session: Sessi
 
 
 def test_the_aspect_is_kept_and_the_rest_has_the_edges_colour(window: Window) -> None:
-    assert fit((16, 32), 300, 200) == (0, 25, 300, 150)
-    assert fit((32, 16), 300, 200) == (100, 0, 100, 200)
+    assert fit_picture((16, 32), 300, 200) == (0, 25, 300, 150)
+    assert fit_picture((32, 16), 300, 200) == (100, 0, 100, 200)
     seen = picture()
     assert seen.shape == (200, 300, 3)
     np.testing.assert_array_equal(seen, np.broadcast_to(RED, (200, 300, 3)))
@@ -153,7 +153,7 @@ def test_the_surround_continues_the_edge(window: Window, shape: tuple[int, int])
     frame = np.stack([30 + 40 * across, 20 + 40 * down, 90 - 20 * across * down], -1).astype(np.uint8)
     frame[1:-1, 1:-1] = 200
     window.show(frame)
-    left, top, wide, high = fit(shape, 300, 200)
+    left, top, wide, high = fit_picture(shape, 300, 200)
     seen = picture().astype(int)
     rows, columns = np.arange(200).clip(top, top + high - 1), np.arange(300).clip(left, left + wide - 1)
     beside = np.ones((200, 300), bool)
@@ -258,7 +258,7 @@ def test_a_picture_that_cannot_be_saved_is_said(session: Session, tmp_path: Path
 @pytest.fixture
 def desk(monkeypatch: pytest.MonkeyPatch) -> None:
     """A terminal on a desktop."""
-    monkeypatch.setattr(player, "has_terminal", lambda: True)
+    monkeypatch.setattr(player, "understands_escape_sequences", lambda: True)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
 
 
