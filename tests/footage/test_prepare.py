@@ -175,7 +175,7 @@ def test_what_is_no_cut() -> None:
     def cuts(frames: Sequence[np.ndarray]) -> list[int]:
         finder = CutFinder()
         for frame in frames:
-            finder.add(np.clip(frame, 0, 255).astype(np.uint8))
+            finder.add_frame(np.clip(frame, 0, 255).astype(np.uint8))
         return finder.cuts()
 
     smooth = np.cumsum(rng.normal(0, 1, (60, 16, 16, 3)), axis=0) + 100
@@ -403,11 +403,11 @@ def test_damaged_and_huge_pictures_are_told_in_one_line(damaged_picture: Path) -
 
 def test_too_short(tmp_path: Path) -> None:
     found = prepare(flat_images(tmp_path / "a", range(6)), every_nth=2)
-    found.require(3)
+    found.require_clip(3)
     with pytest.raises(
         UserError, match=r"needs 4 frames, but there are 3 .*smaller --seq-len or --every-nth"
     ):
-        found.require(4)
+        found.require_clip(4)
     with pytest.raises(UserError, match="needs 4 frames"):
         found.batch(0, 0, 2, 4)
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from mlxlava.api.arguments import require_integer, require_positive
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.errors import UserError
-from mlxlava.footage.dataset import prepared_size
-from mlxlava.paths import latest_checkpoint
-from mlxlava.rollout.weights import find_weights, load_weights
+from mlxlava.footage.dataset import size_of_prepared_footage
+from mlxlava.paths import latest_checkpoint_folder
+from mlxlava.rollout.weights import find_weights_folder, load_weights
 from mlxlava.training.memory_plan import PlanRow, plan_rows
 from mlxlava.training.outcome import TrainedRun
 
@@ -81,7 +81,7 @@ def train(
     if steps is not None:
         changes |= {"training.steps": steps, "training.epochs": 0}
     sources = _as_sources(footage)
-    size = prepared_size(sources)
+    size = size_of_prepared_footage(sources)
     if size is not None:
         changes.setdefault("data.size", size)
     base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
@@ -94,7 +94,7 @@ def train(
     if init is None and chosen.growth.start_recipe:
         plan = SecondStagePlan(chosen, absolute_paths(sources), memory, command)
         small = begin_first_stage(folder, plan)
-        return _train_stages(folder, small, minutes, options)
+        return _train_in_two_stages(folder, small, minutes, options)
     ready = begin_run(
         folder,
         chosen,
@@ -140,12 +140,14 @@ def resume(
         if steps is not None:
             raise UserError("resume: a lamp that has not grown yet keeps its steps; leave --steps out")
         small = resume_first_stage(folder, memory)
-        return _train_stages(folder, small, minutes, options)
+        return _train_in_two_stages(folder, small, minutes, options)
     ready = take_up(folder, steps=steps, memory=memory)
     return train_run(ready.folder, ready.recipe, ready.footage, minutes=minutes, **options)
 
 
-def _train_stages(folder: Path, small: Run, minutes: float | None, options: Mapping[str, Any]) -> TrainedRun:
+def _train_in_two_stages(
+    folder: Path, small: Run, minutes: float | None, options: Mapping[str, Any]
+) -> TrainedRun:
     """Train the smaller lamp to its end, and then the lamp that grows from it, until the time is over.
 
     ``options`` are those of ``training.loop.train``, without ``minutes``.
@@ -174,8 +176,8 @@ def _recipe_and_initial_arrays(
     weights = load_weights(init)
     if size[0] <= weights.recipe.data.size[0]:
         return recipe, weights.arrays
-    folder = find_weights(init)
-    learned = arrays_learned_by_run(folder) if latest_checkpoint(folder) else weights.arrays
+    folder = find_weights_folder(init)
+    learned = arrays_learned_by_run(folder) if latest_checkpoint_folder(folder) else weights.arrays
     return grown_recipe(recipe, weights.recipe, learned, size), learned
 
 

@@ -46,7 +46,7 @@ def choose_box(
     if name in ("centre", "center"):
         return centre_box(picture, size), True
     if name == "auto":
-        found = _moving_box(runs, picture, size)
+        found = _box_around_motion(runs, picture, size)
         return found or centre_box(picture, size), found is not None
     return _parse_box(crop, picture, path), True
 
@@ -83,7 +83,7 @@ def _box_around(
     return x, y, width, height
 
 
-def _moving_box(
+def _box_around_motion(
     runs: Iterable[Iterable[Image.Image]], picture: tuple[int, int], size: tuple[int, int]
 ) -> Box | None:
     """The box around what changes in time; None where nothing does."""

@@ -54,7 +54,7 @@ class CutFinder:
         self._rows = array("f")
         self._last: list[np.ndarray] = []
 
-    def add(self, frame: np.ndarray) -> None:
+    def add_frame(self, frame: np.ndarray) -> None:
         """Look at the next frame, uint8 (H, W, 3)."""
         now = resize(frame, _THUMBNAIL_SIZE).astype(np.float32)
         before = [*([now] * (2 - len(self._last))), *self._last]

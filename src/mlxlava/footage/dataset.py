@@ -60,7 +60,7 @@ class Footage:
         firsts, counts = self._segment_starts_and_clip_counts(seq_len)
         return np.repeat(firsts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
 
-    def require(self, seq_len: int) -> None:
+    def require_clip(self, seq_len: int) -> None:
         """Raise UserError unless there is at least one clip of ``seq_len`` frames."""
         if self.clip_count(seq_len) == 0:
             longest = int(self._segment_starts_and_clip_counts(1)[1].max())
@@ -98,7 +98,7 @@ class Footage:
         Raises:
             UserError: the footage is shorter than one clip.
         """
-        self.require(seq_len)
+        self.require_clip(seq_len)
         firsts, counts = self._segment_starts_and_clip_counts(seq_len)
         ends = np.cumsum(counts)
         key = np.array([seed & 0xFFFFFFFFFFFFFFFF, step], dtype=np.uint64)
@@ -122,7 +122,7 @@ def open_footage(path: str | Path) -> Footage:
     return read_footage(Path(path))[0]
 
 
-def prepared_size(sources: Sequence[str | Path]) -> tuple[int, int] | None:
+def size_of_prepared_footage(sources: Sequence[str | Path]) -> tuple[int, int] | None:
     """Height and width of prepared footage; None where the sources are something else.
 
     Raises:

@@ -25,7 +25,7 @@ from mlxlava.products import matmul
 # Raise it when the pictures change. Footage that was prepared with another version is not used again.
 LAMP_VERSION = 1
 
-Floats = NDArray[np.float32]
+FloatArray = NDArray[np.float32]
 Color = tuple[int, int, int]
 
 
@@ -108,7 +108,7 @@ _LEVEL_GRID_SHAPE = (72, 44)
 _MIN_EDGE_SLOPE = 5.0
 
 
-def _outline_half_widths(profile: tuple[tuple[float, float], ...], y: Floats) -> Floats:
+def _outline_half_widths(profile: tuple[tuple[float, float], ...], y: FloatArray) -> FloatArray:
     """Half the width at each height: a cubic Hermite spline through the outline, constant beyond its ends."""
     heights, widths = np.array(profile).T
     slopes = np.gradient(widths, heights)
@@ -192,7 +192,7 @@ class _WaxMotion:
 class _WaxField:
     """The field of the wax on a grid of points inside the glass."""
 
-    def __init__(self, x: Floats, y: Floats) -> None:
+    def __init__(self, x: FloatArray, y: FloatArray) -> None:
         self.x, self.y = x, y
         # Near the glass the field is smaller, so that blobs stay round there. The pool touches the glass.
         wall = _outline_half_widths(_GLASS_OUTLINE, y)[:, None] - np.abs(x)[None, :]
@@ -201,7 +201,7 @@ class _WaxField:
         down, across = np.gradient(self.fall, y, x)
         self.fall_y, self.fall_x = down.astype(np.float32), across.astype(np.float32)
 
-    def __call__(self, blobs: NDArray[np.float64]) -> tuple[Floats, Floats, Floats]:
+    def __call__(self, blobs: NDArray[np.float64]) -> tuple[FloatArray, FloatArray, FloatArray]:
         """The logarithm of the field and its two derivatives: (H, W) each.
 
         A Gaussian is a product of one in x and one in y, so the sum is a matrix product.
@@ -387,17 +387,19 @@ class ThemeLibrary:
         return FrameSource(Lamp(self._size, seed=seed, theme=name).play, self._size)
 
 
-def _colour_array(color: Color) -> Floats:
+def _colour_array(color: Color) -> FloatArray:
     return np.array(color, np.float32)
 
 
-def _colours_on_ramp(colors: Floats, position: NDArray[np.floating]) -> Floats:
+def _colours_on_ramp(colors: FloatArray, position: NDArray[np.floating]) -> FloatArray:
     """Colours at ``position`` (0 … 1) on an even ramp: (..., 3)."""
     knots = np.linspace(0, 1, len(colors))
     return np.stack([np.interp(position, knots, channel) for channel in colors.T], axis=-1).astype(np.float32)
 
 
-def _pixel_coverage(profile: tuple[tuple[float, float], ...], x: Floats, y: Floats, pixel: float) -> Floats:
+def _pixel_coverage(
+    profile: tuple[tuple[float, float], ...], x: FloatArray, y: FloatArray, pixel: float
+) -> FloatArray:
     """How much of each pixel lies within an outline, 0 … 1: (H, W)."""
     side = (_outline_half_widths(profile, y)[:, None] - np.abs(x)[None, :]) / pixel + 0.5
     above = (y - profile[0][0]) / pixel + 0.5

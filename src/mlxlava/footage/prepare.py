@@ -24,8 +24,8 @@ from mlxlava.errors import UserError
 from mlxlava.footage import lamp
 from mlxlava.footage.cuts import CutFinder
 from mlxlava.footage.dataset import FOOTAGE_FORMAT_VERSION, Footage, open_footage, read_footage
-from mlxlava.footage.pictures import pictures_in
-from mlxlava.footage.source import Counts, Source, describe, open_source
+from mlxlava.footage.pictures import list_pictures
+from mlxlava.footage.source import OddityCounts, Source, describe_oddities, open_source
 from mlxlava.footage.timing import TimeGrid
 from mlxlava.paths import atomic_folder, cache_folder, is_system_file, is_taken
 
@@ -245,7 +245,7 @@ def _npy_header(shape: tuple[int, ...]) -> bytes:
 def _hash_source(path: Path) -> str:
     """SHA-256 of a file, or of the names and contents of a folder's images."""
     total = hashlib.sha256()
-    for file in pictures_in(path) if path.is_dir() else [path]:
+    for file in list_pictures(path) if path.is_dir() else [path]:
         if path.is_dir():
             total.update(f"{file.name}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape"))
         with file.open("rb") as stream:
@@ -288,13 +288,13 @@ def _read_sources(
 
     for source, rate in zip(sources, rates_kept, strict=True):
         start = kept
-        counts = Counts()
+        counts = OddityCounts()
         problems: list[str] = []
         inside = _read_source(source, every_nth / rate, take, counts, problems)
         if kept == start:
             raise UserError(f"footage: {source.path}: no frame of it decodes; give another file")
         cuts += [start, *(start + cut for cut in inside if start + cut < kept)]
-        warnings += describe(source, counts, problems)
+        warnings += describe_oddities(source, counts, problems)
         entries.append(_describe_source(source, kept - start, counts))
     if on_progress:
         on_progress(kept, kept)
@@ -306,7 +306,7 @@ def _read_source(
     source: Source,
     period: float,
     take: Callable[[np.ndarray], None],
-    counts: Counts,
+    counts: OddityCounts,
     problems: list[str],
 ) -> list[int]:
     """Give the frames that are nearest to evenly spaced times to ``take``; returns cuts between them."""
@@ -323,14 +323,14 @@ def _read_source(
             take(before)
             origins.append(counts.decoded - 2)
 
-    for moment in source.moments(counts, problems):
+    for moment in source.timed_frames(counts, problems):
         if moment.begins:
             begins.append(counts.decoded - 1)
             take_before(grid.finish(1 / source.fps), every_frame.finish(1 / source.fps))
-        times, of_every_frame = grid.add(moment.stamp), every_frame.add(moment.stamp)
+        times, of_every_frame = grid.add_stamp(moment.stamp), every_frame.add_stamp(moment.stamp)
         if before is not None and not moment.begins:
             take_before(times, of_every_frame)
-        finder.add(moment.frame)
+        finder.add_frame(moment.frame)
         before = moment.frame
     if before is not None:
         counts.decoded += 1  # as if one more had come
@@ -339,7 +339,7 @@ def _read_source(
     return [bisect.bisect_left(origins, cut) for cut in sorted({*finder.cuts(), *begins})]
 
 
-def _describe_source(source: Source, frames: int, counts: Counts) -> dict[str, Any]:
+def _describe_source(source: Source, frames: int, counts: OddityCounts) -> dict[str, Any]:
     """What footage.json says of a source."""
     entry: dict[str, Any] = {
         "path": str(source.path.resolve()),

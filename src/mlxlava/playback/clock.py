@@ -113,8 +113,8 @@ class WallClock:
             self._speed_origin, self._last = (now, 0.0), 0.0
             self._interrupted = False
 
-    def interrupt(self) -> None:
-        """Make ``wait`` return at once, until ``restart``."""
+    def interrupt_waiting(self) -> None:
+        """Make ``wait_until`` return at once, until ``restart``."""
         self._interrupted = True
 
     def _lamp_time(self, play_time: float) -> float:
@@ -139,8 +139,8 @@ class WallClock:
             self._last = max(self._last, self._lamp_time(due))
             return self._last
 
-    def wait(self, at: float) -> None:
-        """Sleep until the lamp's time ``at``. Return at once if it is past or ``interrupt`` was called."""
+    def wait_until(self, at: float) -> None:
+        """Sleep until the lamp's time ``at``; return at once after ``interrupt_waiting`` or if it is past."""
         while not self._interrupted:
             with self._lock:
                 played, shown = self._speed_origin

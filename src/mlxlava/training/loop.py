@@ -21,7 +21,7 @@ from mlxlava.models.storage import find_non_finite
 from mlxlava.training.callbacks import Callbacks
 from mlxlava.training.checkpoint import save_checkpoint
 from mlxlava.training.failures import Diverged, explain_failures
-from mlxlava.training.folder import change_recipe, locked_run, open_run
+from mlxlava.training.folder import change_recipe, lock_run, open_run
 from mlxlava.training.log import open_log
 from mlxlava.training.memory_guard import MemoryGuard
 from mlxlava.training.outcome import TrainedRun
@@ -72,7 +72,7 @@ def train(
         enter(keep_awake())
         listeners: list[Callbacks] = []
         if rank() == 0:
-            enter(locked_run(run))
+            enter(lock_run(run))
             listeners += [enter(open_log(run, step)), PreviewWriter(run)]
             listeners += [enter(open_tensorboard(run, step))] if tensorboard else []
             listeners += callbacks

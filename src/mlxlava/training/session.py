@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mlxlava.backend import mx, peak_memory
+from mlxlava.backend import mx, peak_memory_gb
 from mlxlava.training.callbacks import Callbacks, StepReport
 from mlxlava.training.failures import Diverged
 
@@ -67,7 +67,7 @@ class TrainingSession:
             seconds_left=min((self._total - step) / pace, max(0.0, self._limit - self.elapsed_seconds)),
             clips_per_second=pace * self._batch_size,
             terms=terms,
-            peaks_gb=peak_memory(),
+            peaks_gb=peak_memory_gb(),
         )
         for each in listeners:
             each.on_step(report)

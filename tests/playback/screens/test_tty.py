@@ -41,11 +41,11 @@ PROGRAM = """
         with Terminal(session=session) as terminal:
             while not session.ended:
                 terminal.show(next(frames))
-                terminal.idle(0.05)
+                terminal.wait_and_react(0.05)
     except KeyboardInterrupt:
         pass
     left = os.read(0, 99) if select.select([0], [], [], 0.3)[0] else b""
-    print("LEFT", left, termios.tcgetattr(0) == before, session.seed, session.name)
+    print("LEFT", left, termios.tcgetattr(0) == before, session.seed, session.lamp_name)
 """
 
 NAME, KITTY, CELL, ATTRIBUTES, COLOURS = b"\x1b[>q", b"\x1b_Gi=31", b"\x1b[16t", b"\x1b[c", b"\x1b[?1;1;0S"
@@ -238,8 +238,8 @@ def test_keys_are_told_from_sequences(keyboard: tuple[Keyboard, int]) -> None:
 
     def pressed(keys: str) -> list[str]:
         os.write(ours, keys.encode())
-        board.wait(1)
-        return board.pressed()
+        board.wait_for_input(1)
+        return board.take_pressed_keys()
 
     assert pressed("q") == ["q"]
     assert pressed(" +−n") == [" ", "+", "−", "n"]
@@ -249,8 +249,8 @@ def test_keys_are_told_from_sequences(keyboard: tuple[Keyboard, int]) -> None:
     assert pressed("K\x1b\\h") == ["h"]
     assert pressed("\x1b") == []
     time.sleep(0.15)
-    board.wait(0)
-    assert board.pressed() == ["esc"]
+    board.wait_for_input(0)
+    assert board.take_pressed_keys() == ["esc"]
 
 
 def test_a_terminal_that_is_gone_is_a_closed_pipe() -> None:
@@ -259,6 +259,6 @@ def test_a_terminal_that_is_gone_is_a_closed_pipe() -> None:
     board.open()
     os.close(ours)
     with pytest.raises(PipeClosed):
-        board.wait(1)
+        board.wait_for_input(1)
     board.close()
     os.close(theirs)

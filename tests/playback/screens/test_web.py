@@ -60,8 +60,8 @@ def playing(host: str = web.DEFAULT_HOST) -> Iterator[tuple[Session, WebPage]]:
     """A lamp that plays on a page of its own, at any free port."""
     session = Session(Shades(), "a", 1, WallClock(30))
     with WebPage(session, host, 0) as page:
-        session.clock.sleep = lambda seconds: page.idle(min(seconds, 0.02))  # to end soon
-        thread = threading.Thread(target=player.show, args=(session, page, 30))
+        session.clock.sleep = lambda seconds: page.wait_and_react(min(seconds, 0.02))  # to end soon
+        thread = threading.Thread(target=player.show_until_end, args=(session, page, 30))
         thread.start()
         try:
             yield session, page
@@ -197,7 +197,7 @@ def test_the_page_is_told_its_keys() -> None:
         assert answered.headers["Content-Type"].startswith("text/javascript")
         lines = answered.read().decode().splitlines()
     values = [json.loads(line.partition(" = ")[2].rstrip(";")) for line in lines]
-    assert values == [keys.actions_of(keys.WEB), [list(row) for row in keys.help_rows(keys.WEB)]]
+    assert values == [keys.actions_by_key(keys.WEB), [list(row) for row in keys.help_rows(keys.WEB)]]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
@@ -256,7 +256,7 @@ async def test_the_page_is_told_the_colours_of_the_pictures_edge(session: Sessio
     async with watching(page) as viewer:
         await pictures(viewer, 1)
         for seed in (1, 9):
-            session.choose(seed=seed)
+            session.choose_lamp(seed=seed)
             while (sides := (await status(viewer, seed=seed))["sides"])[0][0][1] != seed:
                 pass
             left, right, top, bottom = sides
@@ -383,7 +383,7 @@ async def test_who_comes_to_a_paused_lamp_sees_it(session: Session, page: WebPag
 
 @viewed
 async def test_what_cannot_be_asked_for_is_ignored(session: Session, page: WebPage) -> None:
-    before = (session.name, session.seed, session.clock.speed, session.clock.paused)
+    before = (session.lamp_name, session.seed, session.clock.speed, session.clock.paused)
     async with watching(page) as viewer:
         for asked in (
             {"name": "../weights"},
@@ -408,7 +408,7 @@ async def test_what_cannot_be_asked_for_is_ignored(session: Session, page: WebPa
             await viewer.send_str(json.dumps(asked))
         await viewer.send_json({"paused": False})
         await pictures(viewer, 3)
-        assert (session.name, session.seed, session.clock.speed, session.clock.paused) == before
+        assert (session.lamp_name, session.seed, session.clock.speed, session.clock.paused) == before
 
 
 @pytest.mark.parametrize(

@@ -18,20 +18,20 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mlxlava.playback.screens.surround import Sides, stretch
+from mlxlava.playback.screens.surround import SideColours, stretch_line
 from mlxlava.playback.writers import Frame
 from mlxlava.resize import resize_smoothly
 
-# Sides in pixels up to which small frames are enlarged smoothly before they are sent. kitty shows the pixels
-# that it enlarges as squares. The bytes to send grow with the square of the side.
-_KITTY_SIDE_PIXELS = 384
-_ITERM2_SIDE_PIXELS = 512
+# Sides in pixels up to which small frames are enlarged smoothly before they are sent. kitty shows the
+# pixels that it enlarges as squares. The bytes to send grow with the square of the side.
+_KITTY_ENLARGED_SIDE_PIXELS = 384
+_ITERM2_ENLARGED_SIDE_PIXELS = 512
 _MAX_SIXEL_SIDE_PIXELS = 600  # the largest picture, as no terminal scales Sixel; it takes 42 ms to encode
 
 # The six levels of xterm's 6×6×6 colour cube, which is numbers 16 to 231 of its 256 colours.
 _COLOUR_CUBE_LEVELS = (0, 95, 135, 175, 215, 255)
 
-_MAX_GREY_DIFFERENCE = 24  # a pixel whose R, G and B differ by less is nearly grey
+_MAX_CHANNEL_DIFFERENCE_OF_GREY = 24  # a pixel whose R, G and B differ by less is nearly grey
 
 # 4×4 ordered dither, in (-0.5, 0.5), for terminals of 256 colours.
 _DITHER_MATRIX = (
@@ -52,7 +52,7 @@ class CellArea(NamedTuple):
     cell: tuple[int, int]  # height, width
 
     @property
-    def pixels(self) -> tuple[int, int]:
+    def size_pixels(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.rows * self.cell[0], self.columns * self.cell[1]
 
@@ -99,7 +99,7 @@ def fit_cells(
     return rows, max(1, min(columns, round(width * factor / cell[1])))
 
 
-def _cursor_sequence(area: CellArea) -> bytes:
+def _move_cursor_sequence(area: CellArea) -> bytes:
     return b"\x1b[%d;%dH" % (area.top, area.left)
 
 
@@ -109,7 +109,7 @@ def background_sequence(colour: list[int]) -> str:
 
 
 def surround_colours(
-    sides: Sides, area: CellArea, lines: int, columns: int, true_colour: bool
+    sides: SideColours, area: CellArea, lines: int, columns: int, true_colour: bool
 ) -> npt.NDArray[np.uint8]:
     """Background colours of a terminal's cells around a picture; those within ``area`` have no meaning.
 
@@ -117,7 +117,7 @@ def surround_colours(
         RGB, (lines, columns, 3), or numbers among 256 colours, (lines, columns, 1).
     """
     left, right, top, bottom = (
-        stretch(side, length)
+        stretch_line(side, length)
         for side, length in zip(sides, 2 * (area.rows,) + 2 * (area.columns,), strict=True)
     )
     beside = np.clip(np.arange(lines) - (area.top - 1), 0, area.rows - 1)  # the nearest row of the picture
@@ -156,7 +156,7 @@ def _to_256_colours(pixels: Frame) -> npt.NDArray[np.uint8]:
     grey = np.rint((pixels.mean(-1) - 8) / 10 + threshold).clip(-1, 23) + 232
     grey[grey < 232] = 16  # black
     numbers: npt.NDArray[np.uint8] = np.where(
-        np.ptp(pixels, axis=-1) < _MAX_GREY_DIFFERENCE, grey, cube
+        np.ptp(pixels, axis=-1) < _MAX_CHANNEL_DIFFERENCE_OF_GREY, grey, cube
     ).astype(np.uint8)
     return numbers
 
@@ -239,10 +239,10 @@ class _GraphicsPainter:
         if self._shown is not None and area == self._shown[1] and np.array_equal(frame, self._shown[0]):
             return b""
         self._shown = (frame, area)
-        height, width = area.pixels
+        height, width = area.size_pixels
         shrink = min(1.0, max(self.side, *frame.shape[:2]) / max(height, width))
         image = resize_smoothly(frame, (max(1, round(height * shrink)), max(1, round(width * shrink))))
-        return _cursor_sequence(area) + self._encoded_picture(image, area)
+        return _move_cursor_sequence(area) + self._encoded_picture(image, area)
 
     def erase_pictures(self) -> bytes:
         """Forget what was drawn. Clearing the screen removes such pictures."""
@@ -262,7 +262,7 @@ class KittyPainter(_GraphicsPainter):
     """
 
     spare = 0  # C=1: the cursor stays
-    side = _KITTY_SIDE_PIXELS
+    side = _KITTY_ENLARGED_SIDE_PIXELS
 
     _MAX_CHUNK_BYTES = 4096  # bytes of base64, the most that a command may carry
 
@@ -299,7 +299,7 @@ class KittyPainter(_GraphicsPainter):
 class ITerm2Painter(_GraphicsPainter):
     """iTerm2's inline images (iTerm2, WezTerm): JPEG, which the terminal scales."""
 
-    side = _ITERM2_SIDE_PIXELS
+    side = _ITERM2_ENLARGED_SIDE_PIXELS
 
     def _encoded_picture(self, image: Image.Image, area: CellArea) -> bytes:
         file = io.BytesIO()

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from mlxlava.errors import UserError
-from mlxlava.playback.keys import TERMINAL, actions_of, help_line, perform
+from mlxlava.playback.keys import TERMINAL, actions_by_key, help_line, perform_action
 from mlxlava.playback.screens.pictures import (
     CellArea,
     HalfBlockPainter,
@@ -47,7 +47,7 @@ _END_OF_STRING = b"\x1b\\"
 # Height and width of a cell in pixels where they are unknown; those of the VT340.
 _DEFAULT_CELL_PIXELS = (20, 10)
 
-_ACTION_OF_KEY, _HELP_LINE = actions_of(TERMINAL), help_line(TERMINAL)
+_ACTION_OF_KEY, _HELP_LINE = actions_by_key(TERMINAL), help_line(TERMINAL)
 
 _MAX_WAIT_SECONDS = 0.1  # seconds after which keys, a new size and Ctrl-Z are noticed, also in a pause
 
@@ -192,7 +192,7 @@ class Terminal:
             self._take_over_terminal()
             if self._painter is None:
                 if self._mode == "auto" and self._keyboard is not None and may_ask_terminal():
-                    self._answers = self._keyboard.ask(self._write)
+                    self._answers = self._keyboard.ask_capabilities(self._write)
                     self._mode = best_terminal_mode(self._answers)
                 self._painter = open_painter(self._mode, self._answers)
         except BaseException as error:
@@ -262,8 +262,8 @@ class Terminal:
             self._take_over_terminal()
         self._continued = False
         if self._keyboard is not None:
-            self._keyboard.wait(0)
-            for key in self._keyboard.pressed():
+            self._keyboard.wait_for_input(0)
+            for key in self._keyboard.take_pressed_keys():
                 self._handle_key(key)
 
     def _handle_key(self, key: str) -> None:
@@ -271,7 +271,7 @@ class Terminal:
         if action == "help":
             self._help = not self._help
         elif action is not None and self._session is not None:
-            perform(self._session, action)
+            perform_action(self._session, action)
 
     # Drawing.
 
@@ -285,10 +285,10 @@ class Terminal:
         self._handle_signals_and_keys()
         self._draw()
 
-    def idle(self, seconds: float) -> None:
+    def wait_and_react(self, seconds: float) -> None:
         """Wait for at most this many seconds. React to keys and to a new size meanwhile."""
         if self._keyboard is not None:
-            self._keyboard.wait(min(seconds, _MAX_WAIT_SECONDS))
+            self._keyboard.wait_for_input(min(seconds, _MAX_WAIT_SECONDS))
         else:
             time.sleep(min(seconds, _MAX_WAIT_SECONDS))
         self._handle_signals_and_keys()
@@ -313,7 +313,7 @@ class Terminal:
             return ""
         clock = self._session.clock
         pace = "paused" if clock.paused else f"{clock.speed:.3g}×"
-        return f"{self._session.title}, {pace} · {_HELP_LINE}"
+        return f"{self._session.lamp_title}, {pace} · {_HELP_LINE}"
 
     def _draw(self) -> None:
         layout, shown = self._lay_out(), self._layout
@@ -322,17 +322,17 @@ class Terminal:
         body, cleared = b"", shown is None or shown[:3] != layout[:3]
         if cleared:
             body = self._painter.erase_pictures() + b"\x1b[0m\x1b[2J"
-        changed = self._surround is not None and self._surround.follow(self._frame)
+        changed = self._surround is not None and self._surround.update_from_frame(self._frame)
         before = "" if cleared or shown is None else shown.text
         if cleared or changed or layout.text != before:
-            body += self._draw_surround(layout, self._painter.true_colour).encode()
+            body += self._surround_and_text_sequences(layout, self._painter.true_colour).encode()
         picture = self._painter.paint(self._frame, layout.area)
         self._layout = layout
         if body or picture:
             # Synchronised output: the terminal shows the whole frame at once, or ignores the request.
             self._write(b"\x1b[?2026h" + body + picture + b"\x1b[?2026l")
 
-    def _draw_surround(self, layout: _Layout, true_colour: bool) -> str:
+    def _surround_and_text_sequences(self, layout: _Layout, true_colour: bool) -> str:
         """Escape sequences for the surround of the picture, and for the text in the last line."""
         line = f"\x1b[{layout.lines};1H"
         if self._surround is None:

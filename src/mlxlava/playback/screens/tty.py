@@ -129,7 +129,7 @@ class Keyboard:
                     raise
                 wait_for_pending_signals()
 
-    def wait(self, seconds: float) -> None:
+    def wait_for_input(self, seconds: float) -> None:
         """Wait until something is typed, or for this many seconds.
 
         Raises:
@@ -147,7 +147,7 @@ class Keyboard:
             self._text += data.decode("utf-8", "replace")
             self._read_at = time.monotonic()
 
-    def pressed(self) -> list[str]:
+    def take_pressed_keys(self) -> list[str]:
         """Keys pressed since the last call: characters, ``esc`` and ``backspace``.
 
         Control sequences (other keys) and the terminal's answers are left out.
@@ -163,7 +163,7 @@ class Keyboard:
             found += [] if rest else ["esc"]
         return found
 
-    def ask(self, write: Callable[[bytes], None]) -> TerminalAnswers:
+    def ask_capabilities(self, write: Callable[[bytes], None]) -> TerminalAnswers:
         """Ask the terminal what it can do. This takes at most two seconds.
 
         Args:
@@ -195,6 +195,6 @@ class Keyboard:
     def _await_attributes(self, seconds: float) -> list[str]:
         end = time.monotonic() + seconds
         while (found := _ATTRIBUTES_ANSWER.search(self._text)) is None and time.monotonic() < end:
-            self.wait(min(0.1, end - time.monotonic()))
+            self.wait_for_input(min(0.1, end - time.monotonic()))
         self._asked = found is None
         return found[1].split(";")[1:] if found else []

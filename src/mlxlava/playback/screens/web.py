@@ -32,7 +32,7 @@ from PIL import Image
 
 from mlxlava.console import say
 from mlxlava.errors import UserError
-from mlxlava.playback.keys import WEB, actions_of, help_rows
+from mlxlava.playback.keys import WEB, actions_by_key, help_rows
 from mlxlava.playback.screens.surround import Surround
 from mlxlava.playback.session import SEED_COUNT, SPEED_RANGE, Session
 from mlxlava.playback.writers import Frame
@@ -93,24 +93,28 @@ class _Viewer:
     """One page that is open somewhere.
 
     Attributes:
-        wake: set when there may be something to send.
+        send_event: set when there may be something to send.
         watching: whether it wants_picture pictures; False for a page in the background.
         sent: how many pictures were sent to it.
         drawn: how many of these it has drawn or dropped.
-        picture: number of the last picture that it was sent.
-        news: number of the last status that it was sent.
+        picture_number: number of the last picture that it was sent.
+        status_number: number of the last status that it was sent.
     """
 
-    wake: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    send_event: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     watching: bool = True
     sent: int = 0
     drawn: int = 0
-    picture: int = 0
-    news: int = 0
+    picture_number: int = 0
+    status_number: int = 0
 
     def wants_picture(self, picture: int) -> bool:
         """Whether to send it the picture with this number."""
-        return self.watching and picture != self.picture and self.sent - self.drawn < MAX_PICTURES_IN_FLIGHT
+        return (
+            self.watching
+            and picture != self.picture_number
+            and self.sent - self.drawn < MAX_PICTURES_IN_FLIGHT
+        )
 
 
 class WebPage:
@@ -139,8 +143,8 @@ class WebPage:
         self._frame: tuple[int, Frame | None] = (0, None)  # its number, from 1 on
         self._surround = Surround()
         self._picture = (0, b"")  # the frame of this number, encoded
-        self._news = (0, "")  # number and text of the latest status
-        self._asked = threading.Event()  # a viewer has asked for something
+        self._status = (0, "")  # number and text of the latest status
+        self._request_came = threading.Event()  # a viewer has asked for something
         self._ending = asyncio.Event()
         self._files = {
             path: ((files("mlxlava.playback.screens") / "page" / name).read_bytes(), kind)
@@ -190,15 +194,15 @@ class WebPage:
         if self._served.done():
             self._served.result()  # raises what ended the server
         self._frame = (self._frame[0] + 1, frame)
-        if self._surround.follow(frame):
+        if self._surround.update_from_frame(frame):
             self._call_in_server_thread(self._publish_status)
         if not self.hidden:
             self._call_in_server_thread(self._wake_senders)
 
-    def idle(self, seconds: float) -> None:
+    def wait_and_react(self, seconds: float) -> None:
         """Wait for this many seconds, or until a viewer asks for something."""
-        if self._asked.wait(seconds):
-            self._asked.clear()
+        if self._request_came.wait(seconds):
+            self._request_came.clear()
 
     def _call_in_server_thread(self, function: Callable[[], None]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended already, by an error
@@ -287,16 +291,16 @@ class WebPage:
         """Send a viewer each new status, and the latest picture when it is ready for one."""
         with contextlib.suppress(ConnectionError):  # _serve_viewer notices it too, and cleans up
             while not self._ending.is_set():
-                if viewer.news != self._news[0]:
-                    viewer.news, text = self._news
+                if viewer.status_number != self._status[0]:
+                    viewer.status_number, text = self._status
                     await socket.send_str(text)
                 if viewer.wants_picture(self._frame[0]):
-                    viewer.picture, data = self._latest_picture()
+                    viewer.picture_number, data = self._latest_picture()
                     viewer.sent += 1
                     await socket.send_bytes(data)
                 else:
-                    await viewer.wake.wait()
-                    viewer.wake.clear()
+                    await viewer.send_event.wait()
+                    viewer.send_event.clear()
             await socket.close(code=WSCloseCode.GOING_AWAY)
 
     async def _close_viewers(self, app: web.Application) -> None:
@@ -315,7 +319,7 @@ class WebPage:
 
     def _wake_senders(self) -> None:
         for viewer in self._viewers:
-            viewer.wake.set()
+            viewer.send_event.set()
 
     def _on_viewers_changed(self) -> None:
         """A viewer came, left, or began or stopped to look."""
@@ -327,10 +331,14 @@ class WebPage:
         status = self._session.status()
         if status["moments"] is not None:  # JSON has no NaN, which a diverged lamp may have
             status["moments"] = [value if math.isfinite(value) else None for value in status["moments"]]
-        status |= {"names": list(self._session.names), "speeds": SPEED_RANGE, "viewers": len(self._viewers)}
+        status |= {
+            "names": list(self._session.lamp_names),
+            "speeds": SPEED_RANGE,
+            "viewers": len(self._viewers),
+        }
         # The page could take them from its pictures, but JPEG makes the edge flicker where wax is near.
         status["sides"] = [side.tolist() for side in self._surround.sides]
-        self._news = (self._news[0] + 1, json.dumps(status))
+        self._status = (self._status[0] + 1, json.dumps(status))
         self._wake_senders()
 
     def _handle_message(self, viewer: _Viewer, text: str) -> bool:
@@ -348,7 +356,7 @@ class WebPage:
         match asked:
             case {"drawn": int(count)}:
                 viewer.drawn = max(viewer.drawn, min(count, viewer.sent))
-                viewer.wake.set()
+                viewer.send_event.set()
                 return True
             case {"watching": bool(watching)}:
                 viewer.watching = watching
@@ -359,17 +367,17 @@ class WebPage:
             case {"speed": int(speed) | float(speed)} if SPEED_RANGE[0] <= speed <= SPEED_RANGE[1]:
                 self._session.multiply_speed(speed / self._session.clock.speed)
             case {"seed": int(seed)} if 0 <= seed < SEED_COUNT:
-                self._session.choose(seed=seed)
-            case {"name": str(name)} if name in self._session.names:
-                self._session.choose(name)
-        self._asked.set()
+                self._session.choose_lamp(seed=seed)
+            case {"name": str(name)} if name in self._session.lamp_names:
+                self._session.choose_lamp(name)
+        self._request_came.set()
         self._publish_status()
         return True
 
 
 def _keys_module() -> str:
     """The page's keys and their help, as a JavaScript module."""
-    actions, rows = json.dumps(actions_of(WEB)), json.dumps(help_rows(WEB))
+    actions, rows = json.dumps(actions_by_key(WEB)), json.dumps(help_rows(WEB))
     return f"export const KEYS = {actions};\nexport const HELP = {rows};\n"
 
 

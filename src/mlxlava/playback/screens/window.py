@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from mlxlava.errors import UserError
-from mlxlava.playback.keys import WINDOW, actions_of, help_rows, perform
+from mlxlava.playback.keys import WINDOW, actions_by_key, help_rows, perform_action
 from mlxlava.playback.screens.surround import Surround
 from mlxlava.playback.session import Session
 from mlxlava.playback.writers import Frame
@@ -42,7 +42,7 @@ _MIN_TEXTURE_SIDE_PIXELS = 256
 
 _SIDE_IS_COLUMN = (True, True, False, False)  # whether a side of the surround is a column
 
-_ACTION_OF_KEY, _HELP_ROWS = actions_of(WINDOW), help_rows(WINDOW)
+_ACTION_OF_KEY, _HELP_ROWS = actions_by_key(WINDOW), help_rows(WINDOW)
 _NAMES_OF_TYPED_KEYS = {"\x1b": "esc", "\b": "backspace", "\x7f": "backspace"}  # by what a key types
 
 _HANDLED_EVENTS = (
@@ -160,7 +160,7 @@ class Window:
         self._handle_events(pygame.event.get())
         self._draw()
 
-    def idle(self, seconds: float) -> None:
+    def wait_and_react(self, seconds: float) -> None:
         """Wait for at most this many seconds, or until a key is pressed."""
         left = seconds
         if self._note is not None:
@@ -203,7 +203,7 @@ class Window:
 
     @property
     def _title(self) -> str:
-        return f"mlxlava - {Path(self._session.name).name} {self._session.seed}"
+        return f"mlxlava - {Path(self._session.lamp_name).name} {self._session.seed}"
 
     def _handle_events(self, events: Iterable[pygame.Event]) -> bool:
         """Handle events. Returns whether to draw again."""
@@ -223,7 +223,7 @@ class Window:
                 if action in self._window_actions:
                     self._window_actions[action]()
                 elif action is not None:
-                    self._show_note(perform(self._session, action))
+                    self._show_note(perform_action(self._session, action))
         return draw
 
     # What keys do.
@@ -287,7 +287,7 @@ class Window:
 
     def _draw_surround(self, frame: Frame, place: tuple[int, int, int, int], width: int, height: int) -> None:
         """Fill the window on both sides of ``place``, where the frame will be drawn."""
-        if self._surround.follow(frame) or not self._beside:
+        if self._surround.update_from_frame(frame) or not self._beside:
             self._beside = [
                 self._surround_side_texture(side, upright)
                 for side, upright in zip(self._surround.sides, _SIDE_IS_COLUMN, strict=True)
