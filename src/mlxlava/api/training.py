@@ -13,8 +13,7 @@ from mlxlava.api.arguments import require_integer, require_positive
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import size_of_prepared_footage
-from mlxlava.paths import latest_checkpoint_folder
-from mlxlava.rollout.weights import find_weights_folder, load_weights
+from mlxlava.rollout.weights import load_weights
 from mlxlava.training.memory_plan import PlanRow, plan_rows
 from mlxlava.training.outcome import TrainedRun
 
@@ -56,9 +55,8 @@ def train(
         memory: GB (10⁹ bytes) for MLX's arrays. Batches are split so that a step fits. If None, the memory of
             a GPU is the limit.
         init: weights whose generator and state step to start from. If their frames are 2, 4, 8 … times
-            smaller, the lamp grows: it starts with the networks of these weights and gets new layers for
-            larger frames. From a run it also takes the encoder and the discriminator. The settings of
-            ``growth`` say more.
+            smaller, the lamp grows: its networks stay as they are, and an upsampling network learns to
+            enlarge its pictures. The settings of ``growth`` say more.
         tensorboard: whether to write events for TensorBoard.
         callbacks: objects that are told of steps, previews and checkpoints.
         command: command that began the run, for its config and its model card.
@@ -163,7 +161,8 @@ def _train_in_two_stages(
     finished = done.step == count_steps(small.recipe, small.footage)
     if not finished or done.signal is not None or (minutes is not None and minutes <= 0):
         return dataclasses.replace(done, run=folder)
-    large = begin_second_stage(folder, options["memory"])
+    weights = load_weights(small.folder)
+    large = begin_second_stage(folder, weights.recipe, weights.arrays, options["memory"])
     return train_run(large.folder, large.recipe, large.footage, minutes=minutes, **options)
 
 
@@ -171,14 +170,12 @@ def _recipe_and_initial_arrays(
     init: str | Path, recipe: Recipe, size: tuple[int, int]
 ) -> tuple[Recipe, Tree]:
     """The recipe and the arrays of a lamp that starts from other weights, or that grows from smaller ones."""
-    from mlxlava.training.growth import arrays_learned_by_run, grown_recipe
+    from mlxlava.training.growth import grown_recipe
 
     weights = load_weights(init)
-    if size[0] <= weights.recipe.data.size[0]:
-        return recipe, weights.arrays
-    folder = find_weights_folder(init)
-    learned = arrays_learned_by_run(folder) if latest_checkpoint_folder(folder) else weights.arrays
-    return grown_recipe(recipe, weights.recipe, learned, size), learned
+    if size[0] > weights.recipe.data.size[0]:
+        recipe = grown_recipe(recipe, weights.recipe, size)
+    return recipe, weights.arrays
 
 
 def _mute_other_processes() -> None:

@@ -59,5 +59,5 @@ class Callbacks:
         Args:
             step: Training steps made so far.
             sheet: Picture (H, W, 3) with real frames and drawn frames.
-            states: Last state of each clip of the step, (B, Z).
+            states: Last state of each clip of the step, (B, Z); empty while an upsampling network learns.
         """

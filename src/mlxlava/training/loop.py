@@ -111,7 +111,7 @@ def train(
             if shows and rank() == 0:
                 sheet = draw_preview(recipe, state, footage)
                 for each in listeners:
-                    each.on_preview(step, sheet, np.array(state["carried"]))
+                    each.on_preview(step, sheet, np.array(state.get("carried", [])))
         session.report_pending_step(listeners)
         if step != saved:
             _save_checkpoint(run, recipe, state, step, session.total_seconds, listeners)

@@ -21,7 +21,7 @@ from mlxlava.training.checkpoint import load_checkpoint
 from mlxlava.training.folder import checkpoint_folder_to_resume, lock_run, make_run_folder, write_config
 from mlxlava.training.loop import clips_of_this_rank
 from mlxlava.training.memory_plan import predict_peak_gb, split_to_fit_memory
-from mlxlava.training.step import Trainer
+from mlxlava.training.trainer import make_trainer
 
 RUNS_FOLDER = Path("runs")  # in the working folder
 
@@ -165,7 +165,7 @@ def resume_run(folder: Path, *, steps: int | None = None, memory: float | None =
     if rank() == 0 and config != before:
         with lock_run(folder):
             # This only checks that the checkpoint can be read. The loop reads it again.
-            load_checkpoint(checkpoint_folder_to_resume(folder), Trainer(recipe, length).init())
+            load_checkpoint(checkpoint_folder_to_resume(folder), make_trainer(recipe, length).init())
             write_config(folder, config)
     if steps is not None and recipe.training.schedule != "constant":
         say(f"train: the learning rate falls to 0 at step {steps} from now on")

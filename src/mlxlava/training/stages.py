@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mlxlava.backend import Tree
 from mlxlava.config import Recipe, recipe_from_dict, recipe_to_dict
 from mlxlava.errors import UserError
 from mlxlava.paths import (
@@ -22,7 +23,7 @@ from mlxlava.paths import (
     read_json,
     write_text_atomically,
 )
-from mlxlava.training.growth import arrays_learned_by_run, grown_recipe, recipe_of_smaller_lamp
+from mlxlava.training.growth import grown_recipe, recipe_of_smaller_lamp
 from mlxlava.training.run import Run, begin_run, resume_run
 
 
@@ -74,8 +75,14 @@ def resume_first_stage(folder: Path, memory: float | None) -> Run:
     return resume_run(folder / SMALL_LAMP_FOLDER, memory=memory)
 
 
-def begin_second_stage(folder: Path, memory: float | None) -> Run:
+def begin_second_stage(folder: Path, small: Recipe, small_arrays: Tree, memory: float | None) -> Run:
     """Begin the run that grows from the first stage, which has made all its steps.
+
+    Args:
+        folder: folder of the run of both stages.
+        small: recipe of the first stage.
+        small_arrays: arrays of the weights that it has learned.
+        memory: GB for MLX's arrays; as the run began when None.
 
     Raises:
         UserError: the plan is damaged, or the footage has changed or cannot be read.
@@ -87,7 +94,5 @@ def begin_second_stage(folder: Path, memory: float | None) -> Run:
         command = str(values["command"])
     except (KeyError, TypeError) as error:
         raise UserError(f"train: {folder / GROWTH_PLAN_FILE} lacks {error}; begin the run anew") from error
-    small = recipe_from_dict(read_json(folder / SMALL_LAMP_FOLDER / "config.json", "run")["recipe"])
-    learned = arrays_learned_by_run(folder / SMALL_LAMP_FOLDER)
-    grown = grown_recipe(recipe, small, learned, recipe.data.size)
-    return begin_run(folder, grown, sources, initial_arrays=learned, memory=memory, command=command)
+    grown = grown_recipe(recipe, small, recipe.data.size)
+    return begin_run(folder, grown, sources, initial_arrays=small_arrays, memory=memory, command=command)
