@@ -47,7 +47,7 @@ WITHOUT_MLX = [
     "footage.crop",
     "footage.cuts",
     "footage.dataset",
-    "footage.lamp",
+    "footage.simulated_lamp",
     "footage.pictures",
     "footage.prepare",
     "footage.raster",

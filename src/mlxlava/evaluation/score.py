@@ -25,7 +25,7 @@ from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights
 
 # Lengths of a clip in learned steps; the longest with enough clips is used.
-CLIP_LENGTHS = (256, 128, 64, 32, 16)
+CANDIDATE_CLIP_LENGTHS = (256, 128, 64, 32, 16)
 MAX_CLIPS = 256  # most clips of a half
 MAX_FRAMES = 16_384  # most frames of a half, by default
 _PREFERRED_CLIP_COUNTS = (16, 8)  # a half should have so many clips; if it has fewer, shorter clips are tried
@@ -78,7 +78,7 @@ def split_footage(
     footage: Footage,
     held_out: Footage | None,
     frames: int = MAX_FRAMES,
-    lengths: Sequence[int] = CLIP_LENGTHS,
+    lengths: Sequence[int] = CANDIDATE_CLIP_LENGTHS,
 ) -> RealClips:
     """Split real footage into the reference and held-out footage.
 
