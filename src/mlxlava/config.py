@@ -214,6 +214,7 @@ class Growth:
     )
     start_size: tuple[int, int] = _setting((64, 32), "height and width of the smaller lamp's frames")
     steps: int = _setting(1500, "training steps of the upsampling network, which enlarges the pictures")
+    learning_rate: float = _setting(2e-3, "learning rate of the upsampling network")
     frames: int = _setting(12, "real frames in a training step of the upsampling network, about")
     width: int = _setting(32, "channels before each doubling in the upsampling network")
     blur: float = _setting(
@@ -320,6 +321,7 @@ def _check_recipe(recipe: Recipe) -> None:
     growth, upsampler_widths = recipe.growth, recipe.generator.upsampler_widths
     for name in ("steps", "frames", "width"):
         _require(getattr(growth, name) >= 1, f"growth.{name} must be at least 1")
+    _require(growth.learning_rate > 0, "growth.learning_rate must be positive")
     _require(0 <= growth.blur <= 0.25, "growth.blur must lie in [0, 0.25]")
     _require(0 <= growth.noise < 1, "growth.noise must lie in [0, 1)")
     if upsampler_widths:

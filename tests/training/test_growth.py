@@ -84,7 +84,7 @@ def first_frame(weights: Path, seed: int) -> np.ndarray:
 
 
 def test_a_grown_lamp_shows_the_small_one_enlarged(tiny: Recipe, small: Path, tmp_path: Path) -> None:
-    settings = {"training.learning_rate": 5e-3, "training.ema": 0.9}
+    settings = {"growth.learning_rate": 5e-3, "training.ema": 0.9}
     run = grow(tiny, small, tmp_path / "grown", steps=60, settings=settings)
     assert mlxlava.load(run).size == (64, 64)
     was, now, other = first_frame(small, 3), first_frame(run, 3), first_frame(small, 4)
@@ -186,7 +186,7 @@ def test_a_picture_of_one_colour_is_not_changed_by_blur() -> None:
 def test_edges_become_crisp(tiny: Recipe) -> None:
     """It learns what the pixels of an edge are: better than any picture that is only enlarged."""
     recipe = grown_recipe(
-        override(tiny, {**GROWTH, "growth.width": 16, "training.learning_rate": 5e-3}),
+        override(tiny, {**GROWTH, "growth.width": 16, "growth.learning_rate": 5e-3}),
         override(tiny, LAMP),
         (32, 32),
     )

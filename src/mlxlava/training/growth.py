@@ -72,6 +72,7 @@ def grown_recipe(recipe: Recipe, small: Recipe, size: tuple[int, int]) -> Recipe
             "loss.feature_matching": 0.0,
             "loss.d_start": 0.0,
             "training.micro_batches": 1,
+            "training.learning_rate": growth.learning_rate,
             "training.steps": growth.steps,
             "training.epochs": 0,
         },
