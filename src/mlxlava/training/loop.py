@@ -109,7 +109,7 @@ def train(
                 recipe = guard.recipe
                 change_recipe(run, recipe)
             if shows and rank() == 0:
-                sheet = draw_preview(recipe, state, footage)
+                sheet = draw_preview(guard.trainer, state, footage)
                 for each in listeners:
                     each.on_preview(step, sheet, np.array(state.get("carried", [])))
         session.report_pending_step(listeners)

@@ -150,6 +150,24 @@ class Trainer:
         """
         return self._objective.encode(state["encoder"], state, context, key).states
 
+    def encode_and_roll(self, state: Tree, context: mx.array, key: mx.array) -> mx.array:
+        """The states of encoded clips at all their learned steps, (B, T, Z), by the averaged state step.
+
+        Arguments: see :meth:`encode`. As in training, the encoded state is the one in the middle of a clip if
+        the state step can go backwards, and the first one if it cannot.
+        """
+        dynamics, steps = self._objective.dynamics, self.recipe.data.seq_len
+        encode_key, roll_key = mx.random.split(key)
+        path, _ = dynamics.roll(
+            state["ema"]["dynamics"],
+            dynamics.basis_changes(fixed_bases(state)),
+            self.encode(state, context, encode_key),
+            roll_key,
+            steps,
+            position=steps // 2 if dynamics.reversible else 0,
+        )
+        return path
+
     def _make_step_function(
         self, kind: StepKind
     ) -> Callable[[Tree, mx.array, mx.array, mx.array, Tree], tuple[Tree, Terms]]:
