@@ -27,6 +27,7 @@ from mlxlava.training.memory_guard import MemoryGuard
 from mlxlava.training.outcome import TrainedRun
 from mlxlava.training.previews import PreviewWriter, draw_preview
 from mlxlava.training.progress import ProgressBar
+from mlxlava.training.report import open_report
 from mlxlava.training.session import TrainingSession
 from mlxlava.training.signals import catch_stop_signals, watch_for_lost_processes
 from mlxlava.training.tensorboard import open_tensorboard
@@ -73,7 +74,7 @@ def train(
         listeners: list[Callbacks] = []
         if rank() == 0:
             enter(lock_run(run))
-            listeners += [enter(open_log(run, step)), PreviewWriter(run)]
+            listeners += [enter(open_log(run, step)), PreviewWriter(run), enter(open_report(run))]
             listeners += [enter(open_tensorboard(run, step))] if tensorboard else []
             listeners += callbacks
         listeners.append(ProgressBar(enter(progress("train"))))
