@@ -37,6 +37,9 @@ def _setting(default: Any, help: str, choices: Sequence[str] = ()) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "choices": tuple(choices)})
 
 
+WATCH_SCREENS = ("window", "web")  # for train --watch: its progress needs the terminal
+
+
 @dataclasses.dataclass(frozen=True)
 class Data:
     """Settings of footage, clips and batches."""

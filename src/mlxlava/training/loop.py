@@ -84,6 +84,11 @@ def train(
         enter(explain_failures(run, lambda: guard.recipe, lambda: step))
         session = TrainingSession(run, recipe.data.batch_size, step, total, seconds, minutes)
 
+        def tell_state() -> None:
+            for each in listeners:
+                each.on_state(run, step, state)
+
+        tell_state()
         while step < total and not max_over_ranks(request.signal is not None or session.is_over):
             began = time.monotonic()
             batch = next(batches)
@@ -113,6 +118,7 @@ def train(
                 sheet = draw_preview(guard.trainer, state, footage)
                 for each in listeners:
                     each.on_preview(step, sheet, np.array(state.get("carried", [])))
+            tell_state()
         session.report_pending_step(listeners)
         if step != saved:
             _save_checkpoint(run, recipe, state, step, session.total_seconds, listeners)
