@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 import pytest
 
@@ -199,6 +200,33 @@ def test_without_a_display_one_line_says_so_before_anything_is_prepared(tmp_path
     assert process.returncode == 2
     assert said == "mlxlava: train: --watch window, but there is no display; try --watch web\n"
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(
+    None in (which("Xvfb"), which("xdotool"), find_spec("pygame")), reason="needs Xvfb, xdotool and pygame"
+)
+def test_closing_the_window_does_not_end_the_training(tmp_path: Path) -> None:
+    from tests.playback.screens.test_window import until, x_server
+
+    with x_server() as display:
+
+        def xdotool(*words: str) -> str:
+            environment = {**os.environ, "DISPLAY": display}
+            return subprocess.run(["xdotool", *words], capture_output=True, text=True, env=environment).stdout
+
+        process = start_training(tmp_path, "--steps", "100000", "--watch", "window", DISPLAY=display)
+        try:
+            read_until(process, "watch it in the window")
+            titled = ("search", "--onlyvisible", "--name", "mlxlava - in training 0 - Training step [0-9]")
+            number = until(lambda: xdotool(*titled)).split()[0]
+            xdotool("windowfocus", "--sync", number)
+            xdotool("key", "q")
+            read_until(process, "window: it was closed; the training goes on")
+            process.send_signal(signal.SIGINT)
+            read_until(process, "mlxlava train --resume -o run")
+        finally:
+            process.kill()
+            process.communicate()
 
 
 @pytest.mark.skipif(sys.platform != "linux" or find_spec("pygame") is None, reason="a display that is gone")

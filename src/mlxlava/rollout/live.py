@@ -174,7 +174,9 @@ def main(folder: str, screen_name: str, name: str, cores: str) -> None:
     session = Session(library, name, 0, WallClock(MOST_FPS))
 
     def end_with_the_training() -> None:
-        sys.stdin.buffer.read()
+        # Not sys.stdin.read: Python aborts if it ends while a thread waits in there.
+        while os.read(0, 1024):
+            pass
         library.ended.set()
         session.end()
 
