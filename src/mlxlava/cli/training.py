@@ -66,9 +66,11 @@ def train(
 
     Ctrl-C saves; --resume goes on exactly where it stopped.
     """
+    from mlxlava.api.ending import is_finished, score_finished_run
     from mlxlava.api.watching import open_viewer
     from mlxlava.console import format_duration, say
     from mlxlava.training.failures import Diverged, ProcessLost
+    from mlxlava.training.report import REPORT_FILE, next_commands
 
     steps, memory = changes.pop("steps"), changes.pop("memory")
     if resume:
@@ -103,9 +105,15 @@ def train(
         say(f"mlxlava: {error}")
         sys.exit(1)
     say(f"train: {done.run} is at step {done.step} after {format_duration(done.seconds)}")
-    say(f"train: play it: mlxlava loop --weights {done.run}")
-    if done.signal is not None:
+    if done.signal is None and is_finished(done):
+        say(f"train: {score_finished_run(done.run)}")
+    else:
         say(f"train: go on: mlxlava train --resume -o {done.run}")
+    for name, command in next_commands(shlex.quote(str(done.run))).items():
+        if name != "report":
+            say(f"train: {name} it: {command}")
+    say(f"train: report: {done.run / REPORT_FILE}")
+    if done.signal is not None:
         sys.exit(128 + done.signal)
 
 
