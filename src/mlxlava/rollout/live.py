@@ -24,7 +24,7 @@ from mlxlava.console import mute
 from mlxlava.errors import UserError
 from mlxlava.normality import pooled_moments
 from mlxlava.playback.clock import WallClock
-from mlxlava.playback.player import PlaybackOptions, open_screen, show
+from mlxlava.playback.player import PlaybackOptions, open_screen, show_until_end
 from mlxlava.playback.session import FrameSource, Session
 from mlxlava.playback.writers import Frame
 from mlxlava.rollout.roll import Rollout
@@ -184,8 +184,8 @@ def main(folder: str, screen_name: str, name: str, cores: str) -> None:
         with open_screen(PlaybackOptions(screen=screen_name), session) as screen:
             print(f"ready {getattr(screen, 'url', '')}".strip(), flush=True)
             threading.Thread(target=end_with_the_training, daemon=True).start()
-            session.clock.sleep = screen.idle
-            show(session, screen, FrugalPace(int(cores)), _HIDDEN_FPS)
+            session.clock.sleep = screen.wait_and_react
+            show_until_end(session, screen, FrugalPace(int(cores)), _HIDDEN_FPS)
     except UserError as error:
         print(f"error {error}", flush=True)
 
