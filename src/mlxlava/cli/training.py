@@ -69,6 +69,7 @@ def train(
     from mlxlava.api.ending import is_finished, score_finished_run
     from mlxlava.api.watching import open_viewer
     from mlxlava.console import format_duration, say
+    from mlxlava.paths import read_json
     from mlxlava.training.failures import Diverged, ProcessLost
     from mlxlava.training.report import REPORT_FILE, next_commands
 
@@ -109,7 +110,9 @@ def train(
         say(f"train: {score_finished_run(done.run)}")
     else:
         say(f"train: go on: mlxlava train --resume -o {done.run}")
-    for name, command in next_commands(shlex.quote(str(done.run))).items():
+    path = done.run / "config.json"  # a run that has not grown yet has none
+    config = read_json(path, "run") if path.is_file() else {}
+    for name, command in next_commands(shlex.quote(str(done.run)), config).items():
         if name != "report":
             say(f"train: {name} it: {command}")
     say(f"train: report: {done.run / REPORT_FILE}")

@@ -454,13 +454,10 @@ def _command_section(run: Path, config: Mapping[str, Any]) -> str:
     # A run that grows is resumed as a whole, also while its smaller lamp is trained.
     grows = run.name == SMALL_LAMP_FOLDER and (run.parent / GROWTH_PLAN_FILE).is_file()
     whole, this = shlex.quote(str(run.parent if grows else run)), shlex.quote(str(run))
-    sources = _table(config.get("footage")).get("sources")
-    first = next(iter(sources), None) if isinstance(sources, list) else None
-    footage = f" --footage {shlex.quote(str(first))}" if first else ""
     rows = {
         "begun by": str(config.get("command", "")),
         "go on": f"mlxlava train --resume -o {whole}",
-        **next_commands(this, footage),
+        **next_commands(this, config),
     }
     body = "".join(
         f"<dt>{html.escape(name)}</dt><dd><code>{html.escape(command)}</code></dd>"
@@ -472,13 +469,16 @@ def _command_section(run: Path, config: Mapping[str, Any]) -> str:
     return _section("Commands", f'<dl class="commands">{body}</dl>' + (link if small.is_file() else ""))
 
 
-def next_commands(run: str, footage: str = "") -> dict[str, str]:
+def next_commands(run: str, config: Mapping[str, Any]) -> dict[str, str]:
     """What can be done with a run, by what it is for.
 
     Args:
         run: folder of the run, quoted for a shell.
-        footage: option with the footage that ``score`` needs; empty for the built-in lamp.
+        config: config of the run; it names the footage that ``score`` needs.
     """
+    sources = _table(config.get("footage")).get("sources")
+    first = next(iter(sources), None) if isinstance(sources, list) else None
+    footage = f" --footage {shlex.quote(str(first))}" if first else ""
     return {
         "play": f"mlxlava loop --weights {run}",
         "score": f"mlxlava score {run}{footage}",
