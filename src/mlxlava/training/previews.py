@@ -17,7 +17,8 @@ from mlxlava.footage.dataset import Footage
 from mlxlava.models.sheet import draw_random_lamps, draw_states, film_strip, preview_columns_and_gap
 from mlxlava.training.callbacks import Callbacks
 from mlxlava.training.checkpoint import playable_arrays
-from mlxlava.training.step import Trainer
+from mlxlava.training.trainer import AnyTrainer
+from mlxlava.training.upsampling import UpsamplerTrainer
 
 
 class PreviewWriter(Callbacks):
@@ -42,18 +43,22 @@ class PreviewWriter(Callbacks):
             raise UserError(f"train: cannot write {path}: {error}; the checkpoints are kept") from error
 
 
-def draw_preview(trainer: Trainer, state: Tree, footage: Footage) -> npt.NDArray[np.uint8]:
+def draw_preview(trainer: AnyTrainer, state: Tree, footage: Footage) -> npt.NDArray[np.uint8]:
     """A film strip (H, W, 3): a real clip, the same clip drawn again, and lamps drawn from noise.
 
     All drawn frames are drawn by the averaged weights. The clip is the first one of the footage. It is drawn
-    again from the state that the encoder finds in it; a recipe without an encoder has no such row.
+    again from the state that the encoder finds in it; a recipe without an encoder has no such row. For a lamp
+    that grows it is made small, and enlarged again.
     """
     recipe, arrays = trainer.recipe, playable_arrays(state)
     start = footage.clip_starts(recipe.data.seq_len)[0]
     columns, gap = preview_columns_and_gap(recipe)
-    groups = {"real": footage.frames[start : start + columns * gap : gap][None]}
+    real = footage.frames[start : start + columns * gap : gap]
+    groups = {"real": real[None]}
+    if isinstance(trainer, UpsamplerTrainer):
+        groups["made small, and enlarged again"] = np.array(trainer.enlarge(state, mx.array(real)))[None]
     # With several processes, encoding needs all of them, but only the first one draws previews.
-    if recipe.encoder.context_frames and rank_count() == 1:
+    elif recipe.encoder.context_frames and rank_count() == 1:
         path = trainer.encode_and_roll(state, _contexts(recipe, footage), mx.random.key(0))[:1]
         groups["drawn again"] = draw_states(recipe, arrays, path[:, : columns * gap : gap])
     groups["drawn from noise"] = draw_random_lamps(recipe, arrays)

@@ -328,6 +328,8 @@ def _summary(
 
 def _d_start(recipe: Mapping[str, Any], total: int) -> int | None:
     """The step at which the discriminator joins in; None if it never does, or does from the start."""
+    if _table(recipe.get("generator")).get("upsampler_widths"):  # such a network learns without it
+        return None
     share = _table(recipe.get("loss")).get("d_start", 0)
     step = round(share * total) if isinstance(share, (int, float)) else 0
     return step if 0 < step < total else None

@@ -24,6 +24,7 @@ from typing import Any
 from mlxlava.backend import Tree, mx, tree_map
 from mlxlava.backend.ranks import rank, rank_count, sum_over_ranks
 from mlxlava.config import Recipe
+from mlxlava.models.generator import to_uint8_frames
 from mlxlava.models.layers import average_pool_to_size
 from mlxlava.models.precision import network_in_precision
 from mlxlava.models.registry import make_generator, make_upsampler
@@ -133,6 +134,11 @@ class UpsamplerTrainer:
             if clips.shape[1] > 1
         }
         return error, {"reconstruction": error, **motion}
+
+    def enlarge(self, state: Tree, frames: mx.array) -> mx.array:
+        """Real frames made small and enlarged again by the averaged weights, uint8 (N, H, W, 3)."""
+        pictures = average_pool_to_size(frames.astype(mx.float32) / 255, self._upsampler.input_size)
+        return to_uint8_frames(self._upsampler(state["ema"]["generator"]["upsampler"], pictures))
 
     def _make_step(self, state: Tree, frames: mx.array, key: mx.array) -> tuple[Tree, Terms]:
         recipe, training = self.recipe, self.recipe.training
