@@ -216,6 +216,7 @@ class Growth:
         "", "recipe of the smaller lamp that is learned first, in the folder small of the run; empty for none"
     )
     start_size: tuple[int, int] = _setting((64, 32), "height and width of the smaller lamp's frames")
+    start_steps: int = _setting(0, "training steps of the smaller lamp; 0 for those of its recipe")
     steps: int = _setting(1500, "training steps of the upsampling network, which enlarges the pictures")
     learning_rate: float = _setting(2e-3, "learning rate of the upsampling network")
     frames: int = _setting(12, "real frames in a training step of the upsampling network, about")
@@ -322,6 +323,7 @@ def _check_recipe(recipe: Recipe) -> None:
         f"encoder.size must be data.size ({data.size[0]}x{data.size[1]}) or that divided by a whole number",
     )
     growth, upsampler_widths = recipe.growth, recipe.generator.upsampler_widths
+    _require(growth.start_steps >= 0, "growth.start_steps must not be negative")
     for name in ("steps", "frames", "width"):
         _require(getattr(growth, name) >= 1, f"growth.{name} must be at least 1")
     _require(growth.learning_rate > 0, "growth.learning_rate must be positive")

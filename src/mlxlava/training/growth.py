@@ -36,8 +36,10 @@ def recipe_of_smaller_lamp(recipe: Recipe) -> Recipe:
     small = load_recipe(recipe.growth.start_recipe)
     same = ("every_nth", "crop", "lamp_minutes", "lamp_fps", "lamp_theme")
     settings = {f"data.{name}": getattr(recipe.data, name) for name in same}
-    seed = recipe.training.seed
-    found = override(small, {**settings, "data.size": recipe.growth.start_size, "training.seed": seed})
+    settings |= {"data.size": recipe.growth.start_size, "training.seed": recipe.training.seed}
+    if recipe.growth.start_steps:
+        settings |= {"training.steps": recipe.growth.start_steps, "training.epochs": 0}
+    found = override(small, settings)
     growth_factor(found, recipe.data.size)
     return found
 
