@@ -27,7 +27,7 @@ LAYERS = [
     {"backend", "playback"},
     {"footage", "models"},
     {"training", "rollout"},
-    {"evaluation"},
+    {"evaluation", "exporting"},
     {"bench", "checks"},
     {"api"},
     {"cli"},

@@ -8,35 +8,61 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxlava.config import Recipe, load_recipe, setting_rows
+from mlxlava.errors import UserError
 
 if TYPE_CHECKING:
     from mlxlava.rollout.weights import Weights
 
 
 def export(
-    run: str | Path, folder: str | Path, *, half: bool = False, score: Mapping[str, Any] | None = None
+    weights: str | Path,
+    folder: str | Path | None = None,
+    *,
+    half: bool = False,
+    score: Mapping[str, Any] | None = None,
+    onnx: str | Path | None = None,
 ) -> Weights:
-    """Write the averaged weights of a run with a model card and a sample picture, to be played anywhere.
+    """Write a learned lamp: as weights with a model card and a sample picture, and as ONNX graphs.
 
-    If the run's footage is still there, the lamp is slowed to the pace of the footage.
+    If ``weights`` is a run and its footage is still there, the lamp is slowed to the pace of the footage.
 
     Args:
-        run: folder of the run.
-        folder: folder to write; ``load`` takes it. Weights that are in it are replaced.
-        half: store the weights as float16, in half the size. They are played as float32.
-        score: result of ``score`` for the run, to be shown on the card.
+        weights: folder of a run. If only ``onnx`` is given, it may also be the name of shipped weights or a
+            folder of weights.
+        folder: folder of weights to write; ``load`` takes it. Weights that are in it are replaced.
+        half: store the weights in ``folder`` as float16, in half the size. They are played as float32.
+        score: result of ``score`` for the run, to be shown on the card in ``folder``.
+        onnx: folder to write with two ONNX graphs and an example that plays them. Needs the extra ``onnx``.
 
     Returns:
         The weights that were written: the recipe, the arrays, and in ``about`` the entries of the card, for
         example ``steps`` and ``pace`` (``pace`` is missing if the footage is gone).
 
     Raises:
-        UserError: ``run`` is no run or has no checkpoint, ``score`` is no score, or the folder cannot be
-            written.
+        UserError: nothing to write is given, ``weights`` is no run or has no checkpoint, ``score`` is no
+            score, the lamp's networks have no such form, or something cannot be written.
     """
     from mlxlava.rollout.export import export as export_run
 
-    return export_run(Path(run), Path(folder), half=half, score=None if score is None else dict(score))
+    if folder is None and onnx is None:
+        raise UserError("export: nothing to write; give a folder of weights (-o) or of ONNX graphs (--onnx)")
+    if folder is None and (half or score is not None):
+        raise UserError("export: half and score are for a folder of weights (-o), which was not given")
+    written = None
+    if folder is not None:
+        written = export_run(
+            Path(weights), Path(folder), half=half, score=None if score is None else dict(score)
+        )
+    if onnx is None:
+        assert written is not None
+        return written
+
+    from mlxlava.exporting.graphs import write_graphs
+    from mlxlava.exporting.portable import load_portable_weights, make_portable
+
+    written = written or load_portable_weights(weights)
+    write_graphs(make_portable(written), Path(onnx), written)
+    return written
 
 
 def report(run: str | Path) -> Path:

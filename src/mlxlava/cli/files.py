@@ -40,11 +40,11 @@ def footage(sources: tuple[str, ...], folder: Path, **changes: Any) -> None:
 
 
 @click.command()
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("weights", metavar="RUN|NAME")
 @click.option(
-    "-o", "folder", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Folder to write."
+    "-o", "folder", metavar="DIR", type=click.Path(path_type=Path), help="Folder of weights to write."
 )
-@click.option("--half", is_flag=True, help="Store float16: half the size.")
+@click.option("--half", is_flag=True, help="Store the weights as float16: half the size.")
 @click.option(
     "--score",
     "scored",
@@ -52,17 +52,29 @@ def footage(sources: tuple[str, ...], folder: Path, **changes: Any) -> None:
     type=click.Path(path_type=Path),
     help="What score --json printed of the run, for the card.",
 )
+@click.option(
+    "--onnx",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder of ONNX graphs to write, with an example that plays them.",
+)
 @debug_option
-def export(run: Path, folder: Path, half: bool, scored: Path | None) -> None:
-    """Write the weights of a run, with a model card and a sample picture."""
+def export(weights: str, folder: Path | None, half: bool, scored: Path | None, onnx: Path | None) -> None:
+    """Write a lamp: weights with a model card, or ONNX graphs.
+
+    RUN is a folder that train made. All but -o also take the NAME of shipped weights, or a folder of weights.
+    """
     from mlxlava.console import say
     from mlxlava.paths import read_json
 
     score = None if scored is None else read_json(scored, "export")
-    weights = mlxlava.export(run, folder, half=half, score=score)
-    if "pace" not in weights.about:
-        say("export: the run's footage is gone, so the lamp's pace is as learned")
-    say(f"export: {folder}: step {weights.about['steps']}; play it: mlxlava loop --weights {folder}")
+    written = mlxlava.export(weights, folder, half=half, score=score, onnx=onnx)
+    if folder is not None:
+        if "pace" not in written.about:
+            say("export: the run's footage is gone, so the lamp's pace is as learned")
+        say(f"export: {folder}: step {written.about['steps']}; play it: mlxlava loop --weights {folder}")
+    if onnx is not None:
+        say(f"export: {onnx}: generator.onnx and state_step.onnx; play them: python {onnx / 'play.py'}")
 
 
 @click.command()

@@ -25,6 +25,8 @@ A lava lamp learned by mlxlava, to be played for ever:
 
     mlxlava loop --weights {name}
 
+Without mlxlava: `mlxlava export {name} --onnx DIR` writes it as ONNX graphs, with an example that plays them.
+
 ![Four lamps, time to the right]({picture})
 
 Each row is one lamp (time to the right, {gap:.2g} s between pictures). These weights drew it from a random
@@ -78,6 +80,35 @@ def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any]
         UserError: ``run`` is not a run or has no checkpoint, ``score`` is not the output of ``mlxlava score
             --json``, or ``folder`` cannot be written.
     """
+    weights = averaged_weights(run, score)
+    arrays = weights.arrays
+    if half:
+        # The statistics stay float32. Rounded bases are not orthogonal, so each step makes a state a little
+        # smaller. After a million steps its deviation was 0.95 (docs/decisions.md, "What drift found").
+        learned = {part: arrays[part] for part in ("generator", "dynamics")}
+        arrays = {**arrays, **tree_map(lambda a: a.astype(mx.float16), learned)}
+    sample = io.BytesIO()
+    sheet = Image.fromarray(draw_sheet(weights.recipe, arrays))
+    sheet.reduce(-(-max(sheet.size) // _SAMPLE_SIDE_PIXELS)).save(sample, "png", optimize=True)
+    written = dataclasses.replace(weights, arrays=arrays)
+    save_weights(written, folder, card=model_card(written, folder.resolve().name), sample=sample.getvalue())
+    return written
+
+
+def averaged_weights(run: Path, score: dict[str, Any] | None = None) -> Weights:
+    """Read the averaged weights of a run, slowed to the pace of its footage if that is still there.
+
+    Args:
+        run: folder of the run.
+        score: the output of ``mlxlava score --json`` for these weights.
+
+    Returns:
+        The weights. ``about`` has all that the model card shows.
+
+    Raises:
+        UserError: ``run`` is not a run or has no checkpoint, or ``score`` is not the output of ``mlxlava
+            score --json``.
+    """
     if score is not None and not set(_SCORE_KEYS) <= score.keys():
         raise UserError("export: --score is not what mlxlava score --json prints")
     latest = latest_checkpoint_folder(run)
@@ -104,18 +135,7 @@ def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any]
     if (prepared := footage.get("prepared")) and (Path(prepared) / "footage.json").is_file():
         found = open_footage(prepared)
         weights, about["pace"] = match_pace(weights, found.frames, found.cuts)
-    arrays = weights.arrays
-    if half:
-        # The statistics stay float32. Rounded bases are not orthogonal, so each step makes a state a little
-        # smaller. After a million steps its deviation was 0.95 (docs/decisions.md, "What drift found").
-        learned = {part: arrays[part] for part in ("generator", "dynamics")}
-        arrays = {**arrays, **tree_map(lambda a: a.astype(mx.float16), learned)}
-    sample = io.BytesIO()
-    sheet = Image.fromarray(draw_sheet(weights.recipe, arrays))
-    sheet.reduce(-(-max(sheet.size) // _SAMPLE_SIDE_PIXELS)).save(sample, "png", optimize=True)
-    written = dataclasses.replace(weights, arrays=arrays, about=about)
-    save_weights(written, folder, card=model_card(written, folder.resolve().name), sample=sample.getvalue())
-    return written
+    return dataclasses.replace(weights, about=about)
 
 
 def model_card(weights: Weights, name: str) -> str:

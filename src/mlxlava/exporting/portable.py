@@ -1,0 +1,144 @@
+"""A learned lamp as plain NumPy arrays, in the layout that programs other than MLX need."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlxlava.backend import Tree
+from mlxlava.errors import UserError
+from mlxlava.models.generator import ShuffleGenerator
+from mlxlava.models.state_step import StationaryStep, fixed_bases
+from mlxlava.paths import latest_checkpoint
+from mlxlava.rollout.export import averaged_weights
+from mlxlava.rollout.weights import Weights, load_weights
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A dense layer or a 3×3 convolution.
+
+    Attributes:
+        weight: (O, I) of a dense layer, (O, 3, 3, I) of a convolution.
+        bias: (O,).
+    """
+
+    weight: Floats
+    bias: Floats
+
+
+@dataclasses.dataclass(frozen=True)
+class PortableLamp:
+    """All numbers of a lamp with the generator ``shuffle`` and the state step ``stationary``.
+
+    Attributes:
+        size: height and width of a frame.
+        step_fps: learned steps per second of true time.
+        base: height, width and channels (h, w, C) of the first feature map. ``dense`` makes it.
+        dense: the layer from a state to the first feature map.
+        ups: convolutions, each followed by a pixel shuffle that doubles height and width.
+        out: the convolution to colours.
+        background: offset of the colours before the sigmoid (H, W, 3), or (1, 1, 3) zeros.
+        gate: factor of the colours before the offset, in the same shape.
+        changes: changes of basis (Z, Z), one more than there are couplings.
+        couplings: for each coupling its hidden layers and, as the last one, the layer of its angles.
+        noise_angle: angle between a state and its noise in a whole learned step, float64 (Z,) or (1,). None
+            for a lamp without noise, whose step keeps the norm of a state.
+    """
+
+    size: tuple[int, int]
+    step_fps: float
+    base: tuple[int, int, int]
+    dense: Layer
+    ups: tuple[Layer, ...]
+    out: Layer
+    background: Floats
+    gate: Floats
+    changes: tuple[Floats, ...]
+    couplings: tuple[tuple[Layer, ...], ...]
+    noise_angle: npt.NDArray[np.float64] | None
+
+    @property
+    def state_size(self) -> int:
+        """How many numbers a state has."""
+        return len(self.changes[0])
+
+
+def load_portable_weights(name_or_run: str | Path) -> Weights:
+    """Read the weights of a lamp that is to be written.
+
+    A run's are those that ``mlxlava export -o`` would write: averaged, and slowed to the pace of its footage.
+
+    Args:
+        name_or_run: shipped weights by name, a folder of weights, or a run.
+
+    Raises:
+        UserError: there are no such weights.
+    """
+    run = Path(name_or_run)
+    return load_weights(name_or_run) if latest_checkpoint(run) is None else averaged_weights(run)
+
+
+def make_portable(weights: Weights) -> PortableLamp:
+    """Take the numbers of a lamp out of its weights.
+
+    Raises:
+        UserError: its networks are of a kind that cannot be written.
+    """
+    recipe, arrays = weights.recipe, weights.arrays
+    if recipe.dynamics.kind != "stationary":
+        raise UserError(
+            f"export: weights of the recipe {recipe.name} cannot be written so: the state step "
+            f"{recipe.dynamics.kind} rolls many lamps together to play one; only stationary is written"
+        )
+    if recipe.generator.kind != "shuffle":
+        raise UserError(
+            f"export: weights of the recipe {recipe.name} cannot be written so: its generator is "
+            f"{recipe.generator.kind}; only shuffle is written"
+        )
+    generator, step = ShuffleGenerator(recipe), StationaryStep(recipe)
+    changes = step.basis_changes(fixed_bases(arrays))
+    height, width = generator.base
+    drawing: Tree = arrays["generator"]
+    flat = np.zeros((1, 1, 3), np.float32)
+    return PortableLamp(
+        size=recipe.data.size,
+        step_fps=weights.step_fps,
+        base=(height, width, generator.widths[0]),
+        dense=_layer(drawing["dense"]),
+        ups=tuple(_layer(drawing[f"up{i}"]) for i in range(len(generator.widths) - 1)),
+        out=_layer(drawing["out"]),
+        background=_floats(drawing["background"]) if "background" in drawing else flat,
+        gate=_floats(drawing["gate"]) if "gate" in drawing else flat + 1,
+        changes=tuple(_floats(changes[f"change{n}"]) for n in range(step.couplings + 1)),
+        couplings=tuple(
+            _coupling(arrays["dynamics"][f"coupling{n}"], len(step.hidden)) for n in range(step.couplings)
+        ),
+        noise_angle=None if step.keeps_norm else _noise_angle(step, arrays["dynamics"]),
+    )
+
+
+def _coupling(weights: Tree, hidden: int) -> tuple[Layer, ...]:
+    return (*(_layer(weights[f"hidden{i}"]) for i in range(hidden)), _layer(weights["angles"]))
+
+
+def _noise_angle(step: StationaryStep, weights: Tree) -> npt.NDArray[np.float64]:
+    """The angle whose cosine is rho (models/state_step.py), in float64: rho is too near one for float32."""
+    rate = np.exp(_floats(weights["log_rate"]).astype(np.float64)) if step.learn_rho else None
+    exact = np.array([-math.log(step.rho)]) if rate is None else rate
+    return np.asarray(np.arcsin(np.sqrt(-np.expm1(-2 * exact))))
+
+
+def _layer(weights: Tree) -> Layer:
+    return Layer(_floats(weights["weight"]), _floats(weights["bias"]))
+
+
+def _floats(array: Any) -> Floats:
+    return np.array(array).astype(np.float32)
