@@ -20,6 +20,7 @@ from mlxlava.exporting.portable import make_portable
 from mlxlava.models.registry import make_generator
 from mlxlava.models.state_step import fixed_bases, make_dynamics
 from mlxlava.rollout.weights import Weights
+from tests.exporting.lamps import fresh_weights
 
 onnx = pytest.importorskip("onnx", reason="needs the extra `onnx`")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `dev`")
@@ -27,18 +28,6 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `dev`")
 pytestmark = pytest.mark.device
 
 TOLERANCE = 1e-5
-
-
-def fresh_weights(recipe: Recipe) -> Weights:
-    """Random weights of a recipe."""
-    generator, dynamics = make_generator(recipe), make_dynamics(recipe)
-    keys = mx.random.split(mx.random.key(3), 2)
-    arrays = {
-        "generator": generator.init(keys[0]),
-        "dynamics": dynamics.init(keys[1]),
-        "stats": {"generator": generator.init_stats(), "dynamics": dynamics.init_bases()},
-    }
-    return Weights(recipe, 5.0, arrays, {})
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:

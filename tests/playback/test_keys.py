@@ -11,6 +11,7 @@ import pytest
 from mlxlava.playback.clock import WallClock
 from mlxlava.playback.keys import (
     KEYS,
+    PAGE,
     TERMINAL,
     WEB,
     WINDOW,
@@ -22,8 +23,10 @@ from mlxlava.playback.keys import (
 from mlxlava.playback.session import FrameSource, Session
 from mlxlava.playback.writers import Frame
 
-SCREENS = (TERMINAL, WINDOW, WEB)
-PAGE = Path(__file__).parents[2] / "src/mlxlava/playback/screens/page"
+SCREENS = (TERMINAL, WINDOW, WEB, PAGE)
+SOURCE = Path(__file__).parents[2] / "src/mlxlava"
+SHARED = SOURCE / "playback/screens/page"  # files that both pages use
+SCRIPTS = {WEB: SHARED / "lamp.js", PAGE: SOURCE / "exporting/page/main.js"}
 DOCS = Path(__file__).parents[2] / "docs/playing.md"
 
 # What a screen does itself; `perform_action` does the rest.
@@ -31,6 +34,7 @@ OWN = {
     TERMINAL: {"help"},
     WINDOW: {"help", "save", "full_screen"},
     WEB: {"help", "full_screen", "fill", "leave"},
+    PAGE: {"help", "full_screen", "fill", "leave"},
 }
 
 
@@ -105,13 +109,19 @@ def test_help_names_keys_that_are_there() -> None:
     assert help_line(TERMINAL) == "space pause · +− speed · n next · w weights · q quit"
 
 
-def test_the_page_does_what_its_keys_ask_for() -> None:
-    script = (PAGE / "lamp.js").read_text(encoding="utf-8")
-    body = re.search(r"\nconst actions = \{\n(.*?)\n\};\n", script, re.DOTALL)
-    assert body is not None
-    assert set(re.findall(r"^  (\w+)[:,]", body[1], re.MULTILINE)) == set(actions_by_key(WEB).values())
-    controls = re.findall(r'data-actions="([^"]*)"', (PAGE / "index.html").read_text(encoding="utf-8"))
-    assert set(" ".join(controls).split()) == set(actions_by_key(WEB).values()) - {"help", "leave"}
+@pytest.mark.parametrize("screen", [WEB, PAGE])
+def test_a_page_does_what_its_keys_ask_for(screen: str) -> None:
+    done: set[str] = set()
+    for file, begin in (
+        (SHARED / "stage.js", r"const all = \{"),
+        (SCRIPTS[screen], r"useKeys\(KEYS, HELP, \{"),
+    ):
+        body = re.search(rf"{begin}\n(.*?)\n *\}}", file.read_text(encoding="utf-8"), re.DOTALL)
+        assert body is not None
+        done |= set(re.findall(r"^ +(\w+)[:,]", body[1], re.MULTILINE))
+    assert done == set(actions_by_key(screen).values())
+    controls = re.findall(r'data-actions="([^"]*)"', (SHARED / "index.html").read_text(encoding="utf-8"))
+    assert set(" ".join(controls).split()) - {"next_name"} == done - {"help", "leave", "next_name"}
 
 
 def test_the_documentation_has_the_same_keys() -> None:

@@ -20,18 +20,20 @@ def export(
     *,
     half: bool = False,
     score: Mapping[str, Any] | None = None,
+    web: str | Path | None = None,
     onnx: str | Path | None = None,
 ) -> Weights:
-    """Write a learned lamp: as weights with a model card and a sample picture, and as ONNX graphs.
+    """Write a learned lamp: as weights with a model card and a sample picture, as a web page, as ONNX graphs.
 
     If ``weights`` is a run and its footage is still there, the lamp is slowed to the pace of the footage.
 
     Args:
-        weights: folder of a run. If only ``onnx`` is given, it may also be the name of shipped weights or a
-            folder of weights.
+        weights: folder of a run. Without ``folder`` it may also be the name of shipped weights or a folder of
+            weights.
         folder: folder of weights to write; ``load`` takes it. Weights that are in it are replaced.
         half: store the weights in ``folder`` as float16, in half the size. They are played as float32.
         score: result of ``score`` for the run, to be shown on the card in ``folder``.
+        web: HTML file to write: one page that plays the lamp in any browser, without a server.
         onnx: folder to write with two ONNX graphs and an example that plays them. Needs the extra ``onnx``.
 
     Returns:
@@ -42,26 +44,29 @@ def export(
         UserError: nothing to write is given, ``weights`` is no run or has no checkpoint, ``score`` is no
             score, the lamp's networks have no such form, or something cannot be written.
     """
+    from mlxlava.exporting.portable import load_portable_weights, make_portable
+    from mlxlava.exporting.web_page import write_page
     from mlxlava.rollout.export import export as export_run
 
-    if folder is None and onnx is None:
-        raise UserError("export: nothing to write; give a folder of weights (-o) or of ONNX graphs (--onnx)")
+    if folder is None and web is None and onnx is None:
+        raise UserError("export: nothing to write; give -o (weights), --web (a page) or --onnx (graphs)")
     if folder is None and (half or score is not None):
         raise UserError("export: half and score are for a folder of weights (-o), which was not given")
-    written = None
     if folder is not None:
         written = export_run(
             Path(weights), Path(folder), half=half, score=None if score is None else dict(score)
         )
-    if onnx is None:
-        assert written is not None
+    else:
+        written = load_portable_weights(weights)
+    if web is None and onnx is None:
         return written
+    lamp = make_portable(written)
+    if web is not None:
+        write_page(lamp, Path(web), Path(weights).resolve().name)
+    if onnx is not None:
+        from mlxlava.exporting.graphs import write_graphs
 
-    from mlxlava.exporting.graphs import write_graphs
-    from mlxlava.exporting.portable import load_portable_weights, make_portable
-
-    written = written or load_portable_weights(weights)
-    write_graphs(make_portable(written), Path(onnx), written)
+        write_graphs(lamp, Path(onnx), written)
     return written
 
 

@@ -53,14 +53,22 @@ def footage(sources: tuple[str, ...], folder: Path, **changes: Any) -> None:
     help="What score --json printed of the run, for the card.",
 )
 @click.option(
+    "--web",
+    metavar="FILE.html",
+    type=click.Path(path_type=Path),
+    help="Web page to write: one file that plays in any browser.",
+)
+@click.option(
     "--onnx",
     metavar="DIR",
     type=click.Path(path_type=Path),
     help="Folder of ONNX graphs to write, with an example that plays them.",
 )
 @debug_option
-def export(weights: str, folder: Path | None, half: bool, scored: Path | None, onnx: Path | None) -> None:
-    """Write a lamp: weights with a model card, or ONNX graphs.
+def export(
+    weights: str, folder: Path | None, half: bool, scored: Path | None, web: Path | None, onnx: Path | None
+) -> None:
+    """Write a lamp: weights with a model card, a web page, or ONNX graphs.
 
     RUN is a folder that train made. All but -o also take the NAME of shipped weights, or a folder of weights.
     """
@@ -68,11 +76,13 @@ def export(weights: str, folder: Path | None, half: bool, scored: Path | None, o
     from mlxlava.paths import read_json
 
     score = None if scored is None else read_json(scored, "export")
-    written = mlxlava.export(weights, folder, half=half, score=score, onnx=onnx)
+    written = mlxlava.export(weights, folder, half=half, score=score, web=web, onnx=onnx)
     if folder is not None:
         if "pace" not in written.about:
             say("export: the run's footage is gone, so the lamp's pace is as learned")
         say(f"export: {folder}: step {written.about['steps']}; play it: mlxlava loop --weights {folder}")
+    if web is not None:
+        say(f"export: {web}: {web.stat().st_size / 1e6:.1f} MB; open it in a browser")
     if onnx is not None:
         say(f"export: {onnx}: generator.onnx and state_step.onnx; play them: python {onnx / 'play.py'}")
 

@@ -1,4 +1,4 @@
-"""The keys of every screen: terminal, window and web page. They are defined here and nowhere else.
+"""The keys of every screen: terminal, window and pages. They are defined here and nowhere else.
 
 A screen translates what a viewer presses into a key's name, looks up the action in ``actions_by_key``, does
 its own actions itself (full screen, help, …) and leaves the others to ``perform_action``.
@@ -7,11 +7,13 @@ its own actions itself (full screen, help, …) and leaves the others to ``perfo
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 
 from mlxlava.playback.session import SPEED_FACTOR_PER_KEY_PRESS, Session
 
-TERMINAL, WINDOW, WEB = "terminal", "window", "web"
+# WEB is the page of a server (screens/web.py), PAGE a page that plays by itself (exporting/web_page.py).
+TERMINAL, WINDOW, WEB, PAGE = "terminal", "window", "web", "page"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,7 @@ class KeyBinding:
     help: str
     actions: Mapping[str, str]
     short_help: str = ""
-    screens: tuple[str, ...] = (TERMINAL, WINDOW, WEB)
+    screens: tuple[str, ...] = (TERMINAL, WINDOW, WEB, PAGE)
 
 
 KEYS = (
@@ -45,14 +47,15 @@ KEYS = (
     ),
     KeyBinding("0", "true speed", {"0": "true_speed", "backspace": "true_speed"}),
     KeyBinding("n", "the next seed", {"n": "next_seed"}, "n next"),
-    KeyBinding("w", "another lamp", {"w": "next_name"}, "w weights"),
+    # A page has a single lamp inside.
+    KeyBinding("w", "another lamp", {"w": "next_name"}, "w weights", screens=(TERMINAL, WINDOW, WEB)),
     KeyBinding("s", "save a picture", {"s": "save"}, screens=(WINDOW,)),
-    KeyBinding("f", "full screen", {"f": "full_screen"}, screens=(WINDOW, WEB)),
-    KeyBinding("z", "fill the screen, or show the whole picture", {"z": "fill"}, screens=(WEB,)),
+    KeyBinding("f", "full screen", {"f": "full_screen"}, screens=(WINDOW, WEB, PAGE)),
+    KeyBinding("z", "fill the screen, or show the whole picture", {"z": "fill"}, screens=(WEB, PAGE)),
     KeyBinding("h", "these keys", {"h": "help", "?": "help"}),
-    # Viewers of a page share one lamp, so none of them can end it.
+    # Viewers of a server's page share one lamp, so none of them can end it.
     KeyBinding("q", "quit", {"q": "end", "esc": "end"}, "q quit", screens=(TERMINAL, WINDOW)),
-    KeyBinding("Esc", "leave the controls, so that they fade", {"esc": "leave"}, screens=(WEB,)),
+    KeyBinding("Esc", "leave the controls, so that they fade", {"esc": "leave"}, screens=(WEB, PAGE)),
 )
 
 
@@ -69,6 +72,12 @@ def actions_by_key(screen: str) -> dict[str, str]:
 def help_rows(screen: str) -> tuple[tuple[str, str], ...]:
     """Rows of a screen's help text: keys, and what they do."""
     return tuple((binding.label, binding.help) for binding in KEYS if screen in binding.screens)
+
+
+def keys_module(screen: str) -> str:
+    """The keys of a page and the rows of its help, as a JavaScript module."""
+    actions, rows = json.dumps(actions_by_key(screen)), json.dumps(help_rows(screen))
+    return f"export const KEYS = {actions};\nexport const HELP = {rows};\n"
 
 
 def help_line(screen: str) -> str:

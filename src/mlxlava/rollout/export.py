@@ -25,7 +25,8 @@ A lava lamp learned by mlxlava, to be played for ever:
 
     mlxlava loop --weights {name}
 
-Without mlxlava: `mlxlava export {name} --onnx DIR` writes it as ONNX graphs, with an example that plays them.
+Without mlxlava: `mlxlava export {name} --web FILE.html` writes it as one page for any browser, and
+`--onnx DIR` as ONNX graphs with an example that plays them.
 
 ![Four lamps, time to the right]({picture})
 

@@ -121,8 +121,12 @@ class Browser:
         result: Box = said["result"]
         return result
 
-    async def open(self, url: str, *, still: bool = False) -> Tab:
-        """Open an address in a window of its own; ``still`` for a viewer who wants less motion."""
+    async def open(self, url: str, *, still: bool = False, before: str = "") -> Tab:
+        """Open an address in a window of its own.
+
+        ``still`` is for a viewer who wants less motion. ``before`` is a script that runs before
+        the page's own.
+        """
         # A window of its own: a tab behind another is in the background and draws nothing.
         target = (await self.call("Target.createTarget", url="about:blank", newWindow=True))["targetId"]
         session = (await self.call("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
@@ -131,6 +135,8 @@ class Browser:
             await tab.call(f"{domain}.enable")
         motion = {"name": "prefers-reduced-motion", "value": "reduce" if still else "no-preference"}
         await tab.call("Emulation.setEmulatedMedia", features=[motion])
+        if before:
+            await tab.call("Page.addScriptToEvaluateOnNewDocument", source=before)
         await tab.call("Page.navigate", url=url)
         await tab.until("document.readyState === 'complete'")
         return tab
@@ -141,15 +147,15 @@ class Browser:
 
 
 @contextlib.asynccontextmanager
-async def chromium() -> AsyncIterator[Browser]:
-    """A headless Chromium with an empty profile."""
+async def chromium(*, webgl: bool = False) -> AsyncIterator[Browser]:
+    """A headless Chromium with an empty profile; ``webgl`` for one that computes WebGL on the CPU."""
     assert CHROMIUM is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = await asyncio.create_subprocess_exec(
             CHROMIUM,
             "--headless=new",
             "--no-sandbox",  # root in a container has none
-            "--disable-gpu",
+            *(("--use-angle=swiftshader", "--enable-unsafe-swiftshader") if webgl else ("--disable-gpu",)),
             "--disable-dev-shm-usage",
             "--no-first-run",
             "--remote-debugging-port=0",

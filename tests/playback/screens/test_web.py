@@ -180,7 +180,7 @@ def test_a_page_of_another_site_gets_nothing() -> None:
 
 def test_nothing_from_outside_and_nobody_else_may_show_it() -> None:
     with playing() as (_, page):
-        there = ("/", "/lamp.css", "/lamp.js", "/keys.js", "/lamp.svg")
+        there = ("/", "/lamp.css", "/lamp.js", "/stage.js", "/keys.js", "/lamp.svg")
         for path in (*there, "/nothing", "/../web.py", "/page/lamp.js"):
             code, head = answer(page, path)
             assert code == (200 if path in there else 404)

@@ -32,7 +32,7 @@ from PIL import Image
 
 from mlxlava.console import say
 from mlxlava.errors import UserError
-from mlxlava.playback.keys import WEB, actions_by_key, help_rows
+from mlxlava.playback.keys import WEB, keys_module
 from mlxlava.playback.screens.surround import Surround
 from mlxlava.playback.session import SEED_COUNT, SPEED_RANGE, Session
 from mlxlava.playback.writers import Frame
@@ -57,6 +57,7 @@ _PAGE_FILES = {
     "/": ("index.html", "text/html"),
     "/lamp.css": ("lamp.css", "text/css"),
     "/lamp.js": ("lamp.js", "text/javascript"),
+    "/stage.js": ("stage.js", "text/javascript"),
     "/lamp.svg": ("lamp.svg", "image/svg+xml"),
 }
 _KEYS_MODULE_PATH = "/keys.js"  # made from playback/keys.py
@@ -149,7 +150,7 @@ class WebPage:
         self._files = {
             path: ((files("mlxlava.playback.screens") / "page" / name).read_bytes(), kind)
             for path, (name, kind) in _PAGE_FILES.items()
-        } | {_KEYS_MODULE_PATH: (_keys_module().encode(), "text/javascript")}
+        } | {_KEYS_MODULE_PATH: (keys_module(WEB).encode(), "text/javascript")}
 
     def __enter__(self) -> WebPage:
         listening = _open_listening_socket(self._host, self._port)
@@ -373,12 +374,6 @@ class WebPage:
         self._request_came.set()
         self._publish_status()
         return True
-
-
-def _keys_module() -> str:
-    """The page's keys and their help, as a JavaScript module."""
-    actions, rows = json.dumps(actions_by_key(WEB)), json.dumps(help_rows(WEB))
-    return f"export const KEYS = {actions};\nexport const HELP = {rows};\n"
 
 
 def _open_listening_socket(host: str, port: int | None) -> socket.socket:

@@ -1,0 +1,124 @@
+// Draws frames on the processor: WebAssembly with vectors (convolution.c) for convolutions, JavaScript for the rest.
+
+const LEAKY_SLOPE = 0.2;
+const SLACK = 16; // pixels that may be read beyond the end of a feature map
+
+const up8 = (count) => Math.ceil(count / 8) * 8;
+
+/** Draws a lamp's frames. `await WasmDrawer.open(lamp)` makes one; it fails in a browser without SIMD. */
+export class WasmDrawer {
+  static async open(lamp, code) {
+    const { instance } = await WebAssembly.instantiate(code);
+    return new WasmDrawer(lamp, instance.exports);
+  }
+
+  name = "WebAssembly";
+
+  constructor({ about, arrays }, { memory, convolve, __heap_base: heap }) {
+    [this.height, this.width] = about.size;
+    [this.arrays, this.memory, this.convolve] = [arrays, memory, convolve];
+    this.end = heap.value;
+    this.grid = { height: about.base[0], width: about.base[1], channels: about.base[2] };
+    this.base = this.featureMap(...about.base);
+    this.layers = [];
+    let [height, width, channels] = about.base;
+    let from = this.base;
+    for (let i = 0; i < about.ups; i += 1) {
+      const outputs = arrays[`up${i}.bias`].length / 4;
+      const layer = this.layer(`up${i}`, from, channels, outputs, 4, height, width);
+      [height, width, channels] = [2 * height, 2 * width, outputs];
+      from = layer.to = this.featureMap(height, width, channels);
+      this.layers.push(layer);
+    }
+    const last = this.layer("out", from, channels, 3, 1, height, width);
+    this.colours = last.to = this.allocate(4 * height * width);
+    this.layers.push(last);
+    [this.gate, this.background] = [arrays.gate, arrays.background].map((values) =>
+      // A lamp without a background has one colour's numbers for all pixels.
+      values.length > 3 ? values : Float32Array.from({ length: 3 * height * width }, (_, i) => values[i % 3]),
+    );
+    this.pixels = new Uint8ClampedArray(4 * height * width).fill(255);
+    this.canvas = document.createElement("canvas");
+    [this.canvas.width, this.canvas.height] = [width, height];
+    this.context = this.canvas.getContext("2d", { alpha: false, willReadFrequently: true });
+  }
+
+  /** Room for floats in the module's memory; returns its address. */
+  allocate(count) {
+    const address = (this.end + 15) & ~15;
+    this.end = address + 4 * count;
+    const missing = this.end - this.memory.buffer.byteLength;
+    if (missing > 0) this.memory.grow(Math.ceil(missing / 2 ** 16));
+    return address;
+  }
+
+  floats(address, count) {
+    return new Float32Array(this.memory.buffer, address, count);
+  }
+
+  /** A feature map with a border of zeros. Channels are filled up to a multiple of 8. */
+  featureMap(height, width, channels) {
+    return this.allocate(((height + 2) * (width + 2) + SLACK) * up8(channels));
+  }
+
+  /** A convolution, its weights ordered for convolution.c. `phases` is 4 before a pixel shuffle, 1 without one. */
+  layer(name, from, channels, outputs, phases, height, width) {
+    const [weight, bias] = [this.arrays[`${name}.weight`], this.arrays[`${name}.bias`]];
+    const inputs = up8(channels);
+    const padded = phases === 1 ? 4 : up8(outputs);
+    const block = phases === 1 ? 4 : 8;
+    const weights = this.allocate(phases * padded * 9 * inputs);
+    const biases = this.allocate(phases * padded);
+    const [to, toBias] = [this.floats(weights, phases * padded * 9 * inputs), this.floats(biases, phases * padded)];
+    for (let o = 0; o < phases * outputs; o += 1) {
+      const place = Math.floor(o / outputs) * padded + (o % outputs);
+      const first = Math.floor(place / block) * block * 9 * inputs + (place % block);
+      toBias[place] = bias[o];
+      for (let tap = 0; tap < 9; tap += 1) {
+        for (let i = 0; i < channels; i += 1) {
+          to[first + (tap * inputs + i) * block] = weight[(o * 9 + tap) * channels + i];
+        }
+      }
+    }
+    return { from, weights, biases, height, width, inputs, outputs: phases * padded, to: 0 };
+  }
+
+  /** The first feature map, inside its border. */
+  drawBase(state) {
+    const { height, width, channels } = this.grid;
+    const map = this.floats(this.base, (height + 2) * (width + 2) * up8(channels));
+    const [weight, bias] = [this.arrays["dense.weight"], this.arrays["dense.bias"]];
+    for (let o = 0; o < bias.length; o += 1) {
+      let sum = bias[o];
+      for (let i = 0, at = o * state.length; i < state.length; i += 1, at += 1) sum += state[i] * weight[at];
+      const pixel = Math.floor(o / channels);
+      const place = (Math.floor(pixel / width) + 1) * (width + 2) + (pixel % width) + 1;
+      map[place * up8(channels) + (o % channels)] = Math.max(sum, LEAKY_SLOPE * sum);
+    }
+  }
+
+  /** Draw the frame of a state on `canvas`. */
+  draw(state) {
+    this.drawBase(state);
+    for (const one of this.layers) {
+      this.convolve(
+        one.from, one.weights, one.biases, one.to, one.height, one.width, one.inputs, one.outputs,
+      );
+    }
+    const { gate, background } = this;
+    const colours = this.floats(this.colours, this.pixels.length);
+    for (let pixel = 0, at = 0; pixel < this.pixels.length; pixel += 4) {
+      for (let channel = 0; channel < 3; channel += 1, at += 1) {
+        const x = background[at] + gate[at] * colours[pixel + channel];
+        // The array rounds to the nearest byte.
+        this.pixels[pixel + channel] = 255 / (1 + Math.exp(-x));
+      }
+    }
+    this.context.putImageData(new ImageData(this.pixels, this.width, this.height), 0, 0);
+  }
+
+  /** The pixels of the last frame: red, green, blue and 255. */
+  read() {
+    return this.pixels;
+  }
+}
