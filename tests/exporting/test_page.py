@@ -143,11 +143,11 @@ async def opened(browser: Browser, page: Path, settings: str = "", **options: An
     return tab
 
 
-async def frames(tab: Tab, how: str, seed: int, times: list[float]) -> np.ndarray:
-    """Frames that the page draws, (N, H, W, 3)."""
+async def frames(tab: Tab, how: str, seed: int, times: list[float], *, half: bool = False) -> np.ndarray:
+    """Frames that the page draws, (N, H, W, 3); ``half`` for pictures of half the size."""
     drawn = await tab.run(
         f"""(async () => {{
-          const drawer = await mlxlava.openDrawer({json.dumps(how)});
+          const drawer = await mlxlava.openDrawer({json.dumps(how)}, {json.dumps(half)});
           const rollout = mlxlava.rollout({seed});
           return {json.dumps(times)}.map((at) => {{
             drawer.draw(rollout.stateAt(at));
@@ -156,7 +156,7 @@ async def frames(tab: Tab, how: str, seed: int, times: list[float]) -> np.ndarra
         }})()"""
     )
     height, width = await tab.run("mlxlava.about.size")
-    pixels = np.array(drawn).reshape(len(times), height, width, 4)
+    pixels = np.array(drawn).reshape(len(times), height // (1 + half), width // (1 + half), 4)
     assert (pixels[..., 3] == 255).all()
     return pixels[..., :3]
 
@@ -198,6 +198,25 @@ async def test_lamps_of_every_shape_are_drawn(browser: Browser, pages: dict[str,
         for how in ("wasm", "webgl"):
             assert np.abs(await frames(tab, how, 5, times) - expected).max() <= LEVELS, (changes, how)
         assert tab.complaints == []
+
+
+@browsed(webgl=True)
+async def test_a_slow_machine_gets_a_smaller_picture_and_is_told(
+    browser: Browser, pages: dict[str, Path], folder: Path
+) -> None:
+    tab = await opened(browser, pages["lava"], "draw=wasm")
+    times = [0.0, 1.1, 7.0]
+    whole = np.array([frame for _, frame in Rollout(load_weights("lava"), 5).play(times)]).astype(float)
+    halved = whole.reshape(3, 128, 2, 64, 2, 3).mean((2, 4))
+    for how in ("wasm", "webgl"):
+        found = await frames(tab, how, 5, times, half=True)
+        assert np.abs(found - halved).mean() < 1
+    await tab.call("Emulation.setCPUThrottlingRate", rate=60)
+    await tab.until(f"{text('count')}.endsWith('at half size')", 100)
+    assert "half its size" in await tab.run(text("note"))
+    await tab.call("Emulation.setCPUThrottlingRate", rate=1)
+    await tab.until(f"{text('note')} === ''", 60)
+    assert tab.complaints == []
 
 
 def fresh_recipe() -> Recipe:

@@ -27,7 +27,7 @@ from mlxlava.playback.keys import PAGE, keys_module
 from mlxlava.playback.session import SEED_COUNT, SPEED_RANGE
 
 # The modules of the page, each after those that it imports.
-_MODULES = ("keys", "settings", "stage", "weights", "random", "rollout", "wasm", "webgl", "main")
+_MODULES = ("keys", "settings", "stage", "weights", "random", "rollout", "smaller", "wasm", "webgl", "main")
 _MADE_HERE = ("keys", "settings")
 _SHARED = "stage"
 

@@ -46,16 +46,17 @@ ALWAYS_INLINE void convolve_to_colours(const float *x, const float *weights, con
   }
 }
 
-// x is (height + 2, width + 2, inputs). Weights are (outputs / 8, 3, 3, inputs, 8). With 4 outputs, the result is y
-// (height, width, 4). Else leaky ReLU and pixel shuffle follow, and y is (2 height + 2, 2 width + 2, outputs / 4).
-// Outputs / 4 and inputs are multiples of 8. Up to 8 pixels are read beyond the end of x.
+// x is (height + 2, width + 2, inputs). Weights are (outputs / 8, 3, 3, inputs, 8), or (3, 3, inputs, 4) for 4 outputs:
+// then the result is y (height, width, 4). Else leaky ReLU follows. Without shuffle, y is (height + 2, width + 2,
+// outputs). With it, a pixel shuffle follows, and y is (2 height + 2, 2 width + 2, outputs / 4). Channels are multiples
+// of 8. Up to 9 pixels are read beyond the end of x.
 void convolve(const float *x, const float *weights, const float *bias, float *y, int height, int width, int inputs,
-              int outputs) {
+              int outputs, int shuffle) {
   if (outputs == 4) {
     convolve_to_colours(x, weights, bias, y, height, width, inputs);
     return;
   }
-  const int stride = width + 2, channels = outputs / 4;
+  const int stride = width + 2, channels = shuffle ? outputs / 4 : outputs;
   for (int first = 0; first < outputs; first += 8, weights += 72 * inputs) {
     const int phase = first / channels, channel = first % channels;
     for (int at = 0; at < height * stride; at += 4) {
@@ -64,7 +65,8 @@ void convolve(const float *x, const float *weights, const float *bias, float *y,
       for (int p = 0; p < 4; p++) {
         const int row = (at + p) / stride, column = (at + p) % stride;
         if (column >= width || row >= height) continue;
-        const int to = (2 * row + phase / 2 + 1) * 2 * (width + 1) + 2 * column + phase % 2 + 1;
+        const int to = shuffle ? (2 * row + phase / 2 + 1) * 2 * (width + 1) + 2 * column + phase % 2 + 1
+                               : (row + 1) * stride + column + 1;
         wasm_v128_store(y + to * channels + channel, leaky_relu(sums[2 * p]));
         wasm_v128_store(y + to * channels + channel + 4, leaky_relu(sums[2 * p + 1]));
       }

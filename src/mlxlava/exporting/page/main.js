@@ -3,6 +3,7 @@
 import { HELP, KEYS } from "./keys.js";
 import { moments, Rollout } from "./rollout.js";
 import { ABOUT, CODE, SEED_COUNT, SPEEDS } from "./settings.js";
+import { smaller } from "./smaller.js";
 import {
   clock, describe, faster, find, note, setSides, show, showMoments, showPlaying, showSeed, showSpeed, useKeys, useSeed,
   useSpeed, write,
@@ -14,12 +15,17 @@ import { decodeArrays, decodeBytes } from "./weights.js";
 const FPS = 30; // frames a second, where the display shows as many
 const PAUSE = 1000; // ms between two pictures after which the time between them does not count: the page was hidden
 const STILL = 5000; // ms between pictures for those who want no motion
+const NOTE = 6000; // ms that a note stays
 const FACTS = 500; // ms between two looks at the state and at the picture's sides
 const FAST = 20; // ms a frame below which no other way of drawing is tried
+const SLOW = 12; // frames a second below which a smaller picture is drawn
+const PATIENCE = 4; // looks at the facts in a row that must be as slow as that
+const SMALLEST = 128; // pixels of height below which no picture is halved
 const TOLERANCE = 2; // levels by which the picture's sides may change before what is beside it is painted anew
 const COLOURS = 16; // along each side of the picture
 
 const lamp = { about: ABOUT, arrays: {} };
+let size = ABOUT.size; // of the picture that is drawn
 let drawer = null;
 let rollout = null;
 let seconds = 0; // the lamp's time
@@ -30,6 +36,7 @@ let still = matchMedia("(prefers-reduced-motion: reduce)").matches;
 let previous = null; // when the lamp's time was last moved on
 let drawn = -Infinity; // when the last frame was drawn
 let told = { at: -Infinity, frames: 0 }; // when facts were last shown, and how many frames there were
+let slow = 0; // how many looks at the facts in a row found it slow
 let sides = null;
 let timer = 0;
 let request = 0;
@@ -50,9 +57,9 @@ function measure(one) {
   return Math.min(...times);
 }
 
-async function openWasm() {
+async function openWasm(drawn) {
   try {
-    return await WasmDrawer.open(lamp, decodeBytes(CODE));
+    return await WasmDrawer.open(drawn, decodeBytes(CODE));
   } catch (error) {
     console.warn(error);
     return null;
@@ -60,15 +67,39 @@ async function openWasm() {
 }
 
 /**
- * Find the fastest way to draw in this browser.
+ * Find the fastest way to draw in this browser; null if there is none.
  * @param how "webgl" or "wasm" to demand one of them; WebGL then also where the processor computes it.
+ * @param half Whether to draw pictures of half the height and width.
  */
-async function openDrawer(how) {
-  const webgl = how === "wasm" ? null : WebGlDrawer.open(lamp, how === "webgl");
+async function openDrawer(how, half = false) {
+  const wanted = half ? smaller(lamp) : lamp;
+  const webgl = how === "wasm" ? null : WebGlDrawer.open(wanted, how === "webgl");
   if (how === "webgl" || (webgl !== null && measure(webgl) < FAST)) return webgl;
-  const wasm = await openWasm();
+  const wasm = await openWasm(wanted);
   if (webgl === null || wasm === null) return wasm ?? webgl;
   return measure(wasm) < measure(webgl) ? wasm : webgl;
+}
+
+/** Draw with another drawer from now on. */
+function use(one, half) {
+  drawer = one;
+  size = half ? ABOUT.size.map((side) => side / 2) : ABOUT.size;
+  // A graphics processor may be taken away, for example when a laptop sleeps.
+  drawer.canvas.addEventListener("webglcontextlost", async () => {
+    const other = await openDrawer("wasm", half);
+    if (other !== null) use(other, half);
+  });
+}
+
+/** After some seconds in which too few frames were drawn, draw smaller ones. */
+async function watchRate(rate) {
+  slow = playing() && rate < SLOW ? slow + 1 : 0;
+  if (slow < PATIENCE || size !== ABOUT.size || size[0] < SMALLEST) return;
+  const half = await openDrawer(wantedDrawer(), true);
+  if (half === null) return;
+  use(half, true);
+  note("This machine is slow, so the picture is drawn at half its size.");
+  setTimeout(() => note(""), NOTE);
 }
 
 function draw() {
@@ -106,10 +137,12 @@ function tell(state) {
   const now = performance.now();
   const rate = (1000 * (frames - told.frames)) / (now - told.at);
   const often = rate >= 1 ? `, ${Math.round(rate)} a second` : "";
-  write("count", `Frame ${frames.toLocaleString("en")} at ${clock(seconds)}${often} · drawn by ${drawer.name}`);
+  const how = drawer.name + (size === ABOUT.size ? "" : " at half size");
+  write("count", `Frame ${frames.toLocaleString("en")} at ${clock(seconds)}${often} · drawn by ${how}`);
+  if (rate > 0) watchRate(rate);
   told = { at: now, frames };
   showMoments(moments(state));
-  const found = sidesOf(drawer.read(), ...ABOUT.size);
+  const found = sidesOf(drawer.read(), ...size);
   const changed = sides === null || found.flat(2).some((value, i) => Math.abs(value - sides.flat(2)[i]) > TOLERANCE);
   if (changed) setSides((sides = found));
 }
@@ -233,8 +266,10 @@ function readAddress() {
   const seed = Math.floor(numberIn(settings, "seed", [0, SEED_COUNT - 1]) ?? rollout?.seed ?? 0);
   if (seed === rollout?.seed) changed();
   else setSeed(seed);
-  return settings.get("draw");
 }
+
+/** The way of drawing that the address asks for, if any. */
+const wantedDrawer = () => new URLSearchParams(location.hash.slice(1)).get("draw");
 
 addEventListener("hashchange", readAddress);
 
@@ -243,14 +278,13 @@ addEventListener("hashchange", readAddress);
 async function begin() {
   lamp.arrays = decodeArrays(ABOUT, find("numbers").textContent);
   find("numbers").remove(); // five megabytes of text
-  drawer = await openDrawer(new URLSearchParams(location.hash.slice(1)).get("draw"));
-  if (drawer === null) {
+  const found = await openDrawer(wantedDrawer());
+  if (found === null) {
     find("controls").hidden = true;
     note("This browser has neither WebGL 2 nor WebAssembly with SIMD, so it cannot draw the lamp.");
     return;
   }
-  // A graphics processor may be taken away, for example when a laptop sleeps.
-  drawer.canvas.addEventListener("webglcontextlost", async () => (drawer = (await openWasm()) ?? drawer));
+  use(found, false);
   readAddress();
   if (still) timer = setTimeout(rest, STILL);
 }

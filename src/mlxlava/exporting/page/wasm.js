@@ -24,13 +24,15 @@ export class WasmDrawer {
     let [height, width, channels] = about.base;
     let from = this.base;
     for (let i = 0; i < about.ups; i += 1) {
-      const outputs = arrays[`up${i}.bias`].length / 4;
-      const layer = this.layer(`up${i}`, from, channels, outputs, 4, height, width);
-      [height, width, channels] = [2 * height, 2 * width, outputs];
+      const shuffle = !(about.lastIsFlat && i === about.ups - 1);
+      const outputs = arrays[`up${i}.bias`].length / (shuffle ? 4 : 1);
+      const layer = this.layer(`up${i}`, from, channels, outputs, shuffle, height, width);
+      if (shuffle) [height, width] = [2 * height, 2 * width];
+      channels = outputs;
       from = layer.to = this.featureMap(height, width, channels);
       this.layers.push(layer);
     }
-    const last = this.layer("out", from, channels, 3, 1, height, width);
+    const last = this.layer("out", from, channels, 3, false, height, width);
     this.colours = last.to = this.allocate(4 * height * width);
     this.layers.push(last);
     [this.gate, this.background] = [arrays.gate, arrays.background].map((values) =>
@@ -61,26 +63,25 @@ export class WasmDrawer {
     return this.allocate(((height + 2) * (width + 2) + SLACK) * up8(channels));
   }
 
-  /** A convolution, its weights ordered for convolution.c. `phases` is 4 before a pixel shuffle, 1 without one. */
-  layer(name, from, channels, outputs, phases, height, width) {
+  /** A convolution, its weights ordered for convolution.c. `outputs` are those after the pixel shuffle. */
+  layer(name, from, channels, outputs, shuffle, height, width) {
     const [weight, bias] = [this.arrays[`${name}.weight`], this.arrays[`${name}.bias`]];
     const inputs = up8(channels);
-    const padded = phases === 1 ? 4 : up8(outputs);
-    const block = phases === 1 ? 4 : 8;
-    const weights = this.allocate(phases * padded * 9 * inputs);
-    const biases = this.allocate(phases * padded);
-    const [to, toBias] = [this.floats(weights, phases * padded * 9 * inputs), this.floats(biases, phases * padded)];
-    for (let o = 0; o < phases * outputs; o += 1) {
+    const [padded, block] = name === "out" ? [4, 4] : [up8(outputs), 8];
+    const all = (shuffle ? 4 : 1) * padded;
+    const [weights, biases] = [this.allocate(all * 9 * inputs), this.allocate(all)];
+    const [toWeights, toBiases] = [this.floats(weights, all * 9 * inputs), this.floats(biases, all)];
+    for (let o = 0; o < bias.length; o += 1) {
       const place = Math.floor(o / outputs) * padded + (o % outputs);
       const first = Math.floor(place / block) * block * 9 * inputs + (place % block);
-      toBias[place] = bias[o];
+      toBiases[place] = bias[o];
       for (let tap = 0; tap < 9; tap += 1) {
         for (let i = 0; i < channels; i += 1) {
-          to[first + (tap * inputs + i) * block] = weight[(o * 9 + tap) * channels + i];
+          toWeights[first + (tap * inputs + i) * block] = weight[(o * 9 + tap) * channels + i];
         }
       }
     }
-    return { from, weights, biases, height, width, inputs, outputs: phases * padded, to: 0 };
+    return { from, weights, biases, height, width, inputs, outputs: all, shuffle, to: 0 };
   }
 
   /** The first feature map, inside its border. */
@@ -103,6 +104,7 @@ export class WasmDrawer {
     for (const one of this.layers) {
       this.convolve(
         one.from, one.weights, one.biases, one.to, one.height, one.width, one.inputs, one.outputs,
+        one.shuffle,
       );
     }
     const { gate, background } = this;

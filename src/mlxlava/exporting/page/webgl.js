@@ -1,5 +1,9 @@
-// Draws frames on the graphics processor, with WebGL 2. A feature map is a texture of four channels a pixel: rows
-// y + height * group, where a group is four channels.
+// Draws frames on the graphics processor, with WebGL 2.
+//
+// One run of a shader computes four pixels, since they share the weights, which are most of what has to be fetched. So a
+// feature map is a texture of four layers, one for each of the four. Pixel x = 8 b + 2 layer + c of a row is at column
+// 2 b + c: the four pixels are two apart, so that a pixel shuffle gives them the same phase. A texel has four channels;
+// the rows of the next four channels lie below.
 
 const VERTEX = `#version 300 es
 void main() {
@@ -11,77 +15,120 @@ const HEAD = `#version 300 es
 precision highp float;
 precision highp int;
 precision highp sampler2D;
-uniform sampler2D source;
-uniform sampler2D weights;
+precision highp sampler2DArray;
 
-/* Number at in a texture of numbers, which is 1024 wide. */
-vec4 at(sampler2D numbers, int at) {
-  return texelFetch(numbers, ivec2(at & 1023, at >> 10), 0);
+/* Number i in a texture of numbers, which is 1024 wide. */
+vec4 at(sampler2D numbers, int i) {
+  return texelFetch(numbers, ivec2(i & 1023, i >> 10), 0);
 }
 
-vec4 leaky_relu(vec4 x) {
-  return max(x, 0.2 * x);
+mat4 matrix_at(sampler2D numbers, int i) {
+  return mat4(at(numbers, i), at(numbers, i + 1), at(numbers, i + 2), at(numbers, i + 3));
+}
+
+/* Where a feature map has the pixel (x, y). */
+ivec3 texel(int x, int y) {
+  return ivec3((x >> 3) * 2 + (x & 1), y, (x >> 1) & 3);
 }
 `;
 
-// The state is a row of texels; weights are (outputs / 4, inputs / 4, 4, 4), then biases.
-const DENSE = `${HEAD}
+const FOUR_PIXELS = `${HEAD}
+layout(location = 0) out vec4 pixel0;
+layout(location = 1) out vec4 pixel1;
+layout(location = 2) out vec4 pixel2;
+layout(location = 3) out vec4 pixel3;
+uniform sampler2D weights;
 uniform int inputs, height, width, outputs;
-out vec4 features;
-void main() {
-  ivec2 place = ivec2(gl_FragCoord.xy);
-  int block = ((place.y % height) * width + place.x) * outputs + place.y / height;
+`;
+
+// The state is a row of texels; weights are (pixels, outputs, inputs, 4), then biases.
+const DENSE = `${FOUR_PIXELS}
+uniform sampler2D state;
+
+vec4 feature(int x, int y, int group) {
+  if (x >= width) return vec4(0);
+  int block = (y * width + x) * outputs + group;
   vec4 sum = at(weights, height * width * outputs * inputs * 4 + block);
   for (int i = 0; i < inputs; i++) {
-    vec4 value = texelFetch(source, ivec2(i, 0), 0);
-    int from = (block * inputs + i) * 4;
-    for (int k = 0; k < 4; k++) sum += value[k] * at(weights, from + k);
+    sum += matrix_at(weights, (block * inputs + i) * 4) * texelFetch(state, ivec2(i, 0), 0);
   }
-  features = leaky_relu(sum);
-}`;
-
-const CONVOLVE = `
-/* A 3×3 convolution at a pixel, for one block of four outputs. Weights are (blocks, 3, 3, inputs, 4), then biases. */
-vec4 convolve(ivec2 pixel, ivec2 size, int block, int blocks, int inputs) {
-  vec4 sum = at(weights, blocks * 36 * inputs + block);
-  for (int tap = 0; tap < 9; tap++) {
-    ivec2 from = pixel + ivec2(tap % 3 - 1, tap / 3 - 1);
-    if (any(lessThan(from, ivec2(0))) || any(greaterThanEqual(from, size))) continue;
-    int place = (block * 9 + tap) * inputs * 4;
-    for (int i = 0; i < inputs; i++) {
-      vec4 value = texelFetch(source, ivec2(from.x, from.y + i * size.y), 0);
-      for (int k = 0; k < 4; k++, place++) sum += value[k] * at(weights, place);
-    }
-  }
-  return sum;
+  return max(sum, 0.2 * sum);
 }
-`;
 
-// With the pixel shuffle: which of the four phases a pixel takes depends on where it is.
-const UP = `${HEAD}${CONVOLVE}
-uniform int inputs, height, width, outputs;
-out vec4 features;
 void main() {
   ivec2 place = ivec2(gl_FragCoord.xy);
-  int group = place.y / (2 * height);
-  place.y %= 2 * height;
-  int block = (2 * (place.y & 1) + (place.x & 1)) * outputs + group;
-  features = leaky_relu(convolve(place >> 1, ivec2(width, height), block, 4 * outputs, inputs));
+  int x = (place.x >> 1) * 8 + (place.x & 1), y = place.y % height, group = place.y / height;
+  pixel0 = feature(x, y, group);
+  pixel1 = feature(x + 2, y, group);
+  pixel2 = feature(x + 4, y, group);
+  pixel3 = feature(x + 6, y, group);
 }`;
 
-const OUT = `${HEAD}${CONVOLVE}
+// A 3×3 convolution. Weights are (phases, outputs, 3, 3, inputs, 4), then biases. With shuffle, the result is twice as
+// high and wide; height and width are those of the source.
+const CONVOLVE = `${FOUR_PIXELS}
+uniform highp sampler2DArray source;
+uniform int shuffle;
+uniform float slope; /* of the activation below zero; 1 for none */
+
+void main() {
+  ivec2 place = ivec2(gl_FragCoord.xy);
+  int rows = shuffle == 1 ? 2 * height : height;
+  int group = place.y / rows, y = place.y % rows;
+  int block = group, x = (place.x >> 1) * 8 + (place.x & 1), apart = 2;
+  if (shuffle == 1) {
+    block += (2 * (y & 1) + (place.x & 1)) * outputs;
+    y >>= 1;
+    x >>= 1;
+    apart = 1;
+  }
+  int blocks = (shuffle == 1 ? 4 : 1) * outputs;
+  vec4 bias = at(weights, blocks * 36 * inputs + block);
+  vec4 sum0 = bias, sum1 = bias, sum2 = bias, sum3 = bias;
+  for (int tap = 0; tap < 9; tap++) {
+    int row = y + tap / 3 - 1;
+    if (row < 0 || row >= height) continue;
+    int first = x + tap % 3 - 1;
+    ivec4 columns = first + apart * ivec4(0, 1, 2, 3);
+    vec4 inside = vec4(greaterThanEqual(columns, ivec4(0))) * vec4(lessThan(columns, ivec4(width)));
+    columns = clamp(columns, 0, width - 1);
+    ivec3 from0 = texel(columns.x, row), from1 = texel(columns.y, row);
+    ivec3 from2 = texel(columns.z, row), from3 = texel(columns.w, row);
+    int number = (block * 9 + tap) * inputs * 4;
+    for (int i = 0; i < inputs; i++, number += 4) {
+      mat4 matrix = matrix_at(weights, number);
+      sum0 += matrix * (texelFetch(source, from0, 0) * inside.x);
+      sum1 += matrix * (texelFetch(source, from1, 0) * inside.y);
+      sum2 += matrix * (texelFetch(source, from2, 0) * inside.z);
+      sum3 += matrix * (texelFetch(source, from3, 0) * inside.w);
+      from0.y += height;
+      from1.y += height;
+      from2.y += height;
+      from3.y += height;
+    }
+  }
+  pixel0 = max(sum0, slope * sum0);
+  pixel1 = max(sum1, slope * sum1);
+  pixel2 = max(sum2, slope * sum2);
+  pixel3 = max(sum3, slope * sum3);
+}`;
+
+const COLOUR = `${HEAD}
+uniform highp sampler2DArray source;
 uniform sampler2D gate, background;
-uniform int inputs, height, width;
-uniform int one_colour; /* whether gate and background are the same for all pixels */
+uniform int height, one_colour; /* one_colour: gate and background are the same for all pixels */
 out vec4 colour;
+
 void main() {
   // Rows run from the top down; WebGL's from the bottom up.
   ivec2 place = ivec2(int(gl_FragCoord.x), height - 1 - int(gl_FragCoord.y));
-  vec4 x = convolve(place, ivec2(width, height), 0, 1, inputs);
   ivec2 own = one_colour == 1 ? ivec2(0) : place;
+  vec4 x = texelFetch(source, texel(place.x, place.y), 0);
   x = texelFetch(background, own, 0) + texelFetch(gate, own, 0) * x;
   colour = vec4((1.0 / (1.0 + exp(-x))).rgb, 1);
 }`;
+
+const LEAKY_SLOPE = 0.2;
 
 const ceil4 = (count) => Math.ceil(count / 4);
 
@@ -112,30 +159,35 @@ export class WebGlDrawer {
   constructor({ about, arrays }, canvas, gl, format) {
     [this.arrays, this.canvas, this.gl, this.format] = [arrays, canvas, gl, format];
     [this.height, this.width] = about.size;
-    this.mostRows = gl.getParameter(gl.MAX_TEXTURE_SIZE);
     let [height, width, channels] = about.base;
     this.state = this.texture(gl.RGBA32F, ceil4(about.stateSize), 1, null);
-    this.passes = [this.dense(about, height, width, channels)];
+    this.passes = [this.dense(about.stateSize, height, width, channels)];
     for (let i = 0; i < about.ups; i += 1) {
-      const outputs = arrays[`up${i}.bias`].length / 4;
-      this.passes.push(this.up(`up${i}`, height, width, channels, outputs));
-      [height, width, channels] = [2 * height, 2 * width, outputs];
+      const shuffle = !(about.lastIsFlat && i === about.ups - 1);
+      const outputs = arrays[`up${i}.bias`].length / (shuffle ? 4 : 1);
+      this.passes.push(this.convolution(`up${i}`, height, width, channels, outputs, shuffle, LEAKY_SLOPE));
+      if (shuffle) [height, width] = [2 * height, 2 * width];
+      channels = outputs;
     }
-    this.passes.push(this.out(height, width, channels));
+    this.passes.push(this.convolution("out", height, width, channels, 3, false, 1), this.colour());
     this.draw(new Float32Array(about.stateSize));
     if (gl.getError() !== gl.NO_ERROR) throw new Error("WebGL cannot draw this lamp.");
   }
 
-  texture(format, width, height, numbers) {
+  texture(format, width, height, numbers, layers = 0) {
     const gl = this.gl;
-    if (Math.max(width, height) > this.mostRows) throw new Error("A texture would be too large for this WebGL.");
+    if (Math.max(width, height) > gl.getParameter(gl.MAX_TEXTURE_SIZE)) {
+      throw new Error("A texture would be too large for this WebGL.");
+    }
+    const kind = layers ? gl.TEXTURE_2D_ARRAY : gl.TEXTURE_2D;
     const texture = gl.createTexture();
-    gl.bindTexture(gl.TEXTURE_2D, texture);
-    gl.texStorage2D(gl.TEXTURE_2D, 1, format, width, height);
-    gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MIN_FILTER, gl.NEAREST);
-    gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MAG_FILTER, gl.NEAREST);
-    if (numbers !== null) gl.texSubImage2D(gl.TEXTURE_2D, 0, 0, 0, width, height, gl.RGBA, gl.FLOAT, numbers);
-    return { texture, width, height };
+    gl.bindTexture(kind, texture);
+    if (layers) gl.texStorage3D(kind, 1, format, width, height, layers);
+    else gl.texStorage2D(kind, 1, format, width, height);
+    gl.texParameteri(kind, gl.TEXTURE_MIN_FILTER, gl.NEAREST);
+    gl.texParameteri(kind, gl.TEXTURE_MAG_FILTER, gl.NEAREST);
+    if (numbers !== null) gl.texSubImage2D(kind, 0, 0, 0, width, height, gl.RGBA, gl.FLOAT, numbers);
+    return { kind, texture, width, height };
   }
 
   /** Numbers, four a texel, in a texture 1024 wide. */
@@ -146,7 +198,7 @@ export class WebGlDrawer {
     return this.texture(this.gl.RGBA32F, 1024, rows, padded);
   }
 
-  program(fragment, sources, numbers) {
+  program(fragment, sources, uniforms) {
     const gl = this.gl;
     const program = gl.createProgram();
     for (const [kind, text] of [[gl.VERTEX_SHADER, VERTEX], [gl.FRAGMENT_SHADER, fragment]]) {
@@ -158,26 +210,30 @@ export class WebGlDrawer {
     gl.linkProgram(program);
     if (!gl.getProgramParameter(program, gl.LINK_STATUS)) throw new Error(gl.getProgramInfoLog(program));
     gl.useProgram(program);
-    Object.entries(numbers).forEach(([name, value]) => gl.uniform1i(gl.getUniformLocation(program, name), value));
-    Object.keys(sources).forEach((name, unit) => gl.uniform1i(gl.getUniformLocation(program, name), unit));
-    return { program, sources: Object.values(sources) };
+    const place = (name) => gl.getUniformLocation(program, name);
+    Object.entries(uniforms).forEach(([name, value]) => gl.uniform1i(place(name), value));
+    Object.keys(sources).forEach((name, unit) => gl.uniform1i(place(name), unit));
+    return { program, place, sources: Object.values(sources) };
   }
 
-  /** A pass that draws into a feature map of its own. */
-  pass(fragment, sources, numbers, width, height) {
+  /** A pass that draws a feature map of its own, four pixels at once. */
+  pass(fragment, sources, uniforms, height, width, channels) {
     const gl = this.gl;
-    const to = this.texture(this.format, width, height, null);
+    const program = this.program(fragment, sources, uniforms);
+    const to = this.texture(this.format, 2 * Math.ceil(width / 8), height * ceil4(channels), null, 4);
     const frame = gl.createFramebuffer();
     gl.bindFramebuffer(gl.FRAMEBUFFER, frame);
-    gl.framebufferTexture2D(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.TEXTURE_2D, to.texture, 0);
+    const places = [0, 1, 2, 3].map((layer) => gl.COLOR_ATTACHMENT0 + layer);
+    places.forEach((place, layer) => gl.framebufferTextureLayer(gl.FRAMEBUFFER, place, to.texture, 0, layer));
+    gl.drawBuffers(places);
     if (gl.checkFramebufferStatus(gl.FRAMEBUFFER) !== gl.FRAMEBUFFER_COMPLETE) {
       throw new Error("This WebGL cannot draw into float textures.");
     }
     this.last = to;
-    return { ...this.program(fragment, sources, numbers), frame, to };
+    return { ...program, frame, to };
   }
 
-  dense({ stateSize }, height, width, channels) {
+  dense(stateSize, height, width, channels) {
     const [weight, bias] = [this.arrays["dense.weight"], this.arrays["dense.bias"]];
     const [inputs, outputs] = [ceil4(stateSize), ceil4(channels)];
     const blocks = height * width * outputs;
@@ -190,15 +246,14 @@ export class WebGlDrawer {
       }
       values[blocks * inputs * 16 + 4 * block + lane] = value;
     });
-    const sources = { source: this.state, weights: this.numbers(values) };
-    return this.pass(DENSE, sources, { inputs, height, width, outputs }, width, height * outputs);
+    const sources = { state: this.state, weights: this.numbers(values) };
+    return this.pass(DENSE, sources, { inputs, height, width, outputs }, height, width, channels);
   }
 
-  /** Weights of a convolution as (blocks, 3, 3, inputs, 4) and biases. Channels are filled up to blocks of four. */
-  convolution(name, channels, outputs, phases) {
+  convolution(name, height, width, channels, outputs, shuffle, slope) {
     const [weight, bias] = [this.arrays[`${name}.weight`], this.arrays[`${name}.bias`]];
-    const [inputs, groups] = [4 * ceil4(channels), ceil4(outputs)];
-    const blocks = phases * groups;
+    const [inputs, groups] = [4 * ceil4(channels), ceil4(outputs)]; // filled up to blocks of four
+    const blocks = (shuffle ? 4 : 1) * groups;
     const values = new Float32Array(blocks * 36 * inputs + 4 * blocks);
     bias.forEach((value, o) => {
       const channel = o % outputs;
@@ -210,27 +265,26 @@ export class WebGlDrawer {
       }
       values[blocks * 36 * inputs + 4 * block + lane] = value;
     });
-    return this.numbers(values);
+    const sources = { source: this.last, weights: this.numbers(values) };
+    const uniforms = { inputs: inputs / 4, height, width, outputs: groups, shuffle: Number(shuffle) };
+    const larger = shuffle ? 2 : 1;
+    const pass = this.pass(CONVOLVE, sources, uniforms, larger * height, larger * width, outputs);
+    this.gl.uniform1f(pass.place("slope"), slope);
+    return pass;
   }
 
-  up(name, height, width, channels, outputs) {
-    const sources = { source: this.last, weights: this.convolution(name, channels, outputs, 4) };
-    const numbers = { inputs: ceil4(channels), height, width, outputs: ceil4(outputs) };
-    return this.pass(UP, sources, numbers, 2 * width, 2 * height * ceil4(outputs));
-  }
-
-  out(height, width, channels) {
-    const pictures = [this.arrays.gate, this.arrays.background].map((values) => {
+  /** The pass that turns the last feature map into colours on the canvas. */
+  colour() {
+    const [height, width] = [this.height, this.width];
+    const [gate, background] = [this.arrays.gate, this.arrays.background].map((values) => {
       const pixels = new Float32Array((values.length / 3) * 4);
       values.forEach((value, i) => (pixels[Math.floor(i / 3) * 4 + (i % 3)] = value));
       const one = values.length === 3;
       return this.texture(this.gl.RGBA32F, one ? 1 : width, one ? 1 : height, pixels);
     });
-    const sources = {
-      source: this.last, weights: this.convolution("out", channels, 3, 1), gate: pictures[0], background: pictures[1],
-    };
-    const numbers = { inputs: ceil4(channels), height, width, one_colour: Number(this.arrays.gate.length === 3) };
-    return { ...this.program(OUT, sources, numbers), frame: null, to: { width, height } };
+    const uniforms = { height, one_colour: Number(this.arrays.gate.length === 3) };
+    const program = this.program(COLOUR, { source: this.last, gate, background }, uniforms);
+    return { ...program, frame: null, to: { width, height } };
   }
 
   /** Draw the frame of a state on `canvas`. */
@@ -244,9 +298,9 @@ export class WebGlDrawer {
       gl.useProgram(program);
       gl.bindFramebuffer(gl.FRAMEBUFFER, frame);
       gl.viewport(0, 0, to.width, to.height);
-      sources.forEach(({ texture }, unit) => {
+      sources.forEach(({ kind, texture }, unit) => {
         gl.activeTexture(gl.TEXTURE0 + unit);
-        gl.bindTexture(gl.TEXTURE_2D, texture);
+        gl.bindTexture(kind, texture);
       });
       gl.activeTexture(gl.TEXTURE0);
       gl.drawArrays(gl.TRIANGLES, 0, 3);
