@@ -217,6 +217,8 @@ async def test_a_slow_machine_gets_a_smaller_picture_and_is_told(
     await tab.call("Emulation.setCPUThrottlingRate", rate=1)
     await tab.until(f"{text('note')} === ''", 60)
     assert tab.complaints == []
+    tab = await opened(browser, pages["lava"], "draw=wasm&half=1")
+    assert (await tab.run(text("count"))).endswith("at half size")
 
 
 def fresh_recipe() -> Recipe:

@@ -91,11 +91,13 @@ function use(one, half) {
   });
 }
 
+const mayBeHalved = () => ABOUT.size[0] >= SMALLEST;
+
 /** After some seconds in which too few frames were drawn, draw smaller ones. */
 async function watchRate(rate) {
   slow = playing() && rate < SLOW ? slow + 1 : 0;
-  if (slow < PATIENCE || size !== ABOUT.size || size[0] < SMALLEST) return;
-  const half = await openDrawer(wantedDrawer(), true);
+  if (slow < PATIENCE || size !== ABOUT.size || !mayBeHalved() || setting("half") === "0") return;
+  const half = await openDrawer(setting("draw"), true);
   if (half === null) return;
   use(half, true);
   note("This machine is slow, so the picture is drawn at half its size.");
@@ -250,26 +252,27 @@ useKeys(KEYS, HELP, {
 
 document.addEventListener("visibilitychange", keepAwake);
 
-// --- the settings in the address: #seed=7&speed=2&controls=0 ---
+// --- the settings in the address: #seed=7&speed=2&controls=0&half=1&draw=wasm ---
+
+/** A setting in the address, or null. */
+function setting(name) {
+  return new URLSearchParams(location.hash.slice(1)).get(name);
+}
 
 /** A number in the address, or null if there is none within the limits. */
-function numberIn(settings, name, [least, most]) {
-  const text = settings.get(name);
+function numberIn(name, [least, most]) {
+  const text = setting(name);
   const value = Number(text);
   return text === null || text === "" || !(value >= least && value <= most) ? null : value;
 }
 
 function readAddress() {
-  const settings = new URLSearchParams(location.hash.slice(1));
-  speed = numberIn(settings, "speed", SPEEDS) ?? speed;
-  document.body.classList.toggle("bare", settings.get("controls") === "0");
-  const seed = Math.floor(numberIn(settings, "seed", [0, SEED_COUNT - 1]) ?? rollout?.seed ?? 0);
+  speed = numberIn("speed", SPEEDS) ?? speed;
+  document.body.classList.toggle("bare", setting("controls") === "0");
+  const seed = Math.floor(numberIn("seed", [0, SEED_COUNT - 1]) ?? rollout?.seed ?? 0);
   if (seed === rollout?.seed) changed();
   else setSeed(seed);
 }
-
-/** The way of drawing that the address asks for, if any. */
-const wantedDrawer = () => new URLSearchParams(location.hash.slice(1)).get("draw");
 
 addEventListener("hashchange", readAddress);
 
@@ -278,13 +281,14 @@ addEventListener("hashchange", readAddress);
 async function begin() {
   lamp.arrays = decodeArrays(ABOUT, find("numbers").textContent);
   find("numbers").remove(); // five megabytes of text
-  const found = await openDrawer(wantedDrawer());
+  const half = setting("half") === "1" && mayBeHalved();
+  const found = await openDrawer(setting("draw"), half);
   if (found === null) {
     find("controls").hidden = true;
     note("This browser has neither WebGL 2 nor WebAssembly with SIMD, so it cannot draw the lamp.");
     return;
   }
-  use(found, false);
+  use(found, half);
   readAddress();
   if (still) timer = setTimeout(rest, STILL);
 }
