@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -49,7 +50,7 @@ PACKAGES = (
 )
 _ORT, _TF = "onnxruntime-web/dist/", "@tensorflow/tfjs-"
 # What a page would have to hold.
-RUNTIMES = {
+RUNTIMES: dict[str, Sequence[Path | str]] = {
     "own, WebAssembly": (PAGE / "wasm.js", PAGE / "convolution.wasm"),
     "own, WebGL": (PAGE / "webgl.js",),
     "onnxruntime-web, WebAssembly": (
@@ -141,10 +142,13 @@ def _prepare_lamp(name: str, folder: Path) -> None:
     (folder / "frame.bin").write_bytes(Rollout(weights).draw(states[:1]).tobytes())
 
 
-def _bytes_in_page(folder: Path, paths: tuple[Path | str, ...]) -> float:
+def _bytes_in_page(folder: Path, paths: Sequence[Path | str]) -> float:
     """How many bytes files take in a page: WebAssembly is written in base64 there."""
-    files = [path if isinstance(path, Path) else folder / "packages/node_modules" / path for path in paths]
-    return sum(file.stat().st_size * (4 / 3 if file.suffix == ".wasm" else 1) for file in files)
+    total = 0.0
+    for path in paths:
+        file = path if isinstance(path, Path) else folder / "packages/node_modules" / path
+        total += file.stat().st_size * (4 / 3 if file.suffix == ".wasm" else 1)
+    return total
 
 
 async def measure_runtimes(folder: Path) -> None:

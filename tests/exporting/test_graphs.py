@@ -121,6 +121,9 @@ def test_a_recipe_that_has_no_such_form_is_refused_and_says_why(
     mixed = override(tiny_duralava, {"dynamics.kind": "stationary", "generator.state_size": 8})
     with pytest.raises(UserError, match=r"duralava.*transposed"):
         make_portable(fresh_weights(mixed))
+    grown = override(tiny, {"generator.upsampler_widths": [4], "generator.widths": [8]})
+    with pytest.raises(UserError, match="upsampling network"):
+        make_portable(fresh_weights(grown))
 
 
 def test_a_folder_of_something_else_is_left_alone_and_an_older_one_replaced(

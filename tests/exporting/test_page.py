@@ -20,7 +20,7 @@ from PIL import Image
 pytest.importorskip("aiohttp", reason="needs the extra `web`, for the browser")
 
 import mlxlava
-from mlxlava.backend import named_arrays
+from mlxlava.backend import arrays_by_name
 from mlxlava.config import Recipe, override
 from mlxlava.errors import UserError
 from mlxlava.exporting.portable import make_portable
@@ -76,7 +76,7 @@ def test_the_page_is_one_file_that_may_fetch_nothing(pages: dict[str, Path]) -> 
 def test_numbers_of_the_state_step_lose_nothing(tiny: Recipe) -> None:
     weights = fresh_weights(tiny)
     about, data = pack_numbers(make_portable(weights))
-    arrays = named_arrays(weights.arrays)
+    arrays = arrays_by_name(weights.arrays)
     for name, entry in about["arrays"].items():
         found = np.frombuffer(data, entry["type"], int(np.prod(entry["shape"])), entry["offset"])
         if match := re.fullmatch(r"(\d)\.(.*)", name):

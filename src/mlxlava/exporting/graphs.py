@@ -13,7 +13,7 @@ from mlxlava.config import format_size
 from mlxlava.errors import UserError
 from mlxlava.exporting.portable import Layer, PortableLamp
 from mlxlava.paths import atomic_folder, is_taken
-from mlxlava.rollout.export import weights_rows
+from mlxlava.rollout.export import weights_facts
 from mlxlava.rollout.weights import Weights
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def write_graphs(lamp: PortableLamp, folder: Path, weights: Weights) -> None:
     generator, step = make_generator_graph(lamp), make_step_graph(lamp)
     card = _CARD_TEMPLATE.format(
         name=folder.resolve().name,
-        rows="\n".join(f"| {key} | {value} |" for key, value in weights_rows(weights).items()),
+        rows="\n".join(f"| {key} | {value} |" for key, value in weights_facts(weights).items()),
         generator=_GENERATOR,
         step=_STEP,
         opset=OPSET,

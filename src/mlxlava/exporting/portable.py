@@ -14,7 +14,7 @@ from mlxlava.backend import Tree
 from mlxlava.errors import UserError
 from mlxlava.models.generator import ShuffleGenerator
 from mlxlava.models.state_step import StationaryStep, fixed_bases
-from mlxlava.paths import latest_checkpoint
+from mlxlava.paths import latest_checkpoint_folder
 from mlxlava.rollout.export import averaged_weights
 from mlxlava.rollout.weights import Weights, load_weights
 
@@ -83,7 +83,7 @@ def load_portable_weights(name_or_run: str | Path) -> Weights:
         UserError: there are no such weights.
     """
     run = Path(name_or_run)
-    return load_weights(name_or_run) if latest_checkpoint(run) is None else averaged_weights(run)
+    return load_weights(name_or_run) if latest_checkpoint_folder(run) is None else averaged_weights(run)
 
 
 def make_portable(weights: Weights) -> PortableLamp:
@@ -102,6 +102,11 @@ def make_portable(weights: Weights) -> PortableLamp:
         raise UserError(
             f"export: weights of the recipe {recipe.name} cannot be written so: its generator is "
             f"{recipe.generator.kind}; only shuffle is written"
+        )
+    if recipe.generator.upsampler_widths:
+        raise UserError(
+            f"export: weights of the recipe {recipe.name} cannot be written so: they have an upsampling "
+            "network, which is not written yet; write the smaller lamp, in the folder small of the run"
         )
     generator, step = ShuffleGenerator(recipe), StationaryStep(recipe)
     changes = step.basis_changes(fixed_bases(arrays))
