@@ -88,7 +88,7 @@ _FRAME = "Number(document.getElementById('count').textContent.split(' ')[1].repl
 def _processor_seconds() -> float:
     """User and system time of all processes that this one has started."""
     times = (child.cpu_times() for child in psutil.Process().children(recursive=True))
-    return sum(each.user + each.system for each in times)
+    return float(sum(each.user + each.system for each in times))
 
 
 async def _play(browser: Browser, page: Path, how: str, half: int) -> dict[str, Any]:
