@@ -15,12 +15,18 @@ import mlxlava
 from mlxlava.backend import mx
 from mlxlava.config import Recipe, override
 from mlxlava.errors import UserError
-from mlxlava.exporting.graphs import IR_VERSION, OPSET, make_step_graph, write_graphs
+from mlxlava.exporting.graphs import (
+    IR_VERSION,
+    OPSET,
+    make_generator_graph,
+    make_step_graph,
+    write_graphs,
+)
 from mlxlava.exporting.portable import make_portable
 from mlxlava.models.registry import make_generator
 from mlxlava.models.state_step import fixed_bases, make_dynamics
 from mlxlava.rollout.weights import Weights
-from tests.exporting.lamps import fresh_weights
+from tests.exporting.lamps import fresh_weights, grown_weights
 
 onnx = pytest.importorskip("onnx", reason="needs the extra `onnx`")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `dev`")
@@ -68,6 +74,19 @@ def test_the_generator_draws_what_mlx_draws(written: tuple[Weights, Path]) -> No
         assert np.abs(found - np.array(expected)).max() < TOLERANCE
 
 
+@pytest.mark.parametrize("background", [True, False])
+def test_a_lamp_that_has_grown_is_drawn_by_both_networks(tiny: Recipe, background: bool) -> None:
+    small = override(tiny, {"generator.widths": [8], "generator.background": background})
+    weights = grown_weights(small, [6, 5])
+    model = make_generator_graph(make_portable(weights))
+    states = normal(3, weights.recipe.generator.state_size)
+    expected, _ = make_generator(weights.recipe)(weights.arrays["generator"], mx.array(states))
+    (found,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"state": states})
+    assert np.ptp(found, axis=0).max() > 0.1
+    assert found.shape == (3, *weights.recipe.data.size, 3)
+    assert np.abs(found - np.array(expected)).max() < TOLERANCE
+
+
 def test_the_state_step_goes_where_mlx_goes(written: tuple[Weights, Path]) -> None:
     weights, folder = written
     assert steps_differ(weights, onnxruntime.InferenceSession(folder / "state_step.onnx")) < TOLERANCE
@@ -113,17 +132,12 @@ def test_every_kind_of_stationary_step_is_written(tiny: Recipe, changes: dict[st
     assert steps_differ(weights, onnxruntime.InferenceSession(model.SerializeToString())) < TOLERANCE
 
 
-def test_a_recipe_that_has_no_such_form_is_refused_and_says_why(
-    tiny_duralava: Recipe, tiny: Recipe, tmp_path: Path
-) -> None:
+def test_a_recipe_that_has_no_such_form_is_refused_and_says_why(tiny_duralava: Recipe) -> None:
     with pytest.raises(UserError, match=r"duralava.*penalised"):
         make_portable(fresh_weights(tiny_duralava))
     mixed = override(tiny_duralava, {"dynamics.kind": "stationary", "generator.state_size": 8})
     with pytest.raises(UserError, match=r"duralava.*transposed"):
         make_portable(fresh_weights(mixed))
-    grown = override(tiny, {"generator.upsampler_widths": [4], "generator.widths": [8]})
-    with pytest.raises(UserError, match="upsampling network"):
-        make_portable(fresh_weights(grown))
 
 
 def test_a_folder_of_something_else_is_left_alone_and_an_older_one_replaced(

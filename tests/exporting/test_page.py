@@ -28,7 +28,7 @@ from mlxlava.exporting.web_page import make_page, pack_numbers, write_page
 from mlxlava.normality import pooled_moments
 from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import load_weights
-from tests.exporting.lamps import fresh_weights
+from tests.exporting.lamps import fresh_weights, grown_weights
 from tests.playback.screens.chromium import CHROMIUM, Browser, Tab, chromium
 
 pytestmark = pytest.mark.device
@@ -181,14 +181,17 @@ async def test_frames_are_those_that_mlxlava_draws(
 @browsed(webgl=True)
 async def test_lamps_of_every_shape_are_drawn(browser: Browser, pages: dict[str, Path], folder: Path) -> None:
     tiny = fresh_recipe()
-    for number, changes in enumerate(
-        (
-            {"data.size": [32, 16], "generator.background": False},
-            {"dynamics.rho": 1.0, "generator.widths": [12, 5, 9], "generator.state_size": 12},
-            {"dynamics.learn_rho": True, "dynamics.rho": 0.98, "dynamics.hidden": [9, 7]},
-        )
-    ):
-        weights = fresh_weights(override(tiny, changes))
+    shapes: tuple[tuple[dict[str, object], list[int]], ...] = (
+        ({"data.size": [32, 16], "generator.background": False}, []),
+        ({"dynamics.rho": 1.0, "generator.widths": [12, 5, 9], "generator.state_size": 12}, []),
+        ({"dynamics.learn_rho": True, "dynamics.rho": 0.98, "dynamics.hidden": [9, 7]}, []),
+        # Lamps that have grown.
+        ({"data.size": [48, 32], "generator.widths": [8]}, [6, 9]),
+        ({"data.size": [32, 16], "generator.background": False}, [12]),
+    )
+    for number, (changes, upsampler) in enumerate(shapes):
+        recipe = override(tiny, changes)
+        weights = grown_weights(recipe, upsampler) if upsampler else fresh_weights(recipe)
         page = folder / f"{number}.html"
         page.write_text(make_page(make_portable(weights), "</script><b>&"), encoding="utf-8")
         tab = await opened(browser, page, "draw=wasm")

@@ -11,7 +11,7 @@ import numpy as np
 from mlxlava.backend.ops import LEAKY_SLOPE
 from mlxlava.config import format_size
 from mlxlava.errors import UserError
-from mlxlava.exporting.portable import Layer, PortableLamp
+from mlxlava.exporting.portable import Convolutions, Layer, PortableLamp
 from mlxlava.paths import atomic_folder, is_taken
 from mlxlava.rollout.export import weights_facts
 from mlxlava.rollout.weights import Weights
@@ -92,14 +92,12 @@ def make_generator_graph(lamp: PortableLamp) -> onnx.ModelProto:
     x = graph.dense(_channels_first(lamp.dense, lamp.base), "state")
     x = graph.add("LeakyRelu", x, alpha=LEAKY_SLOPE)
     x = graph.add("Reshape", x, graph.constant(np.array([-1, channels, height, width], np.int64)))
-    for up in lamp.ups:
-        # "DCR" orders channels as mlxlava's pixel shuffle does: row, column, channel.
-        x = graph.add("DepthToSpace", graph.convolution(up, x), blocksize=2, mode="DCR")
-        x = graph.add("LeakyRelu", x, alpha=LEAKY_SLOPE)
-    x = graph.convolution(lamp.out, x)
-    x = graph.add("Mul", x, graph.constant(lamp.gate.transpose(2, 0, 1)))
-    x = graph.add("Add", x, graph.constant(lamp.background.transpose(2, 0, 1)))
-    graph.add("Transpose", graph.add("Sigmoid", x), perm=(0, 2, 3, 1), name="frame")
+    x = graph.convolutions(lamp.convolutions, x)
+    if lamp.upsampling is not None:
+        x = graph.add("Sub", x, graph.constant(lamp.upsampling.centre.transpose(2, 0, 1)))
+        x = graph.add("LeakyRelu", graph.convolution(lamp.upsampling.first, x), alpha=LEAKY_SLOPE)
+        x = graph.convolutions(lamp.upsampling.convolutions, x)
+    graph.add("Transpose", x, perm=(0, 2, 3, 1), name="frame")
     return graph.model(lamp, "generator", {"state": ("N", lamp.state_size)}, {"frame": ("N", *lamp.size, 3)})
 
 
@@ -181,6 +179,16 @@ class _Graph:
         """Add a 3×3 convolution that keeps the resolution."""
         kernel = self.constant(layer.weight.transpose(0, 3, 1, 2))  # (O, 3, 3, I) -> (O, I, 3, 3)
         return self.add("Conv", x, kernel, self.constant(layer.bias), pads=(1, 1, 1, 1))
+
+    def convolutions(self, layers: Convolutions, x: str) -> str:
+        """Add the convolutions from a feature map to a picture (N, 3, H, W) in [0, 1]."""
+        for up in layers.ups:
+            # "DCR" orders channels as mlxlava's pixel shuffle does: row, column, channel.
+            x = self.add("DepthToSpace", self.convolution(up, x), blocksize=2, mode="DCR")
+            x = self.add("LeakyRelu", x, alpha=LEAKY_SLOPE)
+        x = self.add("Mul", self.convolution(layers.out, x), self.constant(layers.gate.transpose(2, 0, 1)))
+        x = self.add("Add", x, self.constant(layers.background.transpose(2, 0, 1)))
+        return self.add("Sigmoid", x)
 
     def model(
         self, lamp: PortableLamp, name: str, inputs: dict[str, _Shape], outputs: dict[str, _Shape]

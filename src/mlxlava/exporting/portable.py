@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxlava.backend import Tree
+from mlxlava.config import Recipe
 from mlxlava.errors import UserError
 from mlxlava.models.generator import ShuffleGenerator
 from mlxlava.models.state_step import StationaryStep, fixed_bases
+from mlxlava.models.upsampler import INPUT_GAIN, Upsampler
 from mlxlava.paths import latest_checkpoint_folder
 from mlxlava.rollout.export import averaged_weights
 from mlxlava.rollout.weights import Weights, load_weights
@@ -35,6 +37,38 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Convolutions:
+    """The convolutions from a feature map to a picture.
+
+    Attributes:
+        ups: convolutions, each followed by a pixel shuffle that doubles height and width, and a leaky ReLU.
+        out: the convolution to colours.
+        background: offset of the colours before the sigmoid (H, W, 3), or (1, 1, 3) zeros.
+        gate: factor of the colours before the offset, in the same shape.
+    """
+
+    ups: tuple[Layer, ...]
+    out: Layer
+    background: Floats
+    gate: Floats
+
+
+@dataclasses.dataclass(frozen=True)
+class Upsampling:
+    """The upsampling network of a lamp that has grown: small pictures (h, w, 3) → frames.
+
+    Attributes:
+        centre: what is subtracted from a small picture (h, w, 3), or (1, 1, 3).
+        first: the convolution of the difference. A leaky ReLU follows. Its weights include the input gain.
+        convolutions: what makes a frame of the result.
+    """
+
+    centre: Floats
+    first: Layer
+    convolutions: Convolutions
+
+
+@dataclasses.dataclass(frozen=True)
 class PortableLamp:
     """All numbers of a lamp with the generator ``shuffle`` and the state step ``stationary``.
 
@@ -43,10 +77,8 @@ class PortableLamp:
         step_fps: learned steps per second of true time.
         base: height, width and channels (h, w, C) of the first feature map. ``dense`` makes it.
         dense: the layer from a state to the first feature map.
-        ups: convolutions, each followed by a pixel shuffle that doubles height and width.
-        out: the convolution to colours.
-        background: offset of the colours before the sigmoid (H, W, 3), or (1, 1, 3) zeros.
-        gate: factor of the colours before the offset, in the same shape.
+        convolutions: what makes a picture of that map: a frame, or a small picture in a lamp that has grown.
+        upsampling: what makes a frame of a small picture. None for a lamp that has not grown.
         changes: changes of basis (Z, Z), one more than there are couplings.
         couplings: for each coupling its hidden layers and, as the last one, the layer of its angles.
         noise_angle: angle between a state and its noise in a whole learned step, float64 (Z,) or (1,). None
@@ -57,10 +89,8 @@ class PortableLamp:
     step_fps: float
     base: tuple[int, int, int]
     dense: Layer
-    ups: tuple[Layer, ...]
-    out: Layer
-    background: Floats
-    gate: Floats
+    convolutions: Convolutions
+    upsampling: Upsampling | None
     changes: tuple[Floats, ...]
     couplings: tuple[tuple[Layer, ...], ...]
     noise_angle: npt.NDArray[np.float64] | None
@@ -103,30 +133,43 @@ def make_portable(weights: Weights) -> PortableLamp:
             f"export: weights of the recipe {recipe.name} cannot be written so: its generator is "
             f"{recipe.generator.kind}; only shuffle is written"
         )
-    if recipe.generator.upsampler_widths:
-        raise UserError(
-            f"export: weights of the recipe {recipe.name} cannot be written so: they have an upsampling "
-            "network, which is not written yet; write the smaller lamp, in the folder small of the run"
-        )
     generator, step = ShuffleGenerator(recipe), StationaryStep(recipe)
     changes = step.basis_changes(fixed_bases(arrays))
     height, width = generator.base
     drawing: Tree = arrays["generator"]
-    flat = np.zeros((1, 1, 3), np.float32)
     return PortableLamp(
         size=recipe.data.size,
         step_fps=weights.step_fps,
         base=(height, width, generator.widths[0]),
         dense=_layer(drawing["dense"]),
-        ups=tuple(_layer(drawing[f"up{i}"]) for i in range(len(generator.widths) - 1)),
-        out=_layer(drawing["out"]),
-        background=_floats(drawing["background"]) if "background" in drawing else flat,
-        gate=_floats(drawing["gate"]) if "gate" in drawing else flat + 1,
+        convolutions=_convolutions(drawing, len(generator.widths) - 1),
+        upsampling=_upsampling(recipe, drawing) if recipe.generator.upsampler_widths else None,
         changes=tuple(_floats(changes[f"change{n}"]) for n in range(step.couplings + 1)),
         couplings=tuple(
             _coupling(arrays["dynamics"][f"coupling{n}"], len(step.hidden)) for n in range(step.couplings)
         ),
         noise_angle=None if step.keeps_norm else _noise_angle(step, arrays["dynamics"]),
+    )
+
+
+def _convolutions(weights: Tree, ups: int) -> Convolutions:
+    flat = np.zeros((1, 1, 3), np.float32)
+    return Convolutions(
+        ups=tuple(_layer(weights[f"up{i}"]) for i in range(ups)),
+        out=_layer(weights["out"]),
+        background=_floats(weights["background"]) if "background" in weights else flat,
+        gate=_floats(weights["gate"]) if "gate" in weights else flat + 1,
+    )
+
+
+def _upsampling(recipe: Recipe, drawing: Tree) -> Upsampling:
+    upsampler, weights = Upsampler(recipe), drawing["upsampler"]
+    first = _layer(weights["in"])
+    centre = _floats(upsampler.centre(weights))
+    return Upsampling(
+        centre=centre if recipe.generator.background else centre[:1, :1],
+        first=dataclasses.replace(first, weight=np.float32(INPUT_GAIN) * first.weight),
+        convolutions=_convolutions(weights, len(upsampler.widths) - 1),
     )
 
 

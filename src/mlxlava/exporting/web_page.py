@@ -21,7 +21,7 @@ from urllib.parse import quote
 import numpy as np
 
 from mlxlava.errors import UserError
-from mlxlava.exporting.portable import Floats, Layer, PortableLamp
+from mlxlava.exporting.portable import Convolutions, Floats, Layer, PortableLamp
 from mlxlava.paths import write_text_atomically
 from mlxlava.playback.keys import PAGE, keys_module
 from mlxlava.playback.session import SEED_COUNT, SPEED_RANGE
@@ -193,6 +193,13 @@ def pack_numbers(lamp: PortableLamp) -> tuple[dict[str, Any], bytes]:
         add(f"{name}.weight", layer.weight, exact)
         add(f"{name}.bias", layer.bias, exact)
 
+    def add_convolutions(prefix: str, layers: Convolutions) -> None:
+        for i, up in enumerate(layers.ups):
+            add_layer(f"{prefix}up{i}", up, exact=False)
+        add_layer(f"{prefix}out", layers.out, exact=False)
+        add(f"{prefix}gate", layers.gate, exact=False)
+        add(f"{prefix}background", layers.background, exact=False)
+
     for number, change in enumerate(lamp.changes):
         add(f"change{number}", change, exact=True)
     for number, layers in enumerate(lamp.couplings):
@@ -201,17 +208,19 @@ def pack_numbers(lamp: PortableLamp) -> tuple[dict[str, Any], bytes]:
             add_layer(f"{number}.hidden{i}", layer, exact=True)
         add_layer(f"{number}.angles", angles, exact=True)
     add_layer("dense", lamp.dense, exact=False)
-    for i, up in enumerate(lamp.ups):
-        add_layer(f"up{i}", up, exact=False)
-    add_layer("out", lamp.out, exact=False)
-    add("gate", lamp.gate, exact=False)
-    add("background", lamp.background, exact=False)
+    add_convolutions("", lamp.convolutions)
+    if lamp.upsampling is not None:
+        # Differences from the centre are small, so rounding it would show.
+        add("upsampler.centre", lamp.upsampling.centre, exact=True)
+        add_layer("upsampler.in", lamp.upsampling.first, exact=False)
+        add_convolutions("upsampler.", lamp.upsampling.convolutions)
     about = {
         "size": lamp.size,
         "stepFps": lamp.step_fps,
         "stateSize": lamp.state_size,
         "base": lamp.base,
-        "ups": len(lamp.ups),
+        "ups": len(lamp.convolutions.ups),
+        "upsamplerUps": None if lamp.upsampling is None else len(lamp.upsampling.convolutions.ups),
         "couplings": len(lamp.couplings),
         "hidden": len(lamp.couplings[0]) - 1,
         "noiseAngle": None if lamp.noise_angle is None else lamp.noise_angle.tolist(),

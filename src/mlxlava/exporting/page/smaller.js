@@ -44,7 +44,10 @@ function fold(values, inputs) {
  * not quite the mean after it: on the shipped 256×128 lamp, frames are 0.3 of 255 levels from halved whole ones.
  */
 export function smaller({ about, arrays }) {
-  const last = `up${about.ups - 1}`;
+  // A lamp that has grown ends with its upsampling network.
+  const grown = about.upsamplerUps !== null;
+  const prefix = grown ? "upsampler." : "";
+  const last = `${prefix}up${(grown ? about.upsamplerUps : about.ups) - 1}`;
   const features = arrays[`${last}.bias`].length / 4;
   return {
     about: { ...about, size: about.size.map((side) => side / 2), lastIsFlat: true },
@@ -52,9 +55,9 @@ export function smaller({ about, arrays }) {
       ...arrays,
       [`${last}.weight`]: meanOfPhases(arrays[`${last}.weight`]),
       [`${last}.bias`]: meanOfPhases(arrays[`${last}.bias`]),
-      "out.weight": fold(arrays["out.weight"], features),
-      gate: halve(arrays.gate, about.size),
-      background: halve(arrays.background, about.size),
+      [`${prefix}out.weight`]: fold(arrays[`${prefix}out.weight`], features),
+      [`${prefix}gate`]: halve(arrays[`${prefix}gate`], about.size),
+      [`${prefix}background`]: halve(arrays[`${prefix}background`], about.size),
     },
   };
 }

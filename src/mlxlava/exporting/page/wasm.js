@@ -3,6 +3,10 @@
 const LEAKY_SLOPE = 0.2;
 const SLACK = 16; // pixels that may be read beyond the end of a feature map
 
+/** One colour's numbers for all pixels, where there are no others. */
+const spread = (values, pixels) =>
+  values.length > 3 ? values : Float32Array.from({ length: 3 * pixels }, (_, i) => values[i % 3]);
+
 const up8 = (count) => Math.ceil(count / 8) * 8;
 
 /** Draws a lamp's frames. `await WasmDrawer.open(lamp)` makes one; it fails in a browser without SIMD. */
@@ -20,29 +24,48 @@ export class WasmDrawer {
     this.end = heap.value;
     this.grid = { height: about.base[0], width: about.base[1], channels: about.base[2] };
     this.base = this.featureMap(...about.base);
-    this.layers = [];
-    let [height, width, channels] = about.base;
-    let from = this.base;
-    for (let i = 0; i < about.ups; i += 1) {
-      const shuffle = !(about.lastIsFlat && i === about.ups - 1);
-      const outputs = arrays[`up${i}.bias`].length / (shuffle ? 4 : 1);
-      const layer = this.layer(`up${i}`, from, channels, outputs, shuffle, height, width);
+    const grown = about.upsamplerUps !== null;
+    const drawn = this.picture("", this.base, about.base, about.ups, !grown && about.lastIsFlat);
+    this.pictures = [drawn];
+    if (grown) this.pictures.push(this.upsampled(drawn, about.upsamplerUps, about.lastIsFlat));
+    this.pixels = new Uint8ClampedArray(4 * this.height * this.width).fill(255);
+    this.canvas = document.createElement("canvas");
+    [this.canvas.width, this.canvas.height] = [this.width, this.height];
+    this.context = this.canvas.getContext("2d", { alpha: false, willReadFrequently: true });
+  }
+
+  /** The convolutions from a feature map to a picture, and what is done with their colours. */
+  picture(prefix, from, [height, width, channels], ups, lastIsFlat) {
+    const layers = [];
+    for (let i = 0; i < ups; i += 1) {
+      const shuffle = !(lastIsFlat && i === ups - 1);
+      const outputs = this.arrays[`${prefix}up${i}.bias`].length / (shuffle ? 4 : 1);
+      const layer = this.layer(`${prefix}up${i}`, from, channels, outputs, shuffle, height, width);
       if (shuffle) [height, width] = [2 * height, 2 * width];
       channels = outputs;
       from = layer.to = this.featureMap(height, width, channels);
-      this.layers.push(layer);
+      layers.push(layer);
     }
-    const last = this.layer("out", from, channels, 3, false, height, width);
-    this.colours = last.to = this.allocate(4 * height * width);
-    this.layers.push(last);
-    [this.gate, this.background] = [arrays.gate, arrays.background].map((values) =>
-      // A lamp without a background has one colour's numbers for all pixels.
-      values.length > 3 ? values : Float32Array.from({ length: 3 * height * width }, (_, i) => values[i % 3]),
+    const last = this.layer(`${prefix}out`, from, channels, 3, false, height, width, 4);
+    last.to = this.allocate(4 * height * width);
+    layers.push(last);
+    const [gate, background] = ["gate", "background"].map((name) =>
+      spread(this.arrays[prefix + name], height * width),
     );
-    this.pixels = new Uint8ClampedArray(4 * height * width).fill(255);
-    this.canvas = document.createElement("canvas");
-    [this.canvas.width, this.canvas.height] = [width, height];
-    this.context = this.canvas.getContext("2d", { alpha: false, willReadFrequently: true });
+    return { layers, colours: last.to, gate, background, height, width };
+  }
+
+  /** The picture that the upsampling network makes of a small one. */
+  upsampled(small, ups, lastIsFlat) {
+    const { height, width } = small;
+    small.centre = spread(this.arrays["upsampler.centre"], height * width);
+    small.difference = this.featureMap(height, width, 3);
+    const channels = this.arrays["upsampler.in.bias"].length;
+    const first = this.layer("upsampler.in", small.difference, 3, channels, false, height, width);
+    first.to = this.featureMap(height, width, channels);
+    const picture = this.picture("upsampler.", first.to, [height, width, channels], ups, lastIsFlat);
+    picture.layers.unshift(first);
+    return picture;
   }
 
   /** Room for floats in the module's memory; returns its address. */
@@ -63,11 +86,14 @@ export class WasmDrawer {
     return this.allocate(((height + 2) * (width + 2) + SLACK) * up8(channels));
   }
 
-  /** A convolution, its weights ordered for convolution.c. `outputs` are those after the pixel shuffle. */
-  layer(name, from, channels, outputs, shuffle, height, width) {
+  /**
+   * A convolution, its weights ordered for convolution.c. `outputs` are those after the pixel shuffle. `block` is 4 for
+   * colours.
+   */
+  layer(name, from, channels, outputs, shuffle, height, width, block = 8) {
     const [weight, bias] = [this.arrays[`${name}.weight`], this.arrays[`${name}.bias`]];
     const inputs = up8(channels);
-    const [padded, block] = name === "out" ? [4, 4] : [up8(outputs), 8];
+    const padded = block * Math.ceil(outputs / block);
     const all = (shuffle ? 4 : 1) * padded;
     const [weights, biases] = [this.allocate(all * 9 * inputs), this.allocate(all)];
     const [toWeights, toBiases] = [this.floats(weights, all * 9 * inputs), this.floats(biases, all)];
@@ -98,23 +124,44 @@ export class WasmDrawer {
     }
   }
 
-  /** Draw the frame of a state on `canvas`. */
-  draw(state) {
-    this.drawBase(state);
-    for (const one of this.layers) {
-      this.convolve(
-        one.from, one.weights, one.biases, one.to, one.height, one.width, one.inputs, one.outputs,
-        one.shuffle,
-      );
-    }
-    const { gate, background } = this;
-    const colours = this.floats(this.colours, this.pixels.length);
+  drawPixels({ gate, background, colours: address }) {
+    const colours = this.floats(address, this.pixels.length);
     for (let pixel = 0, at = 0; pixel < this.pixels.length; pixel += 4) {
       for (let channel = 0; channel < 3; channel += 1, at += 1) {
         const x = background[at] + gate[at] * colours[pixel + channel];
         // The array rounds to the nearest byte.
         this.pixels[pixel + channel] = 255 / (1 + Math.exp(-x));
       }
+    }
+  }
+
+  /** The difference of a small picture from the centre, as a feature map for the upsampling network. */
+  drawDifference({ gate, background, centre, colours: address, difference, height, width }) {
+    const colours = this.floats(address, 4 * height * width);
+    const map = this.floats(difference, (height + 2) * (width + 2) * 8);
+    for (let y = 0, at = 0; y < height; y += 1) {
+      for (let x = 0; x < width; x += 1) {
+        const to = ((y + 1) * (width + 2) + x + 1) * 8;
+        for (let channel = 0; channel < 3; channel += 1, at += 1) {
+          const value = background[at] + gate[at] * colours[4 * (y * width + x) + channel];
+          map[to + channel] = 1 / (1 + Math.exp(-value)) - centre[at];
+        }
+      }
+    }
+  }
+
+  /** Draw the frame of a state on `canvas`. */
+  draw(state) {
+    this.drawBase(state);
+    for (const picture of this.pictures) {
+      for (const one of picture.layers) {
+        this.convolve(
+          one.from, one.weights, one.biases, one.to, one.height, one.width, one.inputs, one.outputs,
+          one.shuffle,
+        );
+      }
+      if (picture.centre === undefined) this.drawPixels(picture);
+      else this.drawDifference(picture);
     }
     this.context.putImageData(new ImageData(this.pixels, this.width, this.height), 0, 0);
   }

@@ -113,19 +113,48 @@ void main() {
   pixel3 = max(sum3, slope * sum3);
 }`;
 
-const COLOUR = `${HEAD}
+const COLOUR_AT = `
 uniform highp sampler2DArray source;
 uniform sampler2D gate, background;
-uniform int height, one_colour; /* one_colour: gate and background are the same for all pixels */
+uniform int one_colour; /* gate, background and centre are the same for all pixels */
+
+ivec2 own(ivec2 place) {
+  return one_colour == 1 ? ivec2(0) : place;
+}
+
+vec4 colour_at(ivec2 place) {
+  vec4 x = texelFetch(source, texel(place.x, place.y), 0);
+  x = texelFetch(background, own(place), 0) + texelFetch(gate, own(place), 0) * x;
+  return 1.0 / (1.0 + exp(-x));
+}
+`;
+
+// The difference of a small picture from the centre, as a feature map for the upsampling network.
+const DIFFERENCE = `${FOUR_PIXELS}${COLOUR_AT}
+uniform sampler2D centre;
+
+vec4 difference(int x, int y) {
+  ivec2 place = ivec2(min(x, width - 1), y);
+  return colour_at(place) - texelFetch(centre, own(place), 0);
+}
+
+void main() {
+  ivec2 place = ivec2(gl_FragCoord.xy);
+  int x = (place.x >> 1) * 8 + (place.x & 1);
+  pixel0 = difference(x, place.y);
+  pixel1 = difference(x + 2, place.y);
+  pixel2 = difference(x + 4, place.y);
+  pixel3 = difference(x + 6, place.y);
+}`;
+
+const COLOUR = `${HEAD}${COLOUR_AT}
+uniform int height;
 out vec4 colour;
 
 void main() {
   // Rows run from the top down; WebGL's from the bottom up.
   ivec2 place = ivec2(int(gl_FragCoord.x), height - 1 - int(gl_FragCoord.y));
-  ivec2 own = one_colour == 1 ? ivec2(0) : place;
-  vec4 x = texelFetch(source, texel(place.x, place.y), 0);
-  x = texelFetch(background, own, 0) + texelFetch(gate, own, 0) * x;
-  colour = vec4((1.0 / (1.0 + exp(-x))).rgb, 1);
+  colour = vec4(colour_at(place).rgb, 1);
 }`;
 
 const LEAKY_SLOPE = 0.2;
@@ -159,19 +188,35 @@ export class WebGlDrawer {
   constructor({ about, arrays }, canvas, gl, format) {
     [this.arrays, this.canvas, this.gl, this.format] = [arrays, canvas, gl, format];
     [this.height, this.width] = about.size;
-    let [height, width, channels] = about.base;
     this.state = this.texture(gl.RGBA32F, ceil4(about.stateSize), 1, null);
-    this.passes = [this.dense(about.stateSize, height, width, channels)];
-    for (let i = 0; i < about.ups; i += 1) {
-      const shuffle = !(about.lastIsFlat && i === about.ups - 1);
-      const outputs = arrays[`up${i}.bias`].length / (shuffle ? 4 : 1);
-      this.passes.push(this.convolution(`up${i}`, height, width, channels, outputs, shuffle, LEAKY_SLOPE));
+    this.passes = [this.dense(about.stateSize, ...about.base)];
+    const grown = about.upsamplerUps !== null;
+    const [height, width] = this.convolutions("", about.base, about.ups, !grown && about.lastIsFlat);
+    if (grown) {
+      const channels = arrays["upsampler.in.bias"].length;
+      this.passes.push(
+        this.difference(height, width),
+        this.convolution("upsampler.in", height, width, 3, channels, false, LEAKY_SLOPE),
+      );
+      this.convolutions("upsampler.", [height, width, channels], about.upsamplerUps, about.lastIsFlat);
+    }
+    this.passes.push(this.colour(grown ? "upsampler." : ""));
+    this.draw(new Float32Array(about.stateSize));
+    if (gl.getError() !== gl.NO_ERROR) throw new Error("WebGL cannot draw this lamp.");
+  }
+
+  /** Add the passes from a feature map to colours; returns these colours' height and width. */
+  convolutions(prefix, [height, width, channels], ups, lastIsFlat) {
+    for (let i = 0; i < ups; i += 1) {
+      const name = `${prefix}up${i}`;
+      const shuffle = !(lastIsFlat && i === ups - 1);
+      const outputs = this.arrays[`${name}.bias`].length / (shuffle ? 4 : 1);
+      this.passes.push(this.convolution(name, height, width, channels, outputs, shuffle, LEAKY_SLOPE));
       if (shuffle) [height, width] = [2 * height, 2 * width];
       channels = outputs;
     }
-    this.passes.push(this.convolution("out", height, width, channels, 3, false, 1), this.colour());
-    this.draw(new Float32Array(about.stateSize));
-    if (gl.getError() !== gl.NO_ERROR) throw new Error("WebGL cannot draw this lamp.");
+    this.passes.push(this.convolution(`${prefix}out`, height, width, channels, 3, false, 1));
+    return [height, width];
   }
 
   texture(format, width, height, numbers, layers = 0) {
@@ -273,16 +318,31 @@ export class WebGlDrawer {
     return pass;
   }
 
+  /** Colours (height, width, 3) in a texture, or one colour for all pixels. */
+  coloured(name, height, width) {
+    const values = this.arrays[name];
+    const pixels = new Float32Array((values.length / 3) * 4);
+    values.forEach((value, i) => (pixels[Math.floor(i / 3) * 4 + (i % 3)] = value));
+    const one = values.length === 3;
+    return this.texture(this.gl.RGBA32F, one ? 1 : width, one ? 1 : height, pixels);
+  }
+
+  /** The pass from a small picture's last feature map to the first one of the upsampling network. */
+  difference(height, width) {
+    const [gate, background, centre] = ["gate", "background", "upsampler.centre"].map((name) =>
+      this.coloured(name, height, width),
+    );
+    const uniforms = { width, one_colour: Number(this.arrays.gate.length === 3) };
+    return this.pass(DIFFERENCE, { source: this.last, gate, background, centre }, uniforms, height, width, 3);
+  }
+
   /** The pass that turns the last feature map into colours on the canvas. */
-  colour() {
+  colour(prefix) {
     const [height, width] = [this.height, this.width];
-    const [gate, background] = [this.arrays.gate, this.arrays.background].map((values) => {
-      const pixels = new Float32Array((values.length / 3) * 4);
-      values.forEach((value, i) => (pixels[Math.floor(i / 3) * 4 + (i % 3)] = value));
-      const one = values.length === 3;
-      return this.texture(this.gl.RGBA32F, one ? 1 : width, one ? 1 : height, pixels);
-    });
-    const uniforms = { height, one_colour: Number(this.arrays.gate.length === 3) };
+    const [gate, background] = [`${prefix}gate`, `${prefix}background`].map((name) =>
+      this.coloured(name, height, width),
+    );
+    const uniforms = { height, one_colour: Number(this.arrays[`${prefix}gate`].length === 3) };
     const program = this.program(COLOUR, { source: this.last, gate, background }, uniforms);
     return { ...program, frame: null, to: { width, height } };
   }
