@@ -1,6 +1,7 @@
 """What a lamp as a web page costs, in a headless Chromium without a GPU.
 
     python -m benchmarks.web_page                # the pages of the shipped lamps
+    python -m benchmarks.web_page FOLDER         # the page of other weights, whole and at half size
     python -m benchmarks.web_page --runtimes     # beside onnxruntime-web and TensorFlow.js; needs npm
 
 The first prints the size of each page, the time to its first frame, frames a second (the page asks for 30),
@@ -116,12 +117,12 @@ async def _play(browser: Browser, page: Path, how: str, half: int) -> dict[str, 
     return row
 
 
-async def measure_pages(folder: Path) -> None:
-    """Print a line for each shipped lamp and each way to draw it."""
+async def measure_pages(folder: Path, lamps: Sequence[tuple[str, int]]) -> None:
+    """Print a line for each lamp (name or folder of weights, 1 for half its size) and each way to draw it."""
     for how in ("wasm", "webgl"):
         async with chromium(webgl=how == "webgl") as browser:
-            for name, half in (("lava-64", 0), ("lava", 0), ("lava", 1)):
-                page = folder / f"{name}.html"
+            for name, half in lamps:
+                page = folder / f"{Path(name).name}.html"
                 mlxlava.export(name, web=page)
                 print(json.dumps(await _play(browser, page, how, half)), flush=True)
 
@@ -204,9 +205,11 @@ async def measure_runtimes(folder: Path) -> None:
 
 def main() -> None:
     """Measure, and print."""
+    given = sys.argv[1:]
+    lamps = [(name, half) for name in given for half in (0, 1)] or [("lava-64", 0), ("lava", 0), ("lava", 1)]
     with tempfile.TemporaryDirectory() as folder:
-        measure = measure_runtimes if "--runtimes" in sys.argv[1:] else measure_pages
-        asyncio.run(measure(Path(folder)))
+        runtimes = "--runtimes" in given
+        asyncio.run(measure_runtimes(Path(folder)) if runtimes else measure_pages(Path(folder), lamps))
 
 
 if __name__ == "__main__":

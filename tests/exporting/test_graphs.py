@@ -34,6 +34,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `dev`")
 pytestmark = pytest.mark.device
 
 TOLERANCE = 1e-5
+GROWN_TOLERANCE = 3e-5  # of a large lamp that has grown: MLX's own rounding on a CPU is 1.4e-5 there
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -66,12 +67,13 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_the_generator_draws_what_mlx_draws(written: tuple[Weights, Path]) -> None:
     weights, folder = written
     session = onnxruntime.InferenceSession(folder / "generator.onnx")
+    tolerance = GROWN_TOLERANCE if weights.recipe.generator.upsampler_widths else TOLERANCE
     for count in (1, 3):
         states = normal(count, 64)
         expected, _ = make_generator(weights.recipe)(weights.arrays["generator"], mx.array(states))
         (found,) = session.run(None, {"state": states})
         assert found.shape == (count, *weights.recipe.data.size, 3)
-        assert np.abs(found - np.array(expected)).max() < TOLERANCE
+        assert np.abs(found - np.array(expected)).max() < tolerance
 
 
 @pytest.mark.parametrize("background", [True, False])
