@@ -192,6 +192,8 @@ def test_a_run_that_cannot_be_resumed_stays_as_it_was(run: Run, video: Path, tmp
     refuses(run(*resume), "no checkpoint")
     shutil.move(tmp_path / "aside", mine / "checkpoints")
     own.unlink()
+    prepared = Path(json.loads(before)["footage"]["prepared"])
+    shutil.move(prepared, tmp_path / "prepared")
     refuses(run(*resume), "own.mp4", "does not exist")
     with open_writer(str(own), size=FOOTAGE_SIZE, fps=10) as sink:
         for _ in range(40):
@@ -199,6 +201,21 @@ def test_a_run_that_cannot_be_resumed_stays_as_it_was(run: Run, video: Path, tmp
     refuses(run(*resume), "footage of mine has changed")
     assert config_of(mine) == before
     assert not [path for path in mine.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_a_run_goes_on_with_the_footage_that_it_began_with(run: Run, video: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copy(video, tmp_path / "own.mp4"))
+    assert run("train", "own.mp4", "-o", "mine", "--steps", "1", *TINY)[0] == 0
+    # As if an older version had prepared it, whose keys were others.
+    config = json.loads(config_of(tmp_path / "mine"))
+    footage = Path(config["footage"]["prepared"]) / "footage.json"
+    about = json.loads(footage.read_text())
+    footage.write_text(json.dumps({**about, "key": "older"}))
+    config["footage"]["key"] = "older"
+    (tmp_path / "mine/config.json").write_text(json.dumps(config))
+    own.unlink()
+    status, said = run("train", "--resume", "-o", "mine", "--steps", "2")
+    assert (status, "is at step 2" in said) == (0, True), said
 
 
 def test_without_a_name_a_run_takes_the_next_and_resumes_the_latest(

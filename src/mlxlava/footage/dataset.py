@@ -6,6 +6,7 @@ and the cuts, which no clip may cross). prepare.py writes it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -120,6 +121,15 @@ def open_footage(path: str | Path) -> Footage:
         UserError: the folder is no prepared footage, or is damaged.
     """
     return read_footage(Path(path))[0]
+
+
+def reopen_footage(path: str | Path, key: str) -> Footage | None:
+    """Open a folder of prepared footage if it is undamaged and has this key; None otherwise."""
+    with contextlib.suppress(UserError):
+        footage = open_footage(path)
+        if footage.key == key:
+            return footage
+    return None
 
 
 def prepared_size(sources: Sequence[str | Path]) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from mlxlava.backend.ranks import max_over_ranks, rank, rank_count, run_on_first
 from mlxlava.config import Recipe, override, recipe_from_dict, recipe_to_dict
 from mlxlava.console import say
 from mlxlava.errors import UserError
-from mlxlava.footage.dataset import Footage
+from mlxlava.footage.dataset import Footage, reopen_footage
 from mlxlava.footage.from_settings import prepare_from_settings
 from mlxlava.paths import SMALL_LAMP_FOLDER, read_json
 from mlxlava.training.checkpoint import load_checkpoint
@@ -147,7 +147,8 @@ def resume_run(folder: Path, *, steps: int | None = None, memory: float | None =
     before = read_json(folder / "config.json", "run")
     try:
         recipe = recipe_from_dict(before["recipe"])
-        sources, key = list(before["footage"]["sources"]), before["footage"]["key"]
+        kept = before["footage"]
+        sources, key, prepared = list(kept["sources"]), str(kept["key"]), str(kept["prepared"])
         length = int(before["total_steps"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"train: {folder}/config.json lacks {error}; it is no run") from error
@@ -155,7 +156,8 @@ def resume_run(folder: Path, *, steps: int | None = None, memory: float | None =
         recipe = change_length(recipe, length, steps)
         length = steps
     recipe = fit_to_memory(recipe, memory)
-    footage = _prepare_footage(sources, recipe)
+    # What the run has learned from counts, even if its source was moved, or is read in another way now.
+    footage = reopen_footage(prepared, key) or _prepare_footage(sources, recipe)
     if footage.key != key:
         raise UserError(
             f"train: the footage of {folder} has changed since it began; begin a new run (--init {folder})"
