@@ -75,12 +75,12 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refuses(outcome: tuple[int, str], *words: str) -> None:
-    """Exit 2, and one line on stderr, after those of progress, that has the words."""
+    """Exit 2, and one line on stderr, after those of progress and of choices, that has the words."""
     status, said = outcome
     *before, line = said.strip().splitlines()
     assert status == 2, said
     assert line.startswith("mlxlava: "), said
-    assert all(re.match(r"footage +\d+%", text) for text in before), said
+    assert all(re.match(r"footage +\d+%|train: [a-z_.]+ = ", text) for text in before), said
     for word in words:
         assert word in line, said
 
@@ -114,7 +114,7 @@ def test_training_on_a_video_gives_a_lamp_that_plays(run: Run, video: Path, tmp_
     assert "step 3" in said
     assert "falls to 0 at step 3" in said
     recipe = json.loads((tmp_path / "mine/config.json").read_text())["recipe"]
-    assert recipe["loss"]["d_start"] * 3 == pytest.approx(0.4 * 2)  # D joins in when it would have
+    assert recipe["loss"]["d_start"] * 3 == pytest.approx(0.7 * 2)  # D joins in when it would have
     assert len((tmp_path / "mine/log.jsonl").read_text().splitlines()) == 3
     assert run("export", "mine", "-o", "weights")[0] == 0
     assert "mine" not in json.loads((tmp_path / "weights/config.json").read_text())["footage"]["sources"]

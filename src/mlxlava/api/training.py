@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxlava.api.arguments import require_integer, require_positive
-from mlxlava.config import Recipe, load_recipe, override
+from mlxlava.config import Data, Recipe, load_recipe, override
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import prepared_size
 from mlxlava.paths import latest_checkpoint
@@ -21,6 +21,7 @@ from mlxlava.training.outcome import TrainedRun
 if TYPE_CHECKING:
     from mlxlava.backend import Tree
     from mlxlava.training.callbacks import Callbacks
+    from mlxlava.training.choices import Choice
     from mlxlava.training.run import Run
 
 Sources = str | Path | Sequence[str | Path] | None
@@ -41,6 +42,10 @@ def train(
     command: str = "mlxlava.train(…)",
 ) -> TrainedRun:
     """Learn a lamp from footage.
+
+    For footage of yours, these settings are chosen unless you give them: the region, the shape of a frame,
+    the time that a learned step spans, the length of clips, and what helps where there is little footage.
+    Each choice is said with its reason, and is in the run's config. The built-in lamp keeps the recipe's.
 
     Progress is shown on stderr. The first Ctrl-C, SIGTERM or SIGHUP saves the run and ends the training;
     ``resume`` continues exactly where it stopped.
@@ -70,6 +75,9 @@ def train(
         Diverged: a loss or a weight is not finite any more (``mlxlava.training.failures``).
         ProcessLost: another process that trained this run is gone (``mlxlava.training.failures``).
     """
+    from mlxlava.training.choices import choose_before_preparing, free_settings, say_choices
+    from mlxlava.training.folder import require_free_folder
+    from mlxlava.training.growth import start_size_for
     from mlxlava.training.loop import train as train_run
     from mlxlava.training.run import absolute_paths, begin_run, next_run_folder
     from mlxlava.training.stages import SecondStagePlan, begin_first_stage
@@ -81,18 +89,28 @@ def train(
     if steps is not None:
         changes |= {"training.steps": steps, "training.epochs": 0}
     sources = _as_sources(footage)
+    free = free_settings(recipe, changes) if sources else frozenset()
     size = prepared_size(sources)
     if size is not None:
         changes.setdefault("data.size", size)
     base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    if base.growth.start_recipe and "data.size" in changes:
+        wanted = override(base, changes).data.size
+        changes.setdefault("growth.start_size", start_size_for(base, wanted))
     initial_arrays = None
     if init is not None:
-        base, initial_arrays = _recipe_and_initial_arrays(init, base, override(base, changes).data.size)
+        base, initial_arrays = _recipe_and_initial_arrays(init, base, changes)
+        free -= {"data.size"}
     chosen = override(base, changes)
     name = recipe.name if isinstance(recipe, Recipe) else Path(recipe).stem
     folder = next_run_folder(name) if run is None else Path(run)
+    require_free_folder(folder)
+    choices: list[Choice] = []
+    if sources and size is None:
+        chosen, choices = choose_before_preparing(chosen, sources, free)
+        say_choices(choices)
     if init is None and chosen.growth.start_recipe:
-        plan = SecondStagePlan(chosen, absolute_paths(sources), memory, command)
+        plan = SecondStagePlan(chosen, absolute_paths(sources), memory, command, sorted(free), choices)
         small = begin_first_stage(folder, plan)
         return _train_stages(folder, small, minutes, options)
     ready = begin_run(
@@ -102,6 +120,8 @@ def train(
         initial_arrays=initial_arrays,
         memory=memory,
         command=command,
+        free=free,
+        choices=choices,
     )
     return train_run(ready.folder, ready.recipe, ready.footage, minutes=minutes, **options)
 
@@ -166,12 +186,17 @@ def _train_stages(folder: Path, small: Run, minutes: float | None, options: Mapp
 
 
 def _recipe_and_initial_arrays(
-    init: str | Path, recipe: Recipe, size: tuple[int, int]
+    init: str | Path, recipe: Recipe, changes: Mapping[str, Any]
 ) -> tuple[Recipe, Tree]:
     """The recipe and the arrays of a lamp that starts from other weights, or that grows from smaller ones."""
-    from mlxlava.training.growth import arrays_learned_by_run, grown_recipe
+    from mlxlava.training.growth import arrays_learned_by_run, grown_recipe, with_networks_of
 
     weights = load_weights(init)
+    size = override(recipe, changes).data.size
+    if "data.size" not in changes and size == Data().size:
+        size = weights.recipe.data.size
+    if size == weights.recipe.data.size:
+        return with_networks_of(recipe, weights.recipe), weights.arrays
     if size[0] <= weights.recipe.data.size[0]:
         return recipe, weights.arrays
     folder = find_weights(init)

@@ -44,7 +44,7 @@ debug_option = click.option(
 
 cropping_options = options(
     click.option("--size", type=SIZE_TYPE, help="Height and width of a frame; multiples of 16."),
-    click.option("--crop", metavar="X,Y,W,H|auto", help="Part of the picture; the centre when not given."),
+    click.option("--crop", metavar="X,Y,W,H|auto", help="Part of the picture; auto finds the lamp."),
     click.option("--every-nth", type=click.IntRange(1), help="Keep every n-th frame."),
     click.option(
         "--source-fps",

@@ -61,13 +61,17 @@ class Footage:
         firsts, counts = self._segments(seq_len)
         return np.repeat(firsts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
 
+    @property
+    def longest_piece(self) -> int:
+        """Frames of the longest piece without a cut."""
+        return int(self._segments(1)[1].max())
+
     def require(self, seq_len: int) -> None:
         """Raise UserError unless there is at least one clip of ``seq_len`` frames."""
         if self.clip_count(seq_len) == 0:
-            longest = int(self._segments(1)[1].max())
             where = "the longest piece without a cut has" if self.cuts else "there are"
             raise UserError(
-                f"footage: a clip needs {seq_len} frames, but {where} {longest} "
+                f"footage: a clip needs {seq_len} frames, but {where} {self.longest_piece} "
                 f"(every-nth {self.every_nth}); give a smaller --seq-len or --every-nth, or longer footage"
             )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import math
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from mlxlava.paths import (
 )
 from mlxlava.training import growth
 from mlxlava.training.checkpoint import load_checkpoint, save_checkpoint
+from mlxlava.training.choices import Choice
 from mlxlava.training.step import Trainer
 
 _BACKGROUND_FRAMES = 1000  # at most so many frames are averaged for the generator's background
@@ -38,7 +40,13 @@ _FREE_DEVIATION_SHARE = 0.2
 
 
 def make_run_folder(
-    run: Path, recipe: Recipe, footage: Footage, sources: list[str], command: str, initial_arrays: Tree | None
+    run: Path,
+    recipe: Recipe,
+    footage: Footage,
+    sources: list[str],
+    command: str,
+    initial_arrays: Tree | None,
+    choices: Sequence[Choice] = (),
 ) -> None:
     """Make the folder of a new run, with its config and its state at step 0; on the first rank only.
 
@@ -50,6 +58,7 @@ def make_run_folder(
         command: The command that began the run, for its config.
         initial_arrays: Arrays of weights whose G and R to begin with, or of the smaller lamp that a grown
             recipe begins with; random weights when None.
+        choices: What was chosen for the footage, for its config.
 
     Raises:
         UserError: the folder is a run already or holds something else, the footage is shorter than a
@@ -57,10 +66,7 @@ def make_run_folder(
     """
     if rank():
         return
-    if checkpoint_folders(run):
-        raise UserError(f"train: {run} is a run already; add --resume to go on, or give another -o")
-    if names_in(run) - {"config.json", "checkpoints", GROWTH_PLAN_FILE, SMALL_LAMP_FOLDER}:
-        raise UserError(f"train: {run} holds something that is no run; give another -o")
+    require_free_folder(run)
     footage.require(recipe.data.seq_len)
     total = count_steps(recipe, footage)
     state = Trainer(recipe, total).init()
@@ -76,6 +82,7 @@ def make_run_folder(
         "step_fps": footage.step_fps,
         "recipe": recipe_to_dict(recipe),
         "total_steps": total,
+        "choices": [dataclasses.asdict(choice) for choice in choices],
         "footage": {
             "sources": sources,
             "prepared": str(footage.path.resolve()),
@@ -91,6 +98,14 @@ def make_run_folder(
         raise UserError(f"train: cannot write {run}: {error.strerror}") from error
     write_config(run, config)
     save_checkpoint(run, state, {"step": 0, "seconds": 0.0}, recipe.training.keep_checkpoints)
+
+
+def require_free_folder(run: Path) -> None:
+    """Raise UserError unless a run can begin in a folder: it does not exist, or holds no other files."""
+    if checkpoint_folders(run):
+        raise UserError(f"train: {run} is a run already; add --resume to go on, or give another -o")
+    if names_in(run) - {"config.json", "checkpoints", GROWTH_PLAN_FILE, SMALL_LAMP_FOLDER}:
+        raise UserError(f"train: {run} holds something that is no run; give another -o")
 
 
 def count_steps(recipe: Recipe, footage: Footage) -> int:

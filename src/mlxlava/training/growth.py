@@ -40,10 +40,36 @@ def growth_factor(small: Recipe, size: tuple[int, int]) -> int:
     return factor
 
 
+def start_size_for(recipe: Recipe, size: tuple[int, int]) -> tuple[int, int]:
+    """The size of the smaller lamp for frames of ``size``: as many times smaller as in the recipe, or fewer.
+
+    The recipe's own where none is made of multiples of 16.
+    """
+    factor = max(1, recipe.data.size[0] // recipe.growth.start_size[0])
+    while factor > 1:
+        if not any(side % (16 * factor) for side in size):
+            return size[0] // factor, size[1] // factor
+        factor //= 2
+    return recipe.growth.start_size
+
+
+def with_networks_of(recipe: Recipe, weights: Recipe) -> Recipe:
+    """The recipe with the generator and the state step of other weights, whose frames are as large."""
+    return override(
+        recipe,
+        {
+            **_settings_of_section(weights, "generator"),
+            **_settings_of_section(weights, "dynamics"),
+            "data.size": weights.data.size,
+            "encoder.size": weights.encoder_input_size if recipe.encoder.context_frames else (0, 0),
+        },
+    )
+
+
 def start_recipe(recipe: Recipe) -> Recipe:
     """The recipe of the smaller lamp that a recipe grows from; it learns the same footage."""
     small = load_recipe(recipe.growth.start_recipe)
-    same = ("every_nth", "crop", "lamp_minutes", "lamp_fps", "lamp_theme")
+    same = ("every_nth", "source_fps", "crop", "lamp_minutes", "lamp_fps", "lamp_theme")
     settings = {f"data.{name}": getattr(recipe.data, name) for name in same}
     seed = recipe.training.seed
     found = override(small, {**settings, "data.size": recipe.growth.start_size, "training.seed": seed})

@@ -6,7 +6,7 @@ folder.py reads and writes the files in the folder of a run; loop.py trains it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from mlxlava.backend import Tree, has_slow_blas, memory_budget_gb, on_gpu_path
@@ -18,6 +18,7 @@ from mlxlava.footage.dataset import Footage, reopen_footage
 from mlxlava.footage.from_settings import prepare_from_settings
 from mlxlava.paths import SMALL_LAMP_FOLDER, read_json
 from mlxlava.training.checkpoint import load_checkpoint
+from mlxlava.training.choices import Choice, choose_for_footage, say_choices
 from mlxlava.training.folder import checkpoint_to_resume, locked_run, make_run_folder, write_config
 from mlxlava.training.loop import clips_of_this_rank
 from mlxlava.training.memory_plan import fit_into, predict_peak
@@ -105,6 +106,8 @@ def begin_run(
     initial_arrays: Tree | None = None,
     memory: float | None = None,
     command: str = "",
+    free: Collection[str] = (),
+    choices: Sequence[Choice] = (),
 ) -> Run:
     """Prepare the footage of a new run, and make its folder with the state at step 0.
 
@@ -116,6 +119,8 @@ def begin_run(
             None.
         memory: GB for MLX's arrays (``fit_to_memory``).
         command: command that began the run, for its config and its model card.
+        free: settings that may be chosen for this footage.
+        choices: what was chosen before, for its config.
 
     Raises:
         UserError: the recipe does not fit into memory, the footage cannot be read or is shorter than a clip,
@@ -123,7 +128,17 @@ def begin_run(
     """
     recipe = fit_to_memory(recipe, memory)
     footage = _prepare_footage(sources, recipe)
-    make_run_folder(folder, recipe, footage, absolute_paths(sources), command, initial_arrays)
+    recipe, more = choose_for_footage(recipe, footage, free)
+    say_choices(more)
+    make_run_folder(
+        folder,
+        recipe,
+        footage,
+        absolute_paths(sources),
+        command,
+        initial_arrays,
+        [*choices, *more],
+    )
     return _announce_run(folder, recipe, footage)
 
 

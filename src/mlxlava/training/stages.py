@@ -22,6 +22,7 @@ from mlxlava.paths import (
     read_json,
     write_text_atomically,
 )
+from mlxlava.training.choices import Choice
 from mlxlava.training.growth import arrays_learned_by_run, grown_recipe, start_recipe
 from mlxlava.training.run import Run, begin_run, resume_run
 
@@ -35,12 +36,16 @@ class SecondStagePlan:
         sources: absolute paths of the footage; the built-in lamp when empty.
         memory: GB for MLX's arrays, or None.
         command: command that began the run.
+        free: settings that may be chosen for the footage.
+        choices: what was chosen before the footage was prepared.
     """
 
     recipe: Recipe
     sources: Sequence[str]
     memory: float | None
     command: str
+    free: Sequence[str] = ()
+    choices: Sequence[Choice] = ()
 
 
 def begin_first_stage(folder: Path, plan: SecondStagePlan) -> Run:
@@ -58,6 +63,8 @@ def begin_first_stage(folder: Path, plan: SecondStagePlan) -> Run:
         plan.sources,
         memory=plan.memory,
         command=plan.command,
+        free=plan.free,
+        choices=plan.choices,
     )
     values = {**dataclasses.asdict(plan), "recipe": recipe_to_dict(plan.recipe)}
     write_text_atomically(folder / GROWTH_PLAN_FILE, json.dumps(values, indent=2) + "\n")
@@ -85,9 +92,20 @@ def begin_second_stage(folder: Path, memory: float | None) -> Run:
         recipe, sources = recipe_from_dict(values["recipe"]), list(values["sources"])
         memory = values["memory"] if memory is None else memory
         command = str(values["command"])
+        free = list(values.get("free", ()))
+        choices = [Choice(**each) for each in values.get("choices", ())]
     except (KeyError, TypeError) as error:
         raise UserError(f"train: {folder / GROWTH_PLAN_FILE} lacks {error}; begin the run anew") from error
     small = recipe_from_dict(read_json(folder / SMALL_LAMP_FOLDER / "config.json", "run")["recipe"])
     learned = arrays_learned_by_run(folder / SMALL_LAMP_FOLDER)
     grown = grown_recipe(recipe, small, learned, recipe.data.size)
-    return begin_run(folder, grown, sources, initial_arrays=learned, memory=memory, command=command)
+    return begin_run(
+        folder,
+        grown,
+        sources,
+        initial_arrays=learned,
+        memory=memory,
+        command=command,
+        free=free,
+        choices=choices,
+    )
