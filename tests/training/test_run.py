@@ -148,15 +148,6 @@ def test_log_lines_beyond_the_checkpoint_are_dropped_on_resume(
     assert [line["step"] for line in log_of(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_minutes_end_a_run_and_it_is_saved(tiny: Recipe, footage: Footage, tmp_path: Path) -> None:
-    long = override(tiny, {"training.steps": 100_000, "training.checkpoint_every": 100_000})
-    begin(tmp_path, long, footage)
-    outcome = go(tmp_path, long, footage, minutes=0.01)
-    assert 0 < outcome.step < 100_000
-    latest = latest_checkpoint(tmp_path)
-    assert latest is not None and int(latest.name) == outcome.step
-
-
 @pytest.mark.parametrize("settings", [{"training.learning_rate": 1e30, "training.update_clipping": 0.0}])
 def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_last_good_checkpoint(
     tiny: Recipe, footage: Footage, tmp_path: Path, settings: dict[str, Any]

@@ -57,7 +57,8 @@ def train(
         run: folder to make; when None, the first of ``runs/RECIPE-001``, ``runs/RECIPE-002`` … that is free.
         settings: settings of the recipe to change, for example ``{"data.size": (128, 128)}``.
         steps: number of training steps; the number of the recipe when None.
-        minutes: stop after so many minutes.
+        minutes: the run is finished after so many minutes, preparing included: its number of steps follows
+            from the speed of steps, which is measured again and again. Time asleep does not count.
         memory: GB (10⁹ bytes) for MLX's arrays. Batches are split so that a step fits. If None, the memory of
             a GPU is the limit.
         init: weights whose generator and state step to start from. If their frames are 2, 4, 8 … times
@@ -82,6 +83,7 @@ def train(
     from mlxlava.training.run import absolute_paths, begin_run, next_run_folder
     from mlxlava.training.stages import SecondStagePlan, begin_first_stage
 
+    began = time.monotonic()
     _require_training_options("train", steps, minutes, memory, tensorboard)
     _mute_other_processes()
     options: dict[str, Any] = {"memory": memory, "tensorboard": tensorboard, "callbacks": callbacks}
@@ -110,9 +112,11 @@ def train(
         chosen, choices = choose_before_preparing(chosen, sources, free)
         say_choices(choices)
     if init is None and chosen.growth.start_recipe:
-        plan = SecondStagePlan(chosen, absolute_paths(sources), memory, command, sorted(free), choices)
+        plan = SecondStagePlan(
+            chosen, absolute_paths(sources), memory, command, sorted(free), choices, minutes
+        )
         small = begin_first_stage(folder, plan)
-        return _train_stages(folder, small, minutes, options)
+        return _train_stages(folder, small, began, False, options)
     ready = begin_run(
         folder,
         chosen,
@@ -122,8 +126,10 @@ def train(
         command=command,
         free=free,
         choices=choices,
+        minutes=minutes,
     )
-    return train_run(ready.folder, ready.recipe, ready.footage, minutes=minutes, **options)
+    spent = time.monotonic() - began
+    return train_run(ready.folder, ready.recipe, ready.footage, spent=spent, **options)
 
 
 def resume(
@@ -140,7 +146,8 @@ def resume(
     Args:
         run: folder of the run; the latest run in ``runs/`` when None.
         steps: new number of training steps of the whole run; the old number when None.
-        minutes, memory, tensorboard, callbacks: the same as in :func:`train`.
+        minutes: the run is finished after so many minutes from now; when None, after those that it was given.
+        memory, tensorboard, callbacks: the same as in :func:`train`.
 
     Raises:
         UserError: there is no such run, its footage has changed, or another process trains it. The run stays
@@ -152,6 +159,7 @@ def resume(
     from mlxlava.training.run import resume_run as take_up
     from mlxlava.training.stages import is_in_first_stage, resume_first_stage
 
+    began = time.monotonic()
     _require_training_options("resume", steps, minutes, memory, tensorboard)
     _mute_other_processes()
     options: dict[str, Any] = {"memory": memory, "tensorboard": tensorboard, "callbacks": callbacks}
@@ -159,30 +167,31 @@ def resume(
     if is_in_first_stage(folder):
         if steps is not None:
             raise UserError("resume: a lamp that has not grown yet keeps its steps; leave --steps out")
-        small = resume_first_stage(folder, memory)
-        return _train_stages(folder, small, minutes, options)
-    ready = take_up(folder, steps=steps, memory=memory)
-    return train_run(ready.folder, ready.recipe, ready.footage, minutes=minutes, **options)
+        small = resume_first_stage(folder, memory, minutes)
+        return _train_stages(folder, small, began, minutes is not None, options)
+    ready = take_up(folder, steps=steps, minutes=minutes, memory=memory)
+    spent = time.monotonic() - began
+    longer = minutes is not None
+    return train_run(ready.folder, ready.recipe, ready.footage, spent=spent, lengthen=longer, **options)
 
 
-def _train_stages(folder: Path, small: Run, minutes: float | None, options: Mapping[str, Any]) -> TrainedRun:
-    """Train the smaller lamp to its end, and then the lamp that grows from it, until the time is over.
+def _train_stages(
+    folder: Path, small: Run, began: float, lengthen: bool, options: Mapping[str, Any]
+) -> TrainedRun:
+    """Train the smaller lamp to its end, and then the lamp that grows from it.
 
-    ``options`` are those of ``training.loop.train``, without ``minutes``.
+    ``began`` is when this session did (time.monotonic()). ``options`` are those of ``training.loop.train``.
     """
-    from mlxlava.training.folder import count_steps
     from mlxlava.training.loop import train as train_run
     from mlxlava.training.stages import begin_second_stage
 
-    began = time.monotonic()
-    done = train_run(small.folder, small.recipe, small.footage, minutes=minutes, **options)
-    if minutes is not None:
-        minutes -= (time.monotonic() - began) / 60
-    finished = done.step == count_steps(small.recipe, small.footage)
-    if not finished or done.signal is not None or (minutes is not None and minutes <= 0):
+    spent = time.monotonic() - began
+    done = train_run(small.folder, small.recipe, small.footage, spent=spent, lengthen=lengthen, **options)
+    if done.step < done.total_steps or done.signal is not None:
         return dataclasses.replace(done, run=folder)
+    began = time.monotonic()
     large = begin_second_stage(folder, options["memory"])
-    return train_run(large.folder, large.recipe, large.footage, minutes=minutes, **options)
+    return train_run(large.folder, large.recipe, large.footage, spent=time.monotonic() - began, **options)
 
 
 def _recipe_and_initial_arrays(
@@ -256,6 +265,8 @@ def _require_training_options(
     what: str, steps: object, minutes: object, memory: object, tensorboard: bool
 ) -> None:
     """Raise UserError for limits that are not positive, and for TensorBoard if it is not installed."""
+    if steps is not None and minutes is not None:
+        raise UserError(f"{what}: give steps or minutes, not both; steps follow from minutes")
     if steps is not None:
         require_integer(f"{what}: steps", steps)
         require_positive(f"{what}: steps", steps)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--batch-size", type=click.IntRange(1), help="Clips a training step looks at.")
 @click.option("--init", metavar="WEIGHTS", help="Weights to start from; smaller ones grow to --size.")
 @click.option("--steps", type=click.IntRange(1), help="Training steps in all.")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Stop after so many minutes.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Be finished after so many minutes.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Seed of weights, clips and states.")
 @click.option(
     "--set",

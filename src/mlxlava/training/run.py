@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mlxlava.backend import Tree, has_slow_blas, memory_budget_gb, on_gpu_path
 from mlxlava.backend.ranks import max_over_ranks, rank, rank_count, run_on_first_rank_first
-from mlxlava.config import Recipe, override, recipe_from_dict, recipe_to_dict
+from mlxlava.config import Recipe, recipe_from_dict, recipe_to_dict
 from mlxlava.console import say
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage, reopen_footage
@@ -22,6 +22,7 @@ from mlxlava.training.choices import Choice, choose_for_footage, say_choices
 from mlxlava.training.folder import checkpoint_to_resume, locked_run, make_run_folder, write_config
 from mlxlava.training.loop import clips_of_this_rank
 from mlxlava.training.memory_plan import fit_into, predict_peak
+from mlxlava.training.schedule import Schedule
 from mlxlava.training.step import Trainer
 
 RUNS_FOLDER = Path("runs")  # in the working folder
@@ -108,6 +109,7 @@ def begin_run(
     command: str = "",
     free: Collection[str] = (),
     choices: Sequence[Choice] = (),
+    minutes: float | None = None,
 ) -> Run:
     """Prepare the footage of a new run, and make its folder with the state at step 0.
 
@@ -121,6 +123,7 @@ def begin_run(
         command: command that began the run, for its config and its model card.
         free: settings that may be chosen for this footage.
         choices: what was chosen before, for its config.
+        minutes: time that the run may take, this preparing included.
 
     Raises:
         UserError: the recipe does not fit into memory, the footage cannot be read or is shorter than a clip,
@@ -138,12 +141,18 @@ def begin_run(
         command,
         initial_arrays,
         [*choices, *more],
+        minutes,
     )
     return _announce_run(folder, recipe, footage)
 
 
-def resume_run(folder: Path, *, steps: int | None = None, memory: float | None = None) -> Run:
+def resume_run(
+    folder: Path, *, steps: int | None = None, minutes: float | None = None, memory: float | None = None
+) -> Run:
     """Continue a run with its own settings. Only its length and the split of its batches may change.
+
+    If the discriminator has joined in, it stays. A run that gets longer after that has the learning rates of
+    one that was as long from its beginning.
 
     A changed recipe or length is written to the run's config last, after all other checks. So a run that
     cannot be resumed stays as it was.
@@ -151,6 +160,7 @@ def resume_run(folder: Path, *, steps: int | None = None, memory: float | None =
     Args:
         folder: folder of the run.
         steps: training steps in all from now on; as many as before when None.
+        minutes: time that the run may take from now on; what it was given before when None.
         memory: GB for MLX's arrays (``fit_to_memory``).
 
     Raises:
@@ -164,12 +174,20 @@ def resume_run(folder: Path, *, steps: int | None = None, memory: float | None =
         recipe = recipe_from_dict(before["recipe"])
         kept = before["footage"]
         sources, key, prepared = list(kept["sources"]), str(kept["key"]), str(kept["prepared"])
-        length = int(before["total_steps"])
+        schedule = Schedule.from_config(before)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"train: {folder}/config.json lacks {error}; it is no run") from error
+    made = read_json(checkpoint_to_resume(folder) / "progress.json", "checkpoint")
     if steps is not None:
-        recipe = change_length(recipe, length, steps)
-        length = steps
+        if steps < made["step"]:
+            raise UserError(
+                f"train: {folder} has made {made['step']} steps, more than --steps {steps}; "
+                "give more, or leave --steps out"
+            )
+        longer = schedule.lengthen(made["step"], steps, recipe.loss.d_start)
+        schedule = dataclasses.replace(longer, minutes=None)
+    if minutes is not None:
+        schedule = dataclasses.replace(schedule, minutes=made["seconds"] / 60 + minutes)
     recipe = fit_to_memory(recipe, memory)
     # What the run has learned from counts, even if its source was moved, or is read in another way now.
     footage = reopen_footage(prepared, key) or _prepare_footage(sources, recipe)
@@ -178,29 +196,17 @@ def resume_run(folder: Path, *, steps: int | None = None, memory: float | None =
             f"train: the footage of {folder} has changed since it began; begin a new run (--init {folder})"
         )
     clips_of_this_rank(recipe)
-    config = {**before, "recipe": recipe_to_dict(recipe), "total_steps": length}
+    config = {**before, "recipe": recipe_to_dict(recipe)}
+    if steps is not None or minutes is not None:
+        config |= schedule.to_config()
     if rank() == 0 and config != before:
         with locked_run(folder):
             # This only checks that the checkpoint can be read. The loop reads it again.
-            load_checkpoint(checkpoint_to_resume(folder), Trainer(recipe, length).init())
+            load_checkpoint(checkpoint_to_resume(folder), Trainer(recipe, schedule).init())
             write_config(folder, config)
     if steps is not None and recipe.training.schedule != "constant":
         say(f"train: the learning rate falls to 0 at step {steps} from now on")
     return _announce_run(folder, recipe, footage)
-
-
-def change_length(recipe: Recipe, before: int, after: int) -> Recipe:
-    """The recipe of a run whose number of training steps changes from ``before`` to ``after``.
-
-    ``loss.d_start`` is a fraction of all steps. It is changed so that the discriminator still joins in at the
-    same step.
-
-    Raises:
-        UserError: ``after`` is less than 1.
-    """
-    if after < 1:
-        raise UserError(f"train: steps must be at least 1, not {after}")
-    return override(recipe, {"loss.d_start": min(1.0, recipe.loss.d_start * before / after)})
 
 
 def _announce_run(folder: Path, recipe: Recipe, footage: Footage) -> Run:

@@ -23,8 +23,13 @@ from mlxlava.paths import (
     write_text_atomically,
 )
 from mlxlava.training.choices import Choice
+from mlxlava.training.folder import checkpoint_to_resume
 from mlxlava.training.growth import arrays_learned_by_run, grown_recipe, start_recipe
 from mlxlava.training.run import Run, begin_run, resume_run
+from mlxlava.training.schedule import Schedule
+
+# Of the minutes of both stages. The shipped lamp was learned so (docs/experiments.md).
+_SHARE_OF_FIRST_STAGE = 0.45
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +43,7 @@ class SecondStagePlan:
         command: command that began the run.
         free: settings that may be chosen for the footage.
         choices: what was chosen before the footage was prepared.
+        minutes: time that both stages together may take, or None.
     """
 
     recipe: Recipe
@@ -46,6 +52,7 @@ class SecondStagePlan:
     command: str
     free: Sequence[str] = ()
     choices: Sequence[Choice] = ()
+    minutes: float | None = None
 
 
 def begin_first_stage(folder: Path, plan: SecondStagePlan) -> Run:
@@ -65,6 +72,7 @@ def begin_first_stage(folder: Path, plan: SecondStagePlan) -> Run:
         command=plan.command,
         free=plan.free,
         choices=plan.choices,
+        minutes=None if plan.minutes is None else _SHARE_OF_FIRST_STAGE * plan.minutes,
     )
     values = {**dataclasses.asdict(plan), "recipe": recipe_to_dict(plan.recipe)}
     write_text_atomically(folder / GROWTH_PLAN_FILE, json.dumps(values, indent=2) + "\n")
@@ -76,9 +84,26 @@ def is_in_first_stage(folder: Path) -> bool:
     return (folder / GROWTH_PLAN_FILE).is_file() and latest_checkpoint(folder) is None
 
 
-def resume_first_stage(folder: Path, memory: float | None) -> Run:
-    """Continue the first stage. It may have made all its steps already."""
-    return resume_run(folder / SMALL_LAMP_FOLDER, memory=memory)
+def resume_first_stage(folder: Path, memory: float | None, minutes: float | None = None) -> Run:
+    """Continue the first stage. It may have made all its steps already.
+
+    ``minutes`` is the time that both stages may take from now on; what they were given before when None.
+    """
+    small = folder / SMALL_LAMP_FOLDER
+    if minutes is None:
+        return resume_run(small, memory=memory)
+    plan = read_json(folder / GROWTH_PLAN_FILE, "run")
+    total = Schedule.from_config(read_json(small / "config.json", "run")).total_steps
+    finished = _progress(small)["step"] == total
+    run = resume_run(small, memory=memory, minutes=None if finished else _SHARE_OF_FIRST_STAGE * minutes)
+    plan["minutes"] = _progress(small)["seconds"] / 60 + minutes
+    write_text_atomically(folder / GROWTH_PLAN_FILE, json.dumps(plan, indent=2) + "\n")
+    return run
+
+
+def _progress(run: Path) -> dict[str, Any]:
+    """Steps that a run has made, and the seconds that they took."""
+    return read_json(checkpoint_to_resume(run) / "progress.json", "checkpoint")
 
 
 def begin_second_stage(folder: Path, memory: float | None) -> Run:
@@ -94,10 +119,12 @@ def begin_second_stage(folder: Path, memory: float | None) -> Run:
         command = str(values["command"])
         free = list(values.get("free", ()))
         choices = [Choice(**each) for each in values.get("choices", ())]
+        minutes = values.get("minutes")
     except (KeyError, TypeError) as error:
         raise UserError(f"train: {folder / GROWTH_PLAN_FILE} lacks {error}; begin the run anew") from error
-    small = recipe_from_dict(read_json(folder / SMALL_LAMP_FOLDER / "config.json", "run")["recipe"])
-    learned = arrays_learned_by_run(folder / SMALL_LAMP_FOLDER)
+    small_run = folder / SMALL_LAMP_FOLDER
+    small = recipe_from_dict(read_json(small_run / "config.json", "run")["recipe"])
+    learned = arrays_learned_by_run(small_run)
     grown = grown_recipe(recipe, small, learned, recipe.data.size)
     return begin_run(
         folder,
@@ -108,4 +135,5 @@ def begin_second_stage(folder: Path, memory: float | None) -> Run:
         command=command,
         free=free,
         choices=choices,
+        minutes=None if minutes is None else max(0.01, minutes - _progress(small_run)["seconds"] / 60),
     )
