@@ -27,6 +27,7 @@ class Planner:
     def __init__(self, run: Path, guard: MemoryGuard, pace: Pace, session: TrainingSession) -> None:
         self._run, self._guard, self._pace, self._session = run, guard, pace, session
         self._first_step, self._other_seconds = 0, 0.0
+        self._last_save = 0.0  # seconds that the checkpoint and the preview at the end will take
         self._decided_at = -math.inf
 
     def needs_times(self, step: int, lengthen: bool) -> bool:
@@ -57,6 +58,7 @@ class Planner:
     def note_other_work(self, seconds: float, step: int) -> None:
         """Take note of the time that a checkpoint and a preview took."""
         self._other_seconds += seconds
+        self._last_save = max(self._last_save, seconds)
         self._pace.note_other_work(self._other_seconds, step - self._first_step)
 
     def _is_due(self) -> bool:
@@ -64,8 +66,7 @@ class Planner:
         minutes = self._guard.trainer.schedule.minutes
         if minutes is None:
             return False
-        seconds, budget = self._session.total_seconds, 60 * minutes
-        due = seconds < budget and seconds - self._decided_at >= budget / _DECISIONS
+        due = self._session.total_seconds - self._decided_at >= 60 * minutes / _DECISIONS
         return bool(max_over_ranks(rank() == 0 and due))
 
     def _decide(self, step: int, lengthen: bool) -> None:
@@ -73,7 +74,7 @@ class Planner:
         schedule, d_start = trainer.schedule, self._guard.recipe.loss.d_start
         assert schedule.minutes is not None
         self._decided_at = self._session.total_seconds
-        left = max(0.0, 60 * schedule.minutes - self._decided_at)
+        left = max(0.0, 60 * schedule.minutes - self._decided_at - self._last_save)
         total = pace.steps_in(left, schedule, step)
         total = max_over_ranks(total if rank() == 0 else 0)
         small = _LEAST_CHANGE * (schedule.total_steps - step)
