@@ -14,6 +14,7 @@ import mlxlava
 from mlxlava.backend import Tree, mx, named_arrays
 from mlxlava.config import Recipe, override, recipe_from_dict, recipe_to_dict
 from mlxlava.errors import UserError
+from mlxlava.footage.prepare import prepare_lamp
 from mlxlava.paths import latest_checkpoint, read_json
 from mlxlava.rollout.weights import load_weights, save_weights
 from mlxlava.training.callbacks import Callbacks
@@ -213,3 +214,61 @@ def test_a_size_that_the_first_stage_cannot_grow_to_is_refused_at_once(staged: P
     with pytest.raises(UserError, match="grows to 2, 4, 8"):
         mlxlava.train(recipe=staged, run=tmp_path / "run", settings={"data.size": (48, 64)})
     assert not (tmp_path / "run").exists()
+
+
+# --- with prepared footage, which has one size ---
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    """Four seconds of the built-in lamp at 64×64, 10 frames a second."""
+    return prepare_lamp(
+        tmp_path / "prepared", size=(64, 64), minutes=0.1, fps=10, every_nth=1, seed=0, theme="classic"
+    ).path
+
+
+def test_both_stages_learn_from_prepared_footage(staged: Path, prepared: Path, tmp_path: Path) -> None:
+    done = mlxlava.train(prepared, recipe=staged, run=tmp_path / "run")
+    assert mlxlava.load(done.run).size == (64, 64)
+    assert mlxlava.load(done.run / "small").size == (16, 16)
+    small = json.loads((done.run / "small/config.json").read_text())["footage"]
+    frames = np.load(Path(small["prepared"]) / "frames.npy")
+    large = np.load(prepared / "frames.npy").astype(float)
+    means = large.reshape(len(large), 16, 4, 16, 4, 3).mean((2, 4))
+    assert np.abs(frames - means).max() <= 1
+    assert mlxlava.resume(done.run, steps=4).step == 4
+
+
+def test_the_first_stage_takes_the_shape_of_the_footage(staged: Path, tmp_path: Path) -> None:
+    tall = prepare_lamp(
+        tmp_path / "tall", size=(128, 64), minutes=0.1, fps=10, every_nth=1, seed=0, theme="classic"
+    ).path
+    done = mlxlava.train(tall, recipe=staged, run=tmp_path / "run")
+    assert mlxlava.load(done.run).size == (128, 64)
+    assert mlxlava.load(done.run / "small").size == (32, 16)
+
+
+def test_weights_grow_to_prepared_footage_or_keep_their_size(
+    tiny: Recipe, prepared: Path, tmp_path: Path
+) -> None:
+    settings = {"training.steps": 1, "generator.last_width": 6}
+    small = mlxlava.train(recipe=override(tiny, {**LAMP, **settings}), run=tmp_path / "small").run
+    recipe = override(tiny, {**settings, "data.size": [64, 64]})
+    grown = mlxlava.train(prepared, recipe=recipe, run=tmp_path / "grown", init=small).run
+    assert mlxlava.load(grown).size == (64, 64)
+    # Footage of the weights' own size, and networks that are not those of the recipe.
+    own = override(recipe, {"generator.widths": [10, 6]})
+    again = mlxlava.train(prepared, recipe=own, run=tmp_path / "again", init=grown).run
+    assert mlxlava.load(again).size == (64, 64)
+    widths = [read_json(run / "config.json", "run")["recipe"]["generator"] for run in (again, grown)]
+    assert widths[0] == widths[1]
+
+
+def test_stages_share_the_minutes(staged: Path, tmp_path: Path) -> None:
+    done = mlxlava.train(recipe=staged, run=tmp_path / "run", minutes=0.1)
+    small, large = (
+        json.loads((tmp_path / "run" / name / "config.json").read_text()) for name in ("small", ".")
+    )
+    assert small["schedule"]["minutes"] == pytest.approx(0.045)
+    assert large["schedule"]["minutes"] <= 0.1
+    assert done.step == done.total_steps == large["total_steps"]

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -444,3 +445,20 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert "--resume -o run" in said
     latest = latest_checkpoint(tmp_path / "run")
     assert latest is not None and int(latest.name) >= 2
+
+
+def test_a_run_is_saved_when_its_terminal_is_gone(tmp_path: Path) -> None:
+    settings = ["generator.widths=[8, 8]", "discriminator.widths=[8, 8]", "data.lamp_minutes=1"]
+    command = [sys.executable, "-m", "mlxlava", "train", "-o", str(tmp_path / "run"), "--size", "16"]
+    command += [word for setting in settings for word in ("--set", setting)]
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execv(command[0], command)
+    shown, give_up = b"", time.monotonic() + 120
+    while b"step 3/" not in shown and time.monotonic() < give_up:
+        shown += os.read(terminal, 4096)
+    os.close(terminal)  # as if the window was closed: SIGHUP, and nothing can be printed any more
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+    latest = latest_checkpoint(tmp_path / "run")
+    assert latest is not None and int(latest.name) >= 3

@@ -58,7 +58,9 @@ def train(
 ) -> None:
     """Learn a lamp: from videos or folders of images, or the built-in lamp.
 
-    Ctrl-C saves; --resume goes on exactly where it stopped.
+    For a video of yours, crop, size, frames a step and more are chosen, and said with the reason. With
+    --minutes the run is finished in time. Ctrl-C saves; --resume goes on exactly where it stopped; with
+    --steps or --minutes as well it is lengthened.
     """
     from mlxlava.console import format_duration, say
     from mlxlava.training.failures import Diverged, ProcessLost
@@ -86,7 +88,9 @@ def train(
         sys.exit(1)
     say(f"train: {done.run} is at step {done.step} after {format_duration(done.seconds)}")
     say(f"train: play it: mlxlava loop --weights {done.run}")
-    if done.signal is not None:
+    if done.signal is None:
+        say(f"train: longer, and better: mlxlava train --resume -o {done.run} --minutes 60")
+    else:
         say(f"train: go on: mlxlava train --resume -o {done.run}")
         sys.exit(128 + done.signal)
 
