@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from mlxlava.bench.harness import machine_rows, print_result
+from mlxlava.bench.harness import machine_facts, print_result
 from mlxlava.console import progress
 from mlxlava.evaluation.features import extract_features
 from mlxlava.evaluation.frames import NumpyArray
@@ -229,7 +229,7 @@ def main() -> None:
     print(f"\n{sum(len(one.detects) for one in MEASURES.values())} claims checked, {len(wrong)} broken.")
     for text in wrong:
         print(f"- {text}")
-    print_result("corruptions", {"machine": machine_rows(), "floors": floors, "values": values}, args.save)
+    print_result("corruptions", {"machine": machine_facts(), "floors": floors, "values": values}, args.save)
     sys.exit(bool(wrong))
 
 

@@ -16,10 +16,10 @@ import subprocess
 import sys
 from typing import Any
 
-from mlxlava.bench.harness import machine_rows
+from mlxlava.bench.harness import machine_facts
 from mlxlava.config import load_recipe, override
 from mlxlava.console import print_table
-from mlxlava.training.memory_plan import predict_peak
+from mlxlava.training.memory_plan import predict_peak_gb
 
 _TOLERANCE = 0.15
 
@@ -100,7 +100,7 @@ def main() -> None:
     for name, settings in ON_GPU_PATH if gpu else CONFIGURATIONS:
         command = [sys.executable, "-m", "benchmarks.memory", "--child", name, json.dumps(settings)]
         peak = float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
-        predicted = predict_peak(override(load_recipe(name), settings), gpu=gpu)
+        predicted = predict_peak_gb(override(load_recipe(name), settings), gpu=gpu)
         off = predicted / peak - 1
         worst = max(worst, -off if gpu else abs(off))
         results.append({"recipe": name, "settings": settings, "peak_gb": peak, "predicted_gb": predicted})
@@ -109,7 +109,7 @@ def main() -> None:
         print(*rows[-1], file=sys.stderr, flush=True)
     columns = ("recipe", "changed", "measured, GB", "estimated, GB" if gpu else "predicted, GB", "off")
     print_table("Peak of MLX's arrays in a step", columns, rows, left_aligned=2)
-    print(json.dumps({"benchmark": "memory", "machine": machine_rows(), "results": results}))
+    print(json.dumps({"benchmark": "memory", "machine": machine_facts(), "results": results}))
     if worst > (0 if gpu else _TOLERANCE):
         sys.exit(f"memory: a prediction is {worst:.0%} off")
 

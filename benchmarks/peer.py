@@ -41,7 +41,7 @@ def peer(
         began = time.perf_counter()
         run(kind)
         seconds = time.perf_counter() - began
-        peaks = {f"peak_{name}_gb": gb for name, gb in peer_torch.peak_memory(device).items()}
+        peaks = {f"peak_{name}_gb": gb for name, gb in peer_torch.peak_memory_gb(device).items()}
         return {"seconds": seconds, **peaks}
 
     return answer

@@ -411,7 +411,7 @@ def make_lava_step(
 # --- measuring ---
 
 
-def peak_memory(device: str) -> dict[str, float]:
+def peak_memory_gb(device: str) -> dict[str, float]:
     """Peak memory in GB: the whole process as the system counts it and, on a GPU, PyTorch's tensors."""
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in kB on Linux
     peaks = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
@@ -463,7 +463,7 @@ def main() -> None:
             if not all(math.isfinite(term) for term in terms.values()):
                 raise FloatingPointError(f"peer_torch: a loss is not finite: {terms}")
         about[f"{kind}_s"] = statistics.median(seconds[1:])
-    print(json.dumps({**about, "peak_gb": peak_memory(args.device)}))
+    print(json.dumps({**about, "peak_gb": peak_memory_gb(args.device)}))
 
 
 if __name__ == "__main__":

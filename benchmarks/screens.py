@@ -18,7 +18,7 @@ from mlxlava.playback.clock import WallClock
 from mlxlava.playback.session import FrameSource, Session
 from mlxlava.playback.writers import Frame
 
-_FPS, _HIDDEN_FPS = 60.0, 2.0
+_FPS, _FPS_WHILE_HIDDEN = 60.0, 2.0
 _SIZES = ((640, 640), (1920, 1080))
 _WARM_UP, _SECONDS = 2.0, 10.0
 
@@ -47,13 +47,13 @@ def window(size: tuple[int, int], hidden: bool) -> dict[str, float]:
     session = Session(Noise(), "noise", 0, clock)
     shown, start, busy = 0, 0.0, 0.0
     with Window(session, size=size) as screen:
-        clock.sleep = screen.idle
-        for source in session.sources():
+        clock.sleep = screen.wait_and_react
+        for source in session.frame_sources():
             for at, frame in source.play(clock):
-                clock.wait(at)
+                clock.wait_until(at)
                 screen.show(frame)
                 screen.hidden = hidden
-                clock.fps = _HIDDEN_FPS if hidden else _FPS
+                clock.target_fps = _FPS_WHILE_HIDDEN if hidden else _FPS
                 shown += 1
                 if not start and at >= _WARM_UP:
                     shown, start, busy = 0, time.perf_counter(), time.process_time()

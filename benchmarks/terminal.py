@@ -16,19 +16,25 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mlxlava.footage.lamp import Themes
-from mlxlava.playback.screens.pictures import Blocks, ITerm2, Kitty, Painter, Sixel
+from mlxlava.footage.lamp import ThemeLibrary
+from mlxlava.playback.screens.pictures import (
+    HalfBlockPainter,
+    ITerm2Painter,
+    KittyPainter,
+    Painter,
+    SixelPainter,
+)
 from mlxlava.playback.screens.terminal import Terminal
 from mlxlava.playback.writers import Frame
 
 FPS = 30.0
 SIZES = ((80, 24), (200, 60))
 MODES: dict[str, Callable[[], Painter]] = {
-    "256 colours": lambda: Blocks(true_colour=False),
-    "half blocks": lambda: Blocks(true_colour=True),
-    "Kitty": Kitty,
-    "iTerm2": ITerm2,
-    "Sixel": Sixel,
+    "256 colours": lambda: HalfBlockPainter(true_colour=False),
+    "half blocks": lambda: HalfBlockPainter(true_colour=True),
+    "Kitty": KittyPainter,
+    "iTerm2": ITerm2Painter,
+    "Sixel": SixelPainter,
 }
 
 
@@ -81,7 +87,7 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=5.0, help="for each figure")
     seconds = parser.parse_args().seconds
-    source = Themes((64, 64)).open("classic", 0)
+    source = ThemeLibrary((64, 64)).open("classic", 0)
     frames = [frame for _, frame in source.play(np.arange(0, seconds + 1, 1 / FPS) + 20)]
     print("64×64 frames;", "; ".join("×".join(map(str, size)) for size in SIZES))
     print(f"{'':12} {'a frame':>10} {'frames/s':>9} {'processor':>9}   " * len(SIZES))

@@ -8,14 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mlxlava.normality import normality_statistics, null_intervals
+from mlxlava.normality import intervals_under_normality, normality_statistics
 
 COUNT, SIZE = 256, 64
 
 
 @pytest.fixture(scope="module")
 def law() -> dict[str, tuple[float, float]]:
-    return null_intervals(COUNT, SIZE, repeats=60)
+    return intervals_under_normality(COUNT, SIZE, repeats=60)
 
 
 def outside(states: npt.NDArray[Any], law: dict[str, tuple[float, float]]) -> set[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxlava.paths import Draft, atomic_folder, is_system_file, is_taken, names_in, write_text_atomically
+from mlxlava.paths import Draft, atomic_folder, is_system_file, is_taken, list_names, write_text_atomically
 
 
 @pytest.mark.parametrize(
@@ -26,14 +26,14 @@ def test_files_of_the_user(name: str) -> None:
 
 
 def test_what_a_folder_holds(tmp_path: Path) -> None:
-    assert names_in(tmp_path / "missing") == names_in(tmp_path) == set()
+    assert list_names(tmp_path / "missing") == list_names(tmp_path) == set()
     assert not is_taken(tmp_path / "missing") and not is_taken(tmp_path)
     (tmp_path / ".DS_Store").touch()
     assert not is_taken(tmp_path)
     (tmp_path / "lamp.mov").touch()
-    assert names_in(tmp_path) == {"lamp.mov"}
+    assert list_names(tmp_path) == {"lamp.mov"}
     assert is_taken(tmp_path) and is_taken(tmp_path / "lamp.mov")
-    assert names_in(tmp_path / "lamp.mov") == set()
+    assert list_names(tmp_path / "lamp.mov") == set()
 
 
 def test_a_file_is_written_whole_or_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,8 +94,8 @@ def test_a_folder_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
     kill_in(tmp_path, "swap")
     assert not (tmp_path / "weights").exists()
     write_text_atomically(tmp_path / "config.json", "{}")
-    assert names_in(tmp_path) == {"weights", "config.json"} == {path.name for path in tmp_path.iterdir()}
-    assert names_in(tmp_path / "weights") == {"old"}
+    assert list_names(tmp_path) == {"weights", "config.json"} == {path.name for path in tmp_path.iterdir()}
+    assert list_names(tmp_path / "weights") == {"old"}
 
 
 def test_what_is_being_written_stays(tmp_path: Path) -> None:
@@ -103,5 +103,5 @@ def test_what_is_being_written_stays(tmp_path: Path) -> None:
         (two / "new").touch()
         write_text_atomically(tmp_path / "config.json", "{}")
         assert one.path.exists() and two.exists()
-    assert names_in(tmp_path) == {"config.json", "weights"} == {path.name for path in tmp_path.iterdir()}
-    assert names_in(tmp_path / "weights") == {"new"}
+    assert list_names(tmp_path) == {"config.json", "weights"} == {path.name for path in tmp_path.iterdir()}
+    assert list_names(tmp_path / "weights") == {"new"}

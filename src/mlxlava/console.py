@@ -14,7 +14,7 @@ from rich.table import Table
 
 OnProgress = Callable[[float, "float | None", str], None]
 
-_SECONDS_BETWEEN_LINES = 10.0  # seconds between plain lines
+_MIN_SECONDS_BETWEEN_LINES = 10.0  # seconds between plain lines
 
 
 _muted = False
@@ -87,12 +87,12 @@ def format_duration(seconds: float) -> str:
 
 
 def _plain_line_progress(what: str) -> OnProgress:
-    last = -_SECONDS_BETWEEN_LINES
+    last = -_MIN_SECONDS_BETWEEN_LINES
 
     def update(done: float, total: float | None, text: str) -> None:
         nonlocal last
         finished = total is not None and done >= total
-        if finished or time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
+        if finished or time.monotonic() - last >= _MIN_SECONDS_BETWEEN_LINES:
             last = time.monotonic()
             percent = f"{done / total:4.0%} " if total else ""
             say(f"{what} {percent}{text}")

@@ -12,7 +12,7 @@ import re
 
 # Texts of a device's failures begin with one of these patterns. Those of CUDA begin with the call:
 # "cudaMalloc(&data, size) failed: …".
-_DEVICE_FAILURE_TEXT = re.compile(
+_DEVICE_FAILURE_PATTERN = re.compile(
     r"\[METAL\]|\[Metal::|\[metal::|\[malloc\]|\[compile\] Too many|\[conv\] A single unfolding row"
     r"|Failed to (load|compile)|[\w.:>-]+\(.*\) failed( with code)?: ",
     re.DOTALL,
@@ -20,7 +20,7 @@ _DEVICE_FAILURE_TEXT = re.compile(
 
 # Each row has a pattern, the cause in plain words, an advice, and whether less work at once would help. The
 # first pattern that is found in the text counts.
-_CAUSES = (
+_CAUSES_AND_ADVICE = (
     (
         r"OutOfMemory|Insufficient Memory|out of memory|Unable to allocate|OUT_OF_MEMORY|ALLOC_FAILED",
         "there was not enough memory for MLX's arrays",
@@ -59,11 +59,11 @@ _CAUSES = (
     ),
     (r"", "the GPU failed", "try again, and report it if it fails again", True),
 )
-_LONGEST_TEXT = 200  # characters of MLX's own text that are shown
+_MAX_TEXT_CHARACTERS = 200  # characters of MLX's own text that are shown
 
 
 @dataclasses.dataclass(frozen=True)
-class DeviceFailure:
+class DeviceFailureExplanation:
     """A failure of MLX's device.
 
     Attributes:
@@ -81,13 +81,13 @@ class DeviceFailed(Exception):
     """MLX's device failed during work that can be continued. The text says how (exit status 1)."""
 
 
-def explain_device_failure(error: BaseException) -> DeviceFailure | None:
+def explain_device_failure(error: BaseException) -> DeviceFailureExplanation | None:
     """Explain an error of MLX's device. Returns None for any other error."""
     text = " ".join(str(error).split()).rstrip(".")
     if isinstance(error, MemoryError):
         text = f"[malloc] Unable to allocate: {text or 'no memory'}"
-    elif not isinstance(error, RuntimeError) or not _DEVICE_FAILURE_TEXT.match(text):
+    elif not isinstance(error, RuntimeError) or not _DEVICE_FAILURE_PATTERN.match(text):
         return None
-    what, advice, too_much = next(cause[1:] for cause in _CAUSES if re.search(cause[0], text))
-    shown = text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " …"
-    return DeviceFailure(f"{what} ({shown})", advice, too_much)
+    what, advice, too_much = next(cause[1:] for cause in _CAUSES_AND_ADVICE if re.search(cause[0], text))
+    shown = text if len(text) <= _MAX_TEXT_CHARACTERS else text[:_MAX_TEXT_CHARACTERS] + " …"
+    return DeviceFailureExplanation(f"{what} ({shown})", advice, too_much)

@@ -16,8 +16,8 @@ from mlxlava.products import matmul
 
 NumpyArray = npt.NDArray[Any]
 
-_KNOT_COUNT = 17  # knots of the trapezoidal rule for Epps–Pulley's integral over 0 … 3
-_DIRECTION_COUNT = 64  # random directions of ``epps_pulley_directions``
+_QUADRATURE_KNOT_COUNT = 17  # knots of the trapezoidal rule for Epps–Pulley's integral over 0 … 3
+_RANDOM_DIRECTION_COUNT = 64  # random directions of ``epps_pulley_directions``
 
 
 def moments(x: Any, xp: ModuleType = np) -> tuple[Any, Any, Any, Any]:
@@ -43,7 +43,7 @@ def epps_pulley(x: Any, xp: ModuleType = np) -> Any:
         The statistic of each column (K,). It is about 0.53 for N(0, 1), whatever N. For other distributions
         it grows with N.
     """
-    knots = xp.linspace(0, 3, _KNOT_COUNT)
+    knots = xp.linspace(0, 3, _QUADRATURE_KNOT_COUNT)
     normal = xp.exp(-knots * knots / 2)
     angles = x[..., None] * knots  # (N, K, knots)
     square = (xp.cos(angles).mean(0) - normal) ** 2 + xp.sin(angles).mean(0) ** 2
@@ -66,7 +66,7 @@ def normality_statistics(states: NumpyArray) -> dict[str, float]:
     ``covariance`` is ‖cov − I‖² / Z.
     """
     x = states.astype(np.float64)
-    directions = np.random.default_rng(0).standard_normal((x.shape[1], _DIRECTION_COUNT))
+    directions = np.random.default_rng(0).standard_normal((x.shape[1], _RANDOM_DIRECTION_COUNT))
     directions /= np.linalg.norm(directions, axis=0)
     return {
         **dict(zip(("mean", "deviation", "skewness", "kurtosis"), pooled_moments(x), strict=True)),
@@ -83,7 +83,7 @@ def pooled_moments(states: NumpyArray) -> tuple[float, float, float, float]:
     return float(mean), float(std), float(skewness), float(kurtosis)
 
 
-def null_intervals(
+def intervals_under_normality(
     count: int, size: int, repeats: int = 400, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
     """The central 95 % interval of each statistic of ``count`` states drawn from N(0, I), by simulation."""

@@ -17,11 +17,11 @@ from typing import Any
 
 from mlxlava.errors import UserError
 
-_SYSTEM_FILES = {".ds_store", ".localized", "thumbs.db", "desktop.ini"}
+_SYSTEM_FILE_NAMES = {".ds_store", ".localized", "thumbs.db", "desktop.ini"}
 # AppleDouble: "._NAME" holds what macOS knows of NAME, on disks that cannot keep it (exFAT, SMB).
 _APPLE_DOUBLE_PREFIX = "._"
 # The name of a draft (``Draft``), or of the old folder that a draft replaces.
-_DRAFT_NAME = re.compile(r"\.(?P<name>.+)\.mlxlava-[0-9a-f]{8}\.(?P<kind>tmp|old)")
+_DRAFT_NAME_PATTERN = re.compile(r"\.(?P<name>.+)\.mlxlava-[0-9a-f]{8}\.(?P<kind>tmp|old)")
 
 
 SMALL_LAMP_FOLDER = "small"  # in the folder of a run that grows: the run of the smaller lamp
@@ -30,15 +30,15 @@ GROWTH_PLAN_FILE = "growth.json"  # in the same folder: what the larger lamp wil
 
 def is_system_file(name: str) -> bool:
     """Whether a file of this name was made by macOS or Windows, and not by the user."""
-    return name.startswith(_APPLE_DOUBLE_PREFIX) or name.lower() in _SYSTEM_FILES
+    return name.startswith(_APPLE_DOUBLE_PREFIX) or name.lower() in _SYSTEM_FILE_NAMES
 
 
-def names_in(folder: Path) -> set[str]:
+def list_names(folder: Path) -> set[str]:
     """The names in a folder, without system files and drafts; empty if there is no such folder."""
     if not folder.is_dir():
         return set()
     names = (path.name for path in folder.iterdir())
-    return {name for name in names if not is_system_file(name) and not _DRAFT_NAME.fullmatch(name)}
+    return {name for name in names if not is_system_file(name) and not _DRAFT_NAME_PATTERN.fullmatch(name)}
 
 
 def is_taken(path: Path) -> bool:
@@ -46,7 +46,7 @@ def is_taken(path: Path) -> bool:
 
     Opening a folder in the Finder leaves a ``.DS_Store`` in it. Such a folder counts as empty.
     """
-    return bool(names_in(path)) if path.is_dir() else path.exists()
+    return bool(list_names(path)) if path.is_dir() else path.exists()
 
 
 def cache_folder() -> Path:
@@ -81,7 +81,7 @@ def checkpoint_folders(run: Path) -> list[Path]:
     return sorted(path.parent for path in (run / "checkpoints").glob("[0-9]*/progress.json"))
 
 
-def latest_checkpoint(run: Path) -> Path | None:
+def latest_checkpoint_folder(run: Path) -> Path | None:
     """The last checkpoint of a run, if there is one."""
     found = checkpoint_folders(run)
     return found[-1] if found else None
@@ -163,7 +163,7 @@ class Draft:
 
     def discard(self) -> None:
         """Remove the draft. After ``finish`` this does nothing."""
-        _remove(self.path)
+        _remove_path(self.path)
         _unlock(self._lock)
         self._lock = None
 
@@ -180,7 +180,7 @@ class Draft:
                     old.rename(self._target)
                 raise
             _sync_folder(self._target.parent)
-            _remove(old)
+            _remove_path(old)
         finally:
             _unlock(lock)
 
@@ -242,7 +242,7 @@ def atomic_folder(
 def _remove_leftovers(folder: Path) -> None:
     """Remove the drafts that killed processes have left in a folder."""
     for path in folder.glob(".*.mlxlava-*.*"):
-        found = _DRAFT_NAME.fullmatch(path.name)
+        found = _DRAFT_NAME_PATTERN.fullmatch(path.name)
         lock = _try_lock(path) if found else None
         if not found or lock is None:  # a draft that a process is writing
             continue
@@ -252,11 +252,11 @@ def _remove_leftovers(folder: Path) -> None:
             with contextlib.suppress(OSError):
                 path.rename(target)
         else:
-            _remove(path)
+            _remove_path(path)
         _unlock(lock)
 
 
-def _remove(path: Path) -> None:
+def _remove_path(path: Path) -> None:
     """Remove a file or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
         # Errors are ignored: on some disks macOS itself removes "._NAME" as soon as NAME is removed.

@@ -83,7 +83,7 @@ def test_it_compiles() -> None:
 
 def test_cpus_of_linux_have_operations_of_their_own() -> None:
     on_linux = sys.platform.startswith("linux") and not on_gpu_path() and shutil.which("g++") is not None
-    assert convolution.available() == (on_linux and version("mlx") in convolution.TESTED_MLX_VERSIONS)
+    assert convolution.is_available() == (on_linux and version("mlx") in convolution.TESTED_MLX_VERSIONS)
 
 
 @pytest.mark.skipif(
@@ -94,7 +94,7 @@ def test_without_a_compiler_a_line_says_so_and_mlx_convolves(tmp_path: Path) -> 
 from mlxlava.backend.cpu import convolution
 from mlxlava.backend import mx
 from mlxlava.backend.ops import conv3
-assert not convolution.available()
+assert not convolution.is_available()
 assert conv3(mx.ones((1, 4, 4, 2)), mx.ones((3, 3, 3, 2))).sum().item() == 600
 """
     environment = {**os.environ, "PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}

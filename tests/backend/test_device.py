@@ -58,9 +58,9 @@ def test_matrix_products_are_right_in_every_orientation() -> None:
 
 
 def test_the_machine_is_described() -> None:
-    rows = backend.device_rows()
+    rows = backend.device_facts()
     assert rows["mlx"] and rows["processor"] and rows["device"].startswith(("CPU", "GPU"))
-    assert backend.peak_memory()["process"] > 0
+    assert backend.peak_memory_gb()["process"] > 0
 
 
 # What a library finds in its environment, which is what MLX reads.

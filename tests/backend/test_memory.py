@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mlxlava.backend import limit_memory, memory, memory_budget_gb, mx, peak_memory, resident_memory
+from mlxlava.backend import limit_memory, memory, memory_budget_gb, mx, peak_memory_gb, resident_memory_gb
 
 M1 = {"memory_size": 17_179_869_184, "max_recommended_working_set_size": 11_453_246_122}
 CARD = {"total_memory": 8_000_000_000, "free_memory": 5_000_000_000}
@@ -109,28 +109,28 @@ class System:
 def test_on_macos_it_is_what_activity_monitor_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(ctypes, "CDLL", lambda name: System(0))
-    assert resident_memory() == 3.0
-    assert peak_memory()["process"] == 5.0
+    assert resident_memory_gb() == 3.0
+    assert peak_memory_gb()["process"] == 5.0
 
 
 @pytest.mark.parametrize("library", [lambda name: System(-1), lambda name: object()])
 def test_where_macos_does_not_say_it_is_the_resident_peak(
     monkeypatch: pytest.MonkeyPatch, library: Any
 ) -> None:
-    before = peak_memory()["process"]
+    before = peak_memory_gb()["process"]
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(ctypes, "CDLL", library)
     # ru_maxrss is in bytes there, in kB here.
-    assert peak_memory()["process"] * 1024 == pytest.approx(before, rel=0.1)
+    assert peak_memory_gb()["process"] * 1024 == pytest.approx(before, rel=0.1)
 
 
 def test_resident_memory_is_not_above_its_peak() -> None:
     # Linux adds up pages now and then only, each of the two at its own times.
-    assert 0 < resident_memory() < 1.05 * peak_memory()["process"]
+    assert 0 < resident_memory_gb() < 1.05 * peak_memory_gb()["process"]
 
 
 def test_memory_is_counted_from_the_last_reset() -> None:
     mx.reset_peak_memory()
     array = mx.ones((1000, 1000))
     mx.eval(array)
-    assert memory.peak_held_memory() * 1e9 >= array.nbytes
+    assert memory.peak_held_memory_gb() * 1e9 >= array.nbytes

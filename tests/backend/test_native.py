@@ -65,18 +65,18 @@ def compiler(folder: Path, script: str) -> str:
 
 
 def test_a_library_is_kept_for_this_user_alone(cache: Path, open_umask: None) -> None:
-    library = native.build("answer", ANSWER)
+    library = native.build_library("answer", ANSWER)
     assert answer(library) == 42
     for path in (cache.parent, cache, *cache.iterdir()):
         assert not path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO), path
 
 
 def test_it_is_built_once(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    library = native.build("answer", ANSWER)
+    library = native.build_library("answer", ANSWER)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert native.build("answer", ANSWER) == library
+    assert native.build_library("answer", ANSWER) == library
     with pytest.raises(OSError, match=r"g\+\+"):
-        native.build("answer", ANSWER, depends_on="another machine")
+        native.build_library("answer", ANSWER, depends_on="another machine")
 
 
 def link(library: Path) -> None:
@@ -101,10 +101,10 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 def test_a_file_that_is_not_what_was_built_is_built_again(
     cache: Path, damage: Callable[[Path], object]
 ) -> None:
-    library = native.build("answer", ANSWER)
+    library = native.build_library("answer", ANSWER)
     whole = library.read_bytes()
     damage(library)
-    again = native.build("answer", ANSWER)
+    again = native.build_library("answer", ANSWER)
     assert again == library and not library.is_symlink()
     assert library.read_bytes() == whole and answer(library) == 42
     assert stat.S_IMODE(library.stat().st_mode) == 0o700
@@ -112,14 +112,14 @@ def test_a_file_that_is_not_what_was_built_is_built_again(
 
 def test_a_library_that_was_put_there_is_not_loaded(cache: Path) -> None:
     """Not even with the name of the right one, before that was ever built."""
-    name = native.build("answer", ANSWER).name
+    name = native.build_library("answer", ANSWER).name
     shutil.rmtree(cache)
     cache.mkdir(mode=0o700)
     other = 'extern "C" int answer() { return 13; }'
     subprocess.run(
         ["g++", "-shared", "-x", "c++", "-", "-o", cache / name], input=other, text=True, check=True
     )
-    assert answer(native.build("answer", ANSWER)) == 42
+    assert answer(native.build_library("answer", ANSWER)) == 42
 
 
 @pytest.mark.parametrize("whose", ["open to all", "another user's"])
@@ -133,13 +133,14 @@ def test_a_folder_that_others_can_write_to_is_not_used(
         os.chown(cache, 12345, 12345)
     else:
         pytest.skip("only root can give a folder to another user")
-    library = native.build("answer", ANSWER)
+    library = native.build_library("answer", ANSWER)
     assert answer(library) == 42
     assert not list(cache.iterdir())
     assert stat.S_IMODE(library.parent.stat().st_mode) == 0o700
     (line,) = capsys.readouterr().err.splitlines()
     assert str(cache) in line and "XDG_CACHE_HOME" in line
-    assert native.build("answer", ANSWER) == library  # within this process nothing is compiled or said again
+    # Within this process nothing is compiled or said again.
+    assert native.build_library("answer", ANSWER) == library
     assert not capsys.readouterr().err
 
 
@@ -151,15 +152,15 @@ def test_a_cache_folder_that_is_not_absolute_counts_as_not_set(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     assert cache_folder() == tmp_path / "home" / ".cache" / "mlxlava"
-    native.build("answer", ANSWER)
+    native.build_library("answer", ANSWER)
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
 def test_what_a_killed_process_has_left_is_removed(cache: Path) -> None:
-    library = native.build("answer", ANSWER)
+    library = native.build_library("answer", ANSWER)
     left = library.with_suffix(".1.tmp")
     library.replace(left)
-    native.build("answer", ANSWER)
+    native.build_library("answer", ANSWER)
     assert library.is_file() and not left.exists()
 
 
@@ -169,7 +170,7 @@ def test_processes_that_build_at_once_compile_once(cache: Path, tmp_path: Path) 
     code = f"""
 import ctypes
 from mlxlava.backend.cpu import native
-print(ctypes.CDLL(str(native.build("answer", {ANSWER!r}))).answer())
+print(ctypes.CDLL(str(native.build_library("answer", {ANSWER!r}))).answer())
 """
     environment = {**os.environ, "PATH": path, "MLXLAVA_BLAS": "0"}
     command = [sys.executable, "-c", code]
@@ -222,19 +223,19 @@ def test_a_compiler_that_is_interrupted_leaves_nothing_behind(
 
 def test_what_a_test_finds_is_remembered_until_the_next_build(cache: Path) -> None:
     found = iter(["wrong numbers", ""])
-    library = native.build("answer", ANSWER)
+    library = native.build_library("answer", ANSWER)
 
     def interrupted() -> str:
         raise KeyboardInterrupt
 
     with contextlib.suppress(KeyboardInterrupt):
-        native.test_failure(library, interrupted)
-    assert native.test_failure(library, lambda: next(found)) == "wrong numbers"
-    assert native.test_failure(library, interrupted) == "wrong numbers"
+        native.run_library_test_once(library, interrupted)
+    assert native.run_library_test_once(library, lambda: next(found)) == "wrong numbers"
+    assert native.run_library_test_once(library, interrupted) == "wrong numbers"
     library.unlink()
-    native.build("answer", ANSWER)
-    assert native.test_failure(library, lambda: next(found)) == ""
-    assert native.test_failure(library, interrupted) == ""
+    native.build_library("answer", ANSWER)
+    assert native.run_library_test_once(library, lambda: next(found)) == ""
+    assert native.run_library_test_once(library, interrupted) == ""
 
 
 # Four functions as convolution.cpp has them; where it is loaded is written down.
@@ -267,7 +268,7 @@ CONVOLVES = """
 from mlxlava.backend.cpu import convolution
 from mlxlava.backend import mx
 from mlxlava.backend.ops import conv3
-print(convolution.available(), conv3(mx.ones((1, 4, 4, 2)), mx.ones((3, 3, 3, 2))).sum().item())
+print(convolution.is_available(), conv3(mx.ones((1, 4, 4, 2)), mx.ones((3, 3, 3, 2))).sum().item())
 """
 
 

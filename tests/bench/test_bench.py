@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from benchmarks import compare
-from mlxlava.backend import named_arrays
+from mlxlava.backend import arrays_by_name
 from mlxlava.bench import chart, floor, suite
 from mlxlava.bench.harness import Worker, WorkerDied, describe_exit
 from mlxlava.bench.measures import resized_recipe
@@ -52,7 +52,7 @@ def test_layers_are_those_of_the_networks(name: str, request: pytest.FixtureRequ
 
     def kernels(part: str) -> int:
         fixed = {"background", "gate"}
-        found = named_arrays({key: value for key, value in state[part].items() if key not in fixed})
+        found = arrays_by_name({key: value for key, value in state[part].items() if key not in fixed})
         return sum(array.size for path, array in found.items() if path.endswith("weight"))
 
     def counted(layers: list[floor.Layer]) -> int:
@@ -62,7 +62,7 @@ def test_layers_are_those_of_the_networks(name: str, request: pytest.FixtureRequ
     assert sum(map(counted, floor.discriminator_layers(recipe))) == kernels("discriminator")
     if recipe.encoder.context_frames:
         assert sum(map(counted, floor.encoder_layers(recipe))) == kernels("encoder")
-    bases = sum(basis.size for basis in named_arrays(make_dynamics(recipe).init_bases()).values())
+    bases = sum(basis.size for basis in arrays_by_name(make_dynamics(recipe).init_bases()).values())
     # Into a basis and back.
     assert counted(floor.state_step_layers(recipe)) == kernels("dynamics") + 2 * bases
 
@@ -70,8 +70,8 @@ def test_layers_are_those_of_the_networks(name: str, request: pytest.FixtureRequ
 def test_duralava_takes_what_the_design_says() -> None:
     cost = floor.step_cost(load_recipe("duralava"), "plain")
     assert cost.flops == pytest.approx(346e9, rel=0.02)
-    assert cost.least_seconds(matmul_rate=1e11, copy_rate=1e12) == pytest.approx(cost.flops / 1e11)
-    assert cost.least_seconds(matmul_rate=1e15, copy_rate=1e9) == pytest.approx(cost.bytes / 1e9)
+    assert cost.min_seconds(matmul_rate=1e11, copy_rate=1e12) == pytest.approx(cost.flops / 1e11)
+    assert cost.min_seconds(matmul_rate=1e15, copy_rate=1e9) == pytest.approx(cost.bytes / 1e9)
 
 
 def test_a_convolution_costs_what_it_is() -> None:

@@ -101,8 +101,8 @@ def on_gpus(wrong: Callable[..., Any], right: Callable[..., Any]) -> Callable[..
 
 
 def shifted_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = drawing.to_bytes
-    monkeypatch.setattr(drawing, "to_bytes", on_gpus(lambda frames: right(frames) + 3, right))
+    right = drawing.to_uint8_frames
+    monkeypatch.setattr(drawing, "to_uint8_frames", on_gpus(lambda frames: right(frames) + 3, right))
 
 
 def coarse_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:

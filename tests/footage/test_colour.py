@@ -6,12 +6,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mlxlava.footage.colour import BT601, BT709, BT2020, RGB, Colours, guess_matrix, to_srgb
+from mlxlava.footage.colour import BT601, BT709, BT2020, RGB, ColourEncoding, guess_matrix, to_srgb
 
 COEFFICIENTS = {BT709: (0.2126, 0.0722), BT601: (0.299, 0.114), BT2020: (0.2627, 0.0593)}
 
 
-def encode(rgb: npt.NDArray[np.float64], colours: Colours) -> npt.NDArray[np.float32]:
+def encode(rgb: npt.NDArray[np.float64], colours: ColourEncoding) -> npt.NDArray[np.float32]:
     """R′G′B′ of 0 … 1, (H, W, 3), as planes of whole numbers."""
     red, blue = COEFFICIENTS[colours.matrix]
     luma = rgb @ [red, 1 - red - blue, blue]
@@ -33,18 +33,18 @@ def encode(rgb: npt.NDArray[np.float64], colours: Colours) -> npt.NDArray[np.flo
 @pytest.mark.parametrize("depth", [8, 10, 12, 16])
 def test_matrix_range_and_depth(matrix: int, full: bool, depth: int) -> None:
     rgb = np.random.default_rng(0).integers(0, 256, (40, 40, 3))
-    colours = Colours(matrix, full, depth=depth)
+    colours = ColourEncoding(matrix, full, depth=depth)
     found = to_srgb(encode(rgb / 255, colours), colours).astype(int)
     assert np.abs(found - rgb).max() <= (2 if depth == 8 else 1 if depth == 10 else 0)
 
 
 def test_rgb_and_grey_stay_as_they_are() -> None:
     rgb = np.random.default_rng(0).integers(0, 256, (3, 8, 8)).astype(np.float32)
-    assert np.array_equal(to_srgb(rgb, Colours(RGB, True)), rgb.transpose(1, 2, 0))
-    grey = to_srgb(rgb[:1], Colours(BT709, True))
+    assert np.array_equal(to_srgb(rgb, ColourEncoding(RGB, True)), rgb.transpose(1, 2, 0))
+    grey = to_srgb(rgb[:1], ColourEncoding(BT709, True))
     assert np.array_equal(grey, np.stack([rgb[0]] * 3, axis=-1))
     out = np.array([[[300.0]], [[-20.0]], [[128.0]]], np.float32)
-    assert to_srgb(out, Colours(RGB, True)).tolist() == [[[255, 0, 128]]]
+    assert to_srgb(out, ColourEncoding(RGB, True)).tolist() == [[[255, 0, 128]]]
 
 
 def pq(nits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -67,7 +67,7 @@ def test_hdr(curve: int, code: object) -> None:
 
     def shown(nits: float) -> int:
         planes = np.full((3, 1, 1), code(np.array(nits)), np.float32) * 65535
-        return int(to_srgb(planes, Colours(RGB, True, curve, BT2020, 16))[0, 0, 0])
+        return int(to_srgb(planes, ColourEncoding(RGB, True, curve, BT2020, 16))[0, 0, 0])
 
     # Below the knee, as a display of standard dynamic range shows it; 203 cd/m² is white there.
     for level in (0, 20, 80, 160, 220):
@@ -80,7 +80,7 @@ def test_hdr(curve: int, code: object) -> None:
 def test_primaries_keep_white_and_widen_red() -> None:
     def shown(rgb: tuple[float, ...], primaries: int) -> list[int]:
         planes = (np.array(rgb, np.float32) * 255).reshape(3, 1, 1)
-        colours: list[int] = to_srgb(planes, Colours(RGB, True, 1, primaries))[0, 0].tolist()
+        colours: list[int] = to_srgb(planes, ColourEncoding(RGB, True, 1, primaries))[0, 0].tolist()
         return colours
 
     for primaries in (1, 4, 5, 6, 7, 8, 9, 11, 12, 22):

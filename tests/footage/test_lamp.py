@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mlxlava.errors import UserError
-from mlxlava.footage.lamp import THEMES, VERSION, Lamp, frames
+from mlxlava.footage.lamp import LAMP_VERSION, THEMES, Lamp, frames
 
 
 def film(count: int, **settings: object) -> NDArray[np.uint8]:
@@ -136,9 +136,9 @@ def test_the_first_frame_is_typical() -> None:
 
 
 def test_pictures_stay_those_of_their_version() -> None:
-    """If this fails on purpose, raise VERSION: runs then see that their footage has changed."""
+    """If this fails on purpose, raise LAMP_VERSION: runs then see that their footage has changed."""
     bands = film(41, size=(32, 32), fps=1.0, seed=3)[-1].reshape(4, 8, 32, 3).mean((1, 2))
-    assert VERSION == 1
+    assert LAMP_VERSION == 1
     assert np.allclose(
         bands, [(16.3, 10.9, 27.1), (66.6, 23.9, 31.2), (51.0, 21.0, 55.8), (49.5, 34.2, 32.9)], atol=0.5
     )

@@ -19,7 +19,7 @@ from mlxlava.errors import UserError
 from mlxlava.footage import lamp
 from mlxlava.footage import prepare as footage
 from mlxlava.footage.cuts import CutFinder
-from mlxlava.footage.dataset import Footage, draw_times, open_footage
+from mlxlava.footage.dataset import Footage, draw_frame_times, open_footage
 
 SIZE = (48, 64)
 
@@ -175,7 +175,7 @@ def test_what_is_no_cut() -> None:
     def cuts(frames: Sequence[np.ndarray]) -> list[int]:
         finder = CutFinder()
         for frame in frames:
-            finder.add(np.clip(frame, 0, 255).astype(np.uint8))
+            finder.add_frame(np.clip(frame, 0, 255).astype(np.uint8))
         return finder.cuts()
 
     smooth = np.cumsum(rng.normal(0, 1, (60, 16, 16, 3)), axis=0) + 100
@@ -229,7 +229,7 @@ def test_a_batch_is_a_pure_function_of_seed_and_step(tmp_path: Path) -> None:
 
 def test_drawn_times() -> None:
     rng = np.random.default_rng(0)
-    times = draw_times(rng, 40000, 32, 3)
+    times = draw_frame_times(rng, 40000, 32, 3)
     assert times.shape == (40000, 3) and times.dtype == np.int32
     assert times.min() == 0 and times.max() == 31 and (np.diff(times, axis=1) > 0).all()
     spans = times[:, -1] - times[:, 0]
@@ -241,11 +241,11 @@ def test_drawn_times() -> None:
     first = times[spans == 28, 0]
     np.testing.assert_allclose(np.bincount(first) / len(first), 0.25, atol=0.06)
     for seq_len, drawn in ((1, 0), (1, 1), (5, 1), (5, 2), (5, 4), (5, 5), (5, 0)):
-        some = draw_times(rng, 50, seq_len, drawn)
+        some = draw_frame_times(rng, 50, seq_len, drawn)
         assert some.shape == (50, drawn or seq_len) and some.min() >= 0 and some.max() < seq_len
         assert (np.diff(some, axis=1) > 0).all()
     with pytest.raises(ValueError, match="drawn_frames"):
-        draw_times(rng, 1, 4, 5)
+        draw_frame_times(rng, 1, 4, 5)
 
 
 def test_prepared_once_and_changes_noticed(tmp_path: Path, cache: Path) -> None:
@@ -403,11 +403,11 @@ def test_damaged_and_huge_pictures_are_told_in_one_line(damaged_picture: Path) -
 
 def test_too_short(tmp_path: Path) -> None:
     found = prepare(flat_images(tmp_path / "a", range(6)), every_nth=2)
-    found.require(3)
+    found.require_clip(3)
     with pytest.raises(
         UserError, match=r"needs 4 frames, but there are 3 .*smaller --seq-len or --every-nth"
     ):
-        found.require(4)
+        found.require_clip(4)
     with pytest.raises(UserError, match="needs 4 frames"):
         found.batch(0, 0, 2, 4)
 

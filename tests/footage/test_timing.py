@@ -7,15 +7,15 @@ import itertools
 import numpy as np
 import pytest
 
-from mlxlava.footage.timing import TimeGrid, measure_timing, rising_runs
+from mlxlava.footage.timing import TimeGrid, measure_timing, split_where_time_restarts
 
 
 def taken(stamps: list[float], period: float, interval: float) -> list[int]:
     """The numbers of the frames that a grid takes."""
     grid, found = TimeGrid(period), []
     for number, stamp in enumerate(stamps):
-        found += [number - 1] * grid.add(stamp)
-    return found + [len(stamps) - 1] * grid.end(interval) if stamps else found
+        found += [number - 1] * grid.add_stamp(stamp)
+    return found + [len(stamps) - 1] * grid.finish(interval) if stamps else found
 
 
 def test_even_stamps_give_each_frame_once() -> None:
@@ -71,7 +71,7 @@ def test_no_rate_is_made_up() -> None:
 
 
 def test_time_that_begins_again_is_another_run() -> None:
-    runs = rising_runs([0, 2, 1, 3, 0, 1], [0, 1, 2, 3, 0, 1])
+    runs = split_where_time_restarts([0, 2, 1, 3, 0, 1], [0, 1, 2, 3, 0, 1])
     assert [run.tolist() for run in runs] == [[0, 2, 1, 3], [0, 1]]
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlxlava.backend import Tree, mx, named_arrays, tree_map, use_gpu_path
+from mlxlava.backend import Tree, arrays_by_name, mx, tree_map, use_gpu_path
 from mlxlava.backend.cpu.chunks import Chunks, split_into_chunks
 from mlxlava.backend.ops import LEAKY_SLOPE
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.models.duralava import RecurrentDiscriminator, batch_norm_leaky_relu, init_batch_norm
-from mlxlava.models.encoder import Encoder, inverse_root, standardise, whiten
-from mlxlava.models.generator import to_bytes
+from mlxlava.models.encoder import Encoder, inverse_square_root, standardise, whiten
+from mlxlava.models.generator import to_uint8_frames
 from mlxlava.models.registry import Discriminator, Generator, make_discriminator, make_encoder, make_generator
 
 pytestmark = pytest.mark.device
@@ -26,7 +26,7 @@ def test_a_generator_draws_frames_of_any_size(name: str, size: tuple[int, int]) 
     frames, _ = generator(weights, mx.random.normal((3, 64), key=mx.random.key(1)), generator.init_stats())
     assert frames.shape == (3, *size, 3)
     assert np.array(frames).min() >= 0 and np.array(frames).max() <= 1
-    assert to_bytes(frames).dtype == mx.uint8
+    assert to_uint8_frames(frames).dtype == mx.uint8
 
 
 def test_a_background_is_added_pixel_by_pixel(tiny: Recipe) -> None:
@@ -73,12 +73,12 @@ def test_the_inverse_root_of_a_covariance(condition: float) -> None:
     rng = np.random.default_rng(0)
     basis = np.linalg.qr(rng.standard_normal((64, 64)))[0]
     matrix = (basis * np.geomspace(5, 5 / condition, 64)) @ basis.T
-    root = np.array(inverse_root(mx.array(matrix.astype(np.float32))))
+    root = np.array(inverse_square_root(mx.array(matrix.astype(np.float32))))
     assert np.allclose(root @ matrix @ root, np.eye(64), atol=1e-3)
 
 
 def test_bytes_are_rounded() -> None:
-    assert to_bytes(mx.array([0.0, 0.499 / 255, 0.501 / 255, 1.0])).tolist() == [0, 0, 1, 255]
+    assert to_uint8_frames(mx.array([0.0, 0.499 / 255, 0.501 / 255, 1.0])).tolist() == [0, 0, 1, 255]
 
 
 @pytest.mark.parametrize("kind", ["tiny", "tiny_duralava"])
@@ -122,7 +122,7 @@ def test_frames_given_twice_are_judged_for_two_losses(kind: str, request: pytest
     by_frames = mx.grad(lambda frames: mx.sin(3 * discriminator(weights, frames, times)).sum())(frames)
     of_weights, of_frames = mx.grad(by_both, (0, 1))(weights, frames)
     assert np.allclose(np.array(of_frames), np.array(by_frames), rtol=1e-4, atol=1e-6)
-    mine, wanted = named_arrays(of_weights), named_arrays(by_weights)
+    mine, wanted = arrays_by_name(of_weights), arrays_by_name(by_weights)
     for name, gradient in wanted.items():
         scale = max(float(mx.abs(gradient).max()), 1e-3)
         assert np.allclose(np.array(mine[name]), np.array(gradient), atol=1e-5 * scale), name
@@ -211,7 +211,7 @@ def test_networks_give_the_same_in_chunks(
         for chunks in (1, 3):
             name = "mlxlava.backend.cpu.chunks.chunk_count"
             monkeypatch.setattr(name, lambda items, pixels, chunks=chunks: chunks)
-            found.append(named_arrays({"gradient": mx.grad(loss, (0, 1))(weights, states)}))
+            found.append(arrays_by_name({"gradient": mx.grad(loss, (0, 1))(weights, states)}))
         for name, array in found[0].items():
             assert np.allclose(np.array(array), np.array(found[1][name]), rtol=1e-3, atol=1e-5), name
 

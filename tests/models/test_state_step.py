@@ -8,10 +8,10 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from mlxlava.backend import Tree, mx, named_arrays, tree_map
+from mlxlava.backend import Tree, arrays_by_name, mx, tree_map
 from mlxlava.config import Recipe, override
 from mlxlava.models.state_step import PENALTY_FUNCTIONS, PenalisedStep, StationaryStep, make_dynamics
-from mlxlava.normality import normality_statistics, null_intervals
+from mlxlava.normality import intervals_under_normality, normality_statistics
 from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights, load_weights
 
@@ -111,7 +111,7 @@ def test_the_law_is_kept_over_100_000_steps(which: str, tiny: Recipe) -> None:
     first = rollout.states
     for _ in range(100):
         last = rollout.roll_states(1000)[:, -1]
-    law = null_intervals(64, first.shape[1], repeats=100)
+    law = intervals_under_normality(64, first.shape[1], repeats=100)
     width = {name: high - low for name, (low, high) in law.items()}
     found = normality_statistics(last)
     # Eight statistics of three laws: half an interval more, so that chance does not fail one.
@@ -155,7 +155,7 @@ def test_a_long_roll_has_the_gradient_of_its_steps(tiny: Recipe) -> None:
         return total
 
     weights = tree_map(lambda a: a / 3, weights)  # gentle: chaos would part the two by rounding
-    left, right = (named_arrays(mx.grad(function)(weights)) for function in (by_pieces, one_by_one))
+    left, right = (arrays_by_name(mx.grad(function)(weights)) for function in (by_pieces, one_by_one))
     for name, array in left.items():
         assert np.allclose(np.array(array), np.array(right[name]), rtol=1e-2, atol=1e-3), name
 

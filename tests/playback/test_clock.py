@@ -31,7 +31,7 @@ def played(cost: float, seconds: float, fps: float = 20) -> tuple[int, list[floa
     clock = WallClock(fps, seconds=seconds, now=wall.now, sleep=wall.sleep)
     times = []
     for at, _ in drawn(clock, wall, iter(lambda: cost, None)):
-        clock.wait(at)
+        clock.wait_until(at)
         times.append(wall.time - 1000)
     return len(times), times
 
@@ -64,9 +64,9 @@ def test_ticks_that_are_past_are_skipped() -> None:
     assert next(clock) == pytest.approx(0.6)
     wall.time += 0.05
     assert next(clock) == pytest.approx(0.7)  # 0.6 is due right now but taken
-    clock.wait(0.7)
+    clock.wait_until(0.7)
     assert wall.time == pytest.approx(1000.7)
-    clock.wait(0.3)
+    clock.wait_until(0.3)
     assert wall.time == pytest.approx(1000.7)
 
 
@@ -74,11 +74,11 @@ def test_it_goes_on_where_it_was_after_a_pause() -> None:
     wall = Wall()
     clock = WallClock(10, now=wall.now, sleep=wall.sleep)
     next(clock)
-    clock.wait(2.0)  # a long sleep is no pause
+    clock.wait_until(2.0)  # a long sleep is no pause
     assert next(clock) == pytest.approx(2.0)
     wall.time += 3600
     assert next(clock) == pytest.approx(2.1)
-    clock.wait(2.1)
+    clock.wait_until(2.1)
     assert wall.time == pytest.approx(1000 + 3600 + 2.1)
 
     asleep = iter([3600.0])
@@ -89,7 +89,7 @@ def test_it_goes_on_where_it_was_after_a_pause() -> None:
     start = wall.time
     clock = WallClock(10, now=wall.now, sleep=sleep)
     next(clock)
-    clock.wait(0.3)
+    clock.wait_until(0.3)
     assert next(clock) == pytest.approx(0.3)
     assert wall.time - start == pytest.approx(3600 + 0.6)
 
@@ -98,14 +98,14 @@ def test_speed_counts_from_the_moment_it_changes() -> None:
     wall = Wall()
     clock = WallClock(10, now=wall.now, sleep=wall.sleep)
     assert [next(clock) for _ in range(3)] == pytest.approx([0, 0.1, 0.2])
-    clock.wait(0.2)
+    clock.wait_until(0.2)
     clock.speed = 5
     assert [next(clock), next(clock)] == pytest.approx([0.7, 1.2])
-    clock.wait(1.2)
+    clock.wait_until(1.2)
     assert wall.time == pytest.approx(1000.4)
     clock.speed = 0.1
     assert [next(clock), next(clock)] == pytest.approx([1.21, 1.22])
-    clock.wait(1.22)
+    clock.wait_until(1.22)
     assert wall.time == pytest.approx(1000.6)
 
 
@@ -121,7 +121,7 @@ def test_the_time_of_the_lamp_never_falls() -> None:
 def test_time_stands_still_while_it_is_paused() -> None:
     wall = Wall()
     clock = WallClock(10, now=wall.now, sleep=wall.sleep)
-    clock.wait(0.5)
+    clock.wait_until(0.5)
     clock.paused = True
     resumes = wall.time + 3
 
@@ -132,7 +132,7 @@ def test_time_stands_still_while_it_is_paused() -> None:
 
     clock.sleep = sleep
     assert next(clock) == pytest.approx(0.5)
-    clock.wait(1.0)
+    clock.wait_until(1.0)
     assert wall.time == pytest.approx(1000 + 0.5 + 3 + 0.5)
     assert next(clock) == pytest.approx(1.0)
 
@@ -141,12 +141,12 @@ def test_fewer_frames_are_as_fast() -> None:
     wall = Wall()
     clock = WallClock(20, now=wall.now, sleep=wall.sleep)
     for _ in range(21):
-        clock.wait(next(clock))
+        clock.wait_until(next(clock))
     assert wall.time == pytest.approx(1001)
-    clock.fps = 2
+    clock.target_fps = 2
     assert [next(clock), next(clock)] == pytest.approx([1.5, 2.0])
-    clock.wait(2.0)
-    clock.fps = 20
+    clock.wait_until(2.0)
+    clock.target_fps = 20
     assert [next(clock), next(clock)] == pytest.approx([2.05, 2.1])
 
 
@@ -156,8 +156,8 @@ def test_who_waits_for_a_frame_is_woken_by_another_lamp() -> None:
 
     def sleep(seconds: float) -> None:
         wall.sleep(seconds)
-        clock.interrupt()
+        clock.interrupt_waiting()
 
     clock.sleep = sleep
-    clock.wait(60)
+    clock.wait_until(60)
     assert wall.time < 1002

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from mlxlava.playback.clock import WallClock
-from mlxlava.playback.keys import KEYS, TERMINAL, WEB, WINDOW, actions_of, help_line, help_rows, perform
+from mlxlava.playback.keys import (
+    KEYS,
+    TERMINAL,
+    WEB,
+    WINDOW,
+    actions_by_key,
+    help_line,
+    help_rows,
+    perform_action,
+)
 from mlxlava.playback.session import FrameSource, Session
 from mlxlava.playback.writers import Frame
 
@@ -17,7 +26,7 @@ SCREENS = (TERMINAL, WINDOW, WEB)
 PAGE = Path(__file__).parents[2] / "src/mlxlava/playback/screens/page"
 DOCS = Path(__file__).parents[2] / "docs/playing.md"
 
-# What a screen does itself; `perform` does the rest.
+# What a screen does itself; `perform_action` does the rest.
 OWN = {
     TERMINAL: {"help"},
     WINDOW: {"help", "save", "full_screen"},
@@ -47,16 +56,16 @@ def test_no_key_means_two_things(screen: str) -> None:
 
 
 def test_a_key_that_two_screens_have_does_the_same_on_both() -> None:
-    for key in set().union(*map(actions_of, SCREENS)) - {"esc"}:  # on a page Esc cannot end a shared lamp
-        assert len({actions[key] for actions in map(actions_of, SCREENS) if key in actions}) == 1
+    for key in set().union(*map(actions_by_key, SCREENS)) - {"esc"}:  # on a page Esc cannot end a shared lamp
+        assert len({actions[key] for actions in map(actions_by_key, SCREENS) if key in actions}) == 1
 
 
 @pytest.mark.parametrize("screen", [TERMINAL, WINDOW])
 def test_every_action_is_done(screen: str, session: Session) -> None:
-    for action in set(actions_of(screen).values()) - OWN[screen]:
+    for action in set(actions_by_key(screen).values()) - OWN[screen]:
         session.clock.speed = 2.0  # the key for normal speed changes nothing else
         before = (session.status(), session.ended)
-        perform(session, action)
+        perform_action(session, action)
         assert (session.status(), session.ended) != before
 
 
@@ -76,14 +85,14 @@ def test_every_action_is_done(screen: str, session: Session) -> None:
 def test_what_keys_do_and_say(keys: str, changed: dict[str, object], said: str, session: Session) -> None:
     before = session.status()
     for key in keys:
-        answer = perform(session, actions_of(TERMINAL)[key])
+        answer = perform_action(session, actions_by_key(TERMINAL)[key])
     assert session.status() == pytest.approx(before | changed)
     assert answer == said
 
 
 @pytest.mark.parametrize("key", ["q", "esc"])
 def test_keys_that_end_the_play(key: str, session: Session) -> None:
-    perform(session, actions_of(TERMINAL)[key])
+    perform_action(session, actions_by_key(TERMINAL)[key])
     assert session.ended
 
 
@@ -92,7 +101,7 @@ def test_help_names_keys_that_are_there() -> None:
     for screen in SCREENS:
         for shown, _ in help_rows(screen):
             for key in shown.split():
-                assert names.get(key, key) in actions_of(screen)
+                assert names.get(key, key) in actions_by_key(screen)
     assert help_line(TERMINAL) == "space pause · +− speed · n next · w weights · q quit"
 
 
@@ -100,9 +109,9 @@ def test_the_page_does_what_its_keys_ask_for() -> None:
     script = (PAGE / "lamp.js").read_text(encoding="utf-8")
     body = re.search(r"\nconst actions = \{\n(.*?)\n\};\n", script, re.DOTALL)
     assert body is not None
-    assert set(re.findall(r"^  (\w+)[:,]", body[1], re.MULTILINE)) == set(actions_of(WEB).values())
+    assert set(re.findall(r"^  (\w+)[:,]", body[1], re.MULTILINE)) == set(actions_by_key(WEB).values())
     controls = re.findall(r'data-actions="([^"]*)"', (PAGE / "index.html").read_text(encoding="utf-8"))
-    assert set(" ".join(controls).split()) == set(actions_of(WEB).values()) - {"help", "leave"}
+    assert set(" ".join(controls).split()) == set(actions_by_key(WEB).values()) - {"help", "leave"}
 
 
 def test_the_documentation_has_the_same_keys() -> None:

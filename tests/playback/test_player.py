@@ -16,7 +16,7 @@ import pytest
 
 from mlxlava.errors import UserError
 from mlxlava.playback import player
-from mlxlava.playback.player import PlaybackOptions, run
+from mlxlava.playback.player import PlaybackOptions, play_lamp
 from mlxlava.playback.session import FrameSource, PlayFunction
 from mlxlava.playback.writers import Frame
 
@@ -43,12 +43,12 @@ class One:
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(player, "has_terminal", lambda: True)
+    monkeypatch.setattr(player, "understands_escape_sequences", lambda: True)
 
 
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(player, "has_terminal", lambda: False)
+    monkeypatch.setattr(player, "understands_escape_sequences", lambda: False)
 
 
 @pytest.mark.usefixtures("terminal")
@@ -104,7 +104,7 @@ def test_seconds_are_whole_frames(
     fps: float, seconds: float, count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "lamp.apng"
-    run(One(source), PlaybackOptions(str(target), fps=fps, seconds=seconds).resolve(), "one")
+    play_lamp(One(source), PlaybackOptions(str(target), fps=fps, seconds=seconds).resolve(), "one")
     assert len(list(iio.imiter(target, plugin="pillow"))) == count
     assert f"wrote {target}" in capsys.readouterr().err
 
@@ -117,7 +117,7 @@ def test_ctrl_c_finishes_the_file(tmp_path: Path) -> None:
             yield played
 
     target = tmp_path / "lamp.mp4"
-    run(One(interrupted), PlaybackOptions(str(target), forever=True).resolve(), "one")
+    play_lamp(One(interrupted), PlaybackOptions(str(target), forever=True).resolve(), "one")
     assert iio.imread(target).shape == (5, *SIZE, 3)
 
 

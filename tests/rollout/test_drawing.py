@@ -7,7 +7,7 @@ import pytest
 
 from mlxlava.backend import Tree, mx, use_gpu_path
 from mlxlava.config import Recipe, override
-from mlxlava.models.generator import to_bytes
+from mlxlava.models.generator import to_uint8_frames
 from mlxlava.models.registry import make_generator
 from mlxlava.rollout.drawing import make_draw_function
 from tests.definitions import shuffled, spread, taps
@@ -60,7 +60,7 @@ def test_frames_of_shuffled_pixels(tiny: Recipe, changes: dict[str, object], on_
     defined = as_bytes(weights.get("background", 0) + weights.get("gate", 1) * x)
 
     with use_gpu_path(on_gpu):
-        trained = np.array(to_bytes(generator(weights, states)[0]))
+        trained = np.array(to_uint8_frames(generator(weights, states)[0]))
         draw = make_draw_function(recipe, weights, {})
         drawn, one = np.array(draw(states)), np.array(draw(states[:1]))
     assert defined.std() > 5

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlxlava.backend import mx, named_arrays
+from mlxlava.backend import arrays_by_name, mx
 from mlxlava.config import Recipe
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage
-from mlxlava.rollout.export import export, weights_rows
+from mlxlava.rollout.export import export, weights_facts
 from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import load_weights
 from mlxlava.training.folder import make_run_folder
@@ -42,8 +42,8 @@ def test_exported_weights_are_those_the_run_plays(trained: Path, tmp_path: Path)
     for layer in left.arrays["dynamics"].values():
         for name in layer["angles"]:
             layer["angles"][name] = right.about["pace"] * layer["angles"][name]
-    arrays = named_arrays(right.arrays)
-    for name, array in named_arrays(left.arrays).items():
+    arrays = arrays_by_name(right.arrays)
+    for name, array in arrays_by_name(left.arrays).items():
         assert np.allclose(np.array(array), np.array(arrays[name]), rtol=1e-6), name
     assert "discriminator" not in "".join(arrays)
 
@@ -63,7 +63,7 @@ def test_the_card_says_how_they_were_made_and_names_no_folder_of_this_machine(
     ):
         assert words in card
     assert "/home/me" not in card + (tmp_path / "mine/config.json").read_text(encoding="utf-8")
-    assert weights_rows(weights)["training"].startswith("6 steps")
+    assert weights_facts(weights)["training"].startswith("6 steps")
     assert np.ptp(np.asarray(Image.open(tmp_path / "mine/sample.png"))) > 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxlava.backend import mx, resident_memory, use_gpu_path
+from mlxlava.backend import mx, resident_memory_gb, use_gpu_path
 from mlxlava.config import load_recipe, override
 from mlxlava.models.registry import make_generator
 from mlxlava.models.state_step import make_dynamics
@@ -50,7 +50,7 @@ def test_playing_keeps_caches_and_memory_flat(name: str, on_gpu: bool, frames: i
         before = (0, 0.0)
         for n, _ in enumerate(itertools.islice(playing, frames)):
             if n == frames // 4:
-                before = (cached(), resident_memory())
+                before = (cached(), resident_memory_gb())
         assert cached() == before[0]
         # A cache that has a stream as its key gets four entries of 0.75 kB a frame: 4.5 MB in 1,500 frames.
-        assert resident_memory() - before[1] < 0.0025 * max(1, frames / 1500)
+        assert resident_memory_gb() - before[1] < 0.0025 * max(1, frames / 1500)

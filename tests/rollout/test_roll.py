@@ -52,7 +52,7 @@ def test_a_frame_is_a_function_of_weights_seed_and_time(weights: Weights) -> Non
 def test_a_film_is_the_same_lamp(
     weights: Weights, fps: float, frames: int, lamps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(roll, "PIXELS_AT_ONCE", 4 * 16 * 16)  # groups of four frames
+    monkeypatch.setattr(roll, "MAX_PIXELS_DRAWN_AT_ONCE", 4 * 16 * 16)  # groups of four frames
     times = [n / fps for n in range(frames)]
     played = list(Rollout(weights, lamps=lamps).play(times))
     filmed = list(Rollout(weights, lamps=lamps).play_in_batches(times))

@@ -44,7 +44,7 @@ def loop(lava: Weights) -> SeamlessLoop:
 @pytest.fixture(scope="module")
 def states(loop: SeamlessLoop) -> Path:
     """The loop's states at 30 frames a second."""
-    return np.concatenate([np.array(loop.state(n / 30)) for n in range(300)])
+    return np.concatenate([np.array(loop.state_at(n / 30)) for n in range(300)])
 
 
 def test_the_frame_after_the_last_is_the_first(loop: SeamlessLoop) -> None:
@@ -84,7 +84,7 @@ def test_a_loop_begins_where_it_is_told_to(tiny: Recipe) -> None:
     start = np.random.default_rng(0).standard_normal(8).astype(np.float32)
     loop = SeamlessLoop(lamp, 4.0, start=start)
     assert np.allclose(loop.states[0], start)
-    assert np.allclose(np.array(loop.state(4.0))[0], start)
+    assert np.allclose(np.array(loop.state_at(4.0))[0], start)
     assert np.allclose(np.linalg.norm(loop.states, axis=1), np.linalg.norm(start), rtol=1e-4)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlxlava.backend import Tree, mx, named_arrays, tree_map
+from mlxlava.backend import Tree, arrays_by_name, mx, tree_map
 from mlxlava.config import Recipe
 from mlxlava.errors import UserError
 from mlxlava.rollout.weights import Weights, load_weights, save_weights
@@ -53,8 +53,8 @@ NAME = "generator.up0.weight"
 def test_weights_come_back_as_they_were(weights: Weights, folder: Path) -> None:
     read = load_weights(folder)
     assert (read.recipe, read.step_fps, read.about) == (weights.recipe, 5.0, {"steps": 6})
-    written = named_arrays(weights.arrays)
-    for name, array in named_arrays(read.arrays).items():
+    written = arrays_by_name(weights.arrays)
+    for name, array in arrays_by_name(read.arrays).items():
         assert np.array_equal(np.array(array), np.array(written[name])), name
     assert (folder / "README.md").read_text() == "# a lamp"
 
@@ -62,9 +62,9 @@ def test_weights_come_back_as_they_were(weights: Weights, folder: Path) -> None:
 def test_half_weights_are_read_as_float32(weights: Weights, tmp_path: Path) -> None:
     half = tree_map(lambda a: a.astype(mx.float16), weights.arrays)
     save_weights(Weights(weights.recipe, 5.0, half, {}), tmp_path / "half")
-    read = named_arrays(load_weights(tmp_path / "half").arrays)
+    read = arrays_by_name(load_weights(tmp_path / "half").arrays)
     assert read[NAME].dtype == mx.float32
-    whole = named_arrays(weights.arrays)[NAME]
+    whole = arrays_by_name(weights.arrays)[NAME]
     assert np.allclose(np.array(read[NAME]), np.array(whole), atol=1e-3)
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mlxlava.backend import Tree, mx, named_arrays
+from mlxlava.backend import Tree, arrays_by_name, mx
 from mlxlava.config import Recipe
 from mlxlava.errors import UserError
 from mlxlava.paths import checkpoint_folders
@@ -33,8 +33,8 @@ def test_a_checkpoint_comes_back_and_only_the_last_are_kept(
     assert [path.name for path in checkpoint_folders(tmp_path)] == ["00000003", "00000004"]
     read, progress = load_checkpoint(checkpoint_folders(tmp_path)[-1], Trainer(tiny, 6).init())
     assert progress == {"step": 4, "seconds": 1.5}
-    before = named_arrays(state)
-    for name, array in named_arrays(read).items():
+    before = arrays_by_name(state)
+    for name, array in arrays_by_name(read).items():
         assert np.array_equal(np.array(array), np.array(before[name])), name
 
 

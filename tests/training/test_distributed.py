@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from mlxlava.backend import mx
-from mlxlava.paths import latest_checkpoint
+from mlxlava.paths import latest_checkpoint_folder
 
 _TRAIN = [
     *("-m", "mlxlava", "train", "--size", "16", "--batch-size", "4", "--seq-len", "6"),
@@ -69,7 +69,7 @@ def test_a_process_that_dies_ends_the_run_with_a_checkpoint(tmp_path: Path) -> N
     run = tmp_path / "run"
     process = launch(run, "--steps", "100000", "--set", "training.checkpoint_every=2")
     deadline = time.monotonic() + 240
-    while (latest := latest_checkpoint(run)) is None or int(latest.name) == 0:
+    while (latest := latest_checkpoint_folder(run)) is None or int(latest.name) == 0:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     second = next(

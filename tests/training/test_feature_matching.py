@@ -11,7 +11,7 @@ import pytest
 import mlxlava
 from mlxlava.backend import Tree, mx, tree_map
 from mlxlava.config import Recipe, override
-from mlxlava.training.feature_matching import FeatureMatching, add_step
+from mlxlava.training.feature_matching import FeatureMatching, add_step_to_sums
 from tests.conftest import StopAtNextStep
 
 pytestmark = pytest.mark.device
@@ -34,7 +34,7 @@ def sums_of(matching: FeatureMatching, **drawn: float) -> Tree:
     sums = matching.init_sums()
     for step in range(40):
         _, added = matching.loss(sums, clips(step), clips(100 + step, **drawn), TIMES)
-        sums = add_step(sums, added)
+        sums = add_step_to_sums(sums, added)
     return sums
 
 
@@ -44,9 +44,9 @@ def matching(tiny: Recipe) -> FeatureMatching:
 
 
 def test_alike_clips_have_nearly_no_error(matching: FeatureMatching) -> None:
-    alike = float(matching.average_error(sums_of(matching)))
-    assert alike < 0.1 * float(matching.average_error(sums_of(matching, speed=1.3)))
-    assert alike < 0.1 * float(matching.average_error(sums_of(matching, brightness=0.05)))
+    alike = float(matching.error_of_averages(sums_of(matching)))
+    assert alike < 0.1 * float(matching.error_of_averages(sums_of(matching, speed=1.3)))
+    assert alike < 0.1 * float(matching.error_of_averages(sums_of(matching, brightness=0.05)))
 
 
 @pytest.mark.parametrize(("name", "wrong", "better"), [("speed", 1.3, 1.2), ("brightness", 0.05, 0.04)])
@@ -105,6 +105,6 @@ def test_the_amount_of_wax_counts_where_blocks_alone_would_not_tell(matching: Fe
         sums = matching.init_sums()
         for step in range(40):
             drawn = varied(100 + step, together)
-            sums = add_step(sums, matching.loss(sums, varied(step, False), drawn, TIMES)[1])
-        errors.append(float(matching.average_error(sums)))
+            sums = add_step_to_sums(sums, matching.loss(sums, varied(step, False), drawn, TIMES)[1])
+        errors.append(float(matching.error_of_averages(sums)))
     assert errors[1] > 100 * errors[0]

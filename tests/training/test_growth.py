@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import mlxlava
-from mlxlava.backend import Tree, mx, named_arrays
+from mlxlava.backend import Tree, arrays_by_name, mx
 from mlxlava.config import Recipe, override, recipe_from_dict, recipe_to_dict
 from mlxlava.errors import UserError
 from mlxlava.footage.prepare import prepare_lamp
-from mlxlava.paths import latest_checkpoint, read_json
+from mlxlava.paths import latest_checkpoint_folder, read_json
 from mlxlava.rollout.weights import load_weights, save_weights
 from mlxlava.training.callbacks import Callbacks
 from mlxlava.training.checkpoint import load_checkpoint
@@ -62,17 +62,17 @@ def grow(
 
 def state_of(run: Path) -> Tree:
     recipe = recipe_from_dict(read_json(run / "config.json", "run")["recipe"])
-    latest = latest_checkpoint(run)
+    latest = latest_checkpoint_folder(run)
     assert latest is not None
     return load_checkpoint(latest, Trainer(recipe, recipe.training.steps).init())[0]
 
 
 def changed(one: Tree, other: Tree) -> set[str]:
     """Layers in which two trees differ."""
-    arrays = named_arrays(other)
+    arrays = arrays_by_name(other)
     return {
         name.split(".")[0]
-        for name, array in named_arrays(one).items()
+        for name, array in arrays_by_name(one).items()
         if not mx.array_equal(array, arrays[name]).item()
     }
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlxlava.backend import Tree, mx, named_arrays, use_gpu_path
+from mlxlava.backend import Tree, arrays_by_name, mx, use_gpu_path
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.footage.dataset import Footage
 from mlxlava.footage.prepare import prepare_lamp
-from mlxlava.paths import latest_checkpoint
+from mlxlava.paths import latest_checkpoint_folder
 from mlxlava.training.checkpoint import load_checkpoint
 from mlxlava.training.folder import make_run_folder
 from mlxlava.training.step import Terms, Trainer
@@ -23,7 +23,7 @@ def begun(recipe: Recipe, footage: Footage, run: Path, count: int) -> tuple[Tree
     """A run as it begins, with its background, and after ``count`` steps; and the terms of each."""
     make_run_folder(run, recipe, footage, [], "", None)
     trainer = Trainer(recipe, 10, compiled=False)
-    latest = latest_checkpoint(run)
+    latest = latest_checkpoint_folder(run)
     assert latest is not None
     first, _ = load_checkpoint(latest, trainer.init())
     state, terms, data = first, [], recipe.data
@@ -69,9 +69,9 @@ def test_lava_learns_the_same_as_in_float32(tmp_path: Path) -> None:
     for precision in ("float32", "float16"):
         halved = override(recipe, {"training.precision": precision})
         first, terms[precision], after = begun(halved, footage, tmp_path / precision, 2)
-        before = named_arrays(first)
+        before = arrays_by_name(first)
         moved[precision] = {
-            name: np.array(array) - np.array(before[name]) for name, array in named_arrays(after).items()
+            name: np.array(array) - np.array(before[name]) for name, array in arrays_by_name(after).items()
         }
     for whole, half in zip(terms["float32"], terms["float16"], strict=True):
         assert half["skipped"].item() == 0

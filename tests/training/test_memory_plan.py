@@ -14,7 +14,12 @@ import pytest
 from mlxlava.backend.ops import MAX_PATCH_BYTES
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.errors import UserError
-from mlxlava.training.memory_plan import fit_into, gigabytes_for_more_micro_batches, plan_rows, predict_peak
+from mlxlava.training.memory_plan import (
+    gigabytes_for_more_micro_batches,
+    plan_rows,
+    predict_peak_gb,
+    split_to_fit_memory,
+)
 
 LAVA, DURALAVA = load_recipe("lava"), load_recipe("duralava")
 ROOT = Path(__file__).parents[2]
@@ -40,7 +45,7 @@ def measured(name: str, settings: dict[str, Any], *, gpu_path: bool = False) -> 
 )
 def test_what_is_said_to_fit_fits(name: str, settings: dict[str, Any], gigabytes: float, parts: int) -> None:
     """With a twentieth to spare; that busy cores hold less at once is no harm."""
-    fitted = fit_into(override(load_recipe(name), settings), gigabytes)
+    fitted = split_to_fit_memory(override(load_recipe(name), settings), gigabytes)
     assert fitted.training.micro_batches == parts and not fitted.training.recompute
     assert measured(name, {**settings, "training.micro_batches": parts}) < 0.95 * gigabytes
 
@@ -53,7 +58,9 @@ def test_what_is_predicted_to_take_more_takes_more(name: str) -> None:
         {**QUARTER, "training.micro_batches": 4},
         {"data.batch_size": 16},
     ]
-    by_prediction = sorted(choices, key=lambda settings: predict_peak(override(load_recipe(name), settings)))
+    by_prediction = sorted(
+        choices, key=lambda settings: predict_peak_gb(override(load_recipe(name), settings))
+    )
     assert by_prediction == sorted(choices, key=lambda settings: measured(name, settings))
 
 
@@ -61,28 +68,28 @@ def test_what_is_predicted_to_take_more_takes_more(name: str) -> None:
 def test_the_estimate_for_gpus_is_not_below_what_their_code_takes_here() -> None:
     """MLX's convolutions on a CPU are not those of a GPU, so it can only be an order of magnitude."""
     taken = measured("lava", SMALL, gpu_path=True)
-    assert taken < predict_peak(override(LAVA, SMALL), gpu=True) < 3 * taken
+    assert taken < predict_peak_gb(override(LAVA, SMALL), gpu=True) < 3 * taken
 
 
 @pytest.mark.parametrize("recipe", [LAVA, DURALAVA])
 def test_more_pictures_take_more_and_parts_take_less(recipe: Recipe) -> None:
-    whole = predict_peak(recipe)
-    assert predict_peak(override(recipe, {"data.size": [128, 128]})) > 2 * whole
-    assert predict_peak(override(recipe, {"data.batch_size": 48})) > whole
+    whole = predict_peak_gb(recipe)
+    assert predict_peak_gb(override(recipe, {"data.size": [128, 128]})) > 2 * whole
+    assert predict_peak_gb(override(recipe, {"data.batch_size": 48})) > whole
     in_parts = override(recipe, {"training.micro_batches": 4})
-    assert predict_peak(in_parts) < whole
-    assert predict_peak(override(in_parts, {"training.recompute": True})) < predict_peak(in_parts)
-    assert predict_peak(recipe, ranks=2) < whole
+    assert predict_peak_gb(in_parts) < whole
+    assert predict_peak_gb(override(in_parts, {"training.recompute": True})) < predict_peak_gb(in_parts)
+    assert predict_peak_gb(recipe, ranks=2) < whole
 
 
 def test_a_longer_roll_takes_no_more() -> None:
-    assert predict_peak(override(LAVA, {"data.seq_len": 200})) == predict_peak(LAVA)
+    assert predict_peak_gb(override(LAVA, {"data.seq_len": 200})) == predict_peak_gb(LAVA)
 
 
 def test_a_gpu_takes_more_but_no_more_patches_than_a_chunk_has() -> None:
     def more(size: int) -> float:
         sized = override(LAVA, {"data.size": [size, size]})
-        return predict_peak(sized, gpu=True) - predict_peak(sized)
+        return predict_peak_gb(sized, gpu=True) - predict_peak_gb(sized)
 
     assert 2 * MAX_PATCH_BYTES / 1e9 < more(64) <= more(128) < 2
     assert more(256) == pytest.approx(more(128))
@@ -91,11 +98,11 @@ def test_a_gpu_takes_more_but_no_more_patches_than_a_chunk_has() -> None:
 
 
 def test_what_fits_a_gpu_is_chosen_by_what_a_gpu_takes() -> None:
-    assert fit_into(LAVA, 1.2) == LAVA
-    assert fit_into(LAVA, 1.2, gpu=True).training.micro_batches > 1
+    assert split_to_fit_memory(LAVA, 1.2) == LAVA
+    assert split_to_fit_memory(LAVA, 1.2, gpu=True).training.micro_batches > 1
     sized = override(LAVA, {"data.size": [256, 256]})
-    fitted = fit_into(sized, 10.3, gpu=True)
-    assert fitted.training.micro_batches > 1 and predict_peak(fitted, gpu=True) < 10.3
+    fitted = split_to_fit_memory(sized, 10.3, gpu=True)
+    assert fitted.training.micro_batches > 1 and predict_peak_gb(fitted, gpu=True) < 10.3
 
 
 @pytest.mark.parametrize("gpu", [False, True])
@@ -103,30 +110,30 @@ def test_what_is_advised_works_on_fewer_clips(gpu: bool) -> None:
     recipe = override(LAVA, {"training.micro_batches": 2})
     gigabytes = gigabytes_for_more_micro_batches(recipe, gpu=gpu)
     assert gigabytes is not None
-    assert fit_into(recipe, gigabytes, gpu=gpu).training.micro_batches == 3
+    assert split_to_fit_memory(recipe, gigabytes, gpu=gpu).training.micro_batches == 3
     assert gigabytes_for_more_micro_batches(override(LAVA, {"training.micro_batches": 24}), gpu=gpu) is None
 
 
 def test_what_fits_is_left_as_it_is() -> None:
-    assert fit_into(LAVA, 2.0) == LAVA
+    assert split_to_fit_memory(LAVA, 2.0) == LAVA
 
 
 @pytest.mark.parametrize("gigabytes", [0.8, 0.6, 0.45])
 def test_what_is_chosen_fits_and_learns_from_the_same_batch(gigabytes: float) -> None:
-    fitted = fit_into(LAVA, gigabytes)
-    assert predict_peak(fitted) <= gigabytes
+    fitted = split_to_fit_memory(LAVA, gigabytes)
+    assert predict_peak_gb(fitted) <= gigabytes
     assert fitted.training.micro_batches > 1
     assert fitted.data == LAVA.data
 
 
 def test_batch_norm_sees_as_much_of_the_batch_as_fits() -> None:
-    fitted = fit_into(DURALAVA, 1.0)
+    fitted = split_to_fit_memory(DURALAVA, 1.0)
     assert fitted.training.micro_batches == 2 and not fitted.training.recompute
 
 
 def test_what_cannot_fit_says_how_much_it_takes() -> None:
     with pytest.raises(UserError, match=r"takes .* GB with one clip at a time, and 0.1 GB are given"):
-        fit_into(LAVA, 0.1)
+        split_to_fit_memory(LAVA, 0.1)
 
 
 def test_a_row_for_each_size_length_and_batch() -> None:
@@ -139,5 +146,5 @@ def test_a_row_for_each_size_length_and_batch() -> None:
     ]
     assert rows[0].fitted == rows[0].recipe
     (estimated,) = plan_rows(LAVA, 2.0, [(64, 64)], [20], [8], gpu=True)
-    assert estimated.peak == predict_peak(rows[0].recipe, gpu=True) > rows[0].peak
+    assert estimated.peak == predict_peak_gb(rows[0].recipe, gpu=True) > rows[0].peak
     assert rows[2].fitted is None and rows[2].peak > 2

@@ -20,20 +20,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlxlava.backend import Tree, mx, named_arrays, use_gpu_path
+from mlxlava.backend import Tree, arrays_by_name, mx, use_gpu_path
 from mlxlava.config import Recipe, override, recipe_from_dict
 from mlxlava.errors import UserError
 from mlxlava.failures import DeviceFailed
 from mlxlava.footage.dataset import Footage
-from mlxlava.paths import checkpoint_folders, latest_checkpoint
+from mlxlava.paths import checkpoint_folders, latest_checkpoint_folder
 from mlxlava.rollout.weights import load_weights
 from mlxlava.training.callbacks import Callbacks, StepReport
 from mlxlava.training.checkpoint import load_checkpoint
 from mlxlava.training.failures import Diverged, ProcessLost
 from mlxlava.training.folder import make_run_folder
 from mlxlava.training.loop import train
-from mlxlava.training.memory_guard import LARGEST_SHARE_OF_LIMIT, MemoryGuard
-from mlxlava.training.memory_plan import predict_peak
+from mlxlava.training.memory_guard import MAX_SHARE_OF_LIMIT, MemoryGuard
+from mlxlava.training.memory_plan import predict_peak_gb
 from mlxlava.training.outcome import TrainedRun
 from mlxlava.training.step import Trainer
 
@@ -57,13 +57,13 @@ def go(run: Path, recipe: Recipe, footage: Footage, **options: Any) -> TrainedRu
 
 
 def state_of(run: Path, recipe: Recipe) -> Tree:
-    latest = latest_checkpoint(run)
+    latest = latest_checkpoint_folder(run)
     assert latest is not None
     return load_checkpoint(latest, Trainer(recipe, recipe.training.steps).init())[0]
 
 
 def assert_equal(one: Tree, other: Tree) -> None:
-    left, right = named_arrays(one), named_arrays(other)
+    left, right = arrays_by_name(one), arrays_by_name(other)
     assert left.keys() == right.keys()
     for name, array in left.items():
         assert np.array_equal(np.array(array), np.array(right[name])), name
@@ -254,11 +254,11 @@ def test_the_next_smaller_parts_that_should_fit_are_taken(
     wanted: int, plain: Recipe, footage: Footage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step took so much more than predicted that, by as much more, just ``wanted`` parts fit."""
-    fits = predict_peak(override(plain, {"training.micro_batches": wanted}), gpu=True)
+    fits = predict_peak_gb(override(plain, {"training.micro_batches": wanted}), gpu=True)
     off = 1.5
-    limit = 1.001 * off * fits / LARGEST_SHARE_OF_LIMIT
+    limit = 1.001 * off * fits / MAX_SHARE_OF_LIMIT
     monkeypatch.setattr(
-        "mlxlava.training.memory_guard.peak_held_memory", lambda: off * predict_peak(plain, gpu=True)
+        "mlxlava.training.memory_guard.peak_held_memory_gb", lambda: off * predict_peak_gb(plain, gpu=True)
     )
     frames, times = footage.batch(0, 0, 4, 6, 3, 3)
     with use_gpu_path():
@@ -279,7 +279,7 @@ def test_the_kinds_of_steps_are_those_of_the_trainer(
     begin(tmp_path, recipe, footage)
     go(tmp_path, recipe, footage)
     for line in log_of(tmp_path):
-        assert Trainer(recipe, 6).kind_of(line["step"] - 1) == ("loss_d" in line, "r1" in line)
+        assert Trainer(recipe, 6).kind_of_step(line["step"] - 1) == ("loss_d" in line, "r1" in line)
 
 
 METAL = "[METAL] Command buffer execution failed: "
@@ -443,7 +443,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "--resume -o run" in said
-    latest = latest_checkpoint(tmp_path / "run")
+    latest = latest_checkpoint_folder(tmp_path / "run")
     assert latest is not None and int(latest.name) >= 2
 
 
@@ -460,5 +460,5 @@ def test_a_run_is_saved_when_its_terminal_is_gone(tmp_path: Path) -> None:
     os.close(terminal)  # as if the window was closed: SIGHUP, and nothing can be printed any more
     _, status = os.waitpid(process, 0)
     assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
-    latest = latest_checkpoint(tmp_path / "run")
+    latest = latest_checkpoint_folder(tmp_path / "run")
     assert latest is not None and int(latest.name) >= 3

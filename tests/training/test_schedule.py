@@ -6,17 +6,18 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 import mlxlava
-from mlxlava.backend import mx, named_arrays
+from mlxlava.backend import arrays_by_name, mx
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage
-from mlxlava.paths import latest_checkpoint
+from mlxlava.paths import latest_checkpoint_folder
 from mlxlava.training.checkpoint import load_checkpoint
 from mlxlava.training.folder import make_run_folder, schedule_of_run, write_config
 from mlxlava.training.loop import train
@@ -79,10 +80,10 @@ def test_a_schedule_is_kept_in_the_config_and_older_runs_have_one() -> None:
 
 
 def state_of(run: Path, recipe: Recipe) -> dict[str, np.ndarray]:
-    latest = latest_checkpoint(run)
+    latest = latest_checkpoint_folder(run)
     assert latest is not None
     state = load_checkpoint(latest, Trainer(recipe, 9).init())[0]
-    return {name: np.array(array) for name, array in named_arrays(state).items()}
+    return {name: np.array(array) for name, array in arrays_by_name(state).items()}
 
 
 def test_with_the_same_decisions_a_resumed_run_gives_the_same_weights(
@@ -113,6 +114,15 @@ def begin(run: Path, recipe: Recipe, footage: Footage, minutes: float) -> None:
     make_run_folder(run, recipe, footage, ["lamp.mov"], "mlxlava train", None, (), minutes)
 
 
+@pytest.fixture
+def _ticking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundredth of a second passes whenever the time is asked for."""
+    ticks = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: 0.01 * next(ticks))
+    monkeypatch.setattr("mlxlava.training.pace.time", clock)
+
+
+@pytest.mark.usefixtures("_ticking")
 def test_minutes_give_a_finished_run(
     tiny: Recipe, footage: Footage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,6 +132,7 @@ def test_minutes_give_a_finished_run(
     begin(tmp_path, long, footage, 0.05)
     done = train(tmp_path, long, footage)
     assert 5 < done.step == done.total_steps < 100_000
+    assert done.seconds == pytest.approx(3.0, rel=0.1)
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     joined = next(line["step"] for line in log if "loss_d" in line)
     schedule = schedule_of_run(tmp_path)

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mlxlava.backend import Tree, mx, named_arrays
+from mlxlava.backend import Tree, arrays_by_name, mx
 from mlxlava.config import Recipe, override
 from mlxlava.footage.dataset import Footage
 from mlxlava.training.step import StepKind, Terms, Trainer
@@ -44,7 +44,7 @@ def steps(
 
 
 def flat(tree: Tree) -> dict[str, np.ndarray]:
-    return {name: np.array(array) for name, array in named_arrays(tree).items()}
+    return {name: np.array(array) for name, array in arrays_by_name(tree).items()}
 
 
 def test_compiled_equals_eager(recipe: Recipe, footage: Footage) -> None:

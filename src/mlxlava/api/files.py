@@ -53,23 +53,23 @@ def info(weights: str | Path | None = None) -> dict[str, str]:
         UserError: there are no such weights, or they are damaged.
     """
     if weights is not None:
-        from mlxlava.rollout.export import weights_rows
+        from mlxlava.rollout.export import weights_facts
         from mlxlava.rollout.weights import load_weights
 
-        return weights_rows(load_weights(weights))
+        return weights_facts(load_weights(weights))
 
     from mlxlava import __version__
-    from mlxlava.backend import device_rows
+    from mlxlava.backend import device_facts
     from mlxlava.paths import cache_folder
-    from mlxlava.rollout.weights import shipped_weights
+    from mlxlava.rollout.weights import shipped_weights_folders
 
     return {
         "mlxlava": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        **device_rows(),
+        **device_facts(),
         "cache": str(cache_folder()),
-        "weights": ", ".join(path.name for path in shipped_weights()) or "none",
+        "weights": ", ".join(path.name for path in shipped_weights_folders()) or "none",
     }
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mlxlava.checks.base import Result
     from mlxlava.footage.dataset import Footage
 
-_PICTURE_DRIFT_STEPS = 5_000  # length of the drift curve in the figure of a score, in learned steps
+_DRIFT_STEPS_IN_FIGURE = 5_000  # length of the drift curve in the figure of a score, in learned steps
 
 
 def score(
@@ -59,17 +59,17 @@ def score(
     from mlxlava.evaluation.score import score as judge
 
     target = None if picture is None else Path(picture)
-    report.require_report(target)
+    report.require_that_report_can_be_made(target)
     learned = load_weights(weights)
     real = open_real_footage(learned, footage, held_out)
     clips = split_footage(*real, frames=frames)
     with progress("score") as update:
         result, reference, drawn = judge(learned, clips, seed=seed, on_progress=update)
-        result = {**_names_and_keys(weights, footage, real), **result}
+        result = {**_names_and_hashes(weights, footage, real), **result}
         if target is None:
             return result
         result["drift"], window_frames = follow(
-            learned, *split_for_drift(*real), _PICTURE_DRIFT_STEPS, seed=seed, on_progress=update
+            learned, *split_for_drift(*real), _DRIFT_STEPS_IN_FIGURE, seed=seed, on_progress=update
         )
     size = learned.recipe.data.size
     shown = [one for one, _ in zip(clips.clips(1, size), range(2), strict=False)]
@@ -116,19 +116,19 @@ def drift(
     from mlxlava.evaluation.real_footage import open_real_footage
 
     target = None if picture is None else Path(picture)
-    report.require_report(target)
+    report.require_that_report_can_be_made(target)
     learned = load_weights(weights)
     real = open_real_footage(learned, footage, held_out)
     windows, long = split_for_drift(*real)
     with progress("drift") as update:
         result, window_frames = follow(learned, windows, long, frames, seed=seed, on_progress=update)
-    result = {**_names_and_keys(weights, footage, real), **result}
+    result = {**_names_and_hashes(weights, footage, real), **result}
     if target is not None and window_frames:
         report.write_figure(target, drift=result, window_frames=window_frames, step_fps=learned.step_fps)
     return result
 
 
-def _names_and_keys(
+def _names_and_hashes(
     weights: str | Path | None, footage: str | Path | None, real: tuple[Footage, Footage | None]
 ) -> dict[str, Any]:
     """Names of the weights and the footage, and hashes of the footage's content and settings."""
@@ -173,11 +173,11 @@ def check(only: str = "", *, on_group: Callable[[str, Sequence[Result]], None] |
     Raises:
         UserError: ``only`` is no regular expression or matches nothing.
     """
-    from mlxlava.checks import machine_rows, run_checks
+    from mlxlava.checks import machine_facts, run_checks
 
     began, results = time.monotonic(), []
     for group, found in run_checks(only):
         results += found
         if on_group is not None:
             on_group(group, found)
-    return CheckReport(machine_rows(), results, time.monotonic() - began)
+    return CheckReport(machine_facts(), results, time.monotonic() - began)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from mlxlava.api.arguments import require_integer, require_positive
 from mlxlava.config import Data, Recipe, load_recipe, override
 from mlxlava.errors import UserError
-from mlxlava.footage.dataset import prepared_size
-from mlxlava.paths import latest_checkpoint
-from mlxlava.rollout.weights import find_weights, load_weights
+from mlxlava.footage.dataset import size_of_prepared_footage
+from mlxlava.paths import latest_checkpoint_folder
+from mlxlava.rollout.weights import find_weights_folder, load_weights
 from mlxlava.training.memory_plan import PlanRow, plan_rows
 from mlxlava.training.outcome import TrainedRun
 
@@ -92,7 +92,7 @@ def train(
         changes |= {"training.steps": steps, "training.epochs": 0}
     sources = _as_sources(footage)
     free = free_settings(recipe, changes) if sources else frozenset()
-    size = prepared_size(sources)
+    size = size_of_prepared_footage(sources)
     if size is not None:
         changes.setdefault("data.size", size)
     base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
@@ -116,7 +116,7 @@ def train(
             chosen, absolute_paths(sources), memory, command, sorted(free), choices, minutes
         )
         small = begin_first_stage(folder, plan)
-        return _train_stages(folder, small, began, False, options)
+        return _train_in_two_stages(folder, small, began, False, options)
     ready = begin_run(
         folder,
         chosen,
@@ -168,14 +168,14 @@ def resume(
         if steps is not None:
             raise UserError("resume: a lamp that has not grown yet keeps its steps; leave --steps out")
         small = resume_first_stage(folder, memory, minutes)
-        return _train_stages(folder, small, began, minutes is not None, options)
+        return _train_in_two_stages(folder, small, began, minutes is not None, options)
     ready = take_up(folder, steps=steps, minutes=minutes, memory=memory)
     spent = time.monotonic() - began
     longer = minutes is not None
     return train_run(ready.folder, ready.recipe, ready.footage, spent=spent, lengthen=longer, **options)
 
 
-def _train_stages(
+def _train_in_two_stages(
     folder: Path, small: Run, began: float, lengthen: bool, options: Mapping[str, Any]
 ) -> TrainedRun:
     """Train the smaller lamp to its end, and then the lamp that grows from it.
@@ -208,8 +208,8 @@ def _recipe_and_initial_arrays(
         return with_networks_of(recipe, weights.recipe), weights.arrays
     if size[0] <= weights.recipe.data.size[0]:
         return recipe, weights.arrays
-    folder = find_weights(init)
-    learned = arrays_learned_by_run(folder) if latest_checkpoint(folder) else weights.arrays
+    folder = find_weights_folder(init)
+    learned = arrays_learned_by_run(folder) if latest_checkpoint_folder(folder) else weights.arrays
     return grown_recipe(recipe, weights.recipe, learned, size), learned
 
 

@@ -46,12 +46,12 @@ except ImportError as error:
     raise UserError(f"mlx: no back end is installed ({error}){extra}") from error
 
 
-def mx_folder() -> Path:
+def mlx_package_folder() -> Path:
     """The folder of the installed MLX, with its headers and its library."""
     return Path(str(mx.__file__)).parent
 
 
-def named_arrays(tree: Any) -> dict[str, mx.array]:
+def arrays_by_name(tree: Any) -> dict[str, mx.array]:
     """The arrays of a tree, or of a list of trees, by their dotted paths: ``generator.up0.weight``."""
     return dict(tree_flatten(tree))
 
@@ -69,7 +69,7 @@ def on_cpu() -> bool:
 if LOADED_BLAS is not None and on_cpu():
     blas.limit_to_one_thread(LOADED_BLAS[1])
 
-_gpu_path = not on_cpu() or os.environ.get(GPU_PATH_ENV_VAR, "0") == "1"
+_uses_gpu_path = not on_cpu() or os.environ.get(GPU_PATH_ENV_VAR, "0") == "1"
 
 
 def on_gpu_path() -> bool:
@@ -77,18 +77,18 @@ def on_gpu_path() -> bool:
 
     Code that differs by device asks this function. :func:`on_cpu` is only for figures and messages.
     """
-    return _gpu_path
+    return _uses_gpu_path
 
 
 @contextlib.contextmanager
 def use_gpu_path(enabled: bool = True) -> Iterator[None]:
     """Use the code for GPUs, or that for CPUs, inside a block. Functions compiled before stay as they are."""
-    global _gpu_path
-    previous, _gpu_path = _gpu_path, enabled
+    global _uses_gpu_path
+    previous, _uses_gpu_path = _uses_gpu_path, enabled
     try:
         yield
     finally:
-        _gpu_path = previous
+        _uses_gpu_path = previous
 
 
 def prefer_exact_half_convolutions() -> None:
@@ -123,7 +123,7 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def device_rows() -> dict[str, str]:
+def device_facts() -> dict[str, str]:
     """The device, its memory and the BLAS, for ``mlxlava info`` and benchmark headers."""
     device = "GPU" if not on_cpu() else "CPU, the code for GPUs" if on_gpu_path() else "CPU"
     rows = {"mlx": version("mlx"), "device": device, "processor": processor_name()}
@@ -146,11 +146,11 @@ __all__ = [
     "GPU_PATH_ENV_VAR",
     "LOADED_BLAS",
     "Tree",
-    "device_rows",
+    "arrays_by_name",
+    "device_facts",
     "has_slow_blas",
+    "mlx_package_folder",
     "mx",
-    "mx_folder",
-    "named_arrays",
     "on_cpu",
     "on_gpu_path",
     "optim",

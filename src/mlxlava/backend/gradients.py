@@ -9,10 +9,10 @@ from mlxlava.backend.cpu.worker_streams import bind_to_current_stream
 from mlxlava.backend.device import mx, on_gpu_path
 
 # (inputs, cotangent of the output, output) → a gradient for each input
-Gradient = Callable[[list[mx.array], mx.array, mx.array], tuple[mx.array, ...]]
+GradientFunction = Callable[[list[mx.array], mx.array, mx.array], tuple[mx.array, ...]]
 
 
-def with_gradient(function: Callable[..., mx.array], gradient: Gradient) -> Callable[..., mx.array]:
+def with_gradient(function: Callable[..., mx.array], gradient: GradientFunction) -> Callable[..., mx.array]:
     """``function`` of arrays, with ``gradient`` as its vector-Jacobian product.
 
     The gradient is computed on the stream on which the function was computed.
@@ -38,7 +38,7 @@ steps. Fused into one kernel, these sums would need more buffers than Metal has 
 """
 
 
-def steps_per_checkpoint() -> int:
+def steps_per_gradient_checkpoint() -> int:
     """How many learned steps of a long path are rolled again together in the backward pass.
 
     A larger number takes less time, since fewer steps are rolled twice. That matters on GPUs, where a step is

@@ -11,7 +11,7 @@ import io
 import re
 from typing import Any
 
-from mlxlava.backend.device import mx, named_arrays
+from mlxlava.backend.device import arrays_by_name, mx
 
 # Metal gives a kernel 31 buffers. A fused kernel may need three of them for strides, shape and rank (MLX,
 # backend/metal/compiled.cpp). With too many arrays MLX fails: "Too many inputs/outputs fused in the Metal
@@ -40,8 +40,8 @@ _OPERATIONS_WITHOUT_KERNEL = frozenset(
         "View",
     ]
 )
-_NODE_LINE = re.compile(r'^\{ (\d+) \[label ="([^"]*)"')
-_EDGE_LINE = re.compile(r'^(?:"[^"]*" -> (\d+)|(\d+) -> "[^"]*")$')
+_NODE_LINE_PATTERN = re.compile(r'^\{ (\d+) \[label ="([^"]*)"')
+_EDGE_LINE_PATTERN = re.compile(r'^(?:"[^"]*" -> (\d+)|(\d+) -> "[^"]*")$')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,16 +67,16 @@ class Kernel:
         return self.name not in _OPERATIONS_WITHOUT_KERNEL
 
 
-def graph_kernels(tree: Any) -> list[Kernel]:
+def kernels_of_graph(tree: Any) -> list[Kernel]:
     """The operations that compute the arrays of ``tree``. The arrays must not have been evaluated yet."""
     text = io.StringIO()
-    mx.export_to_dot(text, *named_arrays(tree).values())
+    mx.export_to_dot(text, *arrays_by_name(tree).values())
     names: dict[str, str] = {}
     buffers: dict[str, int] = {}
     for line in text.getvalue().splitlines():
-        if node := _NODE_LINE.match(line):
+        if node := _NODE_LINE_PATTERN.match(line):
             names[node[1]] = node[2]
-        elif edge := _EDGE_LINE.match(line):
+        elif edge := _EDGE_LINE_PATTERN.match(line):
             key = edge[1] or edge[2]
             buffers[key] = buffers.get(key, 0) + 1
     return [Kernel(name, buffers.get(key, 0)) for key, name in names.items()]

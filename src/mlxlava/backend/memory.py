@@ -68,7 +68,7 @@ def limit_memory(gigabytes: float | None = None) -> float:
     return limit / 1e9
 
 
-def peak_held_memory() -> float:
+def peak_held_memory_gb() -> float:
     """The most memory in GB that MLX is known to have held since its peak was last reset.
 
     It is the peak of arrays, or the arrays and kept buffers of now if these are more. Kept buffers that were
@@ -77,7 +77,7 @@ def peak_held_memory() -> float:
     return max(mx.get_peak_memory(), mx.get_active_memory() + mx.get_cache_memory()) / 1e9
 
 
-def peak_memory() -> dict[str, float]:
+def peak_memory_gb() -> dict[str, float]:
     """Peak memory in GB: MLX's live arrays, and the whole process as the system counts it.
 
     On macOS the figure of the process is what Activity Monitor shows. It includes GPU memory.
@@ -91,7 +91,7 @@ def peak_memory() -> dict[str, float]:
     return {"mlx": mx.get_peak_memory() / 1e9, "process": process / 1e9}
 
 
-def resident_memory() -> float:
+def resident_memory_gb() -> float:
     """Memory of the process now, in GB; its peak so far where the system does not tell the present one."""
     counted = _macos_process_usage()
     if counted is not None:
@@ -99,7 +99,7 @@ def resident_memory() -> float:
     with contextlib.suppress(OSError, ValueError, IndexError):
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         return pages * resource.getpagesize() / 1e9
-    return peak_memory()["process"]
+    return peak_memory_gb()["process"]
 
 
 def _system_memory_bytes() -> int:

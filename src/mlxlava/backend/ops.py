@@ -30,7 +30,7 @@ LEAKY_SLOPE = 0.2  # slope of every leaky ReLU below zero (duralava; R3GAN, Huan
 # the batch whose patches take at most this many bytes.
 MAX_PATCH_BYTES = 2**28
 # With at most so many output channels, a transposed convolution is computed by a 2×2 convolution.
-_FEW_OUTPUTS = 4
+_MAX_OUTPUTS_FOR_SMALL_KERNEL = 4
 
 
 def conv3(x: mx.array, weight: mx.array) -> mx.array:
@@ -125,7 +125,7 @@ class _Convolutions:
     conv3: Convolution
 
 
-def _make_each_others_gradients(
+def _link_gradients(
     stride2: Convolution,
     transposed: Convolution,
     stride2_weight_gradient: Convolution,
@@ -185,7 +185,7 @@ def _make_each_others_gradients(
 
 def _convolutions_of_device() -> _Convolutions:
     """The convolutions of the present device."""
-    return _cpu_convolutions() if not on_gpu_path() and convolution.available() else _mlx_convolutions()
+    return _cpu_convolutions() if not on_gpu_path() and convolution.is_available() else _mlx_convolutions()
 
 
 @functools.cache
@@ -200,7 +200,7 @@ def _cpu_convolutions() -> _Convolutions:
 
         return convolve
 
-    convolutions = _make_each_others_gradients(
+    convolutions = _link_gradients(
         partial(convolution.convolve, ConvolutionKind.CONV4_STRIDE2),
         partial(convolution.convolve, ConvolutionKind.CONV4_TRANSPOSED),
         partial(convolution.weight_gradient, ConvolutionKind.CONV4_STRIDE2),
@@ -219,16 +219,16 @@ def _cpu_convolutions() -> _Convolutions:
 def _mlx_convolutions() -> _Convolutions:
     """MLX's own convolutions. docs/apple-silicon.md says what each costs on Metal."""
     stride2, conv3 = partial(mx.conv2d, stride=2, padding=1), partial(mx.conv2d, padding=1)
-    return _make_each_others_gradients(
+    return _link_gradients(
         stride2,
-        _mlx_transposed,
+        _mlx_transposed_convolution,
         partial(_weight_gradient_in_chunks, stride2, 4),
         conv3,
         partial(_weight_gradient_in_chunks, conv3, 3),
     )
 
 
-def _mlx_transposed(y: mx.array, weight: mx.array) -> mx.array:
+def _mlx_transposed_convolution(y: mx.array, weight: mx.array) -> mx.array:
     """The transposed convolution: (N, H, W, O), (O, 4, 4, I) → (N, 2H, 2W, I).
 
     Metal computes at least 32 output channels of a transposed convolution, ten times as many as the three of
@@ -236,7 +236,7 @@ def _mlx_transposed(y: mx.array, weight: mx.array) -> mx.array:
     as separate channels, and Metal computes 16 of these.
     """
     outputs = weight.shape[3]
-    if outputs > _FEW_OUTPUTS:
+    if outputs > _MAX_OUTPUTS_FOR_SMALL_KERNEL:
         return mx.conv_transpose2d(y, weight.transpose(3, 1, 2, 0), stride=2, padding=1)
     count, height, width, inputs = y.shape
     # Row 2i takes taps 3 and 1 of rows i − 1 and i, row 2i + 1 takes taps 2 and 0 of rows i and i + 1; so do

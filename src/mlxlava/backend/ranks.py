@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mlxlava.backend import mx, named_arrays, tree_map
+from mlxlava.backend import arrays_by_name, mx, tree_map
 
 Result = TypeVar("Result")
 
@@ -45,7 +45,7 @@ def sum_over_ranks(tree: Any) -> Any:
     """The sum of a tree of float32 arrays over all ranks, in one message; not differentiable."""
     if rank_count() == 1:
         return tree
-    arrays = list(named_arrays(tree).values())
+    arrays = list(arrays_by_name(tree).values())
     flat = mx.distributed.all_sum(mx.concatenate([array.reshape(-1) for array in arrays]))
     ends = list(itertools.accumulate(array.size for array in arrays))
     parts = iter(mx.split(flat, ends[:-1]))

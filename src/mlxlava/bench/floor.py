@@ -4,7 +4,7 @@ The work is divided by the rate of one large matrix product on this machine, and
 copy. This gives a lower bound (a floor) for the time of a step. It holds for frameworks that multiply every
 tap of a kernel. (mlxlava needs fewer products, at the cost of more memory traffic.) ::
 
-    step_cost(recipe, "plain").least_seconds(matmul_rate, copy_rate)
+    step_cost(recipe, "plain").min_seconds(matmul_rate, copy_rate)
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Passes:
+class LayerPasses:
     """How many passes a step has to make through some layers.
 
     Attributes:
@@ -83,7 +83,7 @@ class WorkCost:
     flops: float
     bytes: float
 
-    def least_seconds(self, matmul_rate: float, copy_rate: float) -> float:
+    def min_seconds(self, matmul_rate: float, copy_rate: float) -> float:
         """The lower bound of the time, for rates in FLOP/s and bytes/s."""
         return max(self.flops / matmul_rate, self.bytes / copy_rate)
 
@@ -158,7 +158,7 @@ def discriminator_layers(recipe: Recipe) -> tuple[list[Layer], list[Layer]]:
     return frames, [Layer(1, last), joint, *_dense_layers(end // 4 * last, *net.hidden, 1)]
 
 
-def step_passes(recipe: Recipe, kind: str) -> list[Passes]:
+def step_passes(recipe: Recipe, kind: str) -> list[LayerPasses]:
     """The passes that a training step has to make.
 
     Args:
@@ -171,14 +171,16 @@ def step_passes(recipe: Recipe, kind: str) -> list[Passes]:
     count = data.drawn_frames or data.seq_len
     clips = data.batch_size * (judged + (recipe.encoder.context_frames > 0))  # rolled and drawn
     found = [
-        Passes(generator_layers(recipe), clips * count),
-        Passes(state_step_layers(recipe), clips * data.seq_len),
+        LayerPasses(generator_layers(recipe), clips * count),
+        LayerPasses(state_step_layers(recipe), clips * data.seq_len),
     ]
     if recipe.encoder.context_frames:
         frames, together = encoder_layers(recipe)
         # No gradient with respect to real frames is needed.
-        found += [Passes(frames, data.batch_size * recipe.encoder.context_frames, first_input_gradients=0)]
-        found += [Passes(together, data.batch_size)]
+        found += [
+            LayerPasses(frames, data.batch_size * recipe.encoder.context_frames, first_input_gradients=0)
+        ]
+        found += [LayerPasses(together, data.batch_size)]
     if not judged:
         return found
     if recipe.loss.kind == "bce":
@@ -205,7 +207,7 @@ def step_passes(recipe: Recipe, kind: str) -> list[Passes]:
             if items == data.batch_size * count
             else {"first_input_gradients": drawn.get("input_gradients", 1)}
         )
-        found += [Passes(layers, items, **{**one, **first}) for one in (real, drawn)]
+        found += [LayerPasses(layers, items, **{**one, **first}) for one in (real, drawn)]
     return found
 
 

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_ROOT = Path(__file__).resolve().parents[3]
+_PROJECT_FOLDER = Path(__file__).resolve().parents[3]
 # The top of the checkout that this file stands in; None in an installed wheel.
-CHECKOUT_FOLDER = _ROOT if (_ROOT / "benchmarks/__init__.py").is_file() else None
+CHECKOUT_FOLDER = _PROJECT_FOLDER if (_PROJECT_FOLDER / "benchmarks/__init__.py").is_file() else None
 # The folder of an installed wheel should not be written to. So results go to the current folder then.
 RESULTS_FOLDER = CHECKOUT_FOLDER / "benchmarks/results" if CHECKOUT_FOLDER else Path("bench-results")
 
@@ -131,11 +131,11 @@ def serve_requests(make_answer_function: Callable[[], Callable[[str], Answer]]) 
             print(json.dumps(reply), file=answers, flush=True)
 
 
-def machine_rows() -> dict[str, str]:
+def machine_facts() -> dict[str, str]:
     """Facts about this machine: processor, memory, cores, load, system, versions, time."""
-    from mlxlava.backend import device_rows
+    from mlxlava.backend import device_facts
 
-    about = {**device_rows(), "python": platform.python_version(), "system": platform.platform()}
+    about = {**device_facts(), "python": platform.python_version(), "system": platform.platform()}
     memory = total_memory_gb()
     if memory is not None:
         about["memory"] = f"{memory:.1f} GB"
@@ -158,7 +158,7 @@ def total_memory_gb() -> float | None:
     return None
 
 
-def recommended_working_set() -> float | None:
+def recommended_working_set_gb() -> float | None:
     """The working set that the device recommends, in GB; None if it recommends none."""
     from mlxlava.backend import mx, on_cpu
 

@@ -25,7 +25,7 @@ from mlxlava.config import Recipe, load_recipe, override
 
 AnswerFunction = Callable[[str], Answer]
 
-TOTAL_STEPS = 10**6  # steps of the run that the measured training steps belong to
+STEPS_OF_WHOLE_RUN = 10**6  # steps of the run that the measured training steps belong to
 PLAY_FPS = 30.0
 STEP_FPS = 15.0  # learned steps per second: every other frame is drawn from a state in between
 
@@ -49,9 +49,9 @@ def random_batch(recipe: Recipe) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.
 
 
 def _peak_memory_answer() -> Answer:
-    from mlxlava.backend import peak_memory
+    from mlxlava.backend import peak_memory_gb
 
-    peaks = peak_memory()
+    peaks = peak_memory_gb()
     return {"peak_arrays_gb": peaks["mlx"], "peak_process_gb": peaks["process"]}
 
 
@@ -62,11 +62,11 @@ def training_step_timer(recipe: str, size: int, seq_len: int, batch_size: int) -
 
     settings = resized_recipe(recipe, size, seq_len, batch_size)
     frames, times = random_batch(settings)
-    trainer = Trainer(settings, TOTAL_STEPS)
+    trainer = Trainer(settings, STEPS_OF_WHOLE_RUN)
     state = trainer.init()
     every = settings.loss.penalty_every
     # The kind of a step depends on its number (training/step.py).
-    late = round(0.9 * TOTAL_STEPS) // every * every
+    late = round(0.9 * STEPS_OF_WHOLE_RUN) // every * every
     number = {"alone": 1, "plain": late + 1, "penalty": late}
 
     def step(kind: str) -> Answer:
@@ -80,7 +80,7 @@ def training_step_timer(recipe: str, size: int, seq_len: int, batch_size: int) -
     return step
 
 
-def _fresh_rollout(recipe: str, size: int) -> Any:
+def _rollout_of_untrained_weights(recipe: str, size: int) -> Any:
     """A roll-out of untrained weights. It takes as long as one of trained weights."""
     from mlxlava.rollout.roll import Rollout
     from mlxlava.rollout.weights import Weights
@@ -98,23 +98,23 @@ def _endless_frame_times() -> Iterator[float]:
 
 def live_frame_timer(recipe: str, size: int) -> AnswerFunction:
     """Times frames that are drawn one at a time, as for a screen. A request is a number of frames."""
-    return _frame_timer(_fresh_rollout(recipe, size).play(_endless_frame_times()))
+    return _frame_timer(_rollout_of_untrained_weights(recipe, size).play(_endless_frame_times()))
 
 
 def batched_frame_timer(recipe: str, size: int) -> AnswerFunction:
     """Times frames that are drawn in batches, as for a file, without encoding. A request is a number."""
-    return _frame_timer(_fresh_rollout(recipe, size).play_in_batches(_endless_frame_times()))
+    return _frame_timer(_rollout_of_untrained_weights(recipe, size).play_in_batches(_endless_frame_times()))
 
 
 def _frame_timer(frames: Iterator[Any]) -> AnswerFunction:
-    from mlxlava.backend import resident_memory
+    from mlxlava.backend import resident_memory_gb
 
     def answer(count: str) -> Answer:
         began = time.perf_counter()
         for _ in range(int(count)):
             next(frames)
         seconds = time.perf_counter() - began
-        return {"seconds": seconds, "resident_gb": resident_memory(), **_peak_memory_answer()}
+        return {"seconds": seconds, "resident_gb": resident_memory_gb(), **_peak_memory_answer()}
 
     return answer
 

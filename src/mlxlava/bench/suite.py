@@ -38,8 +38,8 @@ from mlxlava.bench.harness import (
     Answer,
     Worker,
     WorkerDied,
-    machine_rows,
-    recommended_working_set,
+    machine_facts,
+    recommended_working_set_gb,
     summarise_timings,
     total_memory_gb,
 )
@@ -47,15 +47,16 @@ from mlxlava.bench.measures import resized_recipe
 from mlxlava.config import Recipe
 from mlxlava.console import print_table, say
 from mlxlava.errors import UserError
-from mlxlava.training.memory_plan import predict_peak
+from mlxlava.training.memory_plan import predict_peak_gb
 
 Row = dict[str, Any]
 
-MAC_GB = 16.0  # memory of an M1-class Mac
+SMALL_MAC_MEMORY_GB = 16.0  # memory of an M1-class Mac
 BATCH_SIZE = 32
-SIZES = (64, 128, 256)
+FRAME_SIDES = (64, 128, 256)
 SEQ_LENS = (20, 200)
-_SETTLE_SECONDS = 0.3  # pause in which the threads of the last measurement stop their busy loops
+# Pause in which the threads of the last measurement stop their busy loops.
+_PAUSE_BETWEEN_WORKERS_SECONDS = 0.3
 _KEEP_PAGES_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 # Peak of the process divided by the peak of MLX's arrays (docs/performance.md).
 _PROCESS_TO_ARRAYS_RATIO = 1.25
@@ -151,9 +152,9 @@ class Job:
 # --- training steps ---
 
 
-def predicted_process_peak(recipe: Recipe) -> float:
+def predicted_process_peak_gb(recipe: Recipe) -> float:
     """Predicted peak memory in GB of a process that trains a recipe. PyTorch needs as much."""
-    return predict_peak(recipe, gpu=on_gpu_path()) * _PROCESS_TO_ARRAYS_RATIO
+    return predict_peak_gb(recipe, gpu=on_gpu_path()) * _PROCESS_TO_ARRAYS_RATIO
 
 
 def step_kind_shares(recipe: Recipe) -> dict[str, float]:
@@ -190,7 +191,7 @@ def pytorch_contestants(size: int, quick: bool) -> list[Contestant]:
         )
 
     best = contestant(f"NHWC{kept}", keep, True)
-    if quick or size > SIZES[0]:
+    if quick or size > FRAME_SIDES[0]:
         return [best]
     forms = [contestant("eager", {}, False), contestant("NHWC", {}, True)] if keep else []
     return [
@@ -209,7 +210,7 @@ def train_job(recipe: str, size: int, seq_len: int, others: Sequence[Contestant]
     def measure(session: SuiteState) -> list[Row]:
         fitting: list[Contestant] = []
         found: list[Row] = []
-        peak = predicted_process_peak(settings)
+        peak = predicted_process_peak_gb(settings)
         for one in (MLXLAVA_CONTESTANT, *others):
             if session.memory_limit is not None and peak > session.memory_limit:
                 note = f"skipped: about {peak:.0f} GB would not fit in {session.memory_limit:.0f} GB"
@@ -266,7 +267,7 @@ def _race_in_turns(
             began = time.perf_counter()
             for who, worker in list(workers.items()):
                 for kind in step_kind_shares(recipe):
-                    time.sleep(_SETTLE_SECONDS if len(workers) > 1 else 0)
+                    time.sleep(_PAUSE_BETWEEN_WORKERS_SECONDS if len(workers) > 1 else 0)
                     try:
                         answer = worker(kind)
                     except WorkerDied as reason:
@@ -306,7 +307,7 @@ def train_rows(
     parts = step_kind_shares(recipe)
     frames = recipe.encoder.context_frames + (recipe.data.drawn_frames or recipe.data.seq_len)
     floors = (
-        {kind: step_cost(recipe, kind).least_seconds(rates["matmul"], rates["copy"]) for kind in parts}
+        {kind: step_cost(recipe, kind).min_seconds(rates["matmul"], rates["copy"]) for kind in parts}
         if rates
         else {}
     )
@@ -327,7 +328,7 @@ def train_rows(
             row |= peaks[who][kind if kind in parts else list(parts)[-1]]
             row["clips_per_s"] = recipe.data.batch_size / row["median_s"]
             row["frames_per_s"] = frames * row["clips_per_s"]
-            row["left_of_16_gb"] = MAC_GB - row["peak_process_gb"]
+            row["left_of_16_gb"] = SMALL_MAC_MEMORY_GB - row["peak_process_gb"]
             if floors:
                 row["floor_s"] = floors[kind]
             if ours := series.get((MLXLAVA_CONTESTANT.name, kind)):
@@ -364,7 +365,7 @@ def _make_row(name: str, seconds: Sequence[float], answer: Answer, frames: int =
     return row
 
 
-def rates_job() -> Job:
+def peak_rates_job() -> Job:
     """The job that measures the rates of a matrix product and a copy, for the floors."""
 
     def measure(session: SuiteState) -> list[Row]:
@@ -388,7 +389,7 @@ def play_job(kind: str, recipe: str, size: int) -> Job:
     name = f"play {kind} {recipe} {size}x{size}"
 
     def measure(session: SuiteState) -> list[Row]:
-        count = session.effort.frames_per_repeat * SIZES[0] // size
+        count = session.effort.frames_per_repeat * FRAME_SIDES[0] // size
         arguments = {"recipe": recipe, "size": size}
         seconds, answer = _measure_repeats(kind, arguments, str(count), 1, session.effort.repeats)
         return [_make_row(name, seconds, answer, count)]
@@ -396,7 +397,7 @@ def play_job(kind: str, recipe: str, size: int) -> Job:
     return Job(name, measure)
 
 
-def memory_job() -> Job:
+def rollout_memory_job() -> Job:
     """The job that measures the memory of a roll-out when it is young and when it is old."""
     name = "play memory lava 64x64"
 
@@ -425,7 +426,7 @@ def _seconds_of_command(command: Sequence[str]) -> float:
     return time.perf_counter() - began
 
 
-def film_job(format: str) -> Job:
+def write_file_job(format: str) -> Job:
     """The job that times ``mlxlava loop`` into a file, from the start of the command to its end."""
     name = f"play {format}"
 
@@ -480,7 +481,7 @@ def help_job() -> Job:
     return Job("start help", measure)
 
 
-def footage_job() -> Job:
+def prepare_footage_job() -> Job:
     """The job that times preparing a film for training."""
 
     def measure(session: SuiteState) -> list[Row]:
@@ -518,8 +519,15 @@ def all_jobs(quick: bool, with_peer: bool) -> list[Job]:
             play_job("live", "duralava", 64),
             play_job("batched", "lava", 256),
         ]
-    found += [film_job("raw"), film_job("mp4"), memory_job(), footage_job(), score_job(), rates_job()]
-    for size, recipe in itertools.product(SIZES[:1] if quick else SIZES, ("lava", "duralava")):
+    found += [
+        write_file_job("raw"),
+        write_file_job("mp4"),
+        rollout_memory_job(),
+        prepare_footage_job(),
+        score_job(),
+        peak_rates_job(),
+    ]
+    for size, recipe in itertools.product(FRAME_SIDES[:1] if quick else FRAME_SIDES, ("lava", "duralava")):
         for seq_len in SEQ_LENS[:1] if quick else SEQ_LENS:
             others = pytorch_contestants(size, quick) if with_peer and seq_len == SEQ_LENS[0] else []
             found.append(train_job(recipe, size, seq_len, others))
@@ -530,11 +538,11 @@ def _format_cell(row: Row, key: str, form: str) -> str:
     return format(row[key], form) if row.get(key) is not None else ""
 
 
-def _format_spread(row: Row) -> str:
+def _format_min_and_max(row: Row) -> str:
     return f"{row['min_s']:.3g} … {row['max_s']:.3g} ({row['repeats']})"
 
 
-def _train_cells(row: Row) -> tuple[str, ...]:
+def _cells_of_train_row(row: Row) -> tuple[str, ...]:
     """The cells of a row about a training step, without the name of its race."""
     over = f"{row['median_s'] / row['floor_s']:.2f}" if row.get("floor_s") else ""
     ratio = _format_cell(row, "mlxlava_ratio", ".2f") if row["who"] != MLXLAVA_CONTESTANT.name else ""
@@ -545,7 +553,7 @@ def _train_cells(row: Row) -> tuple[str, ...]:
         row["who"],
         kind,
         _format_cell(row, "median_s", ".3g"),
-        _format_spread(row),
+        _format_min_and_max(row),
         *rates,
         over,
         ratio,
@@ -553,13 +561,13 @@ def _train_cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _other_cells(row: Row) -> tuple[str, ...]:
+def _cells_of_other_rows(row: Row) -> tuple[str, ...]:
     """The cells of any other row."""
     rate = f"{row['frames_per_s']:.4g} frames/s" if "frames_per_s" in row else ""
     if "per_s" in row:
         rate = f"{row['per_s'] / 1e9:.4g} {'GFLOP/s' if row['name'] == 'rate matmul' else 'GB/s'}"
     memory = [_format_cell(row, f"{key}_gb", ".3f") for key in ("peak_arrays", "peak_process", "resident")]
-    return (row["name"], _format_cell(row, "median_s", ".3g"), _format_spread(row), rate, *memory)
+    return (row["name"], _format_cell(row, "median_s", ".3g"), _format_min_and_max(row), rate, *memory)
 
 
 _TRAIN_COLUMNS = (
@@ -577,8 +585,8 @@ def print_tables(rows: Sequence[Row]) -> None:
         key=lambda row: row["name"].rpartition(" ")[0],
     )
     for name, steps in races:
-        print_table(name, _TRAIN_COLUMNS, [_train_cells(row) for row in steps], left_aligned=2)
-    others = [_other_cells(row) for row in measured if not row["name"].startswith("train ")]
+        print_table(name, _TRAIN_COLUMNS, [_cells_of_train_row(row) for row in steps], left_aligned=2)
+    others = [_cells_of_other_rows(row) for row in measured if not row["name"].startswith("train ")]
     if others:
         print_table("Playing and the rest", _OTHER_COLUMNS, others)
     for row in rows:
@@ -607,7 +615,7 @@ def _save_result(result: Answer) -> None:
     chart.write_chart(result, path.with_suffix(".png"))
 
 
-def _round_figures(rows: Sequence[Row]) -> list[Row]:
+def _round_numbers(rows: Sequence[Row]) -> list[Row]:
     """Round figures to five digits, since more digits are noise."""
     return [
         {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in row.items()}
@@ -639,7 +647,7 @@ def main(quick: bool = False, only: str = "", save: bool = False, memory: float 
     if not chosen:
         names = ", ".join(job.name for job in all_jobs(quick, with_peer))
         raise UserError(f"bench: --only {only} matches none of: {names}")
-    about = machine_rows()
+    about = machine_facts()
     if with_peer:
         about["torch"] = importlib.metadata.version("torch")
     elif CHECKOUT_FOLDER is None:
@@ -647,7 +655,7 @@ def main(quick: bool = False, only: str = "", save: bool = False, memory: float 
     else:
         say('bench: PyTorch is not installed, so it is not compared with; pip install "mlxlava[peer]"')
     limit = total_memory_gb() if memory is None else memory
-    working = recommended_working_set()
+    working = recommended_working_set_gb()
     if working is not None:
         about["recommended working set"] = f"{working:.1f} GB"
     print("\n".join(f"{name:14}  {value}" for name, value in about.items()), flush=True)
@@ -674,7 +682,7 @@ def main(quick: bool = False, only: str = "", save: bool = False, memory: float 
     result = {"benchmark": "suite", "quick": quick, "machine": about, "seconds": time.monotonic() - began}
     if session.interrupted:
         result["interrupted"] = True
-    result = {**result, "rows": _round_figures(rows)}
+    result = {**result, "rows": _round_numbers(rows)}
     print_tables(rows)
     if save:
         _save_result(result)

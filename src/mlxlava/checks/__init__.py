@@ -12,8 +12,13 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from mlxlava import __version__
-from mlxlava.backend import device_rows, limit_memory, memory_budget_gb
-from mlxlava.checks.arithmetic import convolution_checks, half_precision_checks, product_checks, state_checks
+from mlxlava.backend import device_facts, limit_memory, memory_budget_gb
+from mlxlava.checks.arithmetic import (
+    convolution_checks,
+    half_precision_checks,
+    matrix_product_checks,
+    state_checks,
+)
 from mlxlava.checks.base import Check, Result, describe_comparison, run_check
 from mlxlava.checks.machine import machine_checks
 from mlxlava.checks.playing import PLAYED_FRAMES, endurance_checks, frame_checks
@@ -24,7 +29,7 @@ from mlxlava.errors import UserError
 # The order matters: first come the groups on which later ones depend.
 CHECK_GROUPS: dict[str, Callable[[], list[Check]]] = {
     "the machine, and files of each format": machine_checks,
-    "matrix products, against float64": product_checks,
+    "matrix products, against float64": matrix_product_checks,
     "random numbers and states, against their definition": state_checks,
     "convolutions, with first and second gradients, relative": convolution_checks,
     "frames of the shipped lamp": frame_checks,
@@ -64,7 +69,7 @@ def run_checks(only: str = "") -> Iterator[tuple[str, list[Result]]]:
 
 def _matching_checks(only: str) -> dict[str, list[Check]]:
     """The checks whose group or name matches. Groups without such a check are left out."""
-    checks = {group: _make_checks(make) for group, make in CHECK_GROUPS.items()}
+    checks = {group: _make_checks_of_group(make) for group, make in CHECK_GROUPS.items()}
     try:
         chosen = {
             group: [each for each in found if re.search(only, f"{group}: {each.name}")]
@@ -79,7 +84,7 @@ def _matching_checks(only: str) -> dict[str, list[Check]]:
     return chosen
 
 
-def _make_checks(make: Callable[[], list[Check]]) -> list[Check]:
+def _make_checks_of_group(make: Callable[[], list[Check]]) -> list[Check]:
     """Make the checks of a group. If that fails, the result is a check that fails with the same error."""
     try:
         return make()
@@ -92,7 +97,7 @@ def _make_checks(make: Callable[[], list[Check]]) -> list[Check]:
     return [Check("to be made", "no error", "None of these checks could be made. Report it.", fail)]
 
 
-def machine_rows() -> dict[str, str]:
+def machine_facts() -> dict[str, str]:
     """Versions of packages and facts about the machine, for a report."""
     rows = {"mlxlava": __version__, "python": platform.python_version(), "system": platform.platform()}
     for package in ("numpy", "pillow", "imageio-ffmpeg"):
@@ -102,7 +107,7 @@ def machine_rows() -> dict[str, str]:
             rows[package] = "not installed"
     return {
         **rows,
-        **device_rows(),
+        **device_facts(),
         "memory budget": f"{memory_budget_gb():.1f} GB",
         "compared": describe_comparison(),
     }

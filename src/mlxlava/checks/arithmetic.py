@@ -12,16 +12,16 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from mlxlava.backend import Tree, mx, named_arrays, on_cpu, tree_map
+from mlxlava.backend import Tree, arrays_by_name, mx, on_cpu, tree_map
 from mlxlava.backend.cpu.chunks import Chunks
 from mlxlava.backend.ops import Convolution, conv3, conv4_stride2, conv4_transposed
 from mlxlava.checks.base import (
     CHECKED_RECIPES,
     Check,
     at_most_check,
-    largest_figure,
+    largest_value,
     on_checked_device,
-    on_reference,
+    on_reference_device,
     relative_error,
 )
 from mlxlava.config import Recipe, load_recipe, override
@@ -31,14 +31,14 @@ from mlxlava.models.registry import make_discriminator, make_generator
 from mlxlava.models.state_step import fixed_bases, make_dynamics
 from mlxlava.rollout.weights import load_weights
 
-_ROLLED_STEPS, _ROLLED_LAMPS = 1000, 32
-_FEWEST_WINOGRAD_PIXELS = 4096  # with fewer pixels Metal does not use Winograd (MLX, backend/metal/conv.cpp)
+_ROLLED_STEP_COUNT, _ROLLED_LAMP_COUNT = 1000, 32
+_MIN_WINOGRAD_PIXELS = 4096  # with fewer pixels Metal does not use Winograd (MLX, backend/metal/conv.cpp)
 
 
 # --- products ---
 
 
-def product_checks() -> list[Check]:
+def matrix_product_checks() -> list[Check]:
     """Checks of matrix products."""
     return [
         at_most_check(
@@ -46,12 +46,12 @@ def product_checks() -> list[Check]:
             1e-5,
             "Products are rounded, to TF32 most likely. States will drift in a long lamp. "
             "Set MLX_ENABLE_TF32=0 and check again.",
-            _product_error,
+            _matrix_product_error,
         )
     ]
 
 
-def _product_error() -> float:
+def _matrix_product_error() -> float:
     """The largest relative error of products in each orientation, against float64 (root mean square)."""
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((256, 1024), np.float32), rng.standard_normal((1024, 256), np.float32)
@@ -81,22 +81,22 @@ def state_checks() -> list[Check]:
         Check("random bits", "0 wrong", other, _count_wrong_random_words),
         at_most_check("normal numbers", 1e-3, other, _random_normal_error),
         at_most_check(
-            f"{_ROLLED_STEPS:,} state steps of {_ROLLED_LAMPS} lamps",
+            f"{_ROLLED_STEP_COUNT:,} state steps of {_ROLLED_LAMP_COUNT} lamps",
             1e-3,
             "The state step loses precision here. A lamp is another one after some minutes, and may drift.",
-            _states_error,
+            _rolled_states_error,
         ),
         at_most_check(
-            f"norms after {_ROLLED_STEPS:,} steps, rho = 1",
+            f"norms after {_ROLLED_STEP_COUNT:,} steps, rho = 1",
             1e-4,
             "Rotations do not keep the length of a state, so pictures get worse while a lamp plays for long.",
-            _norm_error,
+            _state_norm_error,
         ),
     ]
 
 
 _KEY_HALVES = (3, 12345)  # both halves of the key differ from zero
-_RANDOM_WORDS = 8192
+_RANDOM_WORD_COUNT = 8192
 
 
 def _random_key() -> mx.array:
@@ -123,21 +123,21 @@ def threefry_words(key: tuple[int, int], count: int) -> npt.NDArray[np.uint32]:
 def _count_wrong_random_words() -> tuple[str, bool]:
     with on_checked_device():
         # Keys that are split off a key are its random words, unchanged.
-        bits = np.array(mx.random.split(_random_key(), _RANDOM_WORDS // 2)).reshape(-1)
-    wrong = int((bits != threefry_words(_KEY_HALVES, _RANDOM_WORDS)).sum())
-    return f"{wrong} of {_RANDOM_WORDS:,} wrong", wrong == 0
+        bits = np.array(mx.random.split(_random_key(), _RANDOM_WORD_COUNT // 2)).reshape(-1)
+    wrong = int((bits != threefry_words(_KEY_HALVES, _RANDOM_WORD_COUNT)).sum())
+    return f"{wrong} of {_RANDOM_WORD_COUNT:,} wrong", wrong == 0
 
 
 def _random_normal_error() -> float:
     """The largest error of normal numbers, against the inverse distribution function of the same words."""
     with on_checked_device():
-        found = np.array(mx.random.normal((_RANDOM_WORDS,), key=_random_key()))
-    uniform = np.clip(threefry_words(_KEY_HALVES, _RANDOM_WORDS) / (2.0**32 - 1), 1e-9, 1 - 1e-9)
+        found = np.array(mx.random.normal((_RANDOM_WORD_COUNT,), key=_random_key()))
+    uniform = np.clip(threefry_words(_KEY_HALVES, _RANDOM_WORD_COUNT) / (2.0**32 - 1), 1e-9, 1 - 1e-9)
     exact = np.array([statistics.NormalDist().inv_cdf(float(each)) for each in uniform])
     return float(np.abs(found - exact).max())
 
 
-def _states_error() -> float:
+def _rolled_states_error() -> float:
     """The error of the shipped lamp's states against float64 on the CPU, root mean square."""
     weights = load_weights("lava-64")
     dynamics = make_dynamics(weights.recipe)
@@ -145,16 +145,16 @@ def _states_error() -> float:
         "weights": weights.arrays["dynamics"],
         "bases": dynamics.basis_changes(fixed_bases(weights.arrays)),
         "states": mx.random.normal(
-            (_ROLLED_LAMPS, weights.recipe.generator.state_size), key=mx.random.key(1)
+            (_ROLLED_LAMP_COUNT, weights.recipe.generator.state_size), key=mx.random.key(1)
         ),
     }
-    shape = (_ROLLED_STEPS, *arrays["states"].shape)
+    shape = (_ROLLED_STEP_COUNT, *arrays["states"].shape)
     arrays["noise"] = mx.random.normal(shape, key=mx.random.key(2))
     mx.eval(arrays)
 
     def roll(arrays: Tree) -> npt.NDArray[np.float64]:
         states = arrays["states"]
-        for step in range(_ROLLED_STEPS):
+        for step in range(_ROLLED_STEP_COUNT):
             states = dynamics.step(arrays["weights"], arrays["bases"], states, arrays["noise"][step])
             if step % 50 == 0:
                 mx.eval(states)
@@ -167,15 +167,15 @@ def _states_error() -> float:
     return float(np.sqrt(((found - exact) ** 2).mean()))
 
 
-def _norm_error() -> float:
+def _state_norm_error() -> float:
     """The largest relative change of a state's norm by rotations of untrained weights."""
     recipe = override(load_recipe("lava"), {"dynamics.rho": 1.0})
     dynamics = make_dynamics(recipe)
     with on_checked_device():
         weights, bases = dynamics.init(mx.random.key(0)), dynamics.basis_changes(dynamics.init_bases())
-        states = mx.random.normal((_ROLLED_LAMPS, recipe.generator.state_size), key=mx.random.key(1))
+        states = mx.random.normal((_ROLLED_LAMP_COUNT, recipe.generator.state_size), key=mx.random.key(1))
         before = np.linalg.norm(np.array(states), axis=1)
-        for step in range(_ROLLED_STEPS):
+        for step in range(_ROLLED_STEP_COUNT):
             states = dynamics.step(weights, bases, states, mx.zeros_like(states))
             if step % 50 == 0:
                 mx.eval(states)
@@ -255,17 +255,17 @@ def _layers_of_networks(recipe: Recipe) -> dict[str, list[_ConvolutionLayer]]:
 
 def _convolution_weight_shapes(weights: Tree) -> list[tuple[int, ...]]:
     """Shapes of the weights of all convolutions, in the order of the layers."""
-    return [array.shape for array in named_arrays(weights).values() if array.ndim == 4]
+    return [array.shape for array in arrays_by_name(weights).values() if array.ndim == 4]
 
 
 def _worst_layer_error(layers: list[_ConvolutionLayer]) -> tuple[float, str]:
     """The largest error of values, gradients and second gradients of layers, and the layer that has it."""
-    return largest_figure(_layer_errors(layers))
+    return largest_value(_layer_errors(layers))
 
 
 def _layer_errors(layers: list[_ConvolutionLayer]) -> Iterator[tuple[float, str]]:
     for layer in layers:
-        with on_reference():
+        with on_reference_device():
             given = _random_inputs(layer)
             exact = _values_and_gradients(layer, *given)
         with on_checked_device():
@@ -277,7 +277,7 @@ def _layer_errors(layers: list[_ConvolutionLayer]) -> Iterator[tuple[float, str]
 def _random_inputs(layer: _ConvolutionLayer) -> list[mx.array]:
     """Random input and weight; and random cotangents for the result and for both of its gradients."""
     # Few frames are enough, except where Metal uses Winograd only from some number of pixels on.
-    frames = max(2, -(-_FEWEST_WINOGRAD_PIXELS // math.prod(layer.input_size))) if layer.uses_winograd else 2
+    frames = max(2, -(-_MIN_WINOGRAD_PIXELS // math.prod(layer.input_size))) if layer.uses_winograd else 2
     keys = mx.random.split(mx.random.key(0), 5)
     x = mx.random.normal((frames, *layer.input_size, layer.weight_shape[3]), key=keys[0])
     weight = mx.random.normal(layer.weight_shape, key=keys[1]) / math.sqrt(math.prod(layer.weight_shape[1:]))
@@ -348,14 +348,14 @@ def _half_convolution_error() -> tuple[float, str]:
     def errors() -> Iterator[tuple[float, str]]:
         for recipe in map(load_recipe, CHECKED_RECIPES):
             for layer in itertools.chain.from_iterable(_layers_of_networks(recipe).values()):
-                with on_reference():
+                with on_reference_device():
                     x, weight, *_ = _random_inputs(layer)
                     exact = np.array(layer.convolution(x, weight))
                 with on_checked_device():
                     found = layer.convolution(x.astype(mx.float16), weight.astype(mx.float16))
                     yield relative_error(np.array(found.astype(mx.float32)), exact), layer.name
 
-    return largest_figure(errors())
+    return largest_value(errors())
 
 
 def _batch_norm_error() -> float:
@@ -373,12 +373,12 @@ def _batch_norm_error() -> float:
     def compute(dtype: mx.Dtype) -> dict[str, npt.NDArray[np.float64]]:
         given = tree_map(lambda array: array.astype(dtype), (weights, x))
         (_, variance), (weight_gradients, x_gradient) = mx.value_and_grad(loss, (0, 1))(*given)
-        found = named_arrays(
+        found = arrays_by_name(
             {"variance": variance, "weight_gradients": weight_gradients, "x_gradient": x_gradient}
         )
         return {name: np.array(array.astype(mx.float32)).astype(float) for name, array in found.items()}
 
-    with on_reference():
+    with on_reference_device():
         exact = compute(mx.float32)
     with on_checked_device():
         found = compute(mx.float16)

@@ -93,13 +93,13 @@ def at_most_check(
     return Check(name, f"≤ {limit:.0e}", meaning, measure)
 
 
-def largest_figure(figures: Iterable[tuple[float, str]]) -> tuple[float, str]:
+def largest_value(figures: Iterable[tuple[float, str]]) -> tuple[float, str]:
     """The largest figure and the place where it was found. NaN counts as the largest."""
     return max(figures, key=lambda each: each[0] if np.isfinite(each[0]) else np.inf)
 
 
 @contextlib.contextmanager
-def on_reference() -> Iterator[None]:
+def on_reference_device() -> Iterator[None]:
     """Compute the reference inside this block: on the CPU; without a GPU, with the code for CPUs.
 
     Nothing may be compiled inside it: on macOS that would need Apple's command line tools.

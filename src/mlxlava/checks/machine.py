@@ -15,8 +15,8 @@ from PIL import Image, ImageSequence
 
 from mlxlava.backend import (
     LOADED_BLAS,
-    graph_kernels,
     has_slow_blas,
+    kernels_of_graph,
     memory_budget_gb,
     mx,
     on_cpu,
@@ -27,13 +27,13 @@ from mlxlava.checks.base import Check, fail_without_compiler, on_checked_device
 from mlxlava.config import load_recipe
 from mlxlava.footage.lamp import frames as lamp_frames
 from mlxlava.footage.prepare import prepare
-from mlxlava.playback.writers import FORMATS, open_writer
-from mlxlava.training.memory_plan import predict_peak
+from mlxlava.playback.writers import WRITER_OF_FORMAT, open_writer
+from mlxlava.training.memory_plan import predict_peak_gb
 
 _FRAME_SIZE = (16, 16)
 _FRAME_COUNT = 8
 # Allowed mean difference in grey levels. Pictures as small as a block of the encoder lose most.
-_ALLOWED_DIFFERENCES = {
+_MAX_DIFFERENCES_GREY_LEVELS = {
     "mp4": 20.0,
     "webm": 20.0,
     "gif": 10.0,
@@ -46,10 +46,10 @@ _ALLOWED_DIFFERENCES = {
 
 def machine_checks() -> list[Check]:
     """Checks of the machine and of what the package needs on it."""
-    checks = [_system_check(), _device_check(), _compiler_check()]
+    checks = [_system_check(), _device_check(), _compiled_function_check()]
     if sys.platform.startswith("linux") and on_cpu():
         checks += [_blas_check(), _convolutions_check()]
-    return [*checks, _memory_check(), *map(_file_format_check, FORMATS)]
+    return [*checks, _memory_check(), *map(_file_format_check, WRITER_OF_FORMAT)]
 
 
 def _system_check() -> Check:
@@ -82,12 +82,12 @@ def _device_check() -> Check:
     )
 
 
-def _compiler_check() -> Check:
+def _compiled_function_check() -> Check:
     def measure() -> tuple[str, bool]:
         x = mx.array(np.linspace(-2, 2, 100, dtype=np.float32))
         with on_checked_device():
             y = mx.compile(lambda x: mx.tanh(x) * x + 1.25)(x)
-            fused = any(kernel.is_fused for kernel in graph_kernels({"y": y}))
+            fused = any(kernel.is_fused for kernel in kernels_of_graph({"y": y}))
             right = np.allclose(np.array(y), np.tanh(np.array(x)) * np.array(x) + 1.25, atol=1e-5)
         return "right" if fused and right else "not compiled" if right else "wrong", fused and bool(right)
 
@@ -107,7 +107,7 @@ def _blas_check() -> Check:
 def _convolutions_check() -> Check:
     def measure() -> tuple[str, bool]:
         with use_gpu_path(False):
-            built = convolution.available()
+            built = convolution.is_available()
         return "compiled here" if built else "MLX's own", built
 
     meaning = (
@@ -118,7 +118,7 @@ def _convolutions_check() -> Check:
 
 
 def _memory_check() -> Check:
-    needed = predict_peak(load_recipe("lava"), gpu=not on_cpu())
+    needed = predict_peak_gb(load_recipe("lava"), gpu=not on_cpu())
     return Check(
         "memory for MLX",
         f"≥ {needed:.1f} GB",
@@ -128,7 +128,7 @@ def _memory_check() -> Check:
 
 
 def _file_format_check(name: str) -> Check:
-    limit = _ALLOWED_DIFFERENCES[name]
+    limit = _MAX_DIFFERENCES_GREY_LEVELS[name]
 
     def measure() -> tuple[str, bool]:
         frames = np.stack(list(itertools.islice(lamp_frames(_FRAME_SIZE, fps=10), _FRAME_COUNT)))

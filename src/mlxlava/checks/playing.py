@@ -14,8 +14,8 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from mlxlava.backend import mx, on_cpu, resident_memory
-from mlxlava.checks.base import CHECKED_RECIPES, Check, on_checked_device, on_reference
+from mlxlava.backend import mx, on_cpu, resident_memory_gb
+from mlxlava.checks.base import CHECKED_RECIPES, Check, on_checked_device, on_reference_device
 from mlxlava.config import load_recipe, override
 from mlxlava.models.registry import make_generator
 from mlxlava.models.state_step import make_dynamics
@@ -25,7 +25,7 @@ from mlxlava.rollout.weights import Weights, load_weights
 _PLAY_FPS = 30  # more than the learned steps per second, so that frames between steps are drawn too
 PLAYED_FRAMES = 200
 _WARM_UP_FRAMES = 50  # frames before the measurement, after which nothing should grow any more
-_ALLOWED_MEGABYTES = 4  # growth that does not count as a leak
+_MAX_GROWTH_MEGABYTES = 4  # growth that does not count as a leak
 
 
 # --- frames ---
@@ -35,7 +35,7 @@ def frame_checks() -> list[Check]:
     """Checks of frames of the shipped lamp against frames of the reference."""
 
     def compare(count: int, together: bool) -> tuple[str, bool]:
-        with on_reference():
+        with on_reference_device():
             exact = _play_first_frames(count, together=False)
         with on_checked_device():
             found = _play_first_frames(count, together=together)
@@ -63,14 +63,14 @@ def endurance_checks() -> list[Check]:
     """Checks of lamps that play for a while: memory, caches, and frames per second."""
     contexts: dict[str, Callable[[], AbstractContextManager[None]]] = {"": on_checked_device}
     if on_cpu():
-        contexts = {"": on_reference, ", as on GPUs": on_checked_device}
+        contexts = {"": on_reference_device, ", as on GPUs": on_checked_device}
     grows = "Something grows in every frame, so that a lamp cannot play for ever. Report it."
     checks = [
         Check(
             f"{name}{way}: what grows",
-            f"0, ≤ {_ALLOWED_MEGABYTES} MB",
+            f"0, ≤ {_MAX_GROWTH_MEGABYTES} MB",
             grows,
-            partial(_measure_growth, name, context),
+            partial(_measure_memory_growth, name, context),
         )
         for name, (way, context) in itertools.product(CHECKED_RECIPES, contexts.items())
     ]
@@ -79,22 +79,24 @@ def endurance_checks() -> list[Check]:
     return [*checks, Check("lava, frames a second", f"> {least}", slow, lambda: _measure_speed(least))]
 
 
-def _measure_growth(name: str, context: Callable[[], AbstractContextManager[None]]) -> tuple[str, bool]:
+def _measure_memory_growth(
+    name: str, context: Callable[[], AbstractContextManager[None]]
+) -> tuple[str, bool]:
     """Measure what a playing lamp adds to caches, to Python's objects and to memory."""
     with context(), _warmed_up_lamp(_weights_to_check(name)) as playing:
-        before = _count_held_resources()
+        before = _count_cached_objects_and_memory()
         for _ in range(PLAYED_FRAMES):
             next(playing)
         entries, objects, arrays, process = (
-            now - then for now, then in zip(_count_held_resources(), before, strict=True)
+            now - then for now, then in zip(_count_cached_objects_and_memory(), before, strict=True)
         )
     megabytes = max(arrays, process)
-    ok = entries == 0 and objects < PLAYED_FRAMES and megabytes <= _ALLOWED_MEGABYTES
+    ok = entries == 0 and objects < PLAYED_FRAMES and megabytes <= _MAX_GROWTH_MEGABYTES
     more = f", {objects:.0f} objects" if objects >= PLAYED_FRAMES else ""
     return f"{entries:.0f} cached, {megabytes:.1f} MB{more}", ok
 
 
-def _count_held_resources() -> tuple[float, float, float, float]:
+def _count_cached_objects_and_memory() -> tuple[float, float, float, float]:
     """Count entries in the package's caches, objects of Python, MB of MLX's arrays, MB of the process."""
     gc.collect()
     entries = 0
@@ -102,7 +104,7 @@ def _count_held_resources() -> tuple[float, float, float, float]:
         if name.partition(".")[0] == "mlxlava":
             cached = [value for value in vars(module).values() if hasattr(value, "cache_info")]
             entries += sum(value.cache_info().currsize for value in cached)
-    return entries, len(gc.get_objects()), mx.get_active_memory() / 1e6, 1e3 * resident_memory()
+    return entries, len(gc.get_objects()), mx.get_active_memory() / 1e6, 1e3 * resident_memory_gb()
 
 
 def _weights_to_check(name: str) -> Weights:

@@ -11,13 +11,13 @@ import click
 
 from mlxlava.checks.base import Result
 
-_NAME_WIDTH, _FOUND_WIDTH, _ALLOWED_WIDTH = 36, 20, 13  # columns; with the verdict 80
+_NAME_COLUMNS, _FOUND_COLUMNS, _ALLOWED_COLUMNS = 36, 20, 13  # columns; with the verdict 80
 _INDENT = "      "
 
 
 def format_heading() -> str:
     """The heading of the table."""
-    return click.style(f"  {'':{_NAME_WIDTH}} {'found':{_FOUND_WIDTH}} allowed", bold=True)
+    return click.style(f"  {'':{_NAME_COLUMNS}} {'found':{_FOUND_COLUMNS}} allowed", bold=True)
 
 
 def format_group(group: str, results: Sequence[Result]) -> str:
@@ -25,8 +25,8 @@ def format_group(group: str, results: Sequence[Result]) -> str:
     text = [click.style(group, bold=True)]
     for each in results:
         verdict = click.style("ok", fg="green") if each.ok else click.style("FAILED", fg="red", bold=True)
-        found = f"{each.found:{_FOUND_WIDTH}} {each.allowed:{_ALLOWED_WIDTH}}"
-        text.append(f"  {each.name:{_NAME_WIDTH}} {found} {verdict}")
+        found = f"{each.found:{_FOUND_COLUMNS}} {each.allowed:{_ALLOWED_COLUMNS}}"
+        text.append(f"  {each.name:{_NAME_COLUMNS}} {found} {verdict}")
         if not each.ok:
             text.append(textwrap.fill(each.meaning, 80, initial_indent=_INDENT, subsequent_indent=_INDENT))
     return "\n".join(text)
@@ -43,7 +43,7 @@ def format_summary(results: Sequence[Result], seconds: float) -> str:
     )
 
 
-def as_json(about: dict[str, str], results: Sequence[Result], seconds: float) -> str:
+def results_as_json(about: dict[str, str], results: Sequence[Result], seconds: float) -> str:
     """All results as JSON, for a report."""
     return json.dumps(
         {

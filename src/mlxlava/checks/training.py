@@ -10,23 +10,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlxlava.backend import Tree, graph_kernels, memory_budget_gb, mx, named_arrays, on_cpu
+from mlxlava.backend import Tree, arrays_by_name, kernels_of_graph, memory_budget_gb, mx, on_cpu
 from mlxlava.backend.kernel_count import MAX_KERNEL_BUFFERS
 from mlxlava.checks.base import (
     CHECKED_RECIPES,
     Check,
     at_most_check,
     fail_without_compiler,
-    largest_figure,
+    largest_value,
     measure_once,
     on_checked_device,
-    on_reference,
+    on_reference_device,
 )
 from mlxlava.config import Recipe, load_recipe, override
-from mlxlava.training.memory_plan import fit_into, predict_peak
+from mlxlava.training.memory_plan import predict_peak_gb, split_to_fit_memory
 from mlxlava.training.step import StepKind, Trainer
 
-_KIND_NAMES = {(False, False): "without D", (True, False): "with D", (True, True): "penalties"}
+_NAMES_OF_STEP_KINDS = {(False, False): "without D", (True, False): "with D", (True, True): "penalties"}
 _NETWORKS = ("generator", "dynamics", "encoder", "discriminator")
 _FLOAT16_SETTINGS = {"training.precision": "float16"}
 
@@ -97,7 +97,7 @@ def tiny_step_checks() -> list[Check]:
 def _equal_steps_check(name: str, recipe: Recipe, other: Recipe, compiled: bool = False) -> Check:
     """A check that steps of ``recipe`` on the device equal steps of ``other`` on the reference."""
     meaning = "Training does not learn here what it should. Do not train this way on this machine. Report it."
-    check = at_most_check(name, 1e-3, meaning, lambda: largest_figure(_step_errors(recipe, other, compiled)))
+    check = at_most_check(name, 1e-3, meaning, lambda: largest_value(_step_errors(recipe, other, compiled)))
     return fail_without_compiler(check) if compiled else check
 
 
@@ -128,7 +128,7 @@ def _weight_changes(recipe: Recipe, kind: StepKind, compiled: bool) -> WeightCha
         raise ValueError("The step was skipped, since gradients overflowed.")
 
     def flatten(tree: Tree) -> npt.NDArray[np.float64]:
-        return np.concatenate([np.array(array).ravel() for array in named_arrays(tree).values()]).astype(
+        return np.concatenate([np.array(array).ravel() for array in arrays_by_name(tree).values()]).astype(
             float
         )
 
@@ -143,20 +143,20 @@ def _step_kinds(recipe: Recipe) -> list[StepKind]:
 def _step_errors(one: Recipe, other: Recipe, compiled: bool) -> Iterator[tuple[float, str]]:
     """Errors of weight changes: ``one`` recipe on the device against the ``other`` on the reference."""
     for kind in _step_kinds(one):
-        with on_reference():
+        with on_reference_device():
             exact = _weight_changes(other, kind, compiled=False)
         with on_checked_device():
             found = _weight_changes(one, kind, compiled=compiled)
         for part, move in exact.items():
             off = np.linalg.norm(found[part] - move)
             # In steps without D, the discriminator does not change.
-            yield float(off / (np.linalg.norm(move) or 1.0)), _KIND_NAMES[kind]
+            yield float(off / (np.linalg.norm(move) or 1.0)), _NAMES_OF_STEP_KINDS[kind]
 
 
 def _step_cosines(one: Recipe, other: Recipe) -> Iterator[tuple[float, str]]:
     """Cosines of weight changes: ``one`` recipe on the device and the ``other`` on the reference."""
     for kind in _step_kinds(one):
-        with on_reference():
+        with on_reference_device():
             exact = _weight_changes(other, kind, compiled=False)
         with on_checked_device():
             found = _weight_changes(one, kind, compiled=False)
@@ -164,7 +164,7 @@ def _step_cosines(one: Recipe, other: Recipe) -> Iterator[tuple[float, str]]:
             if part in exact and exact[part].any():
                 norms = np.linalg.norm(exact[part]) * np.linalg.norm(found[part])
                 value = float(exact[part] @ found[part] / norms) if np.isfinite(norms) and norms else -1.0
-                yield value, _KIND_NAMES[kind]
+                yield value, _NAMES_OF_STEP_KINDS[kind]
 
 
 # --- the recipes' own steps ---
@@ -187,29 +187,31 @@ def compiled_step_checks() -> list[Check]:
     allowed = f"≤ {MAX_KERNEL_BUFFERS}" + ("" if on_cpu() else ", finite")
     return [
         fail_without_compiler(
-            Check(f"{name}, {how}", allowed, meaning, partial(_check_buffers_of_step, name, settings))
+            Check(
+                f"{name}, {how}", allowed, meaning, partial(_count_buffers_of_largest_kernel, name, settings)
+            )
         )
         for name, how, settings in cases
     ]
 
 
-def _check_buffers_of_step(name: str, settings: dict[str, Any]) -> tuple[str, bool]:
+def _count_buffers_of_largest_kernel(name: str, settings: dict[str, Any]) -> tuple[str, bool]:
     """Count the arrays that a step's largest kernel reads and writes. On a GPU also compute the step."""
     recipe = override(load_recipe(name), {**settings, "loss.d_start": 0.0})
     if not on_cpu():
-        recipe = fit_into(recipe, memory_budget_gb(), gpu=not on_cpu())
+        recipe = split_to_fit_memory(recipe, memory_budget_gb(), gpu=not on_cpu())
     with on_checked_device():
         trainer = Trainer(recipe, 10)
         state = trainer.init()
         kind = trainer.step_kinds[-1]  # the last kind has penalties, if the recipe has any: it is the largest
         after = trainer(state, *_random_batch(recipe), 1, kind=kind)
-        most = max((kernel.buffers for kernel in graph_kernels(after) if kernel.is_fused), default=0)
+        most = max((kernel.buffers for kernel in kernels_of_graph(after) if kernel.is_fused), default=0)
         if not most:
             return "not compiled", False
         if on_cpu():
             return str(most), most <= MAX_KERNEL_BUFFERS
         mx.eval(after)
-        finite = all(mx.isfinite(array).all().item() for array in named_arrays(after).values())
+        finite = all(mx.isfinite(array).all().item() for array in arrays_by_name(after).values())
         skipped = "skipped" in after[1] and bool(after[1]["skipped"].item())
     what = "not finite" if not finite else "skipped" if skipped else "finite"
     return f"{most}, {what}", what == "finite" and most <= MAX_KERNEL_BUFFERS
@@ -218,7 +220,7 @@ def _check_buffers_of_step(name: str, settings: dict[str, Any]) -> tuple[str, bo
 # --- how long, and how much memory ---
 
 _CPU_BATCH_SIZE = 8
-_PEAK_MARGIN = 1.15  # a step may take so much more memory than planned
+_MAX_PEAK_TO_PLAN_RATIO = 1.15  # a step may take so much more memory than planned
 
 
 def full_step_checks() -> list[Check]:
@@ -234,8 +236,8 @@ def full_step_checks() -> list[Check]:
         return f"{first:.2f} s, {third:.2f} s", third <= limit
 
     def peak() -> tuple[str, bool]:
-        found, planned = measured()[2], predict_peak(recipe(), gpu=not on_cpu())
-        return f"{found:.2f} of {planned:.2f} GB", found <= _PEAK_MARGIN * planned
+        found, planned = measured()[2], predict_peak_gb(recipe(), gpu=not on_cpu())
+        return f"{found:.2f} of {planned:.2f} GB", found <= _MAX_PEAK_TO_PLAN_RATIO * planned
 
     return [
         Check(
@@ -246,7 +248,7 @@ def full_step_checks() -> list[Check]:
         ),
         Check(
             "peak memory against mlxlava plan",
-            f"≤ {_PEAK_MARGIN - 1:.0%} above",
+            f"≤ {_MAX_PEAK_TO_PLAN_RATIO - 1:.0%} above",
             "Training fails, or takes more memory than is planned. Give train a smaller --memory. Report it.",
             peak,
         ),
@@ -261,19 +263,19 @@ def _recipe_of_full_steps() -> Recipe:
     recipe = override(load_recipe("lava"), {"loss.d_start": 0.0})
     if on_cpu():
         return override(recipe, {"data.batch_size": _CPU_BATCH_SIZE})
-    return fit_into(recipe, memory_budget_gb(), gpu=not on_cpu())
+    return split_to_fit_memory(recipe, memory_budget_gb(), gpu=not on_cpu())
 
 
 def _measure_three_steps(recipe: Recipe) -> tuple[float, float, float]:
     """Make three steps with penalties. Returns seconds of the first and third, and the peak memory in GB."""
     # Steps are made as in training. But on a CPU they are not compiled, since g++ takes minutes for a new
     # step.
-    with on_reference() if on_cpu() else on_checked_device():
+    with on_reference_device() if on_cpu() else on_checked_device():
         trainer = Trainer(recipe, 10, compiled=not on_cpu())
         state = trainer.init()
         frames, times = _random_batch(recipe)
         mx.eval(frames, times)
-        before = sum(array.nbytes for array in named_arrays([state, frames, times]).values())
+        before = sum(array.nbytes for array in arrays_by_name([state, frames, times]).values())
         others = mx.get_active_memory() - before  # arrays of earlier checks
         mx.reset_peak_memory()
         seconds = []

@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 
 import mlxlava
-from mlxlava.cli.options import debug_option, options
+from mlxlava.cli.options import combine_options, debug_option
 
-_footage_options = options(
+_footage_options = combine_options(
     click.argument("name", metavar="WEIGHTS"),
     click.option(
         "--footage",
@@ -23,7 +23,7 @@ _footage_options = options(
         "--held-out", metavar="FOOTAGE", help="Footage of the same lamp that they were not trained on."
     ),
 )
-_output_options = options(
+_output_options = combine_options(
     click.option(
         "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Which lamps."
     ),
@@ -100,14 +100,14 @@ def check(only: str, as_json: bool) -> None:
     To be run first on a new machine, above all on a Mac. What the GPU computes is compared with what the CPU
     does. The exit status is 1 if a check fails; what that means stands below its line.
     """
-    from mlxlava.checks import machine_rows, table
+    from mlxlava.checks import machine_facts, table
     from mlxlava.console import print_rows as print_rows
 
     if as_json:
         report = mlxlava.check(only)
-        click.echo(table.as_json(report.about, report.results, report.seconds))
+        click.echo(table.results_as_json(report.about, report.results, report.seconds))
     else:
-        print_rows(machine_rows())
+        print_rows(machine_facts())
         click.echo(f"\n{table.format_heading()}")
         report = mlxlava.check(
             only, on_group=lambda group, found: click.echo(f"{table.format_group(group, found)}\n")

@@ -26,7 +26,7 @@ class _SizeType(click.ParamType):  # type: ignore[type-arg]  # generic only for 
 SIZE_TYPE = _SizeType()
 
 
-def options(*decorators: Decorator) -> Decorator:
+def combine_options(*decorators: Decorator) -> Decorator:
     """Combine several options into one decorator. The help shows them in this order."""
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,7 +42,7 @@ debug_option = click.option(
     "--debug", is_flag=True, expose_value=False, help="Show where an error came from."
 )
 
-cropping_options = options(
+cropping_options = combine_options(
     click.option("--size", type=SIZE_TYPE, help="Height and width of a frame; multiples of 16."),
     click.option("--crop", metavar="X,Y,W,H|auto", help="Part of the picture; auto finds the lamp."),
     click.option("--every-nth", type=click.IntRange(1), help="Keep every n-th frame."),

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from mlxlava.cli.options import SIZE_TYPE, debug_option, options
+from mlxlava.cli.options import SIZE_TYPE, combine_options, debug_option
 from mlxlava.config import SCREENS
 
-playing_options = options(
+playing_options = combine_options(
     click.option("-o", "target", metavar="FILE|-", help="File to write, or - for a pipe on stdout."),
     click.option(
         "--format", metavar="NAME", help="mp4, webm, gif, apng, webp, y4m, raw; by the ending of FILE."
@@ -73,14 +73,14 @@ playing_options = options(
 @debug_option
 def loop(name: str | None, seed: int, picture: Path | None, seamless: bool, **playing: Any) -> None:
     """Play a learned lamp: in a window, in the terminal, on a web page, or into a file or a pipe."""
-    from mlxlava.playback.player import PlaybackOptions, run
+    from mlxlava.playback.player import PlaybackOptions, play_lamp
     from mlxlava.rollout.library import WeightsLibrary
 
     library = WeightsLibrary(name, picture)
     options = PlaybackOptions(**playing).resolve()
     if seamless:
         library.period = options.loop_period
-    run(library, options, library.names[0], seed)
+    play_lamp(library, options, library.names[0], seed)
 
 
 @click.command()
@@ -90,7 +90,7 @@ def loop(name: str | None, seed: int, picture: Path | None, seamless: bool, **pl
 @debug_option
 def lamp(size: tuple[int, int], theme: str, seed: int, **playing: Any) -> None:
     """Play the built-in lamp, which is drawn by rule: what train learns when no footage is given."""
-    from mlxlava.footage.lamp import Themes
-    from mlxlava.playback.player import PlaybackOptions, run
+    from mlxlava.footage.lamp import ThemeLibrary
+    from mlxlava.playback.player import PlaybackOptions, play_lamp
 
-    run(Themes(size), PlaybackOptions(name="lamp.mp4", **playing).resolve(), theme, seed)
+    play_lamp(ThemeLibrary(size), PlaybackOptions(name="lamp.mp4", **playing).resolve(), theme, seed)

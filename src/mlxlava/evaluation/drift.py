@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mlxlava.backend import mx, resident_memory
+from mlxlava.backend import mx, resident_memory_gb
 from mlxlava.errors import UserError
 from mlxlava.evaluation.correlation import correlation_time
 from mlxlava.evaluation.features import extract_features
@@ -30,19 +30,19 @@ from mlxlava.evaluation.score import (
 )
 from mlxlava.footage.dataset import Footage
 from mlxlava.models.state_step import fixed_bases, make_dynamics
-from mlxlava.normality import normality_statistics, null_intervals
+from mlxlava.normality import intervals_under_normality, normality_statistics
 from mlxlava.products import matmul
 from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights
 
 WINDOW_STEPS = 64  # learned steps of a window; all of them are drawn
-LEAST_STEPS = 1_000  # learned steps that a slope needs at least
+MIN_STEPS = 1_000  # learned steps that a slope needs at least
 FOLLOWED_MEASURES = ("image.frechet", "image.sharpness", "image.colour", "motion.frechet", "motion.energy")
 _STEPS_PER_COMPARISON = 64  # learned steps after which states are compared with earlier states
-_LONGEST_LAG = 1_000  # longest lag in learned steps, so that states that hardly move are compared as well
+_MAX_LAG_STEPS = 1_000  # longest lag in learned steps, so that states that hardly move are compared as well
 _LYAPUNOV_STEPS = 512  # learned steps over which the exponent is measured
 # Distance of two lamps: far above the rounding of float32, far below the deviation of states, which is 1.
-_LYAPUNOV_DISTANCE = 1e-3
+_LYAPUNOV_INITIAL_DISTANCE = 1e-3
 
 
 def window_ends(frames: int) -> list[int]:
@@ -158,15 +158,15 @@ def lyapunov_exponent(weights: Weights, states: NumpyArray, seed: int) -> dict[s
     lamps = len(states)
     nudge = mx.random.normal(states.shape, key=mx.random.key(seed))
     here = mx.array(states)
-    there = here + _LYAPUNOV_DISTANCE * nudge / mx.linalg.norm(nudge, axis=-1, keepdims=True)
+    there = here + _LYAPUNOV_INITIAL_DISTANCE * nudge / mx.linalg.norm(nudge, axis=-1, keepdims=True)
     growth = []
     for step in range(_LYAPUNOV_STEPS):
         noise = mx.random.normal(states.shape, key=mx.random.key(seed + 1 + step))
         # Two calls are made, since a step that computes statistics over its batch must not mix both.
         here, there = (dynamics.step(arrays, bases, one, noise) for one in (here, there))
         distance = mx.linalg.norm(there - here, axis=-1, keepdims=True)
-        growth.append(mx.log(mx.maximum(distance, 1e-12) / _LYAPUNOV_DISTANCE)[:, 0])
-        there = here + (there - here) * (_LYAPUNOV_DISTANCE / mx.maximum(distance, 1e-12))
+        growth.append(mx.log(mx.maximum(distance, 1e-12) / _LYAPUNOV_INITIAL_DISTANCE)[:, 0])
+        there = here + (there - here) * (_LYAPUNOV_INITIAL_DISTANCE / mx.maximum(distance, 1e-12))
         mx.eval(here, there, growth[-1])
     rates = np.array(mx.stack(growth[_LYAPUNOV_STEPS // 4 :])).mean(0)
     half = 1.96 * float(rates.std(ddof=1)) / np.sqrt(lamps)
@@ -226,16 +226,16 @@ def drift(
     Raises:
         UserError: too few frames, or nothing moves in the footage.
     """
-    if frames < LEAST_STEPS:
-        raise UserError(f"drift: --frames must be at least {LEAST_STEPS}, not {frames}")
+    if frames < MIN_STEPS:
+        raise UserError(f"drift: --frames must be at least {MIN_STEPS}, not {frames}")
     began = time.monotonic()
     reference_set = fit_reference(windows, weights.recipe.data.size, on_progress)
     count = min(LAMPS_AT_ONCE, len(windows))
     window = windows.length
     rollout = Rollout(weights, seed, lamps=LAMPS_AT_ONCE)
-    first = rollout.roll_states(min(512, LEAST_STEPS - window))
+    first = rollout.roll_states(min(512, MIN_STEPS - window))
     # States need not be centred, since the mean of N(0, I) is zero.
-    returns = ReturnDistances(min(5 * math.ceil(correlation_time(first)), _LONGEST_LAG))
+    returns = ReturnDistances(min(5 * math.ceil(correlation_time(first)), _MAX_LAG_STEPS))
     rows: list[dict[str, Any]] = []
     pictures: list[tuple[int, NumpyArray]] = []
     states = first[:, -1]
@@ -253,13 +253,13 @@ def drift(
                 name: MEASURES[name].function(reference_set.reference, other) for name in FOLLOWED_MEASURES
             }
             row = {"frames": end, "measures": values, "state": normality_statistics(states)}
-            rows.append({**row, "resident_gb": resident_memory(), "seconds": time.monotonic() - began})
+            rows.append({**row, "resident_gb": resident_memory_gb(), "seconds": time.monotonic() - began})
             pictures.append((end, clips[0][-1]))
             returns.add_anchor(rollout.steps_made, states)
     except KeyboardInterrupt:  # the results so far are returned
         interrupted = True
     size = weights.recipe.generator.state_size
-    nulls = null_intervals(LAMPS_AT_ONCE, size)
+    nulls = intervals_under_normality(LAMPS_AT_ONCE, size)
     result: dict[str, Any] = {
         "recipe": weights.recipe.name,
         "frames": frames,
@@ -287,7 +287,7 @@ def drift(
     if died is None and not interrupted:
         on_progress(frames, frames, "looking for loops and chaos at the end")
         result["lyapunov"] = lyapunov_exponent(weights, states, seed)
-        result["loops"] = _loop_distances(reference_set, long_clips, rollout)
+        result["loops"] = _distances_to_earlier_frames(reference_set, long_clips, rollout)
     result["seconds"] = time.monotonic() - began
     return result, pictures
 
@@ -308,7 +308,9 @@ def _roll_to_window(
             return path
 
 
-def _loop_distances(reference_set: ReferenceSet, long_clips: RealClips, rollout: Rollout) -> dict[str, float]:
+def _distances_to_earlier_frames(
+    reference_set: ReferenceSet, long_clips: RealClips, rollout: Rollout
+) -> dict[str, float]:
     """``motion_distance_to_earlier_frames`` of a long clip of each lamp, and of held-out clips as long."""
     path = rollout.roll_states(long_clips.length)[: len(long_clips)]
     drawn = extract_features(reference_set.fitted, (rollout.draw(lamp) for lamp in path))

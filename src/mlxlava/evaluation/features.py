@@ -21,7 +21,7 @@ FEATURE_COUNT = 64  # features of a frame
 FRAMES_PER_CLIP = 16  # number of frames of a clip for features where all frames would be too many
 PYRAMID_LEVELS = 2  # number of levels of the Laplacian pyramid, from the finest on
 PATCH_DIRECTIONS = 48  # number of random directions on which patches are projected
-_FRAMES_TO_FIT = 1024
+_MAX_FRAMES_TO_FIT = 1024
 _PATCH_SIDE = 7  # height and width of a patch (Karras 2018)
 _PATCHES_PER_LEVEL = 64  # patches of a clip at each level
 _FRAMES_WITH_PATCHES = 4  # frames of a clip that patches are taken from
@@ -39,7 +39,7 @@ class PCAFeatures:
 
     def __init__(self, clips: Iterable[NumpyArray]) -> None:
         clips = list(clips)
-        every = -(-sum(map(len, clips)) // _FRAMES_TO_FIT)
+        every = -(-sum(map(len, clips)) // _MAX_FRAMES_TO_FIT)
         x = np.concatenate([shrink(clip[::every]) for clip in clips])
         x = x.reshape(len(x), -1)
         self._mean = x.mean(0)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 NumpyArray = npt.NDArray[Any]
 
-_LONGEST_SIDE = 64  # longest side of shrunk pictures
+_MAX_SIDE_PIXELS = 64  # longest side of shrunk pictures
 
 
 def evenly_spaced_indices(length: int, count: int) -> NumpyArray:
@@ -20,7 +20,7 @@ def evenly_spaced_indices(length: int, count: int) -> NumpyArray:
 def shrink(frames: NumpyArray) -> NumpyArray:
     """Shrink frames (L, H, W, 3) to about 64 pixels on the longer side by averaging: float32 (L, h, w, 3)."""
     _, height, width, channels = frames.shape
-    factor = max(1, max(height, width) // _LONGEST_SIDE)
+    factor = max(1, max(height, width) // _MAX_SIDE_PIXELS)
     small = frames[:, : height // factor * factor, : width // factor * factor].astype(np.float32)
     if factor > 1:
         shape = (len(frames), height // factor, factor, width // factor, factor, channels)

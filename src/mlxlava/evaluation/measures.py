@@ -27,23 +27,23 @@ from mlxlava.products import matmul
 
 MODE_COUNT = 16  # measures of motion use so many principal components, the strongest ones
 _NEIGHBOUR_COUNT = 5  # the k of density and coverage (Naeem 2020)
-_PIECE_STEPS = 8  # learned steps of a piece that is searched for in the reference
-_PAIRED_MODES = 8  # number of modes whose pairs give the arrow of time
-_DISCRIMINANT_RIDGE = 10.0  # λ of the discriminant in motion_arrow
-_LONGEST_VECTOR = 3.0  # longest vector, in deviations: longer vectors are shortened smoothly
+_MATCHED_PIECE_STEPS = 8  # learned steps of a piece that is searched for in the reference
+_PAIRED_MODE_COUNT = 8  # number of modes whose pairs give the arrow of time
+_DISCRIMINANT_RIDGE = 10.0  # λ of the discriminant in motion_arrow_of_time
+_MAX_VECTOR_NORM = 3.0  # longest vector, in deviations: longer vectors are shortened smoothly
 
 
 # --- pictures ---
 
 
-def _sample_frames(clips: ClipFeatures) -> tuple[NumpyArray, NumpyArray]:
+def _features_of_sampled_frames(clips: ClipFeatures) -> tuple[NumpyArray, NumpyArray]:
     """Features of a few frames of each clip (C · 16, d), and the number of the clip of each frame."""
     length = clips.features.shape[1]
     at = evenly_spaced_indices(length, min(FRAMES_PER_CLIP, length))
     return clips.features[:, at].reshape(-1, clips.features.shape[-1]), np.repeat(clips.clip_numbers, len(at))
 
 
-def image_frechet(reference: ClipFeatures, other: ClipFeatures) -> float:
+def image_frechet_distance(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Fréchet distance of frames."""
     # Neighbouring frames are almost equal, so every second one is enough.
     x, y = (of.features[:, ::2].reshape(-1, of.features.shape[-1]) for of in (reference, other))
@@ -52,11 +52,11 @@ def image_frechet(reference: ClipFeatures, other: ClipFeatures) -> float:
 
 def image_kid(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Polynomial MMD of frames."""
-    (x, x_names), (y, y_names) = _sample_frames(reference), _sample_frames(other)
+    (x, x_names), (y, y_names) = _features_of_sampled_frames(reference), _features_of_sampled_frames(other)
     return polynomial_mmd(x, y, x_names, y_names)
 
 
-def image_sharpness(reference: ClipFeatures, other: ClipFeatures) -> float:
+def image_sharpness_distance(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Sliced Wasserstein distance of patches of the finest levels of a Laplacian pyramid (Karras 2018).
 
     Patches of both sets are divided by the reference's deviation, so that a loss of contrast is seen.
@@ -68,7 +68,7 @@ def image_sharpness(reference: ClipFeatures, other: ClipFeatures) -> float:
     return float(np.mean(total))
 
 
-def image_colour(reference: ClipFeatures, other: ClipFeatures) -> float:
+def image_colour_distance(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Wasserstein-1 distance of colour histograms in grey levels, mean over red, green and blue."""
     return float(np.abs(reference.colours.mean(0) - other.colours.mean(0)).sum(1).mean())
 
@@ -78,7 +78,7 @@ def _distances_and_radii(reference: ClipFeatures, other: ClipFeatures) -> tuple[
 
     Neighbours are reference frames of other clips.
     """
-    (x, names), (y, _) = _sample_frames(reference), _sample_frames(other)
+    (x, names), (y, _) = _features_of_sampled_frames(reference), _features_of_sampled_frames(other)
     within = squared_distances(x, x)
     within[names[:, None] == names[None]] = np.inf
     k = min(_NEIGHBOUR_COUNT, len(x) - 1)
@@ -110,7 +110,7 @@ def _strongest_modes(clips: ClipFeatures) -> NumpyArray:
     return clips.features[..., :MODE_COUNT]
 
 
-def _with_differences(reference: ClipFeatures, clips: ClipFeatures) -> ClipFeatures:
+def _modes_and_their_differences(reference: ClipFeatures, clips: ClipFeatures) -> ClipFeatures:
     """Clips whose features are (x, Δx, Δ²x) of the modes x: (C, L − 2, 3 modes).
 
     Each of the three is scaled to variance one in the reference. Vectors longer than three deviations are
@@ -120,18 +120,22 @@ def _with_differences(reference: ClipFeatures, clips: ClipFeatures) -> ClipFeatu
     for order in range(3):
         scale = np.sqrt(np.diff(_strongest_modes(reference), order, axis=1).var((0, 1)).sum()) + 1e-6
         part = np.diff(_strongest_modes(clips), order, axis=1)[:, 2 - order :] / scale
-        parts.append(part / np.sqrt(1 + (part**2).sum(-1, keepdims=True) / _LONGEST_VECTOR**2))
+        parts.append(part / np.sqrt(1 + (part**2).sum(-1, keepdims=True) / _MAX_VECTOR_NORM**2))
     return dataclasses.replace(clips, features=np.concatenate(parts, axis=-1))
 
 
-def motion_frechet(reference: ClipFeatures, other: ClipFeatures) -> float:
+def motion_frechet_distance(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Fréchet distance of (x, Δx, Δ²x)."""
-    return image_frechet(_with_differences(reference, reference), _with_differences(reference, other))
+    return image_frechet_distance(
+        _modes_and_their_differences(reference, reference), _modes_and_their_differences(reference, other)
+    )
 
 
 def motion_kid(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Polynomial MMD of (x, Δx, Δ²x)."""
-    return image_kid(_with_differences(reference, reference), _with_differences(reference, other))
+    return image_kid(
+        _modes_and_their_differences(reference, reference), _modes_and_their_differences(reference, other)
+    )
 
 
 def power_spectrum(clips: ClipFeatures) -> NumpyArray:
@@ -142,7 +146,7 @@ def power_spectrum(clips: ClipFeatures) -> NumpyArray:
     return power
 
 
-def motion_spectrum(reference: ClipFeatures, other: ClipFeatures) -> float:
+def motion_spectrum_distance(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Root mean square of the log ratio of power spectra, over modes and octaves of frequency."""
     x, y = (_octave_means(power_spectrum(of)) for of in (reference, other))
     least = 1e-5 * x.max()
@@ -163,12 +167,12 @@ def _motion_correlation_time(clips: ClipFeatures) -> float:
     return correlation_time(_strongest_modes(clips) - _strongest_modes(clips).mean((0, 1)))
 
 
-def motion_time_ratio(reference: ClipFeatures, other: ClipFeatures) -> float:
+def motion_correlation_time_ratio(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Ratio of the correlation times of motion: 2 means half as fast."""
     return _motion_correlation_time(other) / _motion_correlation_time(reference)
 
 
-def motion_energy(reference: ClipFeatures, other: ClipFeatures) -> float:
+def motion_energy_distance(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Wasserstein-1 distance of changes from frame to frame, divided by the mean change of the reference."""
     x, y = (of.energy.reshape(-1, 1) for of in (reference, other))
     return sliced_wasserstein(x, y) / (float(reference.energy.mean()) + 1e-6)
@@ -181,7 +185,7 @@ def _time_asymmetry(clips: ClipFeatures, mean: NumpyArray, deviation: NumpyArray
     (t+τ)⟩ of all pairs of modes, i = j included (third order), and ⟨x_i (t) x_j (t+τ) − x_j (t) x_i (t+τ)⟩
     (which mode follows which, second order).
     """
-    x = ((_strongest_modes(clips) - mean) / deviation)[..., :_PAIRED_MODES]
+    x = ((_strongest_modes(clips) - mean) / deviation)[..., :_PAIRED_MODE_COUNT]
     length = x.shape[1]
     rows = []
     lag = 1
@@ -195,7 +199,7 @@ def _time_asymmetry(clips: ClipFeatures, mean: NumpyArray, deviation: NumpyArray
     return np.concatenate(rows, axis=1)
 
 
-def motion_arrow(reference: ClipFeatures, other: ClipFeatures) -> float:
+def motion_arrow_of_time(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Arrow of time: how clearly clips run in the reference's direction of time.
 
     A linear discriminant with ridge regularisation is fitted to the statistics of :func:`_time_asymmetry`. It
@@ -232,18 +236,18 @@ def motion_distance_to_earlier_frames(reference: ClipFeatures, other: ClipFeatur
 # --- wax ---
 
 
-def image_edge_ratio(reference: ClipFeatures, other: ClipFeatures) -> float:
+def wax_edge_steepness_ratio(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Ratio of the steepness of wax edges: below 1 the edges are softer than in the reference."""
     return float(other.edges.mean()) / (float(reference.edges.mean()) + 1e-6)
 
 
-def wax_amount(reference: ClipFeatures, other: ClipFeatures) -> float:
+def wax_amount_distance(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Wasserstein-1 distance of the amounts of wax, divided by the deviation of the reference."""
     x, y = (of.wax.reshape(-1, 1) for of in (reference, other))
     return sliced_wasserstein(x, y) / (float(x.std()) + 1e-6)
 
 
-def wax_deviation_ratio(reference: ClipFeatures, other: ClipFeatures) -> float:
+def wax_amount_deviation_ratio(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Ratio of the deviations of the amount of wax: above 1, wax appears out of nothing and fades away."""
     return float(other.wax.std()) / (float(reference.wax.std()) + 1e-6)
 
@@ -252,12 +256,12 @@ def _wax_correlation_time(clips: ClipFeatures) -> float:
     return correlation_time((clips.wax - clips.wax.mean())[..., None])
 
 
-def wax_time_ratio(reference: ClipFeatures, other: ClipFeatures) -> float:
+def wax_correlation_time_ratio(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Ratio of the correlation times of the amount of wax."""
     return _wax_correlation_time(other) / _wax_correlation_time(reference)
 
 
-def wax_blobs(reference: ClipFeatures, other: ClipFeatures) -> float:
+def wax_blob_count_distance(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Wasserstein-1 distance of the number of blobs in a frame."""
     x, y = (of.blobs.reshape(-1, 1) for of in (reference, other))
     return sliced_wasserstein(x, y)
@@ -275,15 +279,18 @@ def wax_merging_ratio(reference: ClipFeatures, other: ClipFeatures) -> float:
 # --- memory ---
 
 
-def memory_frame_distance(reference: ClipFeatures, other: ClipFeatures) -> float:
+def memorised_frame_distance(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Mean distance of a frame to the nearest reference frame. It is small where frames are replayed."""
-    x, (y, _) = reference.features[:, ::2].reshape(-1, reference.features.shape[-1]), _sample_frames(other)
+    x, (y, _) = (
+        reference.features[:, ::2].reshape(-1, reference.features.shape[-1]),
+        _features_of_sampled_frames(other),
+    )
     return float(nearest_distances(y, x).mean())
 
 
-def memory_clip_distance(reference: ClipFeatures, other: ClipFeatures) -> float:
+def memorised_clip_distance(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Mean distance of a piece of eight steps to the nearest piece of the reference, over all modes."""
-    length = min(_PIECE_STEPS, reference.features.shape[1])
+    length = min(_MATCHED_PIECE_STEPS, reference.features.shape[1])
 
     def pieces(clips: ClipFeatures, every: int) -> NumpyArray:
         starts = range(0, clips.features.shape[1] - length + 1, every)
@@ -315,66 +322,86 @@ class Measure:
     cannot_see: str
 
 
-_BLIND_TO_ORDER = "order and speed of frames"
-_BLIND_TO_TIME = "the direction of time"
+_ORDER_AND_SPEED_TEXT = "order and speed of frames"
+_TIME_DIRECTION_TEXT = "the direction of time"
 MEASURES: dict[str, Measure] = {
     "image.frechet": Measure(
-        image_frechet,
+        image_frechet_distance,
         "distance",
         ("blur", "frozen", "looped"),
-        f"{_BLIND_TO_ORDER}; fine detail; shades of colour",
+        f"{_ORDER_AND_SPEED_TEXT}; fine detail; shades of colour",
     ),
     "image.kid": Measure(
-        image_kid, "unbiased", ("blur",), f"{_BLIND_TO_ORDER}; fine detail; missing variety"
+        image_kid, "unbiased", ("blur",), f"{_ORDER_AND_SPEED_TEXT}; fine detail; missing variety"
     ),
     "image.sharpness": Measure(
-        image_sharpness,
+        image_sharpness_distance,
         "distance",
         ("blur", "noise"),
-        f"{_BLIND_TO_ORDER}; where things are; missing variety",
+        f"{_ORDER_AND_SPEED_TEXT}; where things are; missing variety",
     ),
-    "image.colour": Measure(image_colour, "distance", ("colour",), f"{_BLIND_TO_ORDER}; shapes"),
-    "image.density": Measure(image_density, "level", ("blur",), f"{_BLIND_TO_ORDER}; missing variety"),
+    "image.colour": Measure(
+        image_colour_distance, "distance", ("colour",), f"{_ORDER_AND_SPEED_TEXT}; shapes"
+    ),
+    "image.density": Measure(image_density, "level", ("blur",), f"{_ORDER_AND_SPEED_TEXT}; missing variety"),
     "image.coverage": Measure(
-        image_coverage, "level", ("frozen", "looped"), f"{_BLIND_TO_ORDER}; fine detail"
+        image_coverage, "level", ("frozen", "looped"), f"{_ORDER_AND_SPEED_TEXT}; fine detail"
     ),
-    "image.recall": Measure(image_recall, "level", ("frozen",), f"{_BLIND_TO_ORDER}; fine detail"),
+    "image.recall": Measure(image_recall, "level", ("frozen",), f"{_ORDER_AND_SPEED_TEXT}; fine detail"),
     "image.edges": Measure(
-        image_edge_ratio, "level", ("blur", "faded"), f"{_BLIND_TO_ORDER}; where things are"
+        wax_edge_steepness_ratio, "level", ("blur", "faded"), f"{_ORDER_AND_SPEED_TEXT}; where things are"
     ),
     "motion.frechet": Measure(
-        motion_frechet,
+        motion_frechet_distance,
         "distance",
         ("noise", "frozen", "shuffled", "dropped"),
-        f"{_BLIND_TO_TIME}; fine detail",
+        f"{_TIME_DIRECTION_TEXT}; fine detail",
     ),
-    "motion.kid": Measure(motion_kid, "unbiased", ("shuffled", "dropped"), f"{_BLIND_TO_TIME}; fine detail"),
+    "motion.kid": Measure(
+        motion_kid, "unbiased", ("shuffled", "dropped"), f"{_TIME_DIRECTION_TEXT}; fine detail"
+    ),
     "motion.spectrum": Measure(
-        motion_spectrum,
+        motion_spectrum_distance,
         "distance",
         ("noise", "frozen", "shuffled", "dropped"),
-        f"{_BLIND_TO_TIME}; fine detail",
+        f"{_TIME_DIRECTION_TEXT}; fine detail",
     ),
-    "motion.time": Measure(motion_time_ratio, "level", ("shuffled", "dropped"), f"{_BLIND_TO_TIME}; flicker"),
+    "motion.time": Measure(
+        motion_correlation_time_ratio, "level", ("shuffled", "dropped"), f"{_TIME_DIRECTION_TEXT}; flicker"
+    ),
     "motion.energy": Measure(
-        motion_energy, "distance", ("noise", "frozen", "shuffled", "dropped"), f"{_BLIND_TO_TIME}; what moves"
+        motion_energy_distance,
+        "distance",
+        ("noise", "frozen", "shuffled", "dropped"),
+        f"{_TIME_DIRECTION_TEXT}; what moves",
     ),
-    "motion.arrow": Measure(motion_arrow, "level", ("reversed", "pingpong", "shuffled"), "pictures; speed"),
+    "motion.arrow": Measure(
+        motion_arrow_of_time, "level", ("reversed", "pingpong", "shuffled"), "pictures; speed"
+    ),
     "motion.loops": Measure(
         motion_distance_to_earlier_frames,
         "level",
         ("frozen", "looped", "pingpong"),
-        f"{_BLIND_TO_TIME}; loops longer than a clip",
+        f"{_TIME_DIRECTION_TEXT}; loops longer than a clip",
     ),
-    "wax.amount": Measure(wax_amount, "distance", ("faded",), f"{_BLIND_TO_ORDER}; shapes"),
-    "wax.deviation": Measure(wax_deviation_ratio, "level", ("faded",), f"{_BLIND_TO_ORDER}; shapes"),
-    "wax.time": Measure(wax_time_ratio, "level", ("shuffled", "dropped"), f"{_BLIND_TO_TIME}; shapes"),
-    "wax.blobs": Measure(wax_blobs, "distance", ("speckled",), f"{_BLIND_TO_ORDER}; shapes of blobs"),
+    "wax.amount": Measure(wax_amount_distance, "distance", ("faded",), f"{_ORDER_AND_SPEED_TEXT}; shapes"),
+    "wax.deviation": Measure(
+        wax_amount_deviation_ratio, "level", ("faded",), f"{_ORDER_AND_SPEED_TEXT}; shapes"
+    ),
+    "wax.time": Measure(
+        wax_correlation_time_ratio, "level", ("shuffled", "dropped"), f"{_TIME_DIRECTION_TEXT}; shapes"
+    ),
+    "wax.blobs": Measure(
+        wax_blob_count_distance, "distance", ("speckled",), f"{_ORDER_AND_SPEED_TEXT}; shapes of blobs"
+    ),
     "wax.merging": Measure(
-        wax_merging_ratio, "level", ("shuffled", "dropped", "speckled"), f"{_BLIND_TO_TIME}; shapes of blobs"
+        wax_merging_ratio,
+        "level",
+        ("shuffled", "dropped", "speckled"),
+        f"{_TIME_DIRECTION_TEXT}; shapes of blobs",
     ),
-    "memory.frames": Measure(memory_frame_distance, "level", ("replayed",), "all motion; fine detail"),
-    "memory.clips": Measure(memory_clip_distance, "level", ("replayed",), "fine detail"),
+    "memory.frames": Measure(memorised_frame_distance, "level", ("replayed",), "all motion; fine detail"),
+    "memory.clips": Measure(memorised_clip_distance, "level", ("replayed",), "fine detail"),
 }
 
 

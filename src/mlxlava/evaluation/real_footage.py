@@ -12,7 +12,7 @@ from mlxlava.footage.dataset import Footage, open_footage
 from mlxlava.footage.from_settings import prepare_from_settings
 from mlxlava.rollout.weights import Weights
 
-_SPEED_TOLERANCE = 0.05  # measures of motion do not notice a smaller relative difference of speeds
+_MAX_SPEED_DIFFERENCE = 0.05  # measures of motion do not notice a smaller relative difference of speeds
 
 
 def open_real_footage(
@@ -35,7 +35,9 @@ def open_real_footage(
     """
     data, seed = weights.recipe.data, weights.recipe.training.seed
     if source is not None:
-        return _at_true_speed(weights, source), _at_true_speed(weights, held_out) if held_out else None
+        return _open_at_true_speed(weights, source), _open_at_true_speed(
+            weights, held_out
+        ) if held_out else None
     learned = weights.about.get("footage", {}).get("sources", [])
     if learned:
         raise UserError(f"score: these weights learned from {', '.join(learned)}; give it with --footage")
@@ -44,7 +46,7 @@ def open_real_footage(
     return prepare_from_settings([], data, seed=seed), prepare_from_settings([], data, seed=seed + 1)
 
 
-def _at_true_speed(weights: Weights, source: str | Path) -> Footage:
+def _open_at_true_speed(weights: Weights, source: str | Path) -> Footage:
     """Footage with one frame for each learned step.
 
     Prepared footage keeps its size; other footage is resized.
@@ -61,7 +63,7 @@ def _at_true_speed(weights: Weights, source: str | Path) -> Footage:
         if every != found.every_nth:
             say(f"score: every {every}. frame of {source} is taken: {weights.step_fps:g} steps a second")
             found = prepare_from_settings([source], dataclasses.replace(data, every_nth=every))
-    if not abs(found.step_fps / weights.step_fps - 1) < _SPEED_TOLERANCE:
+    if not abs(found.step_fps / weights.step_fps - 1) < _MAX_SPEED_DIFFERENCE:
         say(
             f"score: {source} has {found.step_fps:g} steps a second and the weights {weights.step_fps:g}: "
             "measures of motion compare different speeds"

@@ -16,9 +16,9 @@ from mlxlava.evaluation.features import ClipFeatures, NumpyArray, evenly_spaced_
 from mlxlava.evaluation.measures import MEASURES, power_spectrum
 
 Result = dict[str, Any]
-WindowFrames = list[tuple[int, NumpyArray]]
+FramesOfDriftWindows = list[tuple[int, NumpyArray]]
 
-_HOW_TO_READ = {
+_HOW_TO_READ_A_RATIO = {
     "distance": "1 is right",
     "unbiased": "up to 1 is right",
     "level": "1 is right, less and more are not",
@@ -32,7 +32,7 @@ _STATE_STATISTICS = (
     "epps_pulley_directions",
     "covariance",
 )
-_SHORT_NAMES = {
+_SHORT_STATISTIC_NAMES = {
     "epps_pulley_axes": "E–P axes",
     "epps_pulley_directions": "E–P directions",
     "covariance": "‖cov − I‖²/Z",
@@ -49,7 +49,7 @@ def print_score_table(result: Result) -> None:
             f"{row['floor']:.4g}",
             _format_interval(row["floor_interval"]),
             "–" if row["ratio"] is None else f"{row['ratio']:.2f}",
-            _HOW_TO_READ[MEASURES[name].kind],
+            _HOW_TO_READ_A_RATIO[MEASURES[name].kind],
         )
         for name, row in result["measures"].items()
     ]
@@ -70,7 +70,7 @@ def print_drift_table(result: Result) -> None:
     columns = (
         "learned steps",
         *FOLLOWED_MEASURES,
-        *(_SHORT_NAMES.get(name, name) for name in _STATE_STATISTICS),
+        *(_SHORT_STATISTIC_NAMES.get(name, name) for name in _STATE_STATISTICS),
         "memory, GB",
     )
     rows = [
@@ -142,7 +142,7 @@ def _format_interval(ends: Sequence[float]) -> str:
     return f"[{ends[0]:.3g}, {ends[1]:.3g}]"
 
 
-def require_report(target: Path | None) -> None:
+def require_that_report_can_be_made(target: Path | None) -> None:
     """Check that a report can be made, before the long work begins.
 
     Raises:
@@ -162,7 +162,7 @@ def write_figure(
     path: Path,
     *,
     drift: Result,
-    window_frames: WindowFrames,
+    window_frames: FramesOfDriftWindows,
     clips: tuple[Sequence[NumpyArray], Sequence[NumpyArray]] | None = None,
     features: tuple[ClipFeatures, ClipFeatures, ClipFeatures] | None = None,
     step_fps: float,
@@ -226,7 +226,7 @@ def _draw_drift(left: Any, right: Any, drift: Result) -> None:
     for name in _STATE_STATISTICS:
         low, high = drift["null"][name]
         values = [2 * (row["state"][name] - low) / (high - low) - 1 for row in drift["windows"]]
-        right.plot(ends, values, marker=".", label=_SHORT_NAMES.get(name, name))
+        right.plot(ends, values, marker=".", label=_SHORT_STATISTIC_NAMES.get(name, name))
     right.axhspan(-1, 1, color="grey", alpha=0.2)
     right.set(title="the state; grey: 95 % of N(0, I)", xlabel="learned steps", xscale="log")
     right.legend(fontsize="small")

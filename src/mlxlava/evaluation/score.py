@@ -28,10 +28,10 @@ from mlxlava.rollout.weights import Weights
 CLIP_LENGTHS = (256, 128, 64, 32, 16)
 MAX_CLIPS = 256  # most clips of a half
 MAX_FRAMES = 16_384  # most frames of a half, by default
-_WANTED_CLIPS = (16, 8)  # a half should have so many clips; if it has fewer, shorter clips are tried
-_LEAST_CLIPS = 4  # measures need at least so many clips of a half
+_PREFERRED_CLIP_COUNTS = (16, 8)  # a half should have so many clips; if it has fewer, shorter clips are tried
+_MIN_CLIPS = 4  # measures need at least so many clips of a half
 # Footage is cut into so many blocks, which in turns belong to the reference and are held out.
-_BLOCK_COUNT = 8
+_FOOTAGE_BLOCK_COUNT = 8
 _WARM_UP_STEPS = 256  # learned steps that are rolled before the first frame is drawn
 LAMPS_AT_ONCE = 32  # number of lamps that are rolled together
 BOOTSTRAP_REPEATS = 40  # repeats of the bootstrap
@@ -93,10 +93,10 @@ def split_footage(
     Raises:
         UserError: the footage is too short, or too few frames are asked for.
     """
-    least = _LEAST_CLIPS * lengths[-1]
+    least = _MIN_CLIPS * lengths[-1]
     if frames < least:
         raise UserError(f"score: --frames must be at least {least}, not {frames}")
-    for enough in (*_WANTED_CLIPS, _LEAST_CLIPS):
+    for enough in (*_PREFERRED_CLIP_COUNTS, _MIN_CLIPS):
         for length in lengths:
             if held_out is None:
                 starts = _clip_starts_of_halves(footage, length)
@@ -115,7 +115,7 @@ def split_footage(
     shorter = footage if held_out is None or len(footage.frames) < len(held_out.frames) else held_out
     raise UserError(
         f"score: the footage is too short: it has {len(shorter.frames)} learned steps, and measures need "
-        f"{_LEAST_CLIPS} clips of {lengths[-1]} steps without a cut"
+        f"{_MIN_CLIPS} clips of {lengths[-1]} steps without a cut"
         f"{' and as many held out' if both else ''}: {need} steps, {need / footage.step_fps:.0f} s"
     )
 
@@ -134,8 +134,8 @@ def _starts_of_separate_clips(
 
 def _clip_starts_of_halves(footage: Footage, length: int) -> tuple[list[int], list[int]]:
     halves: tuple[list[int], list[int]] = ([], [])
-    bounds = np.linspace(0, len(footage.frames), _BLOCK_COUNT + 1).astype(int).tolist()
-    for block in range(_BLOCK_COUNT):
+    bounds = np.linspace(0, len(footage.frames), _FOOTAGE_BLOCK_COUNT + 1).astype(int).tolist()
+    for block in range(_FOOTAGE_BLOCK_COUNT):
         halves[block % 2].extend(_starts_of_separate_clips(footage, length, bounds[block], bounds[block + 1]))
     return halves
 

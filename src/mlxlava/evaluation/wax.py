@@ -15,10 +15,10 @@ import numpy as np
 from mlxlava.evaluation.frames import NumpyArray, shrink
 from mlxlava.products import covariance, matmul
 
-_FRAMES_TO_FIT = 512
-_MOVING_SHARE = 0.3  # pixels whose deviation over time is a smaller share of the largest one stand still
+_MAX_FRAMES_TO_FIT = 512
+_MIN_MOVING_SHARE = 0.3  # pixels whose deviation over time is a smaller share of the largest one stand still
 _HISTOGRAM_BINS = 256  # bins of the histogram for Otsu's threshold
-_LEAST_BLOB_SHARE = 1 / 400  # smallest blob, as a share of a frame's pixels; smaller ones are noise
+_MIN_BLOB_SHARE = 1 / 400  # smallest blob, as a share of a frame's pixels; smaller ones are noise
 EDGE_QUANTILE_COUNT = 15  # number of quantiles that describe the steepness of edges in a clip
 
 
@@ -31,10 +31,10 @@ class WaxMask:
 
     def __init__(self, clips: Iterable[NumpyArray]) -> None:
         clips = list(clips)
-        every = -(-sum(map(len, clips)) // _FRAMES_TO_FIT)
+        every = -(-sum(map(len, clips)) // _MAX_FRAMES_TO_FIT)
         frames = np.concatenate([shrink(clip[::every]) for clip in clips])
         deviation = frames.std(0).sum(-1)
-        self._moving = deviation > _MOVING_SHARE * deviation.max()
+        self._moving = deviation > _MIN_MOVING_SHARE * deviation.max()
         colours = frames[:, self._moving].reshape(-1, 3)
         _, vectors = np.linalg.eigh(covariance(colours))
         self._axis = vectors[:, -1].astype(np.float32)
@@ -99,7 +99,7 @@ def count_blobs(wax: NumpyArray) -> NumpyArray:
     within_a_frame[1] = ndimage.generate_binary_structure(2, 1)
     labels, count = ndimage.label(wax, within_a_frame)
     pixels = np.bincount(labels.ravel(), minlength=count + 1)
-    large = pixels >= max(2, _LEAST_BLOB_SHARE * wax[0].size)
+    large = pixels >= max(2, _MIN_BLOB_SHARE * wax[0].size)
     large[0] = False
     blobs: NumpyArray = np.array([large[np.unique(frame)].sum() for frame in labels], np.float32)
     return blobs

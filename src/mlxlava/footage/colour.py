@@ -24,18 +24,18 @@ import numpy.typing as npt
 
 from mlxlava.products import matmul
 
-Floats = npt.NDArray[np.float32]
+FloatArray = npt.NDArray[np.float32]
 
-UNKNOWN = 2
+UNKNOWN_CODE = 2
 RGB = 0
 BT709 = 1
 BT601 = 6
 BT2020 = 9
-_YCGCO = 8
-_PQ, _HLG = 16, 18
+_YCGCO_MATRIX = 8
+_PQ_TRANSFER, _HLG_TRANSFER = 16, 18
 
 # Matrix → (K_R, K_B).
-_LUMA: dict[int, tuple[float, float]] = {
+_LUMA_WEIGHTS: dict[int, tuple[float, float]] = {
     BT709: (0.2126, 0.0722),
     4: (0.30, 0.11),
     5: (0.299, 0.114),
@@ -44,31 +44,31 @@ _LUMA: dict[int, tuple[float, float]] = {
     BT2020: (0.2627, 0.0593),
     10: (0.2627, 0.0593),
 }
-_D65, _C, _DCI = (0.3127, 0.3290), (0.310, 0.316), (0.314, 0.351)
+_D65_WHITE_POINT, _C_WHITE_POINT, _DCI_WHITE_POINT = (0.3127, 0.3290), (0.310, 0.316), (0.314, 0.351)
 # Primaries → x, y of red, green, blue and white.
-_PRIMARIES: dict[int, tuple[tuple[float, float], ...]] = {
-    BT709: ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060), _D65),
-    4: ((0.67, 0.33), (0.21, 0.71), (0.14, 0.08), _C),
-    5: ((0.64, 0.33), (0.29, 0.60), (0.15, 0.06), _D65),
-    BT601: ((0.630, 0.340), (0.310, 0.595), (0.155, 0.070), _D65),
-    7: ((0.630, 0.340), (0.310, 0.595), (0.155, 0.070), _D65),
-    8: ((0.681, 0.319), (0.243, 0.692), (0.145, 0.049), _C),
-    BT2020: ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046), _D65),
+_PRIMARY_CHROMATICITIES: dict[int, tuple[tuple[float, float], ...]] = {
+    BT709: ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060), _D65_WHITE_POINT),
+    4: ((0.67, 0.33), (0.21, 0.71), (0.14, 0.08), _C_WHITE_POINT),
+    5: ((0.64, 0.33), (0.29, 0.60), (0.15, 0.06), _D65_WHITE_POINT),
+    BT601: ((0.630, 0.340), (0.310, 0.595), (0.155, 0.070), _D65_WHITE_POINT),
+    7: ((0.630, 0.340), (0.310, 0.595), (0.155, 0.070), _D65_WHITE_POINT),
+    8: ((0.681, 0.319), (0.243, 0.692), (0.145, 0.049), _C_WHITE_POINT),
+    BT2020: ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046), _D65_WHITE_POINT),
     10: ((1.0, 0.0), (0.0, 1.0), (0.0, 0.0), (1 / 3, 1 / 3)),
-    11: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), _DCI),
-    12: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), _D65),
-    22: ((0.630, 0.340), (0.295, 0.605), (0.155, 0.077), _D65),
+    11: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), _DCI_WHITE_POINT),
+    12: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), _D65_WHITE_POINT),
+    22: ((0.630, 0.340), (0.295, 0.605), (0.155, 0.077), _D65_WHITE_POINT),
 }
-_BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+_BRADFORD_MATRIX = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 
-_WHITE = 203.0  # cd/m² of reference white (BT.2408)
-_PEAK = 1000.0  # cd/m²
-_KNEE = 0.75  # of white: below it light stays as it is
-_BT1886 = 2.4
+_REFERENCE_WHITE_NITS = 203.0  # cd/m² of reference white (BT.2408)
+_PEAK_WHITE_NITS = 1000.0  # cd/m²
+_ROLL_OFF_KNEE = 0.75  # of white: below it light stays as it is
+_BT1886_GAMMA = 2.4
 
 
 @dataclasses.dataclass(frozen=True)
-class Colours:
+class ColourEncoding:
     """How the numbers of a frame are to be read. Codes are those of H.273; 2 stands for unknown.
 
     Attributes:
@@ -81,31 +81,31 @@ class Colours:
 
     matrix: int = BT709
     full: bool = False
-    transfer: int = UNKNOWN
-    primaries: int = UNKNOWN
+    transfer: int = UNKNOWN_CODE
+    primaries: int = UNKNOWN_CODE
     depth: int = 8
 
     @property
-    def zeros(self) -> tuple[float, float]:
+    def black_and_neutral(self) -> tuple[float, float]:
         """The numbers of black in the first plane, and of no colour in the other two."""
         if self.matrix == RGB:
             return 0.0, 0.0
         return (0.0 if self.full else 16.0 * 2 ** (self.depth - 8)), 2.0 ** (self.depth - 1)
 
 
-def known_matrix(matrix: int) -> bool:
+def is_known_matrix(matrix: int) -> bool:
     """Whether planes with this matrix can be read."""
-    return matrix in _LUMA or matrix in (RGB, _YCGCO)
+    return matrix in _LUMA_WEIGHTS or matrix in (RGB, _YCGCO_MATRIX)
 
 
-def guess_matrix(lines: int, transfer: int = UNKNOWN, primaries: int = UNKNOWN) -> int:
+def guess_matrix(lines: int, transfer: int = UNKNOWN_CODE, primaries: int = UNKNOWN_CODE) -> int:
     """The matrix of a video that names none."""
-    if primaries == BT2020 or transfer in (_PQ, _HLG):
+    if primaries == BT2020 or transfer in (_PQ_TRANSFER, _HLG_TRANSFER):
         return BT2020
     return BT709 if lines >= 720 else BT601
 
 
-def to_srgb(planes: Floats, colours: Colours) -> npt.NDArray[np.uint8]:
+def to_srgb(planes: FloatArray, colours: ColourEncoding) -> npt.NDArray[np.uint8]:
     """Planes of numbers to sRGB.
 
     Args:
@@ -115,16 +115,16 @@ def to_srgb(planes: Floats, colours: Colours) -> npt.NDArray[np.uint8]:
     Returns:
         uint8 (H, W, 3).
     """
-    picture = _to_rgb(planes, colours)
-    primaries = colours.primaries if colours.primaries in _PRIMARIES else BT709
+    picture = _decode_to_rgb(planes, colours)
+    primaries = colours.primaries if colours.primaries in _PRIMARY_CHROMATICITIES else BT709
     curve = colours.transfer
-    if primaries != BT709 or curve in (8, 9, 10, 17, _PQ, _HLG):
-        light = _to_light(np.clip(picture, 0, 1), curve)
+    if primaries != BT709 or curve in (8, 9, 10, 17, _PQ_TRANSFER, _HLG_TRANSFER):
+        light = _decode_to_light(np.clip(picture, 0, 1), curve)
         if primaries != BT709:
-            light = matmul(light, _to_bt709(primaries).T)
-        if curve in (_PQ, _HLG):
-            light = _roll_off(np.maximum(light, 0))
-        picture = _to_code(np.clip(light, 0, 1), curve).astype(np.float32)
+            light = matmul(light, _matrix_to_bt709(primaries).T)
+        if curve in (_PQ_TRANSFER, _HLG_TRANSFER):
+            light = _roll_off_highlights(np.maximum(light, 0))
+        picture = _encode_light(np.clip(light, 0, 1), curve).astype(np.float32)
     # In place, since this is done for each frame of a film.
     picture *= 255
     picture += 0.5
@@ -132,10 +132,10 @@ def to_srgb(planes: Floats, colours: Colours) -> npt.NDArray[np.uint8]:
     return picture.astype(np.uint8)
 
 
-def _to_rgb(planes: Floats, colours: Colours) -> Floats:
+def _decode_to_rgb(planes: FloatArray, colours: ColourEncoding) -> FloatArray:
     """Numbers to R′G′B′ of 0 … 1, not clipped: (H, W, 3)."""
     most = 2**colours.depth - 1
-    black, neutral = colours.zeros
+    black, neutral = colours.black_and_neutral
     scale = 2 ** (colours.depth - 8)
     of_luma, of_chroma = (most, most) if colours.full else (219 * scale, 224 * scale)
     if colours.matrix == RGB:
@@ -145,12 +145,12 @@ def _to_rgb(planes: Floats, colours: Colours) -> Floats:
         return np.stack([luma] * 3, axis=-1)
     blue, red = ((plane - np.float32(neutral)) / np.float32(of_chroma) for plane in planes[1:])
     picture = np.empty((*luma.shape, 3), np.float32)
-    if colours.matrix == _YCGCO:  # the planes are Y, Cg and Co
+    if colours.matrix == _YCGCO_MATRIX:  # the planes are Y, Cg and Co
         picture[..., 0] = luma - blue + red
         picture[..., 1] = luma + blue
         picture[..., 2] = luma - blue - red
         return picture
-    k_red, k_blue = _LUMA[colours.matrix]
+    k_red, k_blue = _LUMA_WEIGHTS[colours.matrix]
     k_green = 1 - k_red - k_blue
     picture[..., 0] = luma + 2 * (1 - k_red) * red
     picture[..., 1] = luma - (2 / k_green) * (k_red * (1 - k_red) * red + k_blue * (1 - k_blue) * blue)
@@ -158,17 +158,19 @@ def _to_rgb(planes: Floats, colours: Colours) -> Floats:
     return picture
 
 
-def _to_light(picture: Floats, curve: int) -> npt.NDArray[Any]:
+def _decode_to_light(picture: FloatArray, curve: int) -> npt.NDArray[Any]:
     """R′G′B′ to linear light, in which 1 is white (for HLG and PQ: reference white)."""
-    if curve == _PQ:  # SMPTE ST 2084
+    if curve == _PQ_TRANSFER:  # SMPTE ST 2084
         power = picture ** (1 / 78.84375)
         share = np.maximum(power - 0.8359375, 0) / (18.8515625 - 18.6875 * power)
-        shown: npt.NDArray[Any] = (10000 / _WHITE) * share ** (1 / 0.1593017578125)
+        shown: npt.NDArray[Any] = (10000 / _REFERENCE_WHITE_NITS) * share ** (1 / 0.1593017578125)
         return shown
-    if curve == _HLG:  # BT.2100's inverse OETF, then the system gamma of a display of 1000 cd/m²
+    if curve == _HLG_TRANSFER:  # BT.2100's inverse OETF, then the system gamma of a display of 1000 cd/m²
         low = picture**2 / 3
         high = (np.exp((picture - 0.55991073) / 0.17883277) + 0.28466892) / 12
-        displayed: npt.NDArray[Any] = (_PEAK / _WHITE) * np.where(picture <= 0.5, low, high) ** 1.2
+        displayed: npt.NDArray[Any] = (_PEAK_WHITE_NITS / _REFERENCE_WHITE_NITS) * np.where(
+            picture <= 0.5, low, high
+        ) ** 1.2
         return displayed
     if curve == 8:
         return picture
@@ -180,20 +182,20 @@ def _to_light(picture: Floats, curve: int) -> npt.NDArray[Any]:
         return projected
     if curve == 13:
         return np.where(picture <= 0.04045, picture / 12.92, ((picture + 0.055) / 1.055) ** 2.4)
-    light: npt.NDArray[Any] = picture**_BT1886
+    light: npt.NDArray[Any] = picture**_BT1886_GAMMA
     return light
 
 
-def _to_code(light: npt.NDArray[Any], curve: int) -> npt.NDArray[Any]:
+def _encode_light(light: npt.NDArray[Any], curve: int) -> npt.NDArray[Any]:
     """Linear light to R′G′B′: by the curve of sRGB where it came from it or from no curve, else BT.1886's."""
     if curve in (8, 13):
         return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
-    return light ** (1 / _BT1886)
+    return light ** (1 / _BT1886_GAMMA)
 
 
-def _roll_off(light: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _roll_off_highlights(light: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Map light of up to 1000 cd/m² into 0 … 1 by a Möbius curve above the knee; the hue is kept."""
-    peak, knee = _PEAK / _WHITE, _KNEE
+    peak, knee = _PEAK_WHITE_NITS / _REFERENCE_WHITE_NITS, _ROLL_OFF_KNEE
     below = knee**2 * (peak - 1) / (knee**2 - 2 * knee + peak)
     above = (knee**2 - 2 * knee * peak + peak) / (peak - 1)
     largest = light.max(axis=-1, keepdims=True)
@@ -204,18 +206,18 @@ def _roll_off(light: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return mapped
 
 
-def _to_bt709(primaries: int) -> Floats:
+def _matrix_to_bt709(primaries: int) -> FloatArray:
     """The matrix from linear light with these primaries to that with BT.709's (white to white, Bradford)."""
-    source, target = _to_xyz(primaries), _to_xyz(BT709)
-    cones = [matmul(_BRADFORD, matrix.sum(axis=1)) for matrix in (target, source)]
-    adapt = matmul(matmul(np.linalg.inv(_BRADFORD), np.diag(cones[0] / cones[1])), _BRADFORD)
-    matrix: Floats = matmul(matmul(np.linalg.inv(target), adapt), source).astype(np.float32)
+    source, target = _matrix_to_xyz(primaries), _matrix_to_xyz(BT709)
+    cones = [matmul(_BRADFORD_MATRIX, matrix.sum(axis=1)) for matrix in (target, source)]
+    adapt = matmul(matmul(np.linalg.inv(_BRADFORD_MATRIX), np.diag(cones[0] / cones[1])), _BRADFORD_MATRIX)
+    matrix: FloatArray = matmul(matmul(np.linalg.inv(target), adapt), source).astype(np.float32)
     return matrix
 
 
-def _to_xyz(primaries: int) -> npt.NDArray[np.float64]:
+def _matrix_to_xyz(primaries: int) -> npt.NDArray[np.float64]:
     """The matrix from linear light with these primaries to CIE XYZ."""
-    *colours, white = (np.array([x, y, 1 - x - y]) for x, y in _PRIMARIES[primaries])
+    *colours, white = (np.array([x, y, 1 - x - y]) for x, y in _PRIMARY_CHROMATICITIES[primaries])
     matrix = np.stack(colours, axis=1)
     scaled: npt.NDArray[np.float64] = matrix * np.linalg.solve(matrix, white / white[1])
     return scaled

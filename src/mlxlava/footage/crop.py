@@ -123,7 +123,7 @@ def choose_box(
         if found is None:
             return centre_box(picture, size), False
         return fit_box(found.lamps[0], picture, size), True
-    return _parse(crop, picture, path), True
+    return _parse_box(crop, picture, path), True
 
 
 def centre_box(picture: tuple[int, int], size: tuple[int, int]) -> Box:
@@ -131,7 +131,7 @@ def centre_box(picture: tuple[int, int], size: tuple[int, int]) -> Box:
     return _box_around((picture[0] / 2, picture[1] / 2), (0, 0), picture, size)
 
 
-def _parse(crop: str, picture: tuple[int, int], path: Path) -> Box:
+def _parse_box(crop: str, picture: tuple[int, int], path: Path) -> Box:
     box, _, of = crop.partition("@")
     try:
         x, y, width, height = (int(part) for part in box.split(","))
@@ -201,7 +201,7 @@ def _sums_of(runs: Iterable[Iterable[Image.Image]], picture: tuple[int, int]) ->
     return sums
 
 
-def _central_range(weights: np.ndarray) -> tuple[int, int]:
+def _range_without_outliers(weights: np.ndarray) -> tuple[int, int]:
     """The range of cells without 1 % of the weight on either side, so that a far speck does not count."""
     cumulative = np.cumsum(weights) / weights.sum()
     return int(np.searchsorted(cumulative, 0.01)), int(np.searchsorted(cumulative, 0.99)) + 1
@@ -216,7 +216,7 @@ def _lamps(moving: np.ndarray, mean: np.ndarray) -> list[tuple[int, int]]:
     ]
     merged = [groups[0]]
     wall = _unlike_wall(mean, _box_of(moving)) < _threshold(moving, mean, _box_of(moving))
-    rows = slice(*_central_range(moving.sum(axis=1)))
+    rows = slice(*_range_without_outliers(moving.sum(axis=1)))
     for group in groups[1:]:
         gap = slice(merged[-1][1], group[0])
         narrower = min(merged[-1][1] - merged[-1][0], group[1] - group[0])
@@ -234,7 +234,7 @@ def _lamps(moving: np.ndarray, mean: np.ndarray) -> list[tuple[int, int]]:
 
 def _box_of(moving: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
     """Columns and rows of what moves."""
-    return _central_range(moving.sum(axis=0)), _central_range(moving.sum(axis=1))
+    return _range_without_outliers(moving.sum(axis=0)), _range_without_outliers(moving.sum(axis=1))
 
 
 def _unlike_wall(mean: np.ndarray, box: tuple[tuple[int, int], tuple[int, int]]) -> np.ndarray:

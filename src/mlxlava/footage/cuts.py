@@ -10,14 +10,14 @@ import numpy as np
 from mlxlava.resize import resize
 
 # A hard cut: the thumbnails of two neighbouring frames differ by more than this (of 255) …
-CUT_CHANGE = 4.0
+MIN_CUT_CHANGE = 4.0
 # … and by more than this many times the usual difference of neighbours within half a second. In a real lamp
 # at 30 fps, neighbours differed by 0.2 and at most by 0.8, and frames 8 s apart by at least 6.5. In a
 # time-lapse all neighbours differ much, so the ratio finds no cuts there.
-CUT_RATIO = 5.0
-CUT_WINDOW = 15  # frames looked at on either side
+MIN_RATIO_TO_USUAL_CHANGE = 5.0
+FRAMES_ON_EITHER_SIDE = 15  # frames looked at on either side
 
-_THUMBNAIL = (16, 16)
+_THUMBNAIL_SIZE = (16, 16)
 
 
 def find_cuts(changes: np.ndarray) -> list[int]:
@@ -33,14 +33,16 @@ def find_cuts(changes: np.ndarray) -> list[int]:
     """
     plain, change, skip = np.asarray(changes, dtype=np.float64).reshape(-1, 3).T
     cuts = []
-    for at in np.flatnonzero(change > CUT_CHANGE).tolist():
-        nearby = np.concatenate([plain[max(1, at - CUT_WINDOW) : at], plain[at + 1 : at + 1 + CUT_WINDOW]])
+    for at in np.flatnonzero(change > MIN_CUT_CHANGE).tolist():
+        nearby = np.concatenate(
+            [plain[max(1, at - FRAMES_ON_EITHER_SIDE) : at], plain[at + 1 : at + 1 + FRAMES_ON_EITHER_SIDE]]
+        )
         # Not the median: a slow source in a faster container repeats most of its frames.
         typical = float(np.percentile(nearby, 85)) if len(nearby) else math.inf
         # The neighbours on either side of a single odd frame are alike.
         before = at < 2 or skip[at] > 0.5 * change[at]
         after = at + 1 >= len(change) or skip[at + 1] > 0.5 * change[at]
-        if change[at] > CUT_RATIO * typical and before and after:
+        if change[at] > MIN_RATIO_TO_USUAL_CHANGE * typical and before and after:
             cuts.append(at)
     return cuts
 
@@ -52,9 +54,9 @@ class CutFinder:
         self._rows = array("f")
         self._last: list[np.ndarray] = []
 
-    def add(self, frame: np.ndarray) -> None:
+    def add_frame(self, frame: np.ndarray) -> None:
         """Look at the next frame, uint8 (H, W, 3)."""
-        now = resize(frame, _THUMBNAIL).astype(np.float32)
+        now = resize(frame, _THUMBNAIL_SIZE).astype(np.float32)
         before = [*([now] * (2 - len(self._last))), *self._last]
         self._rows.append(float(np.abs(now - before[1]).mean()))
         for then in before[::-1]:

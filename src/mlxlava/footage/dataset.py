@@ -17,7 +17,7 @@ import numpy as np
 
 from mlxlava.errors import UserError
 
-FORMAT = 1  # of the folder; it is part of every key
+FOOTAGE_FORMAT_VERSION = 1  # of the folder; it is part of every key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,26 +47,26 @@ class Footage:
         """Learned steps a second."""
         return self.fps / self.every_nth
 
-    def _segments(self, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    def _segment_starts_and_clip_counts(self, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
         """First frame of each segment, and the clips in it."""
         bounds = np.array([0, *self.cuts, len(self.frames)], dtype=np.int64)
         return bounds[:-1], np.maximum(np.diff(bounds) - seq_len + 1, 0)
 
     def clip_count(self, seq_len: int) -> int:
         """How many different clips of ``seq_len`` frames there are."""
-        return int(self._segments(seq_len)[1].sum())
+        return int(self._segment_starts_and_clip_counts(seq_len)[1].sum())
 
     def clip_starts(self, seq_len: int) -> np.ndarray:
         """First frames of all clips of ``seq_len`` frames, int64, rising."""
-        firsts, counts = self._segments(seq_len)
+        firsts, counts = self._segment_starts_and_clip_counts(seq_len)
         return np.repeat(firsts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
 
     @property
     def longest_piece(self) -> int:
         """Frames of the longest piece without a cut."""
-        return int(self._segments(1)[1].max())
+        return int(self._segment_starts_and_clip_counts(1)[1].max())
 
-    def require(self, seq_len: int) -> None:
+    def require_clip(self, seq_len: int) -> None:
         """Raise UserError unless there is at least one clip of ``seq_len`` frames."""
         if self.clip_count(seq_len) == 0:
             where = "the longest piece without a cut has" if self.cuts else "there are"
@@ -92,7 +92,7 @@ class Footage:
             step: training step.
             batch_size: clips, B; their starts are uniform among all valid ones.
             seq_len: learned steps that a clip spans.
-            drawn_frames: frames of each clip to return, K (see ``draw_times``); 0 for all.
+            drawn_frames: frames of each clip to return, K (see ``draw_frame_times``); 0 for all.
             context_frames: evenly spaced frames of each clip, V, which are returned before those K.
             rows: clips of the batch to read; all by default.
 
@@ -103,15 +103,15 @@ class Footage:
         Raises:
             UserError: the footage is shorter than one clip.
         """
-        self.require(seq_len)
-        firsts, counts = self._segments(seq_len)
+        self.require_clip(seq_len)
+        firsts, counts = self._segment_starts_and_clip_counts(seq_len)
         ends = np.cumsum(counts)
         key = np.array([seed & 0xFFFFFFFFFFFFFFFF, step], dtype=np.uint64)
         rng = np.random.Generator(np.random.Philox(key=key))
         number = rng.integers(0, ends[-1], batch_size)
         segment = np.searchsorted(ends, number, side="right")
         starts = firsts[segment] + number - (ends - counts)[segment]
-        times = draw_times(rng, batch_size, seq_len, drawn_frames)
+        times = draw_frame_times(rng, batch_size, seq_len, drawn_frames)
         if context_frames:
             spaced = np.linspace(0, seq_len - 1, context_frames).round().astype(np.int32)
             times = np.concatenate([np.tile(spaced, (batch_size, 1)), times], axis=1)
@@ -136,7 +136,7 @@ def reopen_footage(path: str | Path, key: str) -> Footage | None:
     return None
 
 
-def prepared_size(sources: Sequence[str | Path]) -> tuple[int, int] | None:
+def size_of_prepared_footage(sources: Sequence[str | Path]) -> tuple[int, int] | None:
     """Height and width of prepared footage; None where the sources are something else.
 
     Raises:
@@ -152,8 +152,10 @@ def read_footage(path: Path) -> tuple[Footage, dict[str, Any]]:
     again = "prepare it again"
     try:
         about = json.loads((path / "footage.json").read_text(encoding="utf-8"))
-        if about["format"] != FORMAT:
-            raise UserError(f"footage: {path} has format {about['format']}, not {FORMAT}; {again}")
+        if about["format"] != FOOTAGE_FORMAT_VERSION:
+            raise UserError(
+                f"footage: {path} has format {about['format']}, not {FOOTAGE_FORMAT_VERSION}; {again}"
+            )
         frames = np.load(path / "frames.npy", mmap_mode="r")
         size = (int(about["size"][0]), int(about["size"][1]))
         cuts = tuple(int(cut) for cut in about["cuts"])
@@ -169,7 +171,9 @@ def read_footage(path: Path) -> tuple[Footage, dict[str, Any]]:
     return Footage(path, frames, fps, every_nth, size, cuts, str(about.get("key", ""))), about
 
 
-def draw_times(rng: np.random.Generator, batch_size: int, seq_len: int, drawn_frames: int) -> np.ndarray:
+def draw_frame_times(
+    rng: np.random.Generator, batch_size: int, seq_len: int, drawn_frames: int
+) -> np.ndarray:
     """Draw the times in each clip of which frames are returned, in learned steps.
 
     The span (last − first) is log-uniform over K − 1 … seq_len − 1. So short gaps, which show motion, are as

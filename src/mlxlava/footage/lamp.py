@@ -23,9 +23,9 @@ from mlxlava.playback.session import FrameSource
 from mlxlava.products import matmul
 
 # Raise it when the pictures change. Footage that was prepared with another version is not used again.
-VERSION = 1
+LAMP_VERSION = 1
 
-Floats = NDArray[np.float32]
+FloatArray = NDArray[np.float32]
 Color = tuple[int, int, int]
 
 
@@ -80,8 +80,8 @@ THEMES: dict[str, Theme] = {
 }
 
 # The lamp's outline: (y, half-width) from the foot to the top of the cap.
-_BASE = ((-0.21, 0.280), (-0.19, 0.284), (-0.10, 0.228), (-0.03, 0.296), (0.0, 0.308))
-_GLASS = (
+_BASE_OUTLINE = ((-0.21, 0.280), (-0.19, 0.284), (-0.10, 0.228), (-0.03, 0.296), (0.0, 0.308))
+_GLASS_OUTLINE = (
     (0.0, 0.290),
     (0.10, 0.321),
     (0.20, 0.330),
@@ -90,22 +90,25 @@ _GLASS = (
     (0.80, 0.215),
     (1.0, 0.160),
 )
-_CAP = ((1.0, 0.172), (1.03, 0.174), (1.08, 0.146), (1.10, 0.126))
-_WIDEST = 0.33
+_CAP_OUTLINE = ((1.0, 0.172), (1.03, 0.174), (1.08, 0.146), (1.10, 0.126))
+_MAX_GLASS_HALF_WIDTH = 0.33
 
 # Seconds of a simulation step. Pictures are interpolated, so the motion is the same at any frame rate.
-_STEP = 1 / 30
-_WARM_UP = 60.0  # seconds of simulation before the first picture, so that it is as typical as any other
-_NOISE_TIME = 15.0  # correlation time of a blob's noise in seconds
-_RADII = np.array([0.154, 0.136, 0.119, 0.102, 0.084])
-_CEILING = 0.93 - 0.6 * _RADII
-_POOL = (0.0, -0.03, 0.70, 0.115)  # x, y and the two radii of the pool's Gaussian
-_WAX = 0.32  # fraction of the glass's area that is wax
-_GRID = (72, 44)  # rows and columns of points that the level is computed from; the same for every size
-_SOFT = 5.0  # slope of the field, per length, below which an edge is drawn wider, so that necks part softly
+_SIMULATION_STEP_SECONDS = 1 / 30
+# Seconds of simulation before the first picture, so that it is as typical as any other.
+_WARM_UP_SECONDS = 60.0
+_NOISE_CORRELATION_SECONDS = 15.0  # correlation time of a blob's noise in seconds
+_BLOB_RADII = np.array([0.154, 0.136, 0.119, 0.102, 0.084])
+_MAX_BLOB_HEIGHTS = 0.93 - 0.6 * _BLOB_RADII
+_WAX_POOL_CENTRE_AND_RADII = (0.0, -0.03, 0.70, 0.115)  # x, y and the two radii of the pool's Gaussian
+_WAX_AREA_FRACTION = 0.32  # fraction of the glass's area that is wax
+# Rows and columns of points that the level is computed from; the same for every size.
+_LEVEL_GRID_SHAPE = (72, 44)
+# Slope of the field, per length, below which an edge is drawn wider, so that necks part softly.
+_MIN_EDGE_SLOPE = 5.0
 
 
-def _half_width(profile: tuple[tuple[float, float], ...], y: Floats) -> Floats:
+def _outline_half_widths(profile: tuple[tuple[float, float], ...], y: FloatArray) -> FloatArray:
     """Half the width at each height: a cubic Hermite spline through the outline, constant beyond its ends."""
     heights, widths = np.array(profile).T
     slopes = np.gradient(widths, heights)
@@ -119,33 +122,35 @@ def _half_width(profile: tuple[tuple[float, float], ...], y: Floats) -> Floats:
     return np.asarray(cubic, np.float32)
 
 
-_WALL_Y = np.linspace(0, 1, 33)
-_WALL_X = _half_width(_GLASS, _WALL_Y.astype(np.float32)).astype(np.float64)
+_GLASS_WALL_HEIGHTS = np.linspace(0, 1, 33)
+_GLASS_WALL_HALF_WIDTHS = _outline_half_widths(_GLASS_OUTLINE, _GLASS_WALL_HEIGHTS.astype(np.float32)).astype(
+    np.float64
+)
 
 
-class _Motion:
+class _WaxMotion:
     """The motion of the wax: buoyancy, other blobs, the glass and noise push each blob."""
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
-        count = len(_RADII)
+        count = len(_BLOB_RADII)
         self.y = self.rng.uniform(0.05, 0.9, count)
         self.x = self.rng.uniform(-0.1, 0.1, count)
         self.vx, self.vy = np.zeros(count), np.zeros(count)
         self.heat = self.rng.uniform(-0.7, 0.7, count)
         # Of heating, and of sideways drift. An Ornstein-Uhlenbeck process, N(0, 1) at any time.
         self.noise = self.rng.standard_normal((2, count))
-        self.reach = (1.05 * (_RADII[:, None] + _RADII[None, :])) ** 2
+        self.reach = (1.05 * (_BLOB_RADII[:, None] + _BLOB_RADII[None, :])) ** 2
         self.draws, self.used = np.empty((0, 2, count)), 0  # random numbers in stock, and how many were used
         for _ in range(600):
-            self.step(_WARM_UP / 600)
+            self.step(_WARM_UP_SECONDS / 600)
 
-    def step(self, dt: float = _STEP) -> None:
+    def step(self, dt: float = _SIMULATION_STEP_SECONDS) -> None:
         """Move on by ``dt`` seconds (semi-implicit Euler)."""
         if self.used == len(self.draws):
             self.draws, self.used = self.rng.standard_normal((256, *self.noise.shape)), 0
         x, y = self.x, self.y
-        keep = math.exp(-dt / _NOISE_TIME)
+        keep = math.exp(-dt / _NOISE_CORRELATION_SECONDS)
         self.noise = keep * self.noise + math.sqrt(1 - keep * keep) * self.draws[self.used]
         self.used += 1
 
@@ -164,9 +169,11 @@ class _Motion:
         push_y = push_y + 0.18 * (near * dy).sum(1)
 
         # The glass pushes blobs back, strongly but smoothly.
-        room = np.maximum(np.interp(y, _WALL_Y, _WALL_X) - 0.85 * _RADII, 0.02)
+        room = np.maximum(
+            np.interp(y, _GLASS_WALL_HEIGHTS, _GLASS_WALL_HALF_WIDTHS) - 0.85 * _BLOB_RADII, 0.02
+        )
         push_x -= 1.5 * (np.maximum(x - room, 0) + np.minimum(x + room, 0)) + 0.10 * x
-        push_y -= 2.0 * (np.maximum(y - _CEILING, 0) + np.minimum(y - 0.02, 0))
+        push_y -= 2.0 * (np.maximum(y - _MAX_BLOB_HEIGHTS, 0) + np.minimum(y - 0.02, 0))
 
         self.vx += dt / 0.8 * (push_x - self.vx)
         self.vy += dt / 0.8 * (push_y - self.vy)
@@ -176,23 +183,25 @@ class _Motion:
     def blobs(self) -> NDArray[np.float64]:
         """x, y and the radii along x and y, of the pool and of each blob: (6, 4)."""
         stretch = 1 + 0.25 * np.tanh((self.vy / 0.05) ** 2)
-        rows = np.stack([self.x, self.y, _RADII / np.sqrt(stretch), _RADII * np.sqrt(stretch)], axis=1)
-        return np.concatenate([[_POOL], rows])
+        rows = np.stack(
+            [self.x, self.y, _BLOB_RADII / np.sqrt(stretch), _BLOB_RADII * np.sqrt(stretch)], axis=1
+        )
+        return np.concatenate([[_WAX_POOL_CENTRE_AND_RADII], rows])
 
 
-class _Field:
+class _WaxField:
     """The field of the wax on a grid of points inside the glass."""
 
-    def __init__(self, x: Floats, y: Floats) -> None:
+    def __init__(self, x: FloatArray, y: FloatArray) -> None:
         self.x, self.y = x, y
         # Near the glass the field is smaller, so that blobs stay round there. The pool touches the glass.
-        wall = _half_width(_GLASS, y)[:, None] - np.abs(x)[None, :]
+        wall = _outline_half_widths(_GLASS_OUTLINE, y)[:, None] - np.abs(x)[None, :]
         free = 1 / (1 + np.exp(-(y[:, None] - 0.20) / 0.03))
         self.fall = (-0.9 * free * np.exp(-np.maximum(wall, 0) / 0.022)).astype(np.float32)
         down, across = np.gradient(self.fall, y, x)
         self.fall_y, self.fall_x = down.astype(np.float32), across.astype(np.float32)
 
-    def __call__(self, blobs: NDArray[np.float64]) -> tuple[Floats, Floats, Floats]:
+    def __call__(self, blobs: NDArray[np.float64]) -> tuple[FloatArray, FloatArray, FloatArray]:
         """The logarithm of the field and its two derivatives: (H, W) each.
 
         A Gaussian is a product of one in x and one in y, so the sum is a matrix product.
@@ -232,10 +241,10 @@ class Lamp:
         self._fps = fps
         self._frame = 0
         self._steps = 0
-        self._motion = _Motion(seed)
+        self._motion = _WaxMotion(seed)
         self._before = self._after = self._motion.blobs()
-        self._paint(size, THEMES[theme])
-        self._prepare_grid()
+        self._draw_what_never_moves(size, THEMES[theme])
+        self._prepare_level_grid()
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         return self
@@ -243,56 +252,56 @@ class Lamp:
     def __next__(self) -> NDArray[np.uint8]:
         """The next frame, uint8 (H, W, 3); the array is the caller's to keep."""
         self._frame += 1
-        return self._at((self._frame - 1) / self._fps)
+        return self._frame_at((self._frame - 1) / self._fps)
 
     def play(self, times: Iterable[float]) -> Iterator[tuple[float, NDArray[np.uint8]]]:
         """Frames at rising times (seconds): pairs of time and frame, uint8 (H, W, 3)."""
         for at in times:
-            yield at, self._at(at)
+            yield at, self._frame_at(at)
 
-    def _at(self, seconds: float) -> NDArray[np.uint8]:
+    def _frame_at(self, seconds: float) -> NDArray[np.uint8]:
         """The frame at a time (seconds), which must not decrease from call to call."""
-        time = seconds / _STEP
+        time = seconds / _SIMULATION_STEP_SECONDS
         while self._steps < time:
             self._motion.step()
             self._before, self._after = self._after, self._motion.blobs()
             self._steps += 1
         late = self._steps - time
-        return self._draw(late * self._before + (1 - late) * self._after)
+        return self._draw_frame(late * self._before + (1 - late) * self._after)
 
-    def _paint(self, size: tuple[int, int], theme: Theme) -> None:
+    def _draw_what_never_moves(self, size: tuple[int, int], theme: Theme) -> None:
         """Draw once what never moves."""
         height, width = size
-        low, high = _BASE[0][0], _CAP[-1][0]
-        scale = 0.95 * min(height / (high - low), width / (2 * _WIDEST))  # pixels per length
+        low, high = _BASE_OUTLINE[0][0], _CAP_OUTLINE[-1][0]
+        scale = 0.95 * min(height / (high - low), width / (2 * _MAX_GLASS_HALF_WIDTH))  # pixels per length
         x = ((np.arange(width) + 0.5 - width / 2) / scale).astype(np.float32)
         y = ((height / 2 - np.arange(height) - 0.5) / scale + (low + high) / 2).astype(np.float32)
         self._pixel = 1 / scale
 
         # The room: lit faintly by the lamp.
         far = np.hypot(x[None, :] / 0.75, (y[:, None] - 0.35) / 1.0)
-        picture = _rgb(theme.room) * (0.25 + 1.1 * np.exp(-2.2 * far * far))[..., None]
+        picture = _colour_array(theme.room) * (0.25 + 1.1 * np.exp(-2.2 * far * far))[..., None]
 
-        metal = _rgb(theme.metal) / 255
-        for profile in (_BASE, _CAP):
-            across = x[None, :] / _half_width(profile, y)[:, None]
+        metal = _colour_array(theme.metal) / 255
+        for profile in (_BASE_OUTLINE, _CAP_OUTLINE):
+            across = x[None, :] / _outline_half_widths(profile, y)[:, None]
             # A polished cylinder: a bright band left of the middle, a thin reflection on the right.
             shine = 0.16 + 0.62 * np.exp(-(((across + 0.38) / 0.24) ** 2))
             shine = shine + 0.22 * np.exp(-(((across - 0.66) / 0.13) ** 2))
-            inside = _coverage(profile, x, y, self._pixel)[..., None]
+            inside = _pixel_coverage(profile, x, y, self._pixel)[..., None]
             picture = picture + inside * (255 * shine[..., None] * metal - picture)
 
         # Only the glass's bounding box changes from frame to frame.
-        glass = _coverage(_GLASS, x, y, self._pixel)
+        glass = _pixel_coverage(_GLASS_OUTLINE, x, y, self._pixel)
         rows, columns = np.flatnonzero(glass.any(1)), np.flatnonzero(glass.any(0))
         self._box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
         y, x, glass = y[self._box[0]], x[self._box[1]], glass[self._box][..., None]
-        self._field = _Field(x, y)
+        self._field = _WaxField(x, y)
 
-        across = x[None, :] / _half_width(_GLASS, y)[:, None]
+        across = x[None, :] / _outline_half_widths(_GLASS_OUTLINE, y)[:, None]
         up = np.clip(y, 0, 1)
-        shades = np.stack([_rgb(color) for color in theme.liquid])
-        liquid = _ramp(shades, 1 - up**0.6)[:, None, :] * (1 - 0.45 * across**4)[..., None]
+        shades = np.stack([_colour_array(color) for color in theme.liquid])
+        liquid = _colours_on_ramp(shades, 1 - up**0.6)[:, None, :] * (1 - 0.45 * across**4)[..., None]
         streak = np.exp(-(((across + 0.72) / 0.09) ** 2)) + 0.45 * np.exp(-(((across - 0.80) / 0.06) ** 2))
         streak = streak * (np.clip(y / 0.15, 0, 1) * np.clip((1 - y) / 0.1, 0, 1))[:, None]
         gloss = 34 * streak[..., None]
@@ -302,27 +311,29 @@ class Lamp:
         self._room_and_gloss = (picture[self._box] * (1 - glass) + glass * gloss + 0.5).astype(np.float32)
         self._glass = glass.astype(np.float32)
         self._liquid = np.clip(liquid, 0, 200).astype(np.float32)
-        self._halo = (0.35 * _rgb(theme.wax[len(theme.wax) // 2])).astype(np.float32)
+        self._halo = (0.35 * _colour_array(theme.wax[len(theme.wax) // 2])).astype(np.float32)
         self._light = (0.93 - 0.62 * up**0.75)[:, None].astype(np.float32)
-        self._wax = _ramp(np.stack([_rgb(color) for color in theme.wax]), np.linspace(0, 1, 1024)).astype(
-            np.float32
-        )
+        self._wax = _colours_on_ramp(
+            np.stack([_colour_array(color) for color in theme.wax]), np.linspace(0, 1, 1024)
+        ).astype(np.float32)
 
-    def _prepare_grid(self) -> None:
+    def _prepare_level_grid(self) -> None:
         """Prepare the grid that the level is computed from."""
-        rows, columns = _GRID
+        rows, columns = _LEVEL_GRID_SHAPE
         y = ((np.arange(rows) + 0.5) / rows).astype(np.float32)
-        x = ((np.arange(columns) + 0.5) / columns * 2 - 1).astype(np.float32) * np.float32(_WIDEST)
-        self._grid = _Field(x, y)
-        self._weight = _coverage(_GLASS, x, y, 1 / rows)
+        x = ((np.arange(columns) + 0.5) / columns * 2 - 1).astype(np.float32) * np.float32(
+            _MAX_GLASS_HALF_WIDTH
+        )
+        self._grid = _WaxField(x, y)
+        self._weight = _pixel_coverage(_GLASS_OUTLINE, x, y, 1 / rows)
 
-    def _level(self, blobs: NDArray[np.float64]) -> float:
+    def _find_wax_level(self, blobs: NDArray[np.float64]) -> float:
         """The level of the field that encloses the constant area of wax (Newton's method)."""
         field, along_x, along_y = self._grid(blobs)
-        sharp = _GRID[0] / np.sqrt(along_x**2 + along_y**2 + _SOFT**2)
-        goal = _WAX * float(self._weight.sum())
+        sharp = _LEVEL_GRID_SHAPE[0] / np.sqrt(along_x**2 + along_y**2 + _MIN_EDGE_SLOPE**2)
+        goal = _WAX_AREA_FRACTION * float(self._weight.sum())
         ranked = field[self._weight > 0.5]
-        nth = round((1 - _WAX) * len(ranked))
+        nth = round((1 - _WAX_AREA_FRACTION) * len(ranked))
         level = float(np.partition(ranked, nth)[nth])
         for _ in range(4):
             cover = (field - level) * sharp + 0.5
@@ -330,11 +341,11 @@ class Lamp:
             level += (float((self._weight * np.clip(cover, 0, 1)).sum()) - goal) / max(slope, 1.0)
         return level
 
-    def _draw(self, blobs: NDArray[np.float64]) -> NDArray[np.uint8]:
+    def _draw_frame(self, blobs: NDArray[np.float64]) -> NDArray[np.uint8]:
         field, along_x, along_y = self._field(blobs)
-        field -= np.float32(self._level(blobs))
+        field -= np.float32(self._find_wax_level(blobs))
         steep = along_x * along_x + along_y * along_y
-        cover = np.clip(field / (np.sqrt(steep + _SOFT**2) * self._pixel) + 0.5, 0, 1)[..., None]
+        cover = np.clip(field / (np.sqrt(steep + _MIN_EDGE_SLOPE**2) * self._pixel) + 0.5, 0, 1)[..., None]
 
         # The slope of the field tilts the normal of the surface outwards: blobs look round, lit from below.
         upright = 1 / np.sqrt(1 + (0.055 * 0.055) * steep)
@@ -360,7 +371,7 @@ def frames(
     return iter(Lamp(size, fps=fps, seed=seed, theme=theme))
 
 
-class Themes:
+class ThemeLibrary:
     """The built-in lamp in each of its colours, as a player's library."""
 
     def __init__(self, size: tuple[int, int]) -> None:
@@ -376,19 +387,21 @@ class Themes:
         return FrameSource(Lamp(self._size, seed=seed, theme=name).play, self._size)
 
 
-def _rgb(color: Color) -> Floats:
+def _colour_array(color: Color) -> FloatArray:
     return np.array(color, np.float32)
 
 
-def _ramp(colors: Floats, position: NDArray[np.floating]) -> Floats:
+def _colours_on_ramp(colors: FloatArray, position: NDArray[np.floating]) -> FloatArray:
     """Colours at ``position`` (0 … 1) on an even ramp: (..., 3)."""
     knots = np.linspace(0, 1, len(colors))
     return np.stack([np.interp(position, knots, channel) for channel in colors.T], axis=-1).astype(np.float32)
 
 
-def _coverage(profile: tuple[tuple[float, float], ...], x: Floats, y: Floats, pixel: float) -> Floats:
+def _pixel_coverage(
+    profile: tuple[tuple[float, float], ...], x: FloatArray, y: FloatArray, pixel: float
+) -> FloatArray:
     """How much of each pixel lies within an outline, 0 … 1: (H, W)."""
-    side = (_half_width(profile, y)[:, None] - np.abs(x)[None, :]) / pixel + 0.5
+    side = (_outline_half_widths(profile, y)[:, None] - np.abs(x)[None, :]) / pixel + 0.5
     above = (y - profile[0][0]) / pixel + 0.5
     below = (profile[-1][0] - y) / pixel + 0.5
     cover = np.clip(side, 0, 1) * (np.clip(above, 0, 1) * np.clip(below, 0, 1))[:, None]

@@ -17,15 +17,15 @@ from mlxlava.console import format_duration
 from mlxlava.footage.crop import Box, PictureSums, Region, find_region
 from mlxlava.footage.motion import camera_shift, speed
 from mlxlava.footage.pictures import (
-    SUFFIXES,
-    common_size,
-    picture_header,
-    pictures_in,
+    PICTURE_SUFFIXES,
+    list_pictures,
     read_animation,
     read_picture,
+    read_picture_header,
+    require_common_size,
 )
 from mlxlava.footage.timing import measure_timing
-from mlxlava.footage.video import UNKNOWN_FPS, sample_stretches, survey
+from mlxlava.footage.video import FPS_IF_UNKNOWN, sample_stretches, survey_video
 
 _STRETCHES, _LENGTH = 12, 60  # as of videos
 _LONGEST = 256  # pixels of the longer side of the pictures that are kept
@@ -120,21 +120,21 @@ def look(path: Path, source_fps: float | None = None) -> Look:
         UserError: it cannot be read.
     """
     if path.is_dir():
-        pictures = pictures_in(path)
-        size, _ = common_size(pictures)
-        frames, stamped = len(pictures), UNKNOWN_FPS
+        pictures = list_pictures(path)
+        size, _ = require_common_size(pictures)
+        frames, stamped = len(pictures), FPS_IF_UNKNOWN
         stretches: Iterable[Iterable[Image.Image]] = _stretches_of(pictures)
-    elif path.suffix.lower() in SUFFIXES:
-        size, animated = picture_header(path)
+    elif path.suffix.lower() in PICTURE_SUFFIXES:
+        size, animated = read_picture_header(path)
         read = itertools.islice(_frames_of(path, animated), _STRETCHES * _LENGTH)
         times = [time for time, _ in read_animation(path)] if animated else [0.0]
         timing = measure_timing([np.array(times)], 0.001)
-        frames, stamped = len(times), timing.fps if timing else UNKNOWN_FPS
+        frames, stamped = len(times), timing.fps if timing else FPS_IF_UNKNOWN
         stretches = [read]
     else:
-        found = survey(path)
+        found = survey_video(path)
         size, frames = found.size, found.frames
-        stamped = found.timing.fps if found.timing else UNKNOWN_FPS
+        stamped = found.timing.fps if found.timing else FPS_IF_UNKNOWN
         stretches = sample_stretches(path, found, _STRETCHES, _LENGTH, _LONGEST)
     return _look(path, size, source_fps or stamped, frames, stretches)
 

@@ -14,12 +14,12 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from mlxlava.errors import UserError
-from mlxlava.paths import is_system_file, names_in
+from mlxlava.paths import is_system_file, list_names
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff")
 # Of all that Pillow knows; some of the rest start other programs (PostScript) or read other files.
-_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "PPM")
-UNREAD = (
+_PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "PPM")
+UNREADABLE_SUFFIXES = (
     ".heic",
     ".heif",
     ".gif",
@@ -34,7 +34,7 @@ UNREAD = (
     ".svg",
     ".psd",
 )
-_VIDEOS = (
+_VIDEO_SUFFIXES = (
     ".mp4",
     ".mov",
     ".m4v",
@@ -49,7 +49,7 @@ _VIDEOS = (
     ".3gp",
     ".wmv",
 )
-_ORIENTATION = 0x0112  # the EXIF tag; with values of 5 and more, width and height are exchanged
+_EXIF_ORIENTATION_TAG = 0x0112  # the EXIF tag; with values of 5 and more, width and height are exchanged
 
 
 def read_picture(path: str | Path, what: str = "footage", advice: str = "repair or remove it") -> Image.Image:
@@ -71,12 +71,12 @@ def read_picture(path: str | Path, what: str = "footage", advice: str = "repair 
     Raises:
         UserError: the file is not there, is no picture, is damaged or too large.
     """
-    with _one_line_errors(path, what, advice):
-        with Image.open(path, formats=_FORMATS) as file:
+    with _errors_on_one_line(path, what, advice):
+        with Image.open(path, formats=_PILLOW_FORMATS) as file:
             file.load()  # a TIFF is turned by this, and says so
             profile = file.info.get("icc_profile")
             image: Image.Image = ImageOps.exif_transpose(file)
-        return _to_srgb(_eight_bits(image), profile)
+        return _to_srgb(_to_eight_bits(image), profile)
 
 
 def read_animation(path: Path) -> Iterator[tuple[float, Image.Image]]:
@@ -88,22 +88,28 @@ def read_animation(path: Path) -> Iterator[tuple[float, Image.Image]]:
     Raises:
         UserError: as ``read_picture``.
     """
-    with _one_line_errors(path, "footage", "repair or remove it"), Image.open(path, formats=_FORMATS) as file:
+    with (
+        _errors_on_one_line(path, "footage", "repair or remove it"),
+        Image.open(path, formats=_PILLOW_FORMATS) as file,
+    ):
         profile, time = file.info.get("icc_profile"), 0.0
         for number in range(getattr(file, "n_frames", 1)):
             file.seek(number)
             file.load()
-            yield time, _to_srgb(_eight_bits(file.copy()), profile)
+            yield time, _to_srgb(_to_eight_bits(file.copy()), profile)
             time += float(file.info.get("duration", 0)) / 1000
 
 
-def animation_timing(path: Path) -> list[float]:
+def animation_times(path: Path) -> list[float]:
     """The times of an animation's pictures, in seconds.
 
     Raises:
         UserError: as ``read_picture``.
     """
-    with _one_line_errors(path, "footage", "repair or remove it"), Image.open(path, formats=_FORMATS) as file:
+    with (
+        _errors_on_one_line(path, "footage", "repair or remove it"),
+        Image.open(path, formats=_PILLOW_FORMATS) as file,
+    ):
         times = [0.0]
         for number in range(getattr(file, "n_frames", 1)):
             file.seek(number)
@@ -112,23 +118,23 @@ def animation_timing(path: Path) -> list[float]:
         return times[:-1]
 
 
-def picture_header(path: Path) -> tuple[tuple[int, int], bool]:
+def read_picture_header(path: Path) -> tuple[tuple[int, int], bool]:
     """Width and height of an upright picture, and whether it is an animation; reads the header only.
 
     Raises:
         UserError: as ``read_picture``.
     """
     with (
-        _one_line_errors(path, "footage", "repair or remove it"),
-        Image.open(path, formats=_FORMATS) as image,
+        _errors_on_one_line(path, "footage", "repair or remove it"),
+        Image.open(path, formats=_PILLOW_FORMATS) as image,
     ):
         animated = image.format != "MPO" and getattr(image, "n_frames", 1) > 1
         # Pillow gives the size of an upright TIFF.
-        on_its_side = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) >= 5
+        on_its_side = image.format != "TIFF" and image.getexif().get(_EXIF_ORIENTATION_TAG, 1) >= 5
         return ((image.height, image.width) if on_its_side else (image.width, image.height)), animated
 
 
-def common_size(paths: Sequence[Path]) -> tuple[tuple[int, int], list[Path]]:
+def require_common_size(paths: Sequence[Path]) -> tuple[tuple[int, int], list[Path]]:
     """Width and height that all pictures share, and those of them that are animations.
 
     Raises:
@@ -136,7 +142,7 @@ def common_size(paths: Sequence[Path]) -> tuple[tuple[int, int], list[Path]]:
     """
     first, animations = None, []
     for path in paths:
-        size, animated = picture_header(path)
+        size, animated = read_picture_header(path)
         first = first or size
         if size != first:
             raise UserError(
@@ -149,33 +155,33 @@ def common_size(paths: Sequence[Path]) -> tuple[tuple[int, int], list[Path]]:
     return first, animations
 
 
-def pictures_in(folder: Path) -> list[Path]:
+def list_pictures(folder: Path) -> list[Path]:
     """The pictures in a folder in natural order (img2 before img10); hidden and other files are left out.
 
     Raises:
         UserError: there are none.
     """
-    names = [name for name in names_in(folder) if not name.startswith(".")]
+    names = [name for name in list_names(folder) if not name.startswith(".")]
     files = [folder / name for name in names if (folder / name).is_file()]
-    pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
+    pictures = [file for file in files if file.suffix.lower() in PICTURE_SUFFIXES]
     if not pictures:
-        if left := left_out(folder):
+        if left := describe_files_not_read(folder):
             what = f"has no images (png, jpg, webp, avif, bmp, tif), but {left}"
         elif files:
             what = "has no images (png, jpg, webp, avif, bmp, tif)"
         else:
             what = "is an empty folder"
         raise UserError(f"footage: {folder} {what}; give a folder of images or the video files themselves")
-    return sorted(pictures, key=lambda file: (_natural(file.name), file.name))
+    return sorted(pictures, key=lambda file: (_natural_sort_key(file.name), file.name))
 
 
-def left_out(folder: Path) -> str:
+def describe_files_not_read(folder: Path) -> str:
     """What in a folder may be meant as footage and is not read, in a few words; empty where there is nothing.
 
     Other files, notes for example, are not named.
     """
     found: Counter[str] = Counter()
-    for name in sorted(names_in(folder)):
+    for name in sorted(list_names(folder)):
         path, suffix = folder / name, Path(name).suffix.lower()
         if name.startswith(".") or is_system_file(name):
             continue
@@ -183,12 +189,12 @@ def left_out(folder: Path) -> str:
             found["sub-folder"] += 1
         elif not path.exists():
             found["broken link"] += 1
-        elif suffix in UNREAD or suffix in _VIDEOS:
+        elif suffix in UNREADABLE_SUFFIXES or suffix in _VIDEO_SUFFIXES:
             found[f"{suffix[1:]} file"] += 1
     return ", ".join(f"{count} {what}{'s' * (count > 1)}" for what, count in sorted(found.items()))
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def _to_eight_bits(image: Image.Image) -> Image.Image:
     """A picture with 8 bits a channel. Pillow's own conversion would cut off what is brighter than 255."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -212,14 +218,14 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         image = image.convert("L" if image.mode == "LA" else "RGB")
     if image.mode not in ("L", "RGB", "CMYK", "LAB"):
         image = image.convert("RGB")
-    converted = _by_profile(image, profile) if profile or image.mode == "LAB" else None
+    converted = _convert_by_icc_profile(image, profile) if profile or image.mode == "LAB" else None
     image = (converted or image).convert("RGB")
     if alpha is not None:
         image = Image.composite(image, Image.new("RGB", image.size), alpha)
     return image
 
 
-def _by_profile(image: Image.Image, profile: bytes | None) -> Image.Image | None:
+def _convert_by_icc_profile(image: Image.Image, profile: bytes | None) -> Image.Image | None:
     """Convert by an ICC profile; None where the profile is damaged or is for other pictures."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile)) if profile else ImageCms.createProfile("LAB")
@@ -235,14 +241,14 @@ def _by_profile(image: Image.Image, profile: bytes | None) -> Image.Image | None
         return None
 
 
-def _natural(name: str) -> list[str | int]:
+def _natural_sort_key(name: str) -> list[str | int]:
     """A sort key by which img2 comes before img10."""
     # Texts and numbers alternate, so that no text is ever compared with a number.
     return [int(part) if odd % 2 else part for odd, part in enumerate(re.split("([0-9]+)", name.lower()))]
 
 
 @contextmanager
-def _one_line_errors(path: str | Path, what: str, advice: str) -> Iterator[None]:
+def _errors_on_one_line(path: str | Path, what: str, advice: str) -> Iterator[None]:
     """Turn whatever goes wrong while a picture is read into one UserError."""
     try:
         with warnings.catch_warnings():
@@ -255,10 +261,12 @@ def _one_line_errors(path: str | Path, what: str, advice: str) -> Iterator[None]
         raise UserError(f"{what}: {path} is no picture that is read (PNG, JPEG …); {advice}") from error
     # A damaged file makes decoders fail in many ways: struct.error, EOFError, SyntaxError, IndexError …
     except Exception as error:
-        raise UserError(f"{what}: cannot read the image {path} ({_reason(error)}); {advice}") from error
+        raise UserError(
+            f"{what}: cannot read the image {path} ({_describe_read_error(error)}); {advice}"
+        ) from error
 
 
-def _reason(error: Exception) -> str:
+def _describe_read_error(error: Exception) -> str:
     """What is wrong with a picture, on one line."""
     if isinstance(error, Image.DecompressionBombError):
         return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels"

@@ -23,18 +23,18 @@ from mlxlava.config import check_size, format_size
 from mlxlava.errors import UserError
 from mlxlava.footage import lamp
 from mlxlava.footage.cuts import CutFinder
-from mlxlava.footage.dataset import FORMAT, Footage, read_footage
-from mlxlava.footage.pictures import pictures_in
-from mlxlava.footage.source import Counts, Source, describe, open_source
+from mlxlava.footage.dataset import FOOTAGE_FORMAT_VERSION, Footage, read_footage
+from mlxlava.footage.pictures import list_pictures
+from mlxlava.footage.source import OddityCounts, Source, describe_oddities, open_source
 from mlxlava.footage.timing import TimeGrid
 from mlxlava.paths import atomic_folder, cache_folder, is_system_file, is_taken
 from mlxlava.resize import resize
 
-LAMPS = 4  # different lamps in the built-in footage, so that a model cannot memorise a single one
+LAMP_COUNT = 4  # different lamps in the built-in footage, so that a model cannot memorise a single one
 
-_HEADER = 128  # bytes of the header of frames.npy
-_READER = 2  # of videos: which reader wrote the frames; it is part of their keys
-_SAME_RATE = 0.01  # a relative difference of rates that is none
+_NPY_HEADER_BYTES = 128  # bytes of the header of frames.npy
+_VIDEO_READER_VERSION = 2  # of videos: which reader wrote the frames; it is part of their keys
+_MAX_RATE_DIFFERENCE = 0.01  # a relative difference of rates that is none
 
 OnProgress = Callable[[int, "int | None"], None]
 OnWarning = Callable[[str], None]
@@ -102,8 +102,8 @@ def prepare(
     if source_fps is not None:
         settings["source_fps"] = source_fps
     # Pictures have been read alike since the first version, but for the mended cases.
-    reader = {} if all(path.is_dir() for path in paths) else {"reader": _READER}
-    key = _key({"sources": hashes, **settings, **reader})
+    reader = {} if all(path.is_dir() for path in paths) else {"reader": _VIDEO_READER_VERSION}
+    key = _hash_settings({"sources": hashes, **settings, **reader})
 
     def write(frames: IO[bytes]) -> dict[str, Any]:
         opened = [open_source(path, size, crop, source_fps) for path in paths]
@@ -116,9 +116,9 @@ def prepare(
             entry["sha256"] = digest
         return {**settings, **read}
 
-    footage, about = _reuse_or_write(out, key, write)
+    footage, about = _reopen_or_write(out, key, write)
     if on_warning:
-        for text in [*_assumed(about), *about["warnings"]]:
+        for text in [*_assumed_rate_warnings(about), *about["warnings"]]:
             on_warning(text)
     return footage
 
@@ -140,9 +140,9 @@ def _average_down(
                 on_progress(number + 1, len(footage.frames))
         return smaller
 
-    key = _key({"averaged_down": smaller})
+    key = _hash_settings({"averaged_down": smaller})
     smaller["key"] = key
-    return _reuse_or_write(out, key, write)[0]
+    return _reopen_or_write(out, key, write)[0]
 
 
 def source_paths(sources: Sequence[str | Path]) -> list[Path]:
@@ -166,7 +166,7 @@ def source_paths(sources: Sequence[str | Path]) -> list[Path]:
     return paths
 
 
-def _assumed(about: dict[str, Any]) -> list[str]:
+def _assumed_rate_warnings(about: dict[str, Any]) -> list[str]:
     """A line for each source whose rate is unknown."""
     return [
         f"footage: {source['path']}: nothing tells its rate; taken as {source['fps']:g} frames a second; "
@@ -210,33 +210,38 @@ def prepare_lamp(
         raise UserError("footage: the built-in lamp needs positive minutes, frames a second and every-nth")
     settings = {"size": list(size), "crop": "none", "every_nth": every_nth}
     recipe = {"minutes": minutes, "fps": fps, "seed": seed, "theme": theme}
-    each = max(1, round(minutes * 60 * fps / every_nth / LAMPS))
+    each = max(1, round(minutes * 60 * fps / every_nth / LAMP_COUNT))
 
     def write(frames: IO[bytes]) -> dict[str, Any]:
-        for number in range(LAMPS):
-            stream = lamp.frames(size, fps=fps / every_nth, seed=LAMPS * seed + number, theme=theme)
+        for number in range(LAMP_COUNT):
+            stream = lamp.frames(size, fps=fps / every_nth, seed=LAMP_COUNT * seed + number, theme=theme)
             for index in range(each):
                 frames.write(next(stream).tobytes())
                 if on_progress:
-                    on_progress(number * each + index + 1, LAMPS * each)
-        source = {"path": "built-in lamp", "version": lamp.VERSION, "frames": LAMPS * each, **recipe}
-        cuts = [number * each for number in range(1, LAMPS)]
-        return {**settings, "sources": [source], "fps": fps, "cuts": cuts, "frames": LAMPS * each}
+                    on_progress(number * each + index + 1, LAMP_COUNT * each)
+        source = {
+            "path": "built-in lamp",
+            "version": lamp.LAMP_VERSION,
+            "frames": LAMP_COUNT * each,
+            **recipe,
+        }
+        cuts = [number * each for number in range(1, LAMP_COUNT)]
+        return {**settings, "sources": [source], "fps": fps, "cuts": cuts, "frames": LAMP_COUNT * each}
 
-    return _reuse_or_write(out, _key({"lamp": lamp.VERSION, **settings, **recipe}), write)[0]
+    return _reopen_or_write(out, _hash_settings({"lamp": lamp.LAMP_VERSION, **settings, **recipe}), write)[0]
 
 
-def _key(inputs: dict[str, Any]) -> str:
-    text = json.dumps({"format": FORMAT, **inputs}, sort_keys=True)
+def _hash_settings(inputs: dict[str, Any]) -> str:
+    text = json.dumps({"format": FOOTAGE_FORMAT_VERSION, **inputs}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _reuse_or_write(
+def _reopen_or_write(
     out: Path | None, key: str, write: Callable[[IO[bytes]], dict[str, Any]]
 ) -> tuple[Footage, dict[str, Any]]:
     """Open the folder if it holds the footage of this key; else write it."""
     path = (out or cache_folder() / "footage" / key).expanduser().resolve()
-    found = _matching(path, key)
+    found = _reopen_if_unchanged(path, key)
     if found:
         return found
     if out and is_taken(path) and not (path / "footage.json").is_file():
@@ -249,16 +254,16 @@ def _reuse_or_write(
     # The cache folder holds libraries as well, which no other user may replace: hence private.
     with atomic_folder(path, "footage", is_write_error, advice=advice, private=out is None) as draft:
         with (draft / "frames.npy").open("wb") as frames:
-            frames.write(bytes(_HEADER))
+            frames.write(bytes(_NPY_HEADER_BYTES))
             about = write(frames)
             frames.seek(0)
             frames.write(_npy_header((about["frames"], *about["size"], 3)))
-        about = {"format": FORMAT, "key": key, "warnings": [], **about}
+        about = {"format": FOOTAGE_FORMAT_VERSION, "key": key, "warnings": [], **about}
         (draft / "footage.json").write_bytes(json.dumps(about, indent=2).encode())
     return read_footage(path)
 
 
-def _matching(path: Path, key: str) -> tuple[Footage, dict[str, Any]] | None:
+def _reopen_if_unchanged(path: Path, key: str) -> tuple[Footage, dict[str, Any]] | None:
     """The footage in a folder, if it is undamaged and made from the same sources and settings."""
     with contextlib.suppress(UserError):
         footage, about = read_footage(path)
@@ -270,14 +275,14 @@ def _matching(path: Path, key: str) -> tuple[Footage, dict[str, Any]] | None:
 def _npy_header(shape: tuple[int, ...]) -> bytes:
     """A .npy header of fixed length: it is written last, when the number of frames is known."""
     text = repr({"descr": "|u1", "fortran_order": False, "shape": shape})
-    length = _HEADER - 10  # without the magic string, the version and the length itself
+    length = _NPY_HEADER_BYTES - 10  # without the magic string, the version and the length itself
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", length) + text.ljust(length - 1).encode() + b"\n"
 
 
 def _hash_source(path: Path) -> str:
     """SHA-256 of a file, or of the names and contents of a folder's images."""
     total = hashlib.sha256()
-    for file in pictures_in(path) if path.is_dir() else [path]:
+    for file in list_pictures(path) if path.is_dir() else [path]:
         if path.is_dir():
             total.update(f"{file.name}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape"))
         with file.open("rb") as stream:
@@ -295,12 +300,14 @@ def _read_sources(
     """Give the frames to keep of all sources to ``keep``; returns what footage.json says about them."""
     fps, warnings = sources[0].fps, []
     slowest = min(source.fps for source in sources)
-    if any(abs(source.fps - fps) > _SAME_RATE * fps for source in sources):
+    if any(abs(source.fps - fps) > _MAX_RATE_DIFFERENCE * fps for source in sources):
         fps = slowest
         rates = ", ".join(f"{source.path} has {source.fps:.4g}" for source in sources)
         warnings.append(f"footage: rates differ ({rates} frames a second); {fps:.4g} of each are taken")
     # Sources of one rate keep their own: 29.97 and 30 need no frame repeated.
-    rates_kept = [source.fps if abs(source.fps - fps) <= _SAME_RATE * fps else fps for source in sources]
+    rates_kept = [
+        source.fps if abs(source.fps - fps) <= _MAX_RATE_DIFFERENCE * fps else fps for source in sources
+    ]
     known = [
         math.ceil(source.expected * rate / source.fps / every_nth)
         for source, rate in zip(sources, rates_kept, strict=True)
@@ -318,14 +325,14 @@ def _read_sources(
 
     for source, rate in zip(sources, rates_kept, strict=True):
         start = kept
-        counts = Counts()
+        counts = OddityCounts()
         problems: list[str] = []
         inside = _read_source(source, every_nth / rate, take, counts, problems)
         if kept == start:
             raise UserError(f"footage: {source.path}: no frame of it decodes; give another file")
         cuts += [start, *(start + cut for cut in inside if start + cut < kept)]
-        warnings += describe(source, counts, problems)
-        entries.append(_entry(source, kept - start, counts))
+        warnings += describe_oddities(source, counts, problems)
+        entries.append(_describe_source(source, kept - start, counts))
     if on_progress:
         on_progress(kept, kept)
     rising = sorted(set(cuts) - {0})
@@ -336,7 +343,7 @@ def _read_source(
     source: Source,
     period: float,
     take: Callable[[np.ndarray], None],
-    counts: Counts,
+    counts: OddityCounts,
     problems: list[str],
 ) -> list[int]:
     """Give the frames that are nearest to evenly spaced times to ``take``; returns cuts between them."""
@@ -353,23 +360,23 @@ def _read_source(
             take(before)
             origins.append(counts.decoded - 2)
 
-    for moment in source.moments(counts, problems):
+    for moment in source.timed_frames(counts, problems):
         if moment.begins:
             begins.append(counts.decoded - 1)
-            take_before(grid.end(1 / source.fps), every_frame.end(1 / source.fps))
-        times, of_every_frame = grid.add(moment.stamp), every_frame.add(moment.stamp)
+            take_before(grid.finish(1 / source.fps), every_frame.finish(1 / source.fps))
+        times, of_every_frame = grid.add_stamp(moment.stamp), every_frame.add_stamp(moment.stamp)
         if before is not None and not moment.begins:
             take_before(times, of_every_frame)
-        finder.add(moment.frame)
+        finder.add_frame(moment.frame)
         before = moment.frame
     if before is not None:
         counts.decoded += 1  # as if one more had come
-        take_before(grid.end(1 / source.fps), every_frame.end(1 / source.fps))
+        take_before(grid.finish(1 / source.fps), every_frame.finish(1 / source.fps))
         counts.decoded -= 1
     return [bisect.bisect_left(origins, cut) for cut in sorted({*finder.cuts(), *begins})]
 
 
-def _entry(source: Source, frames: int, counts: Counts) -> dict[str, Any]:
+def _describe_source(source: Source, frames: int, counts: OddityCounts) -> dict[str, Any]:
     """What footage.json says of a source."""
     entry: dict[str, Any] = {
         "path": str(source.path.resolve()),

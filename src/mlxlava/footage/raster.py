@@ -18,22 +18,25 @@ from mlxlava.footage.colour import (
     BT601,
     BT709,
     RGB,
-    UNKNOWN,
-    Colours,
-    Floats,
+    UNKNOWN_CODE,
+    ColourEncoding,
+    FloatArray,
     guess_matrix,
-    known_matrix,
+    is_known_matrix,
     to_srgb,
 )
 from mlxlava.footage.crop import Box
 
-_PLANAR = re.compile(r"(?P<kind>yuv|yuvj|yuva|gray|gbr|gbra)(?:4\d\d)?p?(?P<depth>9|10|12|14|16)?(?:le)?")
-_LIMITED, _FULL = 1, 2  # as ffmpeg numbers the ranges
-_GREY_IS_LIMITED = ("h264", "hevc", "av1", "libdav1d", "vp9")  # codecs of video, without a word on range
+_PLANAR_FORMAT = re.compile(
+    r"(?P<kind>yuv|yuvj|yuva|gray|gbr|gbra)(?:4\d\d)?p?(?P<depth>9|10|12|14|16)?(?:le)?"
+)
+_LIMITED_RANGE, _FULL_RANGE = 1, 2  # as ffmpeg numbers the ranges
+# Codecs of video, without a word on range.
+_CODECS_WITH_LIMITED_GREY = ("h264", "hevc", "av1", "libdav1d", "vp9")
 
 
 @dataclasses.dataclass(frozen=True)
-class Turn:
+class Orientation:
     """How a stored picture becomes upright: first its axes are exchanged, then it is mirrored."""
 
     exchanged: bool = False
@@ -41,14 +44,14 @@ class Turn:
     up_down: bool = False
 
     @classmethod
-    def from_matrix(cls, matrix: bytes) -> Turn:
+    def from_matrix(cls, matrix: bytes) -> Orientation:
         """Read a display matrix (ISO 14496-12): nine int32 numbers. Angles are rounded to quarter turns."""
         a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
         if abs(a) + abs(d) >= abs(b) + abs(c):
             return cls(False, a < 0, d < 0)
         return cls(True, c < 0, b < 0)
 
-    def apply(self, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    def make_upright(self, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Turn a picture (H, W, 3)."""
         if self.exchanged:
             picture = picture.swapaxes(0, 1)
@@ -68,7 +71,7 @@ class Turn:
         return (y, x, height, width) if self.exchanged else (x, y, width, height)
 
 
-class Raster:
+class DecodedFrame:
     """A decoded frame.
 
     Args:
@@ -89,17 +92,17 @@ class Raster:
         *,
         stamp: float | None,
         aspect: float = 1.0,
-        turn: Turn | None = None,
+        turn: Orientation | None = None,
         codec: str = "",
     ) -> None:
         self._frame = frame
         self._codec = codec
-        self._turn = turn or Turn()
+        self._turn = turn or Orientation()
         self.stamp = stamp
         width, height = max(1, round(frame.width * aspect)), frame.height
         self.size: tuple[int, int] = (height, width) if self._turn.exchanged else (width, height)
 
-    def picture(self, size: tuple[int, int], box: Box | None = None) -> npt.NDArray[np.uint8]:
+    def to_picture(self, size: tuple[int, int], box: Box | None = None) -> npt.NDArray[np.uint8]:
         """Crop and resize, as ``mlxlava.resize`` does.
 
         Args:
@@ -116,47 +119,50 @@ class Raster:
         across, down = self._frame.width / shown[0], self._frame.height / shown[1]
         stored = (x * across, y * down, (x + width) * across, (y + height) * down)
         out = size if self._turn.exchanged else size[::-1]  # width and height
-        planes, colours = self._planes()
+        planes, colours = self._colour_planes()
         scaled = [
-            _scaled(plane, stored, (self._frame.width, self._frame.height), out, reducing) for plane in planes
+            _crop_and_scale_plane(plane, stored, (self._frame.width, self._frame.height), out, reducing)
+            for plane in planes
         ]
-        return self._turn.apply(to_srgb(np.stack(scaled), colours))
+        return self._turn.make_upright(to_srgb(np.stack(scaled), colours))
 
-    def _planes(self) -> tuple[list[Image.Image], Colours]:
+    def _colour_planes(self) -> tuple[list[Image.Image], ColourEncoding]:
         """The colour planes, with alpha applied, and what their numbers mean."""
         frame, name = self._frame, self._frame.format.name
-        found = _PLANAR.fullmatch(name)
+        found = _PLANAR_FORMAT.fullmatch(name)
         if found is None:
-            frame = _made_planar(frame)
-            found = _PLANAR.fullmatch(frame.format.name)
+            frame = _to_planar(frame)
+            found = _PLANAR_FORMAT.fullmatch(frame.format.name)
             assert found is not None
         kind, depth = found["kind"], int(found["depth"] or 8)
-        colours = self._colours(kind, depth)
+        colours = self._colour_encoding(kind, depth)
         every_line = slice(0, None, 2) if frame.interlaced_frame else slice(None)
-        arrays = [_array(plane, depth > 8)[every_line] for plane in frame.planes]
+        arrays = [_plane_array(plane, depth > 8)[every_line] for plane in frame.planes]
         if kind in ("gbr", "gbra"):
             arrays[:3] = arrays[2], arrays[0], arrays[1]
         if kind in ("yuva", "gbra"):
-            return _over_black(arrays[:3], arrays[3], colours), colours
-        return [_image(array) for array in arrays], colours
+            return _blend_over_black(arrays[:3], arrays[3], colours), colours
+        return [_plane_image(array) for array in arrays], colours
 
-    def _colours(self, kind: str, depth: int) -> Colours:
+    def _colour_encoding(self, kind: str, depth: int) -> ColourEncoding:
         frame = self._frame
         transfer, primaries = int(frame.color_trc), int(frame.color_primaries)
-        matrix, limited = int(frame.colorspace), int(frame.color_range) == _LIMITED
+        matrix, limited = int(frame.colorspace), int(frame.color_range) == _LIMITED_RANGE
         if kind in ("gbr", "gbra"):
-            return Colours(RGB, True, transfer, primaries, depth)
+            return ColourEncoding(RGB, True, transfer, primaries, depth)
         if kind == "gray":
-            limited = limited or (int(frame.color_range) != _FULL and self._codec in _GREY_IS_LIMITED)
-            return Colours(BT709, not limited, transfer, primaries, depth)
-        if matrix == RGB or not known_matrix(matrix):
+            limited = limited or (
+                int(frame.color_range) != _FULL_RANGE and self._codec in _CODECS_WITH_LIMITED_GREY
+            )
+            return ColourEncoding(BT709, not limited, transfer, primaries, depth)
+        if matrix == RGB or not is_known_matrix(matrix):
             guessed = guess_matrix(frame.height, transfer, primaries)
-            matrix = BT601 if kind == "yuvj" and matrix == UNKNOWN else guessed
-        full = int(frame.color_range) == _FULL or (kind == "yuvj" and not limited)
-        return Colours(matrix, full, transfer, primaries, depth)
+            matrix = BT601 if kind == "yuvj" and matrix == UNKNOWN_CODE else guessed
+        full = int(frame.color_range) == _FULL_RANGE or (kind == "yuvj" and not limited)
+        return ColourEncoding(matrix, full, transfer, primaries, depth)
 
 
-def _made_planar(frame: Any) -> Any:
+def _to_planar(frame: Any) -> Any:
     """A frame in another format (packed, with a palette, big-endian …) as planes, its numbers unchanged."""
     parts, name = frame.format.components, frame.format.name
     deep = max(part.bits for part in parts) > 8
@@ -166,45 +172,48 @@ def _made_planar(frame: Any) -> Any:
         target = ("yuva444p" if alpha else "yuv444p") + ("16le" if deep else "")
     else:  # RGB, grey and palettes: the same numbers as R, G and B
         target = ("gbrap" if alpha else "gbrp") + ("16le" if deep else "")
-    same = {"src_color_range": _LIMITED, "dst_color_range": _LIMITED} if coloured else {}  # only shifted
+    # With equal ranges, the numbers are only shifted.
+    same = {}
+    if coloured:
+        same = {"src_color_range": _LIMITED_RANGE, "dst_color_range": _LIMITED_RANGE}
     return frame.reformat(format=target, src_colorspace=1, dst_colorspace=1, **same)
 
 
-def _array(plane: Any, deep: bool) -> npt.NDArray[Any]:
+def _plane_array(plane: Any, deep: bool) -> npt.NDArray[Any]:
     """A plane's numbers without its padding; a view."""
     numbers = np.frombuffer(plane, "<u2" if deep else np.uint8).reshape(plane.height, -1)
     return numbers[:, : plane.width]
 
 
-def _image(array: npt.NDArray[Any]) -> Image.Image:
+def _plane_image(array: npt.NDArray[Any]) -> Image.Image:
     """A plane as a picture of Pillow. It shares the memory where lines follow each other closely."""
     mode = {"uint8": "L", "uint16": "I;16"}.get(array.dtype.name, "F")
     return Image.frombuffer(mode, array.shape[::-1], np.ascontiguousarray(array), "raw", mode, 0, 1)
 
 
-def _over_black(
-    planes: list[npt.NDArray[Any]], alpha: npt.NDArray[Any], colours: Colours
+def _blend_over_black(
+    planes: list[npt.NDArray[Any]], alpha: npt.NDArray[Any], colours: ColourEncoding
 ) -> list[Image.Image]:
     """Lay planes over black. It is done before scaling, so that hidden colours do not bleed into others."""
     opaque = (alpha / np.float32(2**colours.depth - 1)).astype(np.float32)
-    luma, chroma = (np.float32(zero) for zero in colours.zeros)
+    luma, chroma = (np.float32(zero) for zero in colours.black_and_neutral)
     laid = []
     for number, plane in enumerate(planes):
         zero = chroma if number and colours.matrix != RGB else luma
         here = opaque
         if plane.shape != alpha.shape:
-            here = np.asarray(_image(opaque).resize(plane.shape[::-1], Image.Resampling.BOX))
-        laid.append(_image(zero + (plane - zero) * here))
+            here = np.asarray(_plane_image(opaque).resize(plane.shape[::-1], Image.Resampling.BOX))
+        laid.append(_plane_image(zero + (plane - zero) * here))
     return laid
 
 
-def _scaled(
+def _crop_and_scale_plane(
     plane: Image.Image,
     box: tuple[float, float, float, float],
     whole: tuple[int, int],
     size: tuple[int, int],
     reducing: bool,
-) -> Floats:
+) -> FloatArray:
     """A part of a plane as float32 (height, width).
 
     Args:

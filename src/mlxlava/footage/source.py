@@ -13,32 +13,32 @@ from PIL import Image
 from mlxlava.errors import UserError
 from mlxlava.footage.crop import Box, centre_box, choose_box
 from mlxlava.footage.pictures import (
-    SUFFIXES,
-    UNREAD,
-    animation_timing,
-    common_size,
-    left_out,
-    picture_header,
-    pictures_in,
+    PICTURE_SUFFIXES,
+    UNREADABLE_SUFFIXES,
+    animation_times,
+    describe_files_not_read,
+    list_pictures,
     read_animation,
     read_picture,
+    read_picture_header,
+    require_common_size,
 )
 from mlxlava.footage.timing import Timing, measure_timing
-from mlxlava.footage.video import UNKNOWN_FPS, Video, sample_runs, survey
+from mlxlava.footage.video import FPS_IF_UNKNOWN, Video, sample_pictures, survey_video
 from mlxlava.resize import resize
 
 Frame = npt.NDArray[np.uint8]
 
 # A frame as it is read: its stamp, its width and height, and what crops and resizes it.
-_Read = tuple[float | None, tuple[int, int], Callable[[tuple[int, int], Box], Frame]]
-_Frames = Callable[["Counts", list[str]], Iterator[_Read]]
+_RawFrame = tuple[float | None, tuple[int, int], Callable[[tuple[int, int], Box], Frame]]
+_FrameReader = Callable[["OddityCounts", list[str]], Iterator[_RawFrame]]
 
-_AGAIN = 4  # intervals: a stamp that lies further back begins a new count of time
-_AUTO_PICTURES = 64  # of a folder, looked at for what moves
+_MIN_INTERVALS_BACK_TO_RESTART = 4  # intervals: a stamp that lies further back begins a new count of time
+_MAX_PICTURES_FOR_AUTO_CROP = 64  # of a folder, looked at for what moves
 
 
 @dataclasses.dataclass(frozen=True)
-class Moment:
+class SourceFrame:
     """A frame of a source.
 
     Attributes:
@@ -53,7 +53,7 @@ class Moment:
 
 
 @dataclasses.dataclass
-class Counts:
+class OddityCounts:
     """What was odd while a source was read.
 
     Attributes:
@@ -100,9 +100,9 @@ class Source:
     expected: int | None
     timing: Timing | None
     notes: tuple[str, ...]
-    _frames: _Frames
+    _frames: _FrameReader
 
-    def moments(self, counts: Counts, problems: list[str]) -> Iterator[Moment]:
+    def timed_frames(self, counts: OddityCounts, problems: list[str]) -> Iterator[SourceFrame]:
         """All frames, in order, with true times.
 
         Args:
@@ -118,7 +118,7 @@ class Source:
                 stamp = counts.decoded / self.stamped_fps if last is None else last + 1 / self.stamped_fps
             begins = False
             if last is not None:
-                again = last - _AGAIN / self.stamped_fps
+                again = last - _MIN_INTERVALS_BACK_TO_RESTART / self.stamped_fps
                 if again < stamp <= last:
                     counts.out_of_order += 1
                     continue
@@ -130,7 +130,7 @@ class Source:
                 box = centre_box(size, self.size)
             kept, last = size, stamp
             counts.decoded += 1
-            yield Moment(picture(self.size, box), stamp * slower, begins)
+            yield SourceFrame(picture(self.size, box), stamp * slower, begins)
 
 
 def open_source(path: Path, size: tuple[int, int], crop: str, source_fps: float | None) -> Source:
@@ -147,41 +147,41 @@ def open_source(path: Path, size: tuple[int, int], crop: str, source_fps: float 
     """
     if path.is_dir():
         return _open_folder(path, size, crop, source_fps)
-    if path.suffix.lower() in SUFFIXES:
+    if path.suffix.lower() in PICTURE_SUFFIXES:
         return _open_picture(path, size, crop, source_fps)
-    if path.suffix.lower() in UNREAD and path.suffix.lower() != ".gif":
+    if path.suffix.lower() in UNREADABLE_SUFFIXES and path.suffix.lower() != ".gif":
         raise UserError(f"footage: {path} is a kind of picture that is not read; convert it to PNG or JPEG")
     return _open_video(path, size, crop, source_fps)
 
 
 def _open_video(path: Path, size: tuple[int, int], crop: str, source_fps: float | None) -> Source:
-    found = survey(path)
-    box, moving = choose_box(crop, found.size, size, sample_runs(path, found.size), path)
+    found = survey_video(path)
+    box, moving = choose_box(crop, found.size, size, sample_pictures(path, found.size), path)
     notes = []
     if found.streams > 1:
         width, height = found.size
         notes.append(f"footage: {path} has {found.streams} video streams; that of {width}x{height} is taken")
 
-    def frames(counts: Counts, problems: list[str]) -> Iterator[_Read]:
+    def frames(counts: OddityCounts, problems: list[str]) -> Iterator[_RawFrame]:
         number = 0
         with Video(path, clean=found.clean) as video:
             for frame in video:
                 # Frames that all have one stamp, or none, are counted.
-                stamp = frame.stamp if found.timing else number / UNKNOWN_FPS
+                stamp = frame.stamp if found.timing else number / FPS_IF_UNKNOWN
                 number += 1
-                yield stamp, frame.size, frame.picture
+                yield stamp, frame.size, frame.to_picture
             counts.damaged = video.damaged
             problems += [text for text in (video.problem, found.problem) if text]
 
-    notes += _unless(moving, path)
-    return _source(path, size, box, found.timing, source_fps, found.frames, notes, frames)
+    notes += _note_that_nothing_moves(moving, path)
+    return _make_source(path, size, box, found.timing, source_fps, found.frames, notes, frames)
 
 
 def _open_folder(path: Path, size: tuple[int, int], crop: str, source_fps: float | None) -> Source:
-    pictures = pictures_in(path)
-    shape, animations = common_size(pictures)
+    pictures = list_pictures(path)
+    shape, animations = require_common_size(pictures)
     notes = []
-    if left := left_out(path):
+    if left := describe_files_not_read(path):
         notes.append(f"footage: {path} also has {left}, which is not read")
     if animations:
         names = ", ".join(picture.name for picture in animations[:3]) + " …" * (len(animations) > 3)
@@ -189,27 +189,29 @@ def _open_folder(path: Path, size: tuple[int, int], crop: str, source_fps: float
             f"footage: {path} has animations ({names}); the first picture of each is taken. "
             "To take all, give such a file itself"
         )
-    some = pictures[:: max(1, len(pictures) // _AUTO_PICTURES)]
-    return _of_pictures(path, pictures, shape, some, size, crop, source_fps, notes)
+    some = pictures[:: max(1, len(pictures) // _MAX_PICTURES_FOR_AUTO_CROP)]
+    return _source_of_pictures(path, pictures, shape, some, size, crop, source_fps, notes)
 
 
 def _open_picture(path: Path, size: tuple[int, int], crop: str, source_fps: float | None) -> Source:
-    shape, animated = picture_header(path)
+    shape, animated = read_picture_header(path)
     if not animated:
-        return _of_pictures(path, [path], shape, [path], size, crop, source_fps, [])
-    times = animation_timing(path)
+        return _source_of_pictures(path, [path], shape, [path], size, crop, source_fps, [])
+    times = animation_times(path)
     timing = measure_timing([np.array(times)], 0.001)
     run = (image for _, image in read_animation(path))
     box, moving = choose_box(crop, shape, size, [run], path)
 
-    def frames(counts: Counts, problems: list[str]) -> Iterator[_Read]:
+    def frames(counts: OddityCounts, problems: list[str]) -> Iterator[_RawFrame]:
         for number, (time, image) in enumerate(read_animation(path)):
-            yield (time if timing else number / UNKNOWN_FPS), image.size, _resizing(image)
+            yield (time if timing else number / FPS_IF_UNKNOWN), image.size, _crop_and_resize_function(image)
 
-    return _source(path, size, box, timing, source_fps, len(times), _unless(moving, path), frames)
+    return _make_source(
+        path, size, box, timing, source_fps, len(times), _note_that_nothing_moves(moving, path), frames
+    )
 
 
-def _of_pictures(
+def _source_of_pictures(
     path: Path,
     pictures: list[Path],
     shape: tuple[int, int],
@@ -220,21 +222,21 @@ def _of_pictures(
     notes: list[str],
 ) -> Source:
     box, moving = choose_box(crop, shape, size, [map(read_picture, some)], path)
-    notes = [*notes, *_unless(moving, path)]
+    notes = [*notes, *_note_that_nothing_moves(moving, path)]
 
-    def frames(counts: Counts, problems: list[str]) -> Iterator[_Read]:
+    def frames(counts: OddityCounts, problems: list[str]) -> Iterator[_RawFrame]:
         for number, picture in enumerate(pictures):
             image = read_picture(picture)
-            yield number / UNKNOWN_FPS, image.size, _resizing(image)
+            yield number / FPS_IF_UNKNOWN, image.size, _crop_and_resize_function(image)
 
-    return _source(path, size, box, None, source_fps, len(pictures), notes, frames)
+    return _make_source(path, size, box, None, source_fps, len(pictures), notes, frames)
 
 
-def _resizing(image: Image.Image) -> Callable[[tuple[int, int], Box], Frame]:
+def _crop_and_resize_function(image: Image.Image) -> Callable[[tuple[int, int], Box], Frame]:
     return lambda size, box: resize(image, size, box)
 
 
-def _source(
+def _make_source(
     path: Path,
     size: tuple[int, int],
     box: Box,
@@ -242,9 +244,9 @@ def _source(
     source_fps: float | None,
     expected: int | None,
     notes: list[str],
-    frames: _Frames,
+    frames: _FrameReader,
 ) -> Source:
-    stamped = timing.fps if timing else UNKNOWN_FPS
+    stamped = timing.fps if timing else FPS_IF_UNKNOWN
     rate = "given" if source_fps else "stamps" if timing else "assumed"
     fps = source_fps or stamped
     if not np.isfinite(fps):
@@ -252,7 +254,7 @@ def _source(
     return Source(path, size, box, fps, stamped, rate, expected, timing, tuple(notes), frames)
 
 
-def describe(source: Source, counts: Counts, problems: list[str]) -> list[str]:
+def describe_oddities(source: Source, counts: OddityCounts, problems: list[str]) -> list[str]:
     """What was odd about a source that has been read, a line each."""
     lines = list(source.notes)
     if problems or counts.damaged:
@@ -269,21 +271,21 @@ def describe(source: Source, counts: Counts, problems: list[str]) -> list[str]:
             f"{counts.repeated} are repeated and {counts.left_out} left out"
         )
     if counts.out_of_order:
-        found.append(f"{_several(counts.out_of_order, 'frame')} out of order, left out")
+        found.append(f"{_format_count(counts.out_of_order, 'frame')} out of order, left out")
     if counts.holes:
-        found.append(f"{_several(counts.holes, 'hole')} in time, taken as a cut")
+        found.append(f"{_format_count(counts.holes, 'hole')} in time, taken as a cut")
     if counts.sizes:
         found.append(
-            f"{_several(counts.sizes, 'change')} of size, taken as a cut; after it the centre is taken"
+            f"{_format_count(counts.sizes, 'change')} of size, taken as a cut; after it the centre is taken"
         )
     if found:
         lines.append(f"footage: {source.path} has {'; '.join(found)}")
     return lines
 
 
-def _unless(moving: bool, path: Path) -> list[str]:
+def _note_that_nothing_moves(moving: bool, path: Path) -> list[str]:
     return [] if moving else [f"footage: nothing moves in {path}, so --crop auto took the centre"]
 
 
-def _several(count: int, what: str) -> str:
+def _format_count(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"

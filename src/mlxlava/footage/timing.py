@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_WINDOW = 8  # intervals that are averaged, so that jitter does not count
-_PIECE = 2**16  # intervals whose medians are found together
-_ALIKE = 0.15  # relative difference of averaged intervals that belong to one rate
-_HOLE = 3.5  # intervals: a longer gap is a hole
-_UNEVEN = 0.1  # of an interval: what differs less is rounding
-_LARGEST_ROUNDING = 0.0015  # seconds; containers with coarser stamps have a fixed rate
+_AVERAGED_INTERVALS = 8  # intervals that are averaged, so that jitter does not count
+_INTERVALS_PER_PIECE = 2**16  # intervals whose medians are found together
+_MAX_DIFFERENCE_OF_ONE_RATE = 0.15  # relative difference of averaged intervals that belong to one rate
+_MIN_HOLE_INTERVALS = 3.5  # intervals: a longer gap is a hole
+_MIN_UNEVENNESS = 0.1  # of an interval: what differs less is rounding
+_MAX_ROUNDING_SECONDS = 0.0015  # seconds; containers with coarser stamps have a fixed rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Timing:
         usual = 1 / self.fps
         if len(self.stamps):
             usual = float(self.intervals[np.searchsorted(self.stamps, after).clip(max=len(self.stamps) - 1)])
-        return after - before > _HOLE * usual
+        return after - before > _MIN_HOLE_INTERVALS * usual
 
 
 def measure_timing(
@@ -63,32 +63,34 @@ def measure_timing(
     if not steps:
         return None
     usual = [_running_median(run) for run in steps]
-    width = int(np.clip(sum(map(len, steps)) // 4, 1, _WINDOW))
+    width = int(np.clip(sum(map(len, steps)) // 4, 1, _AVERAGED_INTERVALS))
     # Means over some intervals have no jitter; those with a hole in them are left out.
     means = []
     for run, around in zip(steps, usual, strict=True):
         total = np.cumsum(np.concatenate([[0.0], run]))
-        holes = np.cumsum(np.concatenate([[0], run > _HOLE * around]))
+        holes = np.cumsum(np.concatenate([[0], run > _MIN_HOLE_INTERVALS * around]))
         if len(run) >= width:
             whole = holes[width:] == holes[:-width]
             means.append(((total[width:] - total[:-width]) / width)[whole])
     averaged = np.sort(np.concatenate(means)) if means else np.zeros(0)
-    inside = np.concatenate([run[run <= _HOLE * around] for run, around in zip(steps, usual, strict=True)])
+    inside = np.concatenate(
+        [run[run <= _MIN_HOLE_INTERVALS * around] for run, around in zip(steps, usual, strict=True)]
+    )
     if not len(averaged):
         averaged = np.sort(inside)
     # Of all rates, the one that holds for the longest time; of two such, the slower one.
     time = np.concatenate([[0.0], np.cumsum(averaged)])
-    first = np.searchsorted(averaged, averaged * (1 - _ALIKE))
-    last = np.searchsorted(averaged, averaged * (1 + _ALIKE), side="right")
+    first = np.searchsorted(averaged, averaged * (1 - _MAX_DIFFERENCE_OF_ONE_RATE))
+    last = np.searchsorted(averaged, averaged * (1 + _MAX_DIFFERENCE_OF_ONE_RATE), side="right")
     held = time[last] - time[first]
     best = int(np.flatnonzero(held >= held.max() * (1 - 1e-9))[-1])
     alike = averaged[first[best] : last[best]]
     typical = float(np.median(alike))
     # The mean over all intervals has the least rounding, but is wrong where there are several rates.
     interval = float(inside.mean()) if len(alike) == len(averaged) else typical
-    rounding = 2 * min(tick, _LARGEST_ROUNDING) / float(inside.sum()) + 1e-9
-    uneven = float(np.ptp(inside)) > 2.5 * tick + _UNEVEN * interval
-    fps = _usual(1 / interval, rounding, declared)
+    rounding = 2 * min(tick, _MAX_ROUNDING_SECONDS) / float(inside.sum()) + 1e-9
+    uneven = float(np.ptp(inside)) > 2.5 * tick + _MIN_UNEVENNESS * interval
+    fps = _snap_to_usual_rate(1 / interval, rounding, declared)
     if len(steps) > 1:
         return Timing(fps, frames, uneven)
     around = np.concatenate([usual[0][:1], usual[0]])
@@ -97,17 +99,20 @@ def measure_timing(
 
 def _running_median(steps: np.ndarray) -> np.ndarray:
     """The median of each interval and the ones around it."""
-    half = _WINDOW // 2
+    half = _AVERAGED_INTERVALS // 2
     if len(steps) <= half:
         return np.full(len(steps), np.median(steps))
     padded = np.pad(steps, half, mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
     # In pieces, since the median copies all windows.
-    pieces = [np.median(windows[at : at + _PIECE], axis=1) for at in range(0, len(windows), _PIECE)]
+    pieces = [
+        np.median(windows[at : at + _INTERVALS_PER_PIECE], axis=1)
+        for at in range(0, len(windows), _INTERVALS_PER_PIECE)
+    ]
     return np.concatenate(pieces)
 
 
-def _usual(fps: float, rounding: float, declared: Sequence[float]) -> float:
+def _snap_to_usual_rate(fps: float, rounding: float, declared: Sequence[float]) -> float:
     """The usual rate within the relative rounding of a measured one; the measured one where there is none."""
     whole = round(fps)
     candidates = [*declared, float(whole), whole * 1000 / 1001]
@@ -119,7 +124,7 @@ def _usual(fps: float, rounding: float, declared: Sequence[float]) -> float:
     return fps
 
 
-def rising_runs(stamps: Sequence[float], order: Sequence[float]) -> list[np.ndarray]:
+def split_where_time_restarts(stamps: Sequence[float], order: Sequence[float]) -> list[np.ndarray]:
     """Cut stamps where time starts again, as it does where files were joined.
 
     Args:
@@ -145,27 +150,27 @@ class TimeGrid:
         self._last = 0.0
         self._taken = 0
 
-    def add(self, stamp: float) -> int:
+    def add_stamp(self, stamp: float) -> int:
         """Take the next stamp, which is later than those before; says how often the frame before is taken."""
         count = 0
         if self._start is None:
             self._start = stamp
         else:
-            count = self._up_to((self._last + stamp) / 2)
+            count = self._take_times_before((self._last + stamp) / 2)
         self._last = stamp
         return count
 
-    def end(self, interval: float) -> int:
+    def finish(self, interval: float) -> int:
         """End the grid, which starts again at the next stamp; says how often the last frame is taken.
 
         Args:
             interval: how long the last frame is shown, in seconds.
         """
-        count = 0 if self._start is None else self._up_to(self._last + interval / 2)
+        count = 0 if self._start is None else self._take_times_before(self._last + interval / 2)
         self._start, self._taken = None, 0
         return count
 
-    def _up_to(self, time: float) -> int:
+    def _take_times_before(self, time: float) -> int:
         """How many times of the grid lie before this one and are not taken yet."""
         assert self._start is not None
         before = self._taken

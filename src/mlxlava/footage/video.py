@@ -22,18 +22,18 @@ import numpy as np
 from PIL import Image
 
 from mlxlava.errors import UserError
-from mlxlava.footage.raster import Raster, Turn
-from mlxlava.footage.timing import Timing, measure_timing, rising_runs
+from mlxlava.footage.raster import DecodedFrame, Orientation
+from mlxlava.footage.timing import Timing, measure_timing, split_where_time_restarts
 
-UNKNOWN_FPS = 30.0  # where nothing tells a rate
+FPS_IF_UNKNOWN = 30.0  # where nothing tells a rate
 
 # Containers that are tried. There are no playlists, no lists of files and no pictures among them, so a file
 # makes nothing else be read.
-_CONTAINERS = (
+_READABLE_CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,hevc,h263,m4v,vc1,mjpeg,mjpeg_2000,"
     "ivf,obu,av1,flv,asf,ogg,gif,apng,yuv4mpegpipe,nut,mxf,dv,rm,wtv,gxf,smjpeg,mpjpeg,wav,mp3,flac"
 )
-_CODECS = (
+_READABLE_CODECS = (
     "h264 hevc vp8 vp9 av1 libdav1d libaom-av1 vvc mpeg4 msmpeg4 msmpeg4v1 msmpeg4v2 msmpeg4v3 "
     "mpeg1video mpeg2video mpegvideo h261 h263 h263i h263p flv flv1 theora wmv1 wmv2 wmv3 vc1 rv10 rv20 "
     "rv30 rv40 svq1 svq3 cinepak mjpeg mjpegb jpeg2000 libopenjpeg prores dnxhd cfhd dvvideo ffv1 "
@@ -41,15 +41,15 @@ _CODECS = (
     "apng gif webp bmp tiff msrle msvideo1 zmbv flashsv flashsv2 vp6 vp6f vp6a hap speedhq "
 )
 # Bare streams of pictures, without stamps. Some have a rate in them, which is often wrong.
-_WITHOUT_STAMPS = "h264 hevc h263 m4v vc1 mjpeg mjpeg_2000 mpegvideo obu av1 mpjpeg smjpeg"
+_CONTAINERS_WITHOUT_STAMPS = "h264 hevc h263 m4v vc1 mjpeg mjpeg_2000 mpegvideo obu av1 mpjpeg smjpeg"
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # ffmpeg's own leave the alpha out
-_MAX_PIXELS = 178_956_970  # as of pictures
-_PROBED = 16  # packets that are decoded to see whether a file keeps to its format
-_WAIT = 300  # frames that are left out after a damaged one, at most
+_MAX_FRAME_PIXELS = 178_956_970  # as of pictures
+_PROBED_FRAMES = 16  # packets that are decoded to see whether a file keeps to its format
+_MAX_FRAMES_SKIPPED_AFTER_DAMAGE = 300  # frames that are left out after a damaged one, at most
 
 
 @dataclasses.dataclass(frozen=True)
-class Survey:
+class VideoSurvey:
     """What is known of a video before its frames are read.
 
     Attributes:
@@ -77,7 +77,7 @@ class Video:
 
     Args:
         path: the file.
-        clean: see ``Survey``.
+        clean: see ``VideoSurvey``.
         key_frames_only: leave out all frames that need others: this is fast.
 
     Attributes:
@@ -91,13 +91,13 @@ class Video:
 
     def __init__(self, path: Path, *, clean: bool = True, key_frames_only: bool = False) -> None:
         self._clean = clean
-        self._container = _open(path)
+        self._container = _open_container(path)
         try:
             self._stream, self.streams = _choose_stream(self._container, path)
-            self._decoder = _decoder(self._stream)
+            self._decoder = _choose_decoder(self._stream)
             self._decoder.thread_type = "AUTO"
             self._decoder.thread_count = int(os.environ.get("MLXLAVA_CORES") or 0)  # 0: all
-            options = {"max_pixels": str(_MAX_PIXELS)}
+            options = {"max_pixels": str(_MAX_FRAME_PIXELS)}
             if clean:
                 options["err_detect"] = "explode"
             self._decoder.options = options
@@ -106,11 +106,11 @@ class Video:
         except BaseException:
             self._container.close()
             raise
-        self.timed = self._container.format.name not in _WITHOUT_STAMPS.split()
+        self.timed = self._container.format.name not in _CONTAINERS_WITHOUT_STAMPS.split()
         # AVI tells when frames are decoded, not when they are shown: the same times in another order.
         self._by_order = self._container.format.name == "avi"
         self._raw_size = 0
-        self._turns: dict[int, Turn] = {}
+        self._turns: dict[int, Orientation] = {}
         self.damaged = 0
         self.errors = 0
         self.problem = ""
@@ -121,7 +121,7 @@ class Video:
     def __exit__(self, *_: object) -> None:
         self._container.close()
 
-    def __iter__(self) -> Iterator[Raster]:
+    def __iter__(self) -> Iterator[DecodedFrame]:
         aspect = float(self._stream.sample_aspect_ratio or 1)
         waiting = 0
         decoding: list[int] = []  # times of the packets whose frames have not come yet
@@ -129,7 +129,7 @@ class Video:
             if self._by_order and packet is not None and packet.dts is not None and packet.size:
                 heapq.heappush(decoding, packet.dts)
             try:
-                if packet is not None and self._is_incomplete(packet):
+                if packet is not None and self._is_incomplete_packet(packet):
                     raise av.error.InvalidDataError(0, "a part of the file is missing")
                 frames = self._decoder.decode(packet)
             except av.error.EOFError:
@@ -137,8 +137,8 @@ class Video:
             except (av.error.FFmpegError, ValueError) as error:
                 self.damaged += 1
                 self.errors += 1
-                self.problem = self.problem or _text(error)
-                waiting = _WAIT
+                self.problem = self.problem or _describe_ffmpeg_error(error)
+                waiting = _MAX_FRAMES_SKIPPED_AFTER_DAMAGE
                 continue
             for frame in frames:
                 if frame.is_corrupt or (waiting and not frame.key_frame):
@@ -151,11 +151,15 @@ class Video:
                     known = heapq.heappop(decoding) if decoding else None
                 base = self._stream.time_base
                 stamp = None if known is None or base is None or not self.timed else float(known * base)
-                yield Raster(
-                    frame, stamp=stamp, aspect=aspect, turn=self._turn(frame), codec=self._decoder.name
+                yield DecodedFrame(
+                    frame,
+                    stamp=stamp,
+                    aspect=aspect,
+                    turn=self._orientation_of(frame),
+                    codec=self._decoder.name,
                 )
 
-    def _is_incomplete(self, packet: Any) -> bool:
+    def _is_incomplete_packet(self, packet: Any) -> bool:
         """Whether a packet lacks its end. Raw pictures would be drawn nevertheless."""
         if self._decoder.name == "rawvideo" and packet.size:
             self._raw_size = max(self._raw_size, packet.size)
@@ -169,10 +173,10 @@ class Video:
         try:
             yield from self._container.demux(self._stream)
         except av.error.FFmpegError as error:
-            self.problem = self.problem or _text(error)
+            self.problem = self.problem or _describe_ffmpeg_error(error)
             yield None
 
-    def _turn(self, frame: Any) -> Turn:
+    def _orientation_of(self, frame: Any) -> Orientation:
         """How a frame becomes upright.
 
         A frame and its side data refer to each other once they have been asked for, so that only Python's
@@ -181,7 +185,7 @@ class Video:
         angle = frame.rotation
         if angle not in self._turns:
             matrix = frame.side_data.get("DISPLAYMATRIX")
-            self._turns[angle] = Turn() if matrix is None else Turn.from_matrix(bytes(matrix))
+            self._turns[angle] = Orientation() if matrix is None else Orientation.from_matrix(bytes(matrix))
         return self._turns[angle]
 
     def seek(self, seconds: float) -> bool:
@@ -195,7 +199,7 @@ class Video:
             return False
         return True
 
-    def timing(self) -> tuple[Timing | None, int]:
+    def read_timing(self) -> tuple[Timing | None, int]:
         """Read all stamps without decoding: the timing, and the number of frames. ``problem`` is set too.
 
         Nothing can be decoded after that.
@@ -204,7 +208,7 @@ class Video:
         shown, order = array("q"), array("q")  # 16 bytes a frame: 17 MB for ten hours
         frames = packets = 0
         logs: list[str] = []
-        with _logging(logs):
+        with _capture_ffmpeg_errors(logs):
             for packet in self._packets():
                 if packet is None or not packet.size:
                     continue
@@ -223,18 +227,17 @@ class Video:
         if not self.timed or len(shown) < 2:
             return None, frames
         unit = float(base)
-        runs = [run * unit for run in rising_runs(shown, order)]
+        runs = [run * unit for run in split_where_time_restarts(shown, order)]
         rates = (self._stream.average_rate, self._stream.guessed_rate)
         timing = measure_timing(runs, unit, [float(rate) for rate in rates if rate])
         if timing and len(runs) == 1:
             end = max(float(runs[0].max()), float(np.ptp(runs[0]))) + 2 / timing.fps
-            if end < 0.98 * self._promised() and not self.problem:
-                self.problem = (
-                    f"it ends after {end:.1f} of the {self._promised():.1f} seconds that its header names"
-                )
+            promised = self._header_duration_seconds()
+            if end < 0.98 * promised and not self.problem:
+                self.problem = f"it ends after {end:.1f} of the {promised:.1f} seconds that its header names"
         return timing, frames
 
-    def _promised(self) -> float:
+    def _header_duration_seconds(self) -> float:
         """Seconds that the header names; 0 where it may mean another stream."""
         if self._stream.duration is not None and self._stream.time_base is not None:
             return float(self._stream.duration * self._stream.time_base)
@@ -242,15 +245,15 @@ class Video:
         return self._container.duration / av.time_base if alone else 0.0
 
 
-def survey(path: Path) -> Survey:
+def survey_video(path: Path) -> VideoSurvey:
     """Look at a video: all its stamps, and its first frames.
 
     Raises:
         UserError: it is no video, or no frame of it can be decoded.
     """
-    size, clean, problem = _first_size(path, clean=True)
+    size, clean, problem = _probe_first_frames(path, clean=True)
     if size is None or not clean:
-        size, _, problem = _first_size(path, clean=False)
+        size, _, problem = _probe_first_frames(path, clean=False)
         clean = False
     if size is None:
         raise UserError(
@@ -258,23 +261,23 @@ def survey(path: Path) -> Survey:
             "give a video file or a folder of images"
         )
     with Video(path) as video:
-        timing, frames = video.timing()
-        return Survey(size, timing, frames, clean, video.streams, video.problem)
+        timing, frames = video.read_timing()
+        return VideoSurvey(size, timing, frames, clean, video.streams, video.problem)
 
 
-def _first_size(path: Path, *, clean: bool) -> tuple[tuple[int, int] | None, bool, str]:
+def _probe_first_frames(path: Path, *, clean: bool) -> tuple[tuple[int, int] | None, bool, str]:
     """Size of the first frame, whether most of the first packets decode, and what went wrong first."""
     size, count = None, 0
     with Video(path, clean=clean) as video:
         for frame in video:
             size = size or frame.size
             count += 1
-            if count == _PROBED:
+            if count == _PROBED_FRAMES:
                 break
         return size, video.errors <= (count + video.errors) // 4, video.problem
 
 
-def sample_runs(path: Path, size: tuple[int, int], longest: int = 640) -> Iterator[Iterator[Image.Image]]:
+def sample_pictures(path: Path, size: tuple[int, int], longest: int = 640) -> Iterator[Iterator[Image.Image]]:
     """Samples of a video's pictures, the cheapest first: its key frames, which decode fast, then all frames.
 
     Args:
@@ -286,11 +289,11 @@ def sample_runs(path: Path, size: tuple[int, int], longest: int = 640) -> Iterat
     small = (max(1, round(size[1] * scale)), max(1, round(size[0] * scale)))
     for key_frames_only in (True, False):
         with Video(path, clean=False, key_frames_only=key_frames_only) as video:
-            yield (Image.fromarray(frame.picture(small)) for frame in video if frame.size == size)
+            yield (Image.fromarray(frame.to_picture(small)) for frame in video if frame.size == size)
 
 
 def sample_stretches(
-    path: Path, found: Survey, stretches: int = 12, length: int = 60, longest: int = 256
+    path: Path, found: VideoSurvey, stretches: int = 12, length: int = 60, longest: int = 256
 ) -> Iterator[list[Image.Image]]:
     """Stretches of consecutive pictures, evenly spread over a video.
 
@@ -310,7 +313,9 @@ def sample_stretches(
     with Video(path, clean=False) as video:
 
         def read(count: int) -> list[Image.Image]:
-            pictures = (Image.fromarray(frame.picture(small)) for frame in video if frame.size == found.size)
+            pictures = (
+                Image.fromarray(frame.to_picture(small)) for frame in video if frame.size == found.size
+            )
             return list(itertools.islice(pictures, count))
 
         for start in starts:
@@ -324,14 +329,14 @@ def sample_stretches(
         yield read(most)
 
 
-def _open(path: Path) -> Any:
-    options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file,pipe"}
+def _open_container(path: Path) -> Any:
+    options = {"format_whitelist": _READABLE_CONTAINERS, "protocol_whitelist": "file,pipe"}
     logs: list[str] = []
     try:
-        with _logging(logs):
+        with _capture_ffmpeg_errors(logs):
             return av.open(f"file:{path.resolve()}", options=options, metadata_errors="ignore")
     except av.error.FFmpegError as error:
-        why = logs[0] if logs else _text(error)
+        why = logs[0] if logs else _describe_ffmpeg_error(error)
         if "whitelist" in why:
             why = "its format is none of those that are read"
         raise UserError(
@@ -340,7 +345,7 @@ def _open(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _logging(logs: list[str]) -> Iterator[None]:
+def _capture_ffmpeg_errors(logs: list[str]) -> Iterator[None]:
     """Collect what ffmpeg logs as errors: that says more than its error codes.
 
     It is not for decoding: ffmpeg's threads would wait for Python's lock to log.
@@ -375,7 +380,7 @@ def _choose_stream(container: Any, path: Path) -> tuple[Any, int]:
         return default, stream.codec_context.width * stream.codec_context.height
 
     chosen = max(known, key=rank)
-    if chosen.codec_context.name not in _CODECS.split():
+    if chosen.codec_context.name not in _READABLE_CODECS.split():
         raise UserError(
             f"footage: {path} is coded as {chosen.codec_context.name}, which is not read; "
             "convert it, for example to H.264"
@@ -383,7 +388,7 @@ def _choose_stream(container: Any, path: Path) -> tuple[Any, int]:
     return chosen, len(streams)
 
 
-def _decoder(stream: Any) -> Any:
+def _choose_decoder(stream: Any) -> Any:
     """The stream's decoder, or for video with alpha one that knows alpha."""
     own = stream.codec_context
     if stream.metadata.get("alpha_mode") == "1" and own.name in _ALPHA_DECODERS:
@@ -396,6 +401,6 @@ def _decoder(stream: Any) -> Any:
     return own
 
 
-def _text(error: Exception) -> str:
+def _describe_ffmpeg_error(error: Exception) -> str:
     """What ffmpeg says of an error, in a few words."""
     return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())

@@ -11,7 +11,7 @@ from mlxlava.backend.ops import leaky_relu
 from mlxlava.config import Recipe
 from mlxlava.models.layers import conv4_leaky_relu, dense, init_conv, init_dense
 
-FramesOnceOrTwice = mx.array | tuple[mx.array, mx.array]
+FramesForOneOrTwoLosses = mx.array | tuple[mx.array, mx.array]
 
 
 class FramesDiscriminator:
@@ -52,7 +52,12 @@ class FramesDiscriminator:
         return weights
 
     def __call__(
-        self, weights: Tree, frames: FramesOnceOrTwice, times: mx.array, *, weight_gradient_first: bool = True
+        self,
+        weights: Tree,
+        frames: FramesForOneOrTwoLosses,
+        times: mx.array,
+        *,
+        weight_gradient_first: bool = True,
     ) -> Any:
         """Frames (B, K, H, W, 3) at learned steps ``times`` (B, K) → logits (B,).
 

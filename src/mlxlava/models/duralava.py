@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from mlxlava.backend import Tree, mx, tree_map
-from mlxlava.backend.cpu.chunks import Chunks, share_forward
+from mlxlava.backend.cpu.chunks import Chunks, forward_once_for_two_losses
 from mlxlava.backend.ops import (
     biased_leaky_relu,
     conv4_stride2,
@@ -18,7 +18,7 @@ from mlxlava.backend.ops import (
     scaled_leaky_relu,
 )
 from mlxlava.config import Recipe
-from mlxlava.models.discriminator import FramesOnceOrTwice
+from mlxlava.models.discriminator import FramesForOneOrTwoLosses
 from mlxlava.models.layers import dense, glorot_gain, init_conv, init_dense
 
 Layer = Callable[..., Chunks]  # (batch, weights …, weight_gradient_first) → results
@@ -163,14 +163,14 @@ class RecurrentDiscriminator:
         pixels = math.prod(learned.shape[1:3])
         batches = Chunks.from_batch(learned, pixels), Chunks.from_batch(not_learned, pixels)
         for layer, layer_weights in self._frame_layers(weights):
-            batches = share_forward(layer, *batches, *layer_weights)
+            batches = forward_once_for_two_losses(layer, *batches, *layer_weights)
         return batches[0].join(), batches[1].join()
 
     def _frame_layers(self, weights: Tree) -> list[tuple[Layer, tuple[mx.array, ...]]]:
         """The layers from frames to features, each with its weights.
 
         A layer normalises and activates the result of the layer before, and ends with a convolution or a
-        matrix product. :func:`share_forward` needs layers of this form.
+        matrix product. :func:`forward_once_for_two_losses` needs layers of this form.
         """
 
         def first(frames: Chunks, kernel: mx.array, weight_gradient_first: bool) -> Chunks:
@@ -223,7 +223,12 @@ class RecurrentDiscriminator:
         return dense(weights["cell_out"], x)
 
     def __call__(
-        self, weights: Tree, frames: FramesOnceOrTwice, times: mx.array, *, weight_gradient_first: bool = True
+        self,
+        weights: Tree,
+        frames: FramesForOneOrTwoLosses,
+        times: mx.array,
+        *,
+        weight_gradient_first: bool = True,
     ) -> Any:
         """Frames (B, T, H, W, 3) → logits (B, T).
 

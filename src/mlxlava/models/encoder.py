@@ -11,7 +11,7 @@ from mlxlava.config import Recipe
 from mlxlava.models.layers import conv4_leaky_relu, dense, init_conv, init_dense
 
 _INITIAL_LOG_VARIANCE = -3.0  # log variance of an encoded state before training
-# Steps of inverse_root. Each makes the smallest eigenvalue 9/4 times as large, until it is near one.
+# Steps of inverse_square_root. Each makes the smallest eigenvalue 9/4 times as large, until it is near one.
 _NEWTON_SCHULZ_STEPS = 20
 
 
@@ -90,11 +90,11 @@ def whiten(
     deviation = mx.sqrt(1 - mx.exp(log_variance).mean(0))
     unit = mean / deviation
     batch_covariance = mx.stop_gradient(unit.T @ unit / len(unit))
-    root = inverse_root(mx.stop_gradient(covariance) + ridge * mx.eye(len(covariance)))
+    root = inverse_square_root(mx.stop_gradient(covariance) + ridge * mx.eye(len(covariance)))
     return (unit @ root) * deviation, batch_covariance
 
 
-def inverse_root(matrix: mx.array) -> mx.array:
+def inverse_square_root(matrix: mx.array) -> mx.array:
     """The inverse root of a symmetric positive matrix (Z, Z), by Newton–Schulz steps (Higham 2008, ch. 6).
 
     It needs only matrix products, so it can be compiled and runs on every device. It is exact enough for

@@ -64,6 +64,6 @@ class ShuffleGenerator:
         return mx.sigmoid(x), {}
 
 
-def to_bytes(frames: mx.array) -> mx.array:
+def to_uint8_frames(frames: mx.array) -> mx.array:
     """Frames in [0, 1] as uint8 of the same shape."""
     return (frames * 255 + 0.5).astype(mx.uint8)

@@ -47,7 +47,7 @@ def conv4_leaky_relu(weights: Tree, x: mx.array, weight_gradient_first: bool = T
     return biased_leaky_relu(conv4_stride2(x, weights["weight"], weight_gradient_first), weights["bias"])
 
 
-def average_down(frames: mx.array, size: tuple[int, int]) -> mx.array:
+def average_pool_to_size(frames: mx.array, size: tuple[int, int]) -> mx.array:
     """Frames (…, H, W, C) → (…, h, w, C): means of blocks. ``size`` (h, w) must divide (H, W)."""
     *rest, height, width, channels = frames.shape
     if (height, width) == size:

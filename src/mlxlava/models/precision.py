@@ -48,7 +48,7 @@ def _scale_gradient(factor: float) -> Any:
     return function
 
 
-def in_precision(network: Any, precision: str, loss_scale: float) -> Any:
+def network_in_precision(network: Any, precision: str, loss_scale: float) -> Any:
     """The network, wrapped so that it computes in the precision that a recipe names."""
     if precision == "float32":
         return network

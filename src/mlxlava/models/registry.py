@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from mlxlava.backend.cpu.chunks import in_chunks
+from mlxlava.backend.cpu.chunks import network_in_chunks
 from mlxlava.config import Recipe
 from mlxlava.models.discriminator import FramesDiscriminator
 from mlxlava.models.duralava import RecurrentDiscriminator, TransposedGenerator
@@ -19,7 +19,7 @@ def make_generator(recipe: Recipe) -> Generator:
     """The generator that the recipe names."""
     if recipe.generator.kind == "transposed":
         return TransposedGenerator(recipe)
-    return in_chunks(ShuffleGenerator(recipe), math.prod(recipe.data.size))
+    return network_in_chunks(ShuffleGenerator(recipe), math.prod(recipe.data.size))
 
 
 def make_discriminator(recipe: Recipe) -> Discriminator:
@@ -27,11 +27,13 @@ def make_discriminator(recipe: Recipe) -> Discriminator:
     if recipe.discriminator.kind == "recurrent":
         return RecurrentDiscriminator(recipe)
     discriminator = FramesDiscriminator(recipe)
-    return in_chunks(discriminator, discriminator.count * math.prod(recipe.data.size))
+    return network_in_chunks(discriminator, discriminator.count * math.prod(recipe.data.size))
 
 
 def make_encoder(recipe: Recipe) -> Encoder | None:
     """The encoder; None if the recipe has none."""
     if not recipe.encoder.context_frames:
         return None
-    return in_chunks(Encoder(recipe), recipe.encoder.context_frames * math.prod(recipe.encoder_input_size))
+    return network_in_chunks(
+        Encoder(recipe), recipe.encoder.context_frames * math.prod(recipe.encoder_input_size)
+    )

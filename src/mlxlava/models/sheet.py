@@ -6,11 +6,11 @@ import numpy as np
 
 from mlxlava.backend import Tree, mx
 from mlxlava.config import Recipe
-from mlxlava.models.generator import to_bytes
+from mlxlava.models.generator import to_uint8_frames
 from mlxlava.models.registry import make_generator
 from mlxlava.models.state_step import fixed_bases, make_dynamics
 
-_LAMP_COUNT = 4
+_PREVIEW_LAMP_COUNT = 4
 _MAX_COLUMNS = 8
 _PREVIEW_SEED = 2**40  # no training step has this seed
 
@@ -34,18 +34,18 @@ def draw_sheet(recipe: Recipe, arrays: Tree, real_frames: np.ndarray | None = No
     stats = arrays["stats"]
     bases = dynamics.basis_changes(fixed_bases(arrays))
     keys = mx.random.split(mx.random.key(_PREVIEW_SEED), columns * gap)
-    shape = (max(_LAMP_COUNT, dynamics.minimum_batch), recipe.generator.state_size)
+    shape = (max(_PREVIEW_LAMP_COUNT, dynamics.minimum_batch), recipe.generator.state_size)
     states = mx.random.normal(shape, key=keys[0])
     path = []
     for index in range(columns * gap):
         noise = mx.random.normal(shape, key=keys[index])
         states = dynamics.step(arrays["dynamics"], bases, states, noise)
         if index % gap == 0:
-            path.append(states[:_LAMP_COUNT])
+            path.append(states[:_PREVIEW_LAMP_COUNT])
     frames, _ = generator(arrays["generator"], mx.concatenate(path), stats["generator"])
-    drawn = np.array(to_bytes(frames))
+    drawn = np.array(to_uint8_frames(frames))
     # (columns * lamps, H, W, 3) -> (lamps, columns, H, W, 3)
-    rows = drawn.reshape(columns, _LAMP_COUNT, *drawn.shape[1:]).swapaxes(0, 1)
+    rows = drawn.reshape(columns, _PREVIEW_LAMP_COUNT, *drawn.shape[1:]).swapaxes(0, 1)
     if real_frames is not None:
         rows = np.concatenate([real_frames[None], rows])
     return contact_sheet(rows)

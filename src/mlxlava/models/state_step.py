@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mlxlava.backend import Tree, mx, tree_map
-from mlxlava.backend.gradients import keep_gradient_unfused, steps_per_checkpoint
+from mlxlava.backend.gradients import keep_gradient_unfused, steps_per_gradient_checkpoint
 from mlxlava.backend.ops import leaky_relu
 from mlxlava.config import Recipe
 from mlxlava.models.layers import dense, glorot_gain, init_dense
@@ -180,7 +180,7 @@ class StationaryStep:
         states are in the middle of the path, gradients go through half as many steps.
         """
         noise = mx.random.normal((steps, *states.shape), key=key)
-        length = steps_per_checkpoint()
+        length = steps_per_gradient_checkpoint()
 
         def roll_one_way(states: mx.array, noise: mx.array, step: StepFunction) -> list[mx.array]:
             def roll_piece(weights: Tree, bases: Tree, states: mx.array, noise: mx.array) -> list[mx.array]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mlxlava.backend import Tree, mx, named_arrays
+from mlxlava.backend import Tree, arrays_by_name, mx
 from mlxlava.errors import UserError
 from mlxlava.failures import explain_device_failure
 from mlxlava.paths import atomic_folder
@@ -28,7 +28,7 @@ def atomic_array_folder(folder: Path, what: str) -> Iterator[Path]:
 
 def save_arrays(path: Path, tree: Tree) -> None:
     """Write a tree of arrays; OSError where the disk is full."""
-    arrays = named_arrays(tree)
+    arrays = arrays_by_name(tree)
     size = sum(array.nbytes for array in arrays.values())
     # MLX reports a full disk in a vague message. So the free space is checked before, and the size
     # afterwards.
@@ -57,7 +57,7 @@ def load_arrays(path: Path) -> dict[str, mx.array]:
 
 def check_arrays(arrays: Mapping[str, mx.array], tree: Tree, where: str) -> None:
     """Refuse arrays whose names, shapes or types differ from those of ``tree``, or that are not finite."""
-    expected = named_arrays(tree)
+    expected = arrays_by_name(tree)
     missing = [name for name in expected if name not in arrays]
     extra = [name for name in arrays if name not in expected]
     if missing and extra:
@@ -92,7 +92,7 @@ def check_arrays(arrays: Mapping[str, mx.array], tree: Tree, where: str) -> None
 
 def find_non_finite(tree: Mapping[str, Any]) -> str | None:
     """The name of the first array with a NaN or an infinity, if there is one."""
-    arrays = named_arrays(tree)
+    arrays = arrays_by_name(tree)
     names = [name for name, array in arrays.items() if array.dtype in _FLOAT_DTYPES]
     if not names:
         return None

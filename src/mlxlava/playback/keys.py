@@ -1,7 +1,7 @@
 """The keys of every screen: terminal, window and web page. They are defined here and nowhere else.
 
-A screen translates what a viewer presses into a key's name, looks up the action in ``actions_of``, does its
-own actions itself (full screen, help, …) and leaves the others to ``perform``.
+A screen translates what a viewer presses into a key's name, looks up the action in ``actions_by_key``, does
+its own actions itself (full screen, help, …) and leaves the others to ``perform_action``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from mlxlava.playback.session import SPEED_FACTOR, Session
+from mlxlava.playback.session import SPEED_FACTOR_PER_KEY_PRESS, Session
 
 TERMINAL, WINDOW, WEB = "terminal", "window", "web"
 
@@ -56,7 +56,7 @@ KEYS = (
 )
 
 
-def actions_of(screen: str) -> dict[str, str]:
+def actions_by_key(screen: str) -> dict[str, str]:
     """The action of each key of a screen."""
     return {
         key: action
@@ -92,32 +92,32 @@ def _change_speed(session: Session, factor: float | None) -> str:
     return f"speed ×{session.clock.speed:.3g}"
 
 
-def _next_seed(session: Session) -> str:
-    session.next_seed()
-    return session.title
+def _switch_to_next_seed(session: Session) -> str:
+    session.switch_to_next_seed()
+    return session.lamp_title
 
 
-def _next_name(session: Session) -> str:
-    return session.title if session.next_name() else "there is no other lamp"
+def _switch_to_next_lamp(session: Session) -> str:
+    return session.lamp_title if session.switch_to_next_lamp() else "there is no other lamp"
 
 
-def _end(session: Session) -> str:
+def _end_session(session: Session) -> str:
     session.end()
     return ""
 
 
-_ACTIONS: dict[str, Callable[[Session], str]] = {
+_ACTION_FUNCTIONS: dict[str, Callable[[Session], str]] = {
     "pause": _toggle_pause,
-    "faster": lambda session: _change_speed(session, SPEED_FACTOR),
-    "slower": lambda session: _change_speed(session, 1 / SPEED_FACTOR),
+    "faster": lambda session: _change_speed(session, SPEED_FACTOR_PER_KEY_PRESS),
+    "slower": lambda session: _change_speed(session, 1 / SPEED_FACTOR_PER_KEY_PRESS),
     "true_speed": lambda session: _change_speed(session, None),
-    "next_seed": _next_seed,
-    "next_name": _next_name,
-    "end": _end,
+    "next_seed": _switch_to_next_seed,
+    "next_name": _switch_to_next_lamp,
+    "end": _end_session,
 }
 
 
-def perform(session: Session, action: str) -> str:
+def perform_action(session: Session, action: str) -> str:
     """Do an action that changes the session.
 
     Args:
@@ -127,4 +127,4 @@ def perform(session: Session, action: str) -> str:
     Returns:
         A few words for the viewer about the result; empty if there is nothing to say.
     """
-    return _ACTIONS[action](session)
+    return _ACTION_FUNCTIONS[action](session)

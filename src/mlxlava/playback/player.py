@@ -19,12 +19,12 @@ from mlxlava.console import format_duration, progress, say
 from mlxlava.errors import UserError
 from mlxlava.playback.clock import WallClock
 from mlxlava.playback.screens import Screen
-from mlxlava.playback.screens.terminal import Terminal, has_terminal
+from mlxlava.playback.screens.terminal import Terminal, understands_escape_sequences
 from mlxlava.playback.session import FrameSource, Library, Session
-from mlxlava.playback.writers import OutputFile, PipeClosed, Writer, check_quality, format_of, open_writer
+from mlxlava.playback.writers import OutputFile, PipeClosed, Writer, check_quality, choose_format, open_writer
 
 _DEFAULT_FPS = 30.0  # frame rate if neither the user nor the screen asks for another
-_HIDDEN_FPS = 2.0  # frame rate while nobody can see the screen
+_FPS_WHILE_HIDDEN = 2.0  # frame rate while nobody can see the screen
 
 
 def has_display() -> bool:
@@ -34,15 +34,15 @@ def has_display() -> bool:
     return sys.platform == "darwin" and "SSH_CONNECTION" not in os.environ
 
 
-def has_window() -> bool:
+def can_show_window() -> bool:
     """Whether a window can be opened: there is a display, and the extra ``window`` is installed."""
     if not has_display():
         return False
     try:
-        from mlxlava.playback.screens.window import can_open
+        from mlxlava.playback.screens.window import can_open_window
     except ImportError:
         return False
-    return can_open()
+    return can_open_window()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,13 +93,13 @@ class PlaybackOptions:
         if screen is None:
             screen = "auto" if target is None else "none"
         if screen == "auto":
-            screen = "terminal" if target != "-" and has_terminal() else "none"
+            screen = "terminal" if target != "-" and understands_escape_sequences() else "none"
             # No window if stdout is a pipe or a file: perhaps nobody is there to close it.
-            if target is None and sys.stdout.isatty() and has_window():
+            if target is None and sys.stdout.isatty() and can_show_window():
                 screen = "window"
         elif screen == "window" and not has_display():
             raise UserError("play: --screen window, but there is no display; try --screen terminal")
-        elif screen == "terminal" and not has_terminal():
+        elif screen == "terminal" and not understands_escape_sequences():
             raise UserError("play: --screen terminal, but stdout is no terminal; write a file with -o")
         elif screen == "none" and target is None:
             raise UserError("play: --screen none needs a file to write; give one with -o")
@@ -109,7 +109,7 @@ class PlaybackOptions:
             target = self.name
             say(f"play: there is no terminal, so this writes {target}; -o names another file")
         if target is not None:
-            check_quality(format_of(target, self.format), self.quality)
+            check_quality(choose_format(target, self.format), self.quality)
         return dataclasses.replace(self, target=target, screen=screen)
 
     @property
@@ -138,7 +138,7 @@ class PlaybackOptions:
         return (10.0 if self.frame_count is None else self.frame_count / self.file_fps) * self.speed
 
 
-def run(library: Library, options: PlaybackOptions, name: str, seed: int = 0) -> None:
+def play_lamp(library: Library, options: PlaybackOptions, name: str, seed: int = 0) -> None:
     """Play until the length is reached or somebody ends it.
 
     Ctrl-C, SIGTERM, a closed window and a closed pipe end the play without an error.
@@ -164,7 +164,7 @@ def run(library: Library, options: PlaybackOptions, name: str, seed: int = 0) ->
         _end_on_signals(),
         contextlib.ExitStack() as stack,
     ):
-        source = next(session.sources())
+        source = next(session.frame_sources())
         if options.target is not None:
             writer = stack.enter_context(
                 open_writer(
@@ -180,11 +180,11 @@ def run(library: Library, options: PlaybackOptions, name: str, seed: int = 0) ->
         if screen is None and writer is not None:
             _write_file(source, options, writer)
         elif screen is not None:
-            wall.sleep = screen.idle
+            wall.sleep = screen.wait_and_react
             if writer is not None:
                 _show_and_write(session, options, screen, writer)
             else:
-                show(session, screen, options.fps or screen.fps or _DEFAULT_FPS)
+                show_until_end(session, screen, options.fps or screen.fps or _DEFAULT_FPS)
     if writer is not None and writer.frames and options.target != "-":
         seconds = writer.frames / options.file_fps
         say(f"play: wrote {options.target} ({writer.frames} frames, {seconds:.1f} s)")
@@ -218,7 +218,7 @@ def _write_file(source: FrameSource, options: PlaybackOptions, writer: Writer) -
                 )
 
 
-def show(session: Session, screen: Screen, fps: float) -> None:
+def show_until_end(session: Session, screen: Screen, fps: float) -> None:
     """Show a session on a screen, at true speed, until the session ends. Late frames are dropped.
 
     Args:
@@ -226,22 +226,22 @@ def show(session: Session, screen: Screen, fps: float) -> None:
         screen: the screen; it must be open.
         fps: frames per second while somebody can see the screen.
     """
-    session.clock.fps = fps
-    for source in session.sources():
+    session.clock.target_fps = fps
+    for source in session.frame_sources():
         for at, frame in source.play(session.clock):
-            session.clock.wait(at)
+            session.clock.wait_until(at)
             if session.should_leave_lamp:
                 break
             screen.show(frame)
             session.count_shown_frame(at)
             # While nobody can see the screen, few frames are drawn, only to keep the lamp's time going.
-            session.clock.fps = _HIDDEN_FPS if screen.hidden else fps
+            session.clock.target_fps = _FPS_WHILE_HIDDEN if screen.hidden else fps
 
 
 def _show_and_write(session: Session, options: PlaybackOptions, screen: Screen, writer: OutputFile) -> None:
     """Write every frame to the file, and show those that are not late."""
     size = None
-    for source in session.sources():
+    for source in session.frame_sources():
         if size not in (None, source.size):  # a lamp of another size was chosen; the file cannot hold it
             return
         size = source.size
@@ -250,7 +250,7 @@ def _show_and_write(session: Session, options: PlaybackOptions, screen: Screen, 
             writer.write(frame)
             if at + 0.5 * options.speed / options.file_fps < due:
                 continue
-            session.clock.wait(at)
+            session.clock.wait_until(at)
             if session.should_leave_lamp:
                 break
             screen.show(frame)
@@ -272,10 +272,10 @@ def open_screen(options: PlaybackOptions, session: Session) -> Screen:
         return Window(session)
     if options.screen == "web":
         try:
-            from mlxlava.playback.screens.web import HOST, WebPage
+            from mlxlava.playback.screens.web import DEFAULT_HOST, WebPage
         except ImportError as error:
             raise UserError(f'play: {error.name} is missing; install "mlxlava[web]"') from error
-        return WebPage(session, options.host or HOST, options.port)
+        return WebPage(session, options.host or DEFAULT_HOST, options.port)
     return Terminal(session=session)
 
 

@@ -22,10 +22,10 @@ from mlxlava.playback.writers import Frame
 PlayFunction = Callable[[Iterable[float]], Iterator[tuple[float, Frame]]]
 
 SPEED_RANGE = (0.05, 50.0)  # the lowest and the highest speed that viewers can choose
-SPEED_FACTOR = 1.25  # a key press multiplies or divides the speed by this
+SPEED_FACTOR_PER_KEY_PRESS = 1.25  # a key press multiplies or divides the speed by this
 SEED_COUNT = 2**31  # seeds are 0 … SEEDS − 1
 
-_SECONDS_BETWEEN_MOMENTS = 0.5  # least seconds between two computations of the moments
+_MIN_SECONDS_BETWEEN_MOMENTS = 0.5  # least seconds between two computations of the moments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +94,12 @@ class Session:
     # What screens use.
 
     @property
-    def names(self) -> Sequence[str]:
+    def lamp_names(self) -> Sequence[str]:
         """Names of the lamps that can be chosen."""
         return self._library.names
 
     @property
-    def name(self) -> str:
+    def lamp_name(self) -> str:
         """Name of the lamp that plays, or that was chosen to come next."""
         return (self._wanted or self._playing)[0]
 
@@ -109,21 +109,21 @@ class Session:
         return (self._wanted or self._playing)[1]
 
     @property
-    def title(self) -> str:
+    def lamp_title(self) -> str:
         """Name and seed, for people."""
-        return f"{Path(self.name).name}, seed {self.seed}"
+        return f"{Path(self.lamp_name).name}, seed {self.seed}"
 
-    def choose(self, name: str | None = None, seed: int | None = None) -> None:
+    def choose_lamp(self, name: str | None = None, seed: int | None = None) -> None:
         """Play another lamp from its beginning. None keeps the present name or seed.
 
         Raises:
             KeyError: there is no lamp of that name.
         """
-        if name is not None and name not in self.names:
+        if name is not None and name not in self.lamp_names:
             raise KeyError(name)
         with self._lock:
-            self._wanted = (self.name if name is None else name, self.seed if seed is None else seed)
-        self.clock.interrupt()
+            self._wanted = (self.lamp_name if name is None else name, self.seed if seed is None else seed)
+        self.clock.interrupt_waiting()
 
     def multiply_speed(self, factor: float) -> None:
         """Multiply the speed, within ``SPEED_RANGE``."""
@@ -133,15 +133,15 @@ class Session:
         """Play at the lamp's own speed."""
         self.clock.speed = 1.0
 
-    def next_seed(self) -> None:
+    def switch_to_next_seed(self) -> None:
         """Play the lamp of the next seed. After the last seed comes the first."""
-        self.choose(seed=(self.seed + 1) % SEED_COUNT)
+        self.choose_lamp(seed=(self.seed + 1) % SEED_COUNT)
 
-    def next_name(self) -> bool:
+    def switch_to_next_lamp(self) -> bool:
         """Play the next of ``names``. Returns False if there is only one."""
-        if len(self.names) == 1:
+        if len(self.lamp_names) == 1:
             return False
-        self.choose(self.names[(self.names.index(self.name) + 1) % len(self.names)])
+        self.choose_lamp(self.lamp_names[(self.lamp_names.index(self.lamp_name) + 1) % len(self.lamp_names)])
         return True
 
     def toggle_pause(self) -> None:
@@ -151,12 +151,12 @@ class Session:
     def end(self) -> None:
         """Stop playing, as closing a window does."""
         self.ended = True
-        self.clock.interrupt()
+        self.clock.interrupt_waiting()
 
     def status(self) -> dict[str, Any]:
         """The state of the session as plain values for JSON."""
         return {
-            "name": self.name,
+            "name": self.lamp_name,
             "seed": self.seed,
             "speed": self.clock.speed,
             "paused": self.clock.paused,
@@ -167,7 +167,7 @@ class Session:
 
     # What the player uses.
 
-    def sources(self) -> Iterator[FrameSource]:
+    def frame_sources(self) -> Iterator[FrameSource]:
         """Yield the first lamp. Then yield each chosen lamp as soon as the player has left the one before."""
         while not self.ended:
             yield self._source
@@ -189,5 +189,5 @@ class Session:
         self._shown += 1
         self._at = at
         now = time.monotonic()
-        if self._source.moments is not None and now - self._measured > _SECONDS_BETWEEN_MOMENTS:
+        if self._source.moments is not None and now - self._measured > _MIN_SECONDS_BETWEEN_MOMENTS:
             self._measured, self._moments = now, self._source.moments()

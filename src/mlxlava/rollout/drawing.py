@@ -9,7 +9,7 @@ from mlxlava.backend.cpu import convolution
 from mlxlava.backend.cpu.convolution import ConvolutionKind
 from mlxlava.backend.ops import leaky_relu
 from mlxlava.config import Recipe
-from mlxlava.models.generator import ShuffleGenerator, to_bytes
+from mlxlava.models.generator import ShuffleGenerator, to_uint8_frames
 from mlxlava.models.layers import dense
 from mlxlava.models.registry import make_generator
 
@@ -19,10 +19,10 @@ DrawFunction = Callable[[mx.array], mx.array]
 
 def make_draw_function(recipe: Recipe, weights: Tree, stats: Tree) -> DrawFunction:
     """The fastest function on this device that draws frames with the weights of a recipe's generator."""
-    if recipe.generator.kind == "shuffle" and convolution.available():
+    if recipe.generator.kind == "shuffle" and convolution.is_available():
         return _FastShuffleGenerator(ShuffleGenerator(recipe), weights)
     generator = make_generator(recipe)
-    return lambda states: to_bytes(generator(weights, states, stats)[0])
+    return lambda states: to_uint8_frames(generator(weights, states, stats)[0])
 
 
 class _FastShuffleGenerator:
@@ -44,7 +44,7 @@ class _FastShuffleGenerator:
         x = leaky_relu(dense(self._dense, states)).reshape(-1, *self._base)
         for up in self._ups:
             x = up(x)
-        return to_bytes(mx.sigmoid(self._offset + self._variance_mask * self._out(x)))
+        return to_uint8_frames(mx.sigmoid(self._offset + self._variance_mask * self._out(x)))
 
 
 class _FixedConvolution:

@@ -9,17 +9,17 @@ from typing import Any
 
 from PIL import Image
 
-from mlxlava.backend import mx, named_arrays, tree_map
+from mlxlava.backend import arrays_by_name, mx, tree_map
 from mlxlava.config import format_size
 from mlxlava.console import format_duration
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import open_footage
 from mlxlava.models.sheet import draw_sheet
-from mlxlava.paths import latest_checkpoint, read_json
+from mlxlava.paths import latest_checkpoint_folder, read_json
 from mlxlava.rollout.pace import match_pace
 from mlxlava.rollout.weights import Weights, load_weights, save_weights
 
-_CARD_TEMPLATE = """# {name}
+_MODEL_CARD_TEMPLATE = """# {name}
 
 A lava lamp learned by mlxlava, to be played for ever:
 
@@ -57,7 +57,7 @@ _SCORE_TEMPLATE = """
 # The parts of a score that the model card shows.
 _SCORE_KEYS = ("headline", "clips", "clip_length", "seed", "measures")
 
-_SAMPLE_SIDE = 640  # pixels at most of sample.png, which lies in the repository and in the wheel
+_SAMPLE_SIDE_PIXELS = 640  # pixels at most of sample.png, which lies in the repository and in the wheel
 
 
 def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any] | None = None) -> Weights:
@@ -80,7 +80,7 @@ def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any]
     """
     if score is not None and not set(_SCORE_KEYS) <= score.keys():
         raise UserError("export: --score is not what mlxlava score --json prints")
-    latest = latest_checkpoint(run)
+    latest = latest_checkpoint_folder(run)
     if latest is None:
         raise UserError(f"export: {run} is no run with a checkpoint; give a folder that mlxlava train made")
     weights = load_weights(run)
@@ -112,7 +112,7 @@ def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any]
         arrays = {**arrays, **tree_map(lambda a: a.astype(mx.float16), learned)}
     sample = io.BytesIO()
     sheet = Image.fromarray(draw_sheet(weights.recipe, arrays))
-    sheet.reduce(-(-max(sheet.size) // _SAMPLE_SIDE)).save(sample, "png", optimize=True)
+    sheet.reduce(-(-max(sheet.size) // _SAMPLE_SIDE_PIXELS)).save(sample, "png", optimize=True)
     written = dataclasses.replace(weights, arrays=arrays, about=about)
     save_weights(written, folder, card=model_card(written, folder.resolve().name), sample=sample.getvalue())
     return written
@@ -123,7 +123,7 @@ def model_card(weights: Weights, name: str) -> str:
     recipe, about = weights.recipe, weights.about
     sources = about["footage"]["sources"]
     columns = min(8, recipe.data.seq_len)
-    text = _CARD_TEMPLATE.format(
+    text = _MODEL_CARD_TEMPLATE.format(
         name=name,
         picture="sample.png",
         gap=recipe.data.seq_len // columns / weights.step_fps,
@@ -136,7 +136,7 @@ def model_card(weights: Weights, name: str) -> str:
         else "at the learned pace",
         recipe=recipe.name,
         **count_parameters(weights),
-        dtype="float16" if _is_half(weights) else "float32",
+        dtype="float16" if _is_half_precision(weights) else "float32",
         steps=about["steps"],
         batch=recipe.data.batch_size,
         clock=format_duration(about["seconds"]),
@@ -163,12 +163,12 @@ def model_card(weights: Weights, name: str) -> str:
 def count_parameters(weights: Weights) -> dict[str, int]:
     """How many parameters the generator and the state step have."""
     return {
-        part: sum(array.size for array in named_arrays(weights.arrays[part]).values())
+        part: sum(array.size for array in arrays_by_name(weights.arrays[part]).values())
         for part in ("generator", "dynamics")
     }
 
 
-def weights_rows(weights: Weights) -> dict[str, str]:
+def weights_facts(weights: Weights) -> dict[str, str]:
     """Facts about weights, by name, for ``mlxlava info``."""
     recipe, about = weights.recipe, weights.about
     footage = about.get("footage", {})
@@ -189,8 +189,8 @@ def weights_rows(weights: Weights) -> dict[str, str]:
     return rows | {"machine": _describe_machine(about.get("machine", {}))}
 
 
-def _is_half(weights: Weights) -> bool:
-    return any(array.dtype == mx.float16 for array in named_arrays(weights.arrays).values())
+def _is_half_precision(weights: Weights) -> bool:
+    return any(array.dtype == mx.float16 for array in arrays_by_name(weights.arrays).values())
 
 
 def _describe_machine(machine: dict[str, Any]) -> str:

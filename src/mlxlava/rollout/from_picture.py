@@ -15,7 +15,7 @@ from mlxlava.backend import mx
 from mlxlava.errors import UserError
 from mlxlava.footage.crop import centre_box
 from mlxlava.footage.pictures import read_picture
-from mlxlava.models.generator import to_bytes
+from mlxlava.models.generator import to_uint8_frames
 from mlxlava.models.registry import make_generator
 from mlxlava.resize import resize
 from mlxlava.rollout.descent import OnProgress, descend
@@ -23,8 +23,8 @@ from mlxlava.rollout.weights import Weights
 
 Frame = npt.NDArray[np.uint8]
 
-_RANDOM_STATES = 128  # random states that are drawn
-_DESCENT_STARTS = 2  # gradient descent starts from the states of least cost, so many of them
+_RANDOM_STATE_COUNT = 128  # random states that are drawn
+_DESCENT_START_COUNT = 2  # gradient descent starts from the states of least cost, so many of them
 _FRAMES_AT_ONCE = 8  # frames that are drawn in one call; more do not fit into the processor's cache
 _DESCENT_ROUNDS = 150
 _FIRST_LEARNING_RATE = 0.1  # Adam's first learning rate
@@ -95,7 +95,9 @@ def find_state(
         error = ((draw(states) - target) ** 2).sum((1, 2, 3))
         return error / (2 * sigma**2) + (states * states).sum(-1) / 2
 
-    states = _states_of_least_cost(cost, mx.random.normal((_RANDOM_STATES, size), key=mx.random.key(seed)))
+    states = _states_of_least_cost(
+        cost, mx.random.normal((_RANDOM_STATE_COUNT, size), key=mx.random.key(seed))
+    )
     states = descend(
         lambda states: cost(states).sum(),
         states,
@@ -105,7 +107,7 @@ def find_state(
     )
     states = _limit_norms(states)
     state = states[int(np.argmin(np.array(cost(states))))]
-    frame = np.array(to_bytes(draw(state[None])))[0]
+    frame = np.array(to_uint8_frames(draw(state[None])))[0]
     error = float(np.sqrt(np.mean((frame.astype(np.float64) - picture) ** 2)))
     return FoundState(np.array(state), frame, picture, error)
 
@@ -116,7 +118,7 @@ def _states_of_least_cost(cost: Callable[[mx.array], mx.array], states: mx.array
     for at in range(0, len(states), _FRAMES_AT_ONCE):
         costs.append(cost(states[at : at + _FRAMES_AT_ONCE]))
         mx.eval(costs[-1])
-    return states[mx.argsort(mx.concatenate(costs))[:_DESCENT_STARTS]]
+    return states[mx.argsort(mx.concatenate(costs))[:_DESCENT_START_COUNT]]
 
 
 def _limit_norms(states: mx.array) -> mx.array:

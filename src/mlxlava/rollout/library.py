@@ -14,7 +14,7 @@ from mlxlava.playback.session import FrameSource
 from mlxlava.rollout.from_picture import crop_to_frame, find_state
 from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.seamless import SeamlessLoop
-from mlxlava.rollout.weights import Weights, load_weights, shipped_weights
+from mlxlava.rollout.weights import Weights, load_weights, shipped_weights_folders
 
 # Above this fraction of the lamp's own motion, the steering of a closed path becomes visible.
 _VISIBLE_STEERING_SHARE = 0.5
@@ -39,7 +39,9 @@ class WeightsLibrary:
         first = name or "lava"
         # The first lamp is read now, so that an error is reported before a screen is opened.
         self._weights = {first: load_weights(first)}
-        self.names: Sequence[str] = list(dict.fromkeys([first, *(path.name for path in shipped_weights())]))
+        self.names: Sequence[str] = list(
+            dict.fromkeys([first, *(path.name for path in shipped_weights_folders())])
+        )
         self._picture = picture
         self.period: float | None = None
 

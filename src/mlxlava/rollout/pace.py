@@ -14,8 +14,8 @@ from mlxlava.models.state_step import StationaryStep, fixed_bases, make_dynamics
 from mlxlava.rollout.roll import frames_drawn_at_once
 from mlxlava.rollout.weights import Weights
 
-_COMPARED_PAIRS = 512  # number of pairs of neighbouring frames on which a pace is measured
-_SCALING_ROUNDS = 4  # rounds in which the factor is found; more rounds change nothing
+_COMPARED_PAIR_COUNT = 512  # number of pairs of neighbouring frames on which a pace is measured
+_SCALING_ROUND_COUNT = 4  # rounds in which the factor is found; more rounds change nothing
 
 
 def match_pace(weights: Weights, frames: npt.NDArray[np.uint8], cuts: Sequence[int]) -> tuple[Weights, float]:
@@ -39,9 +39,11 @@ def match_pace(weights: Weights, frames: npt.NDArray[np.uint8], cuts: Sequence[i
         return weights, 1.0
     arrays, stats = weights.arrays, weights.arrays["stats"]
     before_cuts = {index - 1 for index in cuts}
-    at = [n for n in range(0, len(frames) - 1, -(-len(frames) // _COMPARED_PAIRS)) if n not in before_cuts]
+    at = [
+        n for n in range(0, len(frames) - 1, -(-len(frames) // _COMPARED_PAIR_COUNT)) if n not in before_cuts
+    ]
     real = np.mean([np.abs(frames[n + 1].astype(np.float32) - frames[n]).mean() for n in at])
-    shape = (_COMPARED_PAIRS, weights.recipe.generator.state_size)
+    shape = (_COMPARED_PAIR_COUNT, weights.recipe.generator.state_size)
     states, noise = (mx.random.normal(shape, key=mx.random.key(n)) for n in (1, 2))
 
     count = frames_drawn_at_once(weights.recipe.data.size)
@@ -55,7 +57,7 @@ def match_pace(weights: Weights, frames: npt.NDArray[np.uint8], cuts: Sequence[i
 
     bases = dynamics.basis_changes(fixed_bases(arrays))
     first, scale = draw(states), 1.0
-    for _ in range(_SCALING_ROUNDS):
+    for _ in range(_SCALING_ROUND_COUNT):
         slow = dynamics.scale_rotations(arrays["dynamics"], scale)
         second = draw(dynamics.step(slow, bases, states, noise))
         drawn = float(np.array(mx.abs(second - first).mean()))

@@ -22,7 +22,7 @@ from mlxlava.rollout.weights import Weights
 # At most so many learned steps are computed at once. So memory does not grow if two frames lie far apart.
 _STEPS_PER_EVAL = 64
 # At most so many pixels (16 frames of 64×64) are drawn in one call, if nobody waits for a single frame.
-PIXELS_AT_ONCE = 2**16
+MAX_PIXELS_DRAWN_AT_ONCE = 2**16
 
 # A play time and its frame, uint8 (H, W, 3).
 TimedFrame = tuple[float, npt.NDArray[np.uint8]]
@@ -95,13 +95,13 @@ class Rollout:
         Yields:
             The time and its frame, uint8 (H, W, 3).
         """
-        return self._play(iter(times), 1)
+        return self._play_in_groups(iter(times), 1)
 
     def play_in_batches(self, times: Iterable[float]) -> Iterator[TimedFrame]:
         """Like ``play``, for a file. It is faster, since several frames are drawn in one call."""
-        return self._play(iter(times), frames_drawn_at_once(self.size))
+        return self._play_in_groups(iter(times), frames_drawn_at_once(self.size))
 
-    def _play(self, times: Iterator[float], frames_at_once: int) -> Iterator[TimedFrame]:
+    def _play_in_groups(self, times: Iterator[float], frames_at_once: int) -> Iterator[TimedFrame]:
         times, again = itertools.tee(times)
         groups = iter(lambda: list(itertools.islice(again, frames_at_once)), [])
         for frames in self._draw_ahead(map(self._states_at, groups)):
@@ -127,7 +127,7 @@ class Rollout:
         waiting: mx.array | None = None
         try:
             for states in groups:
-                drawn, waiting = waiting, self._draw(states)
+                drawn, waiting = waiting, self._start_to_draw(states)
                 if drawn is not None:
                     yield np.array(drawn)
             if waiting is not None:
@@ -136,7 +136,7 @@ class Rollout:
             if waiting is not None:
                 mx.eval(waiting)  # a process that ends while a stream is drawing may crash
 
-    def _draw(self, states: mx.array) -> mx.array:
+    def _start_to_draw(self, states: mx.array) -> mx.array:
         """Start to draw the frames of states (N, Z), uint8 (N, H, W, 3), on the next stream."""
         # The states are started before the frames. On the stream of the frames, the next states would wait
         # for them.
@@ -148,15 +148,15 @@ class Rollout:
 
     def _states_at(self, times: Sequence[float]) -> mx.array:
         """The states (N, Z) of the lamp at play times, not evaluated yet."""
-        moments = [self._roll_to(at) for at in times]
+        moments = [self._roll_to_time(at) for at in times]
         if len(times) == 1 or self._dynamics.minimum_batch > 1:
             return mx.concatenate([self._states_between(*moment)[:1] for moment in moments])
         # A step is so little work that it takes the same time for a few states as for one.
         states = mx.concatenate([states[:1] for states, _, _ in moments])
         noise = mx.concatenate([noise[:1] for _, noise, _ in moments])
-        return self._advance(states, noise, mx.array([[fraction] for _, _, fraction in moments]))
+        return self._step_by_fraction(states, noise, mx.array([[fraction] for _, _, fraction in moments]))
 
-    def _roll_to(self, at: float) -> tuple[mx.array, mx.array, float]:
+    def _roll_to_time(self, at: float) -> tuple[mx.array, mx.array, float]:
         """Roll to the last learned step before a play time.
 
         Returns:
@@ -173,7 +173,7 @@ class Rollout:
 
     def _take_step(self) -> None:
         """Make one learned step."""
-        self._states = self._advance(self._states, self._noise, 1.0)
+        self._states = self._step_by_fraction(self._states, self._noise, 1.0)
         self._step += 1
         self._noise = self._new_noise()
         if self._step % _STEPS_PER_EVAL == 0:
@@ -185,9 +185,9 @@ class Rollout:
 
     def _states_between(self, states: mx.array, noise: mx.array, fraction: float) -> mx.array:
         """States a fraction of a learned step later."""
-        return states if fraction < 1e-6 else self._advance(states, noise, fraction)
+        return states if fraction < 1e-6 else self._step_by_fraction(states, noise, fraction)
 
-    def _advance(self, states: mx.array, noise: mx.array, dt: float | mx.array) -> mx.array:
+    def _step_by_fraction(self, states: mx.array, noise: mx.array, dt: float | mx.array) -> mx.array:
         """States a fraction ``dt`` of a learned step later."""
         states = self._dynamics.step(self._arrays["dynamics"], self._bases, states, noise, dt)
         if not self._dynamics.keeps_norm:
@@ -198,7 +198,7 @@ class Rollout:
 
 def frames_drawn_at_once(size: tuple[int, int]) -> int:
     """How many frames of a size (H, W) are drawn in one call, if nobody waits for a single frame."""
-    return max(1, PIXELS_AT_ONCE // math.prod(size))
+    return max(1, MAX_PIXELS_DRAWN_AT_ONCE // math.prod(size))
 
 
 def _mix_seed_and_step(seed: int, step: int) -> int:

@@ -30,8 +30,8 @@ from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights
 
 _START_COUNT = 16  # starts that are tried; the one whose bridge needs the least steering is used
-_LONG_LOOP_STEPS = 400  # with more learned steps a loop needs so little steering that one start is enough
-_FEWEST_STATES = 8  # a loop has at least so many states
+_MIN_LONG_LOOP_STEPS = 400  # with more learned steps a loop needs so little steering that one start is enough
+_MIN_LOOP_STATES = 8  # a loop has at least so many states
 _STEPS_PER_EVAL = 64  # steps that are computed at once, so that a long path needs little memory
 _NEGLIGIBLE_STEERING = 0.05  # steering, as a fraction of the motion, below which no descent is needed
 _DESCENT_ROUNDS = 400
@@ -74,7 +74,7 @@ class SeamlessLoop:
                 "take weights with a stationary one (recipe lava)"
             )
         steps = period * weights.step_fps
-        count = max(_FEWEST_STATES, round(steps))
+        count = max(_MIN_LOOP_STATES, round(steps))
         self._dynamics, self._bases = dynamics, dynamics.basis_changes(fixed_bases(weights.arrays))
         # The period has to be a whole number of steps. So each step is made a little longer or shorter.
         self._weights = dynamics.scale_rotations(weights.arrays["dynamics"], steps / count)
@@ -89,9 +89,9 @@ class SeamlessLoop:
     def play(self, times: Iterable[float]) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
         """Yield times of the lamp (seconds), each with its frame, uint8 (H, W, 3)."""
         for at in times:
-            yield at, self._drawer.draw(np.array(self.state(at)))[0]
+            yield at, self._drawer.draw(np.array(self.state_at(at)))[0]
 
-    def state(self, at: float) -> mx.array:
+    def state_at(self, at: float) -> mx.array:
         """The state (1, Z) at a time of the lamp (seconds).
 
         Between two states of the path there are two candidates: a fraction of a step forwards from the first
@@ -131,7 +131,7 @@ class SeamlessLoop:
 
         The first ``fixed_states`` states do not change. If the start may move, the path has no corner there.
         """
-        pace = self._natural_pace()
+        pace = self._mean_squared_step_distance()
         steering = self._steering_cost(path)
         path = path[:, int(np.argmin(np.array(steering / _mean_squared_motion(path))))]
         held, free, norm = path[:fixed_states], path[fixed_states:], mx.linalg.norm(path[0])
@@ -162,7 +162,7 @@ class SeamlessLoop:
         moved = self._dynamics.transport(self._weights, self._bases, path.reshape(-1, path.shape[-1]))
         return ((moved.reshape(path.shape) - _next_states(path)) ** 2).sum(-1).mean(0)
 
-    def _natural_pace(self) -> float:
+    def _mean_squared_step_distance(self) -> float:
         """The mean squared distance by which one step moves a random state."""
         states = mx.random.normal((256, self._dynamics.size), key=mx.random.key(0))
         moved = self._dynamics.transport(self._weights, self._bases, states)
@@ -173,7 +173,9 @@ def _candidate_starts(size: int, count: int, seed: int, start: npt.NDArray[np.fl
     """States (B, Z) that are tried as the start of a loop of ``count`` steps."""
     if start is not None:
         return mx.array(start)[None]
-    return mx.random.normal((_START_COUNT if count < _LONG_LOOP_STEPS else 1, size), key=mx.random.key(seed))
+    return mx.random.normal(
+        (_START_COUNT if count < _MIN_LONG_LOOP_STEPS else 1, size), key=mx.random.key(seed)
+    )
 
 
 def _next_states(path: mx.array) -> mx.array:

@@ -29,7 +29,7 @@ from mlxlava.models.storage import (
     load_arrays,
     save_arrays,
 )
-from mlxlava.paths import SMALL_LAMP_FOLDER, is_taken, latest_checkpoint, read_json
+from mlxlava.paths import SMALL_LAMP_FOLDER, is_taken, latest_checkpoint_folder, read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ def load_weights(name_or_path: str | Path | None = None) -> Weights:
     Raises:
         UserError: there are no weights, or a tensor is missing, not expected, misshapen or not finite.
     """
-    folder = find_weights(name_or_path)
+    folder = find_weights_folder(name_or_path)
     config = read_json(folder / "config.json", "weights")
     if config.get("format") != FORMAT_VERSION:
         raise UserError(
@@ -102,7 +102,7 @@ def load_weights(name_or_path: str | Path | None = None) -> Weights:
         raise UserError(f"weights: {folder}/config.json has step_fps {step_fps}; it must be positive")
     file, prefix = folder / "weights.safetensors", ""
     if (folder / "checkpoints").is_dir():
-        latest = latest_checkpoint(folder)
+        latest = latest_checkpoint_folder(folder)
         if latest is None:
             raise UserError(f"weights: {folder} is a run without a checkpoint yet; let it train on")
         file, prefix = latest / "state.safetensors", "ema."
@@ -116,20 +116,20 @@ def load_weights(name_or_path: str | Path | None = None) -> Weights:
     return Weights(recipe, step_fps, tree, config)
 
 
-def shipped_weights() -> list[Path]:
+def shipped_weights_folders() -> list[Path]:
     """The weights that come with the package, sorted by name."""
     package = Path(__file__).parents[1] / "weights"  # in a wheel
     root = package if package.is_dir() else Path(__file__).parents[3] / "weights"  # in a checkout
     return sorted(path.parent for path in root.glob("*/config.json"))
 
 
-def find_weights(name_or_path: str | Path | None) -> Path:
+def find_weights_folder(name_or_path: str | Path | None) -> Path:
     """The folder of shipped weights by name, or a weights or run folder by path.
 
     Raises:
         UserError: there is no such folder.
     """
-    shipped = {path.name: path for path in shipped_weights()}
+    shipped = {path.name: path for path in shipped_weights_folders()}
     name = str(name_or_path or "lava")
     if name in shipped:
         return shipped[name]

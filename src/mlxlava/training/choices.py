@@ -135,7 +135,7 @@ def choose_for_footage(
     if "data.seq_len" in free:
         choices += _choose_length(recipe, footage)
     else:
-        footage.require(recipe.data.seq_len)
+        footage.require_clip(recipe.data.seq_len)
     count = len(footage.frames)
     share = min(1.0, max(0.0, math.log(_MUCH / count) / math.log(_MUCH / _LITTLE)))
     reason = f"there are only {count} learned steps of footage"

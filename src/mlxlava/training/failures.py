@@ -13,7 +13,7 @@ from mlxlava.backend import on_gpu_path
 from mlxlava.backend.ranks import rank_count
 from mlxlava.config import Recipe
 from mlxlava.failures import DeviceFailed, explain_device_failure
-from mlxlava.paths import latest_checkpoint
+from mlxlava.paths import latest_checkpoint_folder
 from mlxlava.training.memory_plan import gigabytes_for_more_micro_batches
 
 
@@ -22,7 +22,7 @@ class Diverged(Exception):
 
     def __init__(self, run: Path, name: str, step: int) -> None:
         """``name`` is what was not finite at training step ``step``."""
-        last = latest_checkpoint(run)
+        last = latest_checkpoint_folder(run)
         kept = f"the last good checkpoint is {last}" if last else "there is no good checkpoint"
         super().__init__(
             f"train: {name} is not finite at step {step}, so the run stopped; {kept}; "
@@ -34,7 +34,7 @@ class ProcessLost(Exception):
     """Another process of the run is gone; earlier checkpoints are kept."""
 
     def __init__(self, run: Path) -> None:
-        last = latest_checkpoint(run)
+        last = latest_checkpoint_folder(run)
         kept = f"go on from {last} with --resume" if last else "the first process has the checkpoints"
         super().__init__(f"train: another process of this run is gone, so it stopped; {kept}")
 
@@ -57,7 +57,7 @@ def explain_failures(run: Path, recipe: Callable[[], Recipe], step: Callable[[],
         failure = explain_device_failure(error)
         if failure is None:
             raise
-        last = latest_checkpoint(run)
+        last = latest_checkpoint_folder(run)
         if last is None:
             raise DeviceFailed(
                 f"train: {failure.what} at step {step() + 1}; the first process has the checkpoints, "

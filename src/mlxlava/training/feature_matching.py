@@ -24,7 +24,7 @@ import math
 
 from mlxlava.backend import Tree, mx, tree_map
 from mlxlava.config import Recipe
-from mlxlava.models.layers import average_down
+from mlxlava.models.layers import average_pool_to_size
 
 # Rows and columns of the blocks of a frame, for each size of blocks.
 _BLOCK_GRIDS = ((1, 1), (2, 1), (4, 2), (8, 4))
@@ -74,7 +74,7 @@ class FeatureMatching:
             drawn: drawn clips, of the same shape.
             times: learned step of each frame in its clip, int32 (B, K).
         """
-        averages = _averages(sums)
+        averages = _averages_over_steps(sums)
         centre = averages["real"]["means"]
         of_real, of_drawn = (self._features(clips, times, centre) for clips in (real, drawn))
 
@@ -93,9 +93,9 @@ class FeatureMatching:
         added = {"real": of_real, "drawn": of_drawn, "steps": mx.array(1.0)}
         return known * sum(terms, mx.array(0.0)), tree_map(mx.stop_gradient, added)
 
-    def average_error(self, sums: Tree) -> mx.array:
+    def error_of_averages(self, sums: Tree) -> mx.array:
         """How far apart the averages are. G and R minimise about half of this number."""
-        averages = _averages(sums)
+        averages = _averages_over_steps(sums)
         real, drawn = averages["real"], averages["drawn"]
         variance, change = real["spreads"] + _EPSILON, real["changes"] + _EPSILON
         squares = (
@@ -111,7 +111,7 @@ class FeatureMatching:
         pixels = clips.flatten(0, 1)  # (B, K, H, W, 3) -> (B K, H, W, 3)
         means_of_grids = []
         for grid in reversed(self._grids):  # finest first: each grid is averaged from the one before
-            pixels = average_down(pixels, grid)
+            pixels = average_pool_to_size(pixels, grid)
             means_of_grids.append(pixels.reshape(count * frames, -1))
         means = mx.concatenate(means_of_grids[::-1], axis=1)  # (B K, M)
         gaps = (times[:, 1:] - times[:, :-1])[..., None]
@@ -125,14 +125,14 @@ class FeatureMatching:
         }
 
 
-def _averages(sums: Tree) -> Tree:
+def _averages_over_steps(sums: Tree) -> Tree:
     """The averages of the features over the steps."""
     steps = mx.maximum(sums["steps"], _EPSILON)
     averages: Tree = tree_map(lambda array: array / steps, sums)
     return averages
 
 
-def add_step(sums: Tree, step: Tree) -> Tree:
+def add_step_to_sums(sums: Tree, step: Tree) -> Tree:
     """The running sums after a step, whose features are ``step``."""
     after: Tree = tree_map(lambda old, new: _SUM_DECAY * old + new, sums, step)
     return after

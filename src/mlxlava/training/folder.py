@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mlxlava.backend import Tree, device_rows, mx, tree_map
+from mlxlava.backend import Tree, device_facts, mx, tree_map
 from mlxlava.backend.ranks import copy_from_first_rank, max_over_ranks, rank
 from mlxlava.config import Recipe, recipe_to_dict
 from mlxlava.errors import UserError
@@ -24,8 +24,8 @@ from mlxlava.paths import (
     GROWTH_PLAN_FILE,
     SMALL_LAMP_FOLDER,
     checkpoint_folders,
-    latest_checkpoint,
-    names_in,
+    latest_checkpoint_folder,
+    list_names,
     read_json,
     write_text_atomically,
 )
@@ -35,9 +35,9 @@ from mlxlava.training.choices import Choice
 from mlxlava.training.schedule import Decision, Schedule
 from mlxlava.training.step import Trainer
 
-_BACKGROUND_FRAMES = 1000  # at most so many frames are averaged for the generator's background
+_MAX_BACKGROUND_FRAMES = 1000  # at most so many frames are averaged for the generator's background
 # Pixels whose deviation over time exceeds this share of the largest deviation have a variance mask of 1.
-_FREE_DEVIATION_SHARE = 0.2
+_VARIANCE_MASK_DEVIATION_SHARE = 0.2
 
 
 def make_run_folder(
@@ -70,7 +70,7 @@ def make_run_folder(
     if rank():
         return
     require_free_folder(run)
-    footage.require(recipe.data.seq_len)
+    footage.require_clip(recipe.data.seq_len)
     total = count_steps(recipe, footage)
     state = Trainer(recipe, total).init()
     if initial_arrays is not None:
@@ -93,7 +93,7 @@ def make_run_folder(
             "key": footage.key,
         },
         "command": command,
-        "machine": {"system": platform.platform(), **device_rows()},
+        "machine": {"system": platform.platform(), **device_facts()},
     }
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def require_free_folder(run: Path) -> None:
     """Raise UserError unless a run can begin in a folder: it does not exist, or holds no other files."""
     if checkpoint_folders(run):
         raise UserError(f"train: {run} is a run already; add --resume to go on, or give another -o")
-    if names_in(run) - {"config.json", "checkpoints", GROWTH_PLAN_FILE, SMALL_LAMP_FOLDER}:
+    if list_names(run) - {"config.json", "checkpoints", GROWTH_PLAN_FILE, SMALL_LAMP_FOLDER}:
         raise UserError(f"train: {run} holds something that is no run; give another -o")
 
 
@@ -139,13 +139,13 @@ def change_recipe(run: Path, recipe: Recipe) -> None:
         write_config(run, {**read_json(run / "config.json", "run"), "recipe": recipe_to_dict(recipe)})
 
 
-def checkpoint_to_resume(run: Path) -> Path:
+def checkpoint_folder_to_resume(run: Path) -> Path:
     """The folder of the latest checkpoint.
 
     Raises:
         UserError: there is none.
     """
-    found = latest_checkpoint(run)
+    found = latest_checkpoint_folder(run)
     if found is None:
         raise UserError(f"train: {run} has no checkpoint to resume from; start it anew with another -o")
     return found
@@ -188,7 +188,7 @@ def open_run(run: Path, recipe: Recipe) -> tuple[Trainer, Tree, int, float]:
     """
     seconds, step, found = 0.0, 0, None
     if rank() == 0:
-        found = checkpoint_to_resume(run)
+        found = checkpoint_folder_to_resume(run)
     trainer = Trainer(recipe, schedule_of_run(run))
     state = trainer.init()
     if found is not None:
@@ -199,7 +199,7 @@ def open_run(run: Path, recipe: Recipe) -> tuple[Trainer, Tree, int, float]:
 
 
 @contextlib.contextmanager
-def locked_run(run: Path) -> Iterator[None]:
+def lock_run(run: Path) -> Iterator[None]:
     """Lock a run inside a block, since two processes that train it would overwrite each other's files.
 
     Raises:
@@ -223,11 +223,13 @@ def _set_background(state: Tree, footage: Footage) -> None:
     So glass and room are right from the first step on. Pixels that never change in the footage never change
     in drawn frames either.
     """
-    stride = -(-len(footage.frames) // _BACKGROUND_FRAMES)
+    stride = -(-len(footage.frames) // _MAX_BACKGROUND_FRAMES)
     frames = footage.frames[::stride].astype(np.float32) / 255
     mean, deviation = frames.mean(axis=0, dtype=np.float64), frames.std(axis=0, dtype=np.float64)
     mean = np.clip(mean, 1 / 255, 1 - 1 / 255)
-    variance_mask = np.minimum(1, deviation / max(_FREE_DEVIATION_SHARE * float(deviation.max()), 1e-6))
+    variance_mask = np.minimum(
+        1, deviation / max(_VARIANCE_MASK_DEVIATION_SHARE * float(deviation.max()), 1e-6)
+    )
     for tree in (state, state["ema"]):
         tree["generator"]["background"] = mx.array(np.log(mean / (1 - mean)).astype(np.float32))
         tree["generator"]["gate"] = mx.array(variance_mask.astype(np.float32))

@@ -10,16 +10,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mlxlava.backend import Tree, mx, named_arrays, tree_map
+from mlxlava.backend import Tree, arrays_by_name, mx, tree_map
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.errors import UserError
 from mlxlava.models.storage import load_arrays
-from mlxlava.paths import latest_checkpoint
+from mlxlava.paths import latest_checkpoint_folder
 
 # Deviation of the noise that is added to new layers, relative to He's initial weights.
 _NEW_LAYER_NOISE = 0.1
 # Parts of a run state that a lamp takes over, in addition to the averaged weights.
-_LEARNED_PARTS = ("stats", "discriminator", "encoder", "encoded_covariance")
+_COPIED_SUBTREES = ("stats", "discriminator", "encoder", "encoded_covariance")
 
 
 def growth_factor(small: Recipe, size: tuple[int, int]) -> int:
@@ -66,7 +66,7 @@ def with_networks_of(recipe: Recipe, weights: Recipe) -> Recipe:
     )
 
 
-def start_recipe(recipe: Recipe) -> Recipe:
+def recipe_of_smaller_lamp(recipe: Recipe) -> Recipe:
     """The recipe of the smaller lamp that a recipe grows from; it learns the same footage."""
     small = load_recipe(recipe.growth.start_recipe)
     same = ("every_nth", "source_fps", "crop", "lamp_minutes", "lamp_fps", "lamp_theme")
@@ -87,7 +87,7 @@ def grown_recipe(recipe: Recipe, small: Recipe, learned: Tree, size: tuple[int, 
         size: height and width of the new pictures.
     """
     factor = growth_factor(small, size)
-    levels = _doublings(factor)
+    levels = _doubling_count(factor)
     generator, discriminator = small.generator, recipe.discriminator
     new_widths = [generator.last_width] * levels
     # Each new layer has half the channels of the layer after it, as the old layers do.
@@ -122,13 +122,13 @@ def arrays_learned_by_run(run: Path) -> Tree:
     Raises:
         UserError: the run has no checkpoint, or it is damaged.
     """
-    latest = latest_checkpoint(run)
+    latest = latest_checkpoint_folder(run)
     if latest is None:
         raise UserError(f"train: {run} has no checkpoint to grow from")
     learned: Tree = {}
     for name, array in load_arrays(latest / "state.safetensors").items():
         path = name.removeprefix("ema.").split(".")
-        if name.startswith("ema.") or path[0] in _LEARNED_PARTS:
+        if name.startswith("ema.") or path[0] in _COPIED_SUBTREES:
             _put_array(learned, path, array)
     return learned
 
@@ -144,15 +144,15 @@ def grow_state(state: Tree, learned: Tree, recipe: Recipe) -> None:
     Raises:
         UserError: the networks are not those that the recipe was grown from.
     """
-    levels = _doublings(recipe.growth.factor)
+    levels = _doubling_count(recipe.growth.factor)
     _copy_arrays(state["dynamics"], learned["dynamics"], "dynamics")
     _copy_arrays(state["stats"], learned["stats"], "stats")
-    for name in (*old_layers(recipe), "out"):
+    for name in (*names_of_old_layers(recipe), "out"):
         _copy_arrays(state["generator"][name], learned["generator"].get(name, {}), f"generator.{name}")
     layers = len(recipe.generator.widths)
     for level in range(layers - levels, layers):
         layer = state["generator"][f"up{level}"]
-        layer["weight"] = _near_identity(layer["weight"])
+        layer["weight"] = _near_identity_weights(layer["weight"])
     if "encoder" in learned and "encoder" in state:
         _copy_arrays(state["encoder"], learned["encoder"], "encoder")
         if "encoded_covariance" in learned and "encoded_covariance" in state:
@@ -164,13 +164,13 @@ def grow_state(state: Tree, learned: Tree, recipe: Recipe) -> None:
         state["ema"][name] = tree_map(mx.array, state[name])
 
 
-def old_layers(recipe: Recipe) -> list[str]:
+def names_of_old_layers(recipe: Recipe) -> list[str]:
     """Names of the generator's layers that a grown lamp has learned at its smaller size."""
-    levels = _doublings(recipe.growth.factor)
+    levels = _doubling_count(recipe.growth.factor)
     return ["dense", *(f"up{i}" for i in range(len(recipe.generator.widths) - levels))]
 
 
-def frozen_networks(recipe: Recipe) -> tuple[str, ...]:
+def names_of_frozen_networks(recipe: Recipe) -> tuple[str, ...]:
     """Names of the networks that do not learn in a run."""
     return recipe.growth.rest if recipe.growth.factor > 1 else ()
 
@@ -189,16 +189,18 @@ def freeze_old_layers(gradients: Tree, recipe: Recipe, step: mx.array) -> Tree:
     if growth.factor == 1 or not growth.rest_steps:
         return gradients
     learns = (step >= growth.rest_steps).astype(mx.float32)
-    old = {name: tree_map(lambda array: learns * array, gradients[name]) for name in old_layers(recipe)}
+    old = {
+        name: tree_map(lambda array: learns * array, gradients[name]) for name in names_of_old_layers(recipe)
+    }
     return {**gradients, **old}
 
 
-def _doublings(factor: int) -> int:
+def _doubling_count(factor: int) -> int:
     """How often a side doubles to become ``factor`` times as long: the number of new layers."""
     return factor.bit_length() - 1
 
 
-def _near_identity(weight: mx.array) -> mx.array:
+def _near_identity_weights(weight: mx.array) -> mx.array:
     """Weights (4 O, 3, 3, I) of a layer that enlarges its input by two, plus a little noise."""
     outputs, inputs = len(weight) // 4, weight.shape[-1]
     centre = mx.zeros((3, 3))
@@ -217,7 +219,7 @@ def _grow_discriminator(new: Tree, old: Tree, levels: int) -> None:
         for name, layer in old.items()
     }
     for name, layer in renamed.items():
-        if name in new and _shapes(new[name]) == _shapes(layer):
+        if name in new and _shapes_by_name(new[name]) == _shapes_by_name(layer):
             new[name] = tree_map(mx.array, layer)
 
 
@@ -230,7 +232,7 @@ def _copy_arrays(new: Tree, old: Tree, network: str) -> None:
 
 def require_same_shapes(new: Tree, old: Tree, network: str) -> None:
     """Raise UserError unless the arrays of a network to be copied have the shapes of the recipe's network."""
-    have, want = _shapes(old), _shapes(new)
+    have, want = _shapes_by_name(old), _shapes_by_name(new)
     for name in sorted(want.keys() | have.keys()):
         if have.get(name) != want.get(name):
             raise UserError(
@@ -239,8 +241,8 @@ def require_same_shapes(new: Tree, old: Tree, network: str) -> None:
             )
 
 
-def _shapes(tree: Tree) -> dict[str, str]:
-    return {name: "×".join(map(str, array.shape)) for name, array in named_arrays(tree).items()}
+def _shapes_by_name(tree: Tree) -> dict[str, str]:
+    return {name: "×".join(map(str, array.shape)) for name, array in arrays_by_name(tree).items()}
 
 
 def _put_array(tree: Tree, path: list[str], array: mx.array) -> None:

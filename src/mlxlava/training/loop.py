@@ -20,7 +20,7 @@ from mlxlava.models.storage import find_non_finite
 from mlxlava.training.callbacks import Callbacks
 from mlxlava.training.checkpoint import save_checkpoint
 from mlxlava.training.failures import Diverged, explain_failures
-from mlxlava.training.folder import change_recipe, locked_run, open_run
+from mlxlava.training.folder import change_recipe, lock_run, open_run
 from mlxlava.training.log import open_log
 from mlxlava.training.memory_guard import MemoryGuard
 from mlxlava.training.outcome import TrainedRun
@@ -77,7 +77,7 @@ def train(
         enter(keep_awake())
         listeners: list[Callbacks] = []
         if rank() == 0:
-            enter(locked_run(run))
+            enter(lock_run(run))
             listeners += [enter(open_log(run, step)), PreviewWriter(run)]
             listeners += [enter(open_tensorboard(run, step))] if tensorboard else []
             listeners += callbacks
@@ -101,7 +101,7 @@ def train(
 
         while step < guard.trainer.total_steps and not max_over_ranks(request.signal is not None):
             began = clock.seconds()
-            kind = guard.trainer.kind_of(step)
+            kind = guard.trainer.kind_of_step(step)
             batch = next(batches)
             guard.before_step(step, state, *batch)
             state, terms = guard.trainer(state, *batch, step)

@@ -6,17 +6,17 @@ for the first time. If it comes near the limit, batches are cut into more micro-
 
 from __future__ import annotations
 
-from mlxlava.backend import Tree, mx, on_gpu_path, peak_held_memory
+from mlxlava.backend import Tree, mx, on_gpu_path, peak_held_memory_gb
 from mlxlava.backend.ranks import max_over_ranks, rank_count
 from mlxlava.config import Recipe, override
 from mlxlava.console import say
-from mlxlava.training.memory_plan import micro_batch_counts, predict_peak
+from mlxlava.training.memory_plan import micro_batch_counts, predict_peak_gb
 from mlxlava.training.step import StepKind, Terms, Trainer
 
 # If a step took more than this share of the limit, later steps get more micro-batches. Near the limit MLX
 # waits for memory in every step, and later steps may take a little more memory than the first one of their
 # kind.
-LARGEST_SHARE_OF_LIMIT = 0.9
+MAX_SHARE_OF_LIMIT = 0.9
 
 _COMPILING_MESSAGES = {
     (False, False): "the first step takes longer",
@@ -53,7 +53,7 @@ class MemoryGuard:
 
         ``kind`` is its kind, if it is not the one that belongs to its number.
         """
-        kind = kind or self.trainer.kind_of(index)
+        kind = kind or self.trainer.kind_of_step(index)
         if not self._measures or kind in self._measured:
             return
         if on_gpu_path() and kind not in self._said:
@@ -65,12 +65,12 @@ class MemoryGuard:
 
     def after_step(self, index: int, state: Tree, terms: Terms, kind: StepKind | None = None) -> None:
         """Evaluate and measure step number ``index``, if it is the first one of its kind."""
-        kind = kind or self.trainer.kind_of(index)
+        kind = kind or self.trainer.kind_of_step(index)
         if not self._measures or kind in self._measured:
             return
         mx.eval(state, terms)
         self._measured.add(kind)
-        self._split_further_if_needed(peak_held_memory())
+        self._split_further_if_needed(peak_held_memory_gb())
 
     def _split_further_if_needed(self, held_gb: float) -> None:
         """Use more micro-batches if a step held too much memory (GB), here or in another process."""
@@ -83,7 +83,7 @@ class MemoryGuard:
             self.trainer = Trainer(self.recipe, self.trainer.schedule)
             self._measured.clear()
             say(f"{too_much}; from now on a batch is worked on in {wanted} micro-batches, not {now}")
-        elif held_gb > LARGEST_SHARE_OF_LIMIT * self._limit and not self._warned:
+        elif held_gb > MAX_SHARE_OF_LIMIT * self._limit and not self._warned:
             self._warned = True
             say(
                 f"{too_much}, with one clip at a time already; if memory runs out, begin a new run with a "
@@ -92,17 +92,17 @@ class MemoryGuard:
 
     def _micro_batches_that_fit(self, held_gb: float, counts: list[int]) -> int:
         """The first of ``counts`` that should fit, if a step with ``counts[0]`` held ``held_gb`` GB."""
-        if held_gb <= LARGEST_SHARE_OF_LIMIT * self._limit:
+        if held_gb <= MAX_SHARE_OF_LIMIT * self._limit:
             return counts[0]
 
         def predicted(count: int) -> float:
             tried = override(self.recipe, {"training.micro_batches": count})
-            return predict_peak(tried, rank_count(), gpu=True)
+            return predict_peak_gb(tried, rank_count(), gpu=True)
 
         # Other kinds of steps, which come later, take more memory. So a measurement does not lower a
         # prediction.
         off = max(1.0, held_gb / predicted(counts[0]))
         fitting = (
-            count for count in counts[1:] if off * predicted(count) <= LARGEST_SHARE_OF_LIMIT * self._limit
+            count for count in counts[1:] if off * predicted(count) <= MAX_SHARE_OF_LIMIT * self._limit
         )
         return next(fitting, counts[-1])

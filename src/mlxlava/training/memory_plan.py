@@ -52,12 +52,12 @@ class StepFloats:
     pixels: float
 
 
-def _feature_map_floats(size: tuple[int, int], widths: Sequence[int], *, first: int = 1) -> float:
+def _count_feature_map_floats(size: tuple[int, int], widths: Sequence[int], *, first: int = 1) -> float:
     """Floats of feature maps of ``widths`` channels. Each map is half as high and wide as the one before."""
     return sum(width * math.prod(size) / 4.0 ** (first + i) for i, width in enumerate(widths))
 
 
-def _dense_weights(widths: Sequence[int]) -> float:
+def _count_dense_weights(widths: Sequence[int]) -> float:
     return sum(a * b + b for a, b in itertools.pairwise(widths))
 
 
@@ -83,10 +83,10 @@ def _count_weights(recipe: Recipe) -> float:
             total += 16 * widths[-1] ** 2 * (seen + 0.5) + end / 4 * widths[-1] * hidden[0]
         elif more:
             inner = recipe.discriminator.features + recipe.discriminator.state
-            total += end * widths[-1] * recipe.discriminator.features + _dense_weights((inner, *hidden))
+            total += end * widths[-1] * recipe.discriminator.features + _count_dense_weights((inner, *hidden))
         else:
             total += recipe.encoder.context_frames * end * widths[-1] * hidden[0]
-    return total + _dense_weights((state, *recipe.dynamics.hidden, state))
+    return total + _count_dense_weights((state, *recipe.dynamics.hidden, state))
 
 
 def count_step_floats(recipe: Recipe, ranks: int = 1) -> StepFloats:
@@ -99,14 +99,14 @@ def count_step_floats(recipe: Recipe, ranks: int = 1) -> StepFloats:
     widths = recipe.generator.widths
     # From coarse to fine; the last map has the size of the picture.
     fine = recipe.generator.last_width if recipe.generator.kind == "shuffle" else 3
-    layers = _feature_map_floats(size, [fine, *reversed(widths)], first=0)
+    layers = _count_feature_map_floats(size, [fine, *reversed(widths)], first=0)
     return StepFloats(
         weights=_count_weights(recipe),
         generator_outputs=drawn * layers,
-        discriminator_outputs=2 * judged * _feature_map_floats(size, recipe.discriminator.widths),
+        discriminator_outputs=2 * judged * _count_feature_map_floats(size, recipe.discriminator.widths),
         encoder_outputs=clips_of_rank
         * recipe.encoder.context_frames
-        * (_feature_map_floats(recipe.encoder_input_size, recipe.encoder.widths) + 3 * pixels),
+        * (_count_feature_map_floats(recipe.encoder_input_size, recipe.encoder.widths) + 3 * pixels),
         real_frames=clips_of_rank * frames * 3 * pixels / 4,
         pixels=judged * pixels,
     )
@@ -123,11 +123,11 @@ class _LiveArrays:
     encoder_outputs: float
     real_frames: float
     constant_gb: float
-    # Share that each million pixels beyond ``_CROWDED_PIXELS`` adds, since more work is queued then.
+    # Share that each million pixels beyond ``_PIXELS_BEFORE_CROWDING`` adds, since more work is queued then.
     crowding: float = 0.0
 
 
-_CROWDED_PIXELS = 10e6  # pixels in one micro-batch, about 2,500 frames of 64×64
+_PIXELS_BEFORE_CROWDING = 10e6  # pixels in one micro-batch, about 2,500 frames of 64×64
 
 # These numbers minimise the largest relative error over the configurations of benchmarks/memory.py; none may
 # be negative. With the discriminator ``frames``, the outputs of G and of D grow in the same way. So one
@@ -214,7 +214,7 @@ def _extra_gpu_bytes(recipe: Recipe, ranks: int, arrays: float) -> float:
     return 2 * chunks + min(_QUEUED_WORK_BYTES, arrays)
 
 
-def predict_peak(recipe: Recipe, ranks: int = 1, *, gpu: bool = False) -> float:
+def predict_peak_gb(recipe: Recipe, ranks: int = 1, *, gpu: bool = False) -> float:
     """Predict the peak of MLX's arrays in a training step in GB, in each of ``ranks`` processes.
 
     Args:
@@ -231,7 +231,7 @@ def predict_peak(recipe: Recipe, ranks: int = 1, *, gpu: bool = False) -> float:
         + live.encoder_outputs * counted.encoder_outputs
         + live.real_frames * counted.real_frames
     )
-    crowded = max(0.0, counted.pixels - _CROWDED_PIXELS) / 1e6
+    crowded = max(0.0, counted.pixels - _PIXELS_BEFORE_CROWDING) / 1e6
     predicted = (4 * floats / BYTES_PER_GB + live.constant_gb) * (1 + live.crowding * crowded)
     return predicted + (_extra_gpu_bytes(recipe, ranks, 4 * floats) / BYTES_PER_GB if gpu else 0.0)
 
@@ -241,7 +241,7 @@ def micro_batch_counts(clips: int, at_least: int = 1) -> list[int]:
     return [count for count in range(at_least, clips + 1) if clips % count == 0]
 
 
-def fit_into(recipe: Recipe, gigabytes: float, ranks: int = 1, *, gpu: bool = False) -> Recipe:
+def split_to_fit_memory(recipe: Recipe, gigabytes: float, ranks: int = 1, *, gpu: bool = False) -> Recipe:
     """The recipe with as few micro-batches as fit into memory. If none fit, frames are recomputed too.
 
     Micro-batches give the same result as the whole batch, except with BatchNorm, which sees one micro-batch
@@ -261,9 +261,9 @@ def fit_into(recipe: Recipe, gigabytes: float, ranks: int = 1, *, gpu: bool = Fa
     for micro_batches, recompute in choices:
         settings = {"training.micro_batches": micro_batches, "training.recompute": recompute}
         tried = override(recipe, settings)
-        if _PREDICTION_MARGIN * predict_peak(tried, ranks, gpu=gpu) <= gigabytes:
+        if _PREDICTION_MARGIN * predict_peak_gb(tried, ranks, gpu=gpu) <= gigabytes:
             return tried
-    least = predict_peak(tried, ranks, gpu=gpu)
+    least = predict_peak_gb(tried, ranks, gpu=gpu)
     takes = "is estimated to take" if gpu else "takes"
     raise UserError(
         f"train: a step {takes} {least:.2f} GB with one clip at a time, and {gigabytes:.3g} GB are given; "
@@ -272,11 +272,11 @@ def fit_into(recipe: Recipe, gigabytes: float, ranks: int = 1, *, gpu: bool = Fa
 
 
 def gigabytes_for_more_micro_batches(recipe: Recipe, ranks: int = 1, *, gpu: bool = False) -> float | None:
-    """A round number of GB with which :func:`fit_into` chooses more micro-batches; None if there is none."""
-    whole = _PREDICTION_MARGIN * predict_peak(recipe, ranks, gpu=gpu)
+    """A round number of GB for which :func:`split_to_fit_memory` takes more micro-batches, or None."""
+    whole = _PREDICTION_MARGIN * predict_peak_gb(recipe, ranks, gpu=gpu)
     for count in micro_batch_counts(recipe.data.batch_size // ranks, recipe.training.micro_batches)[1:]:
         tried = override(recipe, {"training.micro_batches": count})
-        needed = _PREDICTION_MARGIN * predict_peak(tried, ranks, gpu=gpu)
+        needed = _PREDICTION_MARGIN * predict_peak_gb(tried, ranks, gpu=gpu)
         for unit in (1, 10, 100, 1000):
             if (rounded := math.ceil(unit * needed) / unit) < whole:
                 return rounded
@@ -315,12 +315,15 @@ def plan_rows(
         settings = {"data.size": size, "data.seq_len": length, "data.batch_size": batch}
         one = override(recipe, {**settings, "training.micro_batches": 1})
         try:
-            fitted = fit_into(one, gigabytes, gpu=gpu)
+            fitted = split_to_fit_memory(one, gigabytes, gpu=gpu)
         except UserError:
             fitted = None
         rows.append(
             PlanRow(
-                one, predict_peak(one, gpu=gpu), fitted, predict_peak(fitted, gpu=gpu) if fitted else None
+                one,
+                predict_peak_gb(one, gpu=gpu),
+                fitted,
+                predict_peak_gb(fitted, gpu=gpu) if fitted else None,
             )
         )
     return rows

@@ -63,9 +63,9 @@ from mlxlava.backend import Tree, mx
 from mlxlava.backend.ranks import gather_rows
 from mlxlava.config import Recipe
 from mlxlava.models.encoder import standardise, whiten
-from mlxlava.models.layers import average_down
+from mlxlava.models.layers import average_pool_to_size
 from mlxlava.models.normality import epps_pulley_directions
-from mlxlava.models.precision import in_precision
+from mlxlava.models.precision import network_in_precision
 from mlxlava.models.registry import (
     Discriminator,
     Generator,
@@ -147,13 +147,13 @@ class Objective:
         self.recipe = recipe
         training = recipe.training
         precision = (training.precision, training.loss_scale)
-        self.generator: Generator = in_precision(make_generator(recipe), *precision)
+        self.generator: Generator = network_in_precision(make_generator(recipe), *precision)
         self.dynamics: Dynamics = make_dynamics(recipe)
         self.encoder = make_encoder(recipe)
         self.feature_matching = FeatureMatching(recipe) if recipe.loss.feature_matching else None
         # Gradients of gradients are computed in float32, since loss scaling works for first gradients only.
         self._exact_discriminator: Discriminator = make_discriminator(recipe)
-        self.discriminator: Discriminator = in_precision(self._exact_discriminator, *precision)
+        self.discriminator: Discriminator = network_in_precision(self._exact_discriminator, *precision)
 
     # The loss has two parts: the terms that depend only on states, and the terms that depend on drawn frames.
 
@@ -247,7 +247,7 @@ class Objective:
             if self.feature_matching:
                 more, features = self.feature_matching.loss(sums, clips.frames, drawn, clips.times)
                 loss = loss + recipe.loss.feature_matching * more
-                terms["feature_error"] = self.feature_matching.average_error(sums)
+                terms["feature_error"] = self.feature_matching.error_of_averages(sums)
         terms["motion_real"] = mx.abs(clips.frames[:, 1:] - clips.frames[:, :-1]).mean()
         terms["motion_drawn"] = mx.abs(observed[:, 1:] - observed[:, :-1]).mean()
         return loss, {
@@ -267,7 +267,7 @@ class Objective:
         assert self.encoder is not None
         background = state["generator"].get("background")
         centre = 0.5 if background is None else mx.sigmoid(mx.stop_gradient(background))
-        frames = average_down(context.astype(mx.float32) / 255 - centre, self.encoder.size)
+        frames = average_pool_to_size(context.astype(mx.float32) / 255 - centre, self.encoder.size)
         mean, log_variance = self.encoder(weights, frames)
         mean, log_variance = standardise(gather_rows(mean), gather_rows(log_variance))
         ridge, covariance = self.recipe.encoder.whitening, mx.array(0.0)

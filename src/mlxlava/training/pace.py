@@ -26,8 +26,9 @@ _SLOWER_WITH_D = 3.0  # how many times slower steps with D are, as long as none 
 class AwakeClock:
     """Seconds in which this process has worked: pauses do not count."""
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now, self._paused = now, 0.0
+    def __init__(self, now: Callable[[], float] | None = None) -> None:
+        """``now`` is time.monotonic when None."""
+        self._now, self._paused = now or time.monotonic, 0.0
 
     def seconds(self) -> float:
         """Seconds since some time, without pauses."""

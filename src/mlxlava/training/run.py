@@ -19,9 +19,9 @@ from mlxlava.footage.from_settings import prepare_from_settings
 from mlxlava.paths import SMALL_LAMP_FOLDER, read_json
 from mlxlava.training.checkpoint import load_checkpoint
 from mlxlava.training.choices import Choice, choose_for_footage, say_choices
-from mlxlava.training.folder import checkpoint_to_resume, locked_run, make_run_folder, write_config
+from mlxlava.training.folder import checkpoint_folder_to_resume, lock_run, make_run_folder, write_config
 from mlxlava.training.loop import clips_of_this_rank
-from mlxlava.training.memory_plan import fit_into, predict_peak
+from mlxlava.training.memory_plan import predict_peak_gb, split_to_fit_memory
 from mlxlava.training.schedule import Schedule
 from mlxlava.training.step import Trainer
 
@@ -81,7 +81,7 @@ def fit_to_memory(recipe: Recipe, gigabytes: float | None) -> Recipe:
             return recipe
         gigabytes = -max_over_ranks(-int(1000 * memory_budget_gb())) / 1000
     try:
-        fitted = fit_into(recipe, gigabytes, rank_count(), gpu=gpu)
+        fitted = split_to_fit_memory(recipe, gigabytes, rank_count(), gpu=gpu)
     except UserError as error:
         if asked:
             raise
@@ -92,7 +92,7 @@ def fit_to_memory(recipe: Recipe, gigabytes: float | None) -> Recipe:
         split = f"{training.micro_batches} micro-batch{'es' * (training.micro_batches > 1)}"
         say(
             f"train: a step in {split}{again}: "
-            f"about {predict_peak(fitted, rank_count(), gpu=gpu):.2f} of {gigabytes:.3g} GB"
+            f"about {predict_peak_gb(fitted, rank_count(), gpu=gpu):.2f} of {gigabytes:.3g} GB"
             + ", estimated"
             * gpu
         )
@@ -177,7 +177,7 @@ def resume_run(
         schedule = Schedule.from_config(before)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"train: {folder}/config.json lacks {error}; it is no run") from error
-    made = read_json(checkpoint_to_resume(folder) / "progress.json", "checkpoint")
+    made = read_json(checkpoint_folder_to_resume(folder) / "progress.json", "checkpoint")
     if steps is not None:
         if steps < made["step"]:
             raise UserError(
@@ -200,9 +200,9 @@ def resume_run(
     if steps is not None or minutes is not None:
         config |= schedule.to_config()
     if rank() == 0 and config != before:
-        with locked_run(folder):
+        with lock_run(folder):
             # This only checks that the checkpoint can be read. The loop reads it again.
-            load_checkpoint(checkpoint_to_resume(folder), Trainer(recipe, schedule).init())
+            load_checkpoint(checkpoint_folder_to_resume(folder), Trainer(recipe, schedule).init())
             write_config(folder, config)
     if steps is not None and recipe.training.schedule != "constant":
         say(f"train: the learning rate falls to 0 at step {steps} from now on")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mlxlava.backend import mx, peak_memory
+from mlxlava.backend import mx, peak_memory_gb
 from mlxlava.training.callbacks import Callbacks, StepReport
 from mlxlava.training.failures import Diverged
 from mlxlava.training.pace import AwakeClock
@@ -88,7 +88,7 @@ class TrainingSession:
             seconds_left=seconds_left,
             clips_per_second=pace * self._batch_size,
             terms=terms,
-            peaks_gb=peak_memory(),
+            peaks_gb=peak_memory_gb(),
         )
         for each in listeners:
             each.on_step(report)

@@ -16,7 +16,7 @@ from mlxlava.backend.ranks import rank_count
 from mlxlava.console import say
 from mlxlava.training.failures import ProcessLost
 
-_GRACE_SECONDS = 5.0  # seconds that a process waits for others, in addition to the time of three steps
+_EXTRA_WAIT_SECONDS = 5.0  # seconds that a process waits for others, in addition to the time of three steps
 
 
 class StopRequest:
@@ -51,7 +51,7 @@ def catch_stop_signals() -> Iterator[StopRequest]:
         restore()
 
 
-class Watchdog:
+class OtherProcessesTimeout:
     """Decides how long to wait for other processes, from the longest step so far."""
 
     def __init__(self) -> None:
@@ -64,11 +64,11 @@ class Watchdog:
     @property
     def seconds_to_wait(self) -> float:
         """Seconds after which a process that does not answer counts as gone."""
-        return _GRACE_SECONDS + 3 * self._longest
+        return _EXTRA_WAIT_SECONDS + 3 * self._longest
 
 
 @contextlib.contextmanager
-def watch_for_lost_processes(run: Path) -> Iterator[Watchdog]:
+def watch_for_lost_processes(run: Path) -> Iterator[OtherProcessesTimeout]:
     """End this process, with one line that says why, when another process of the run is gone.
 
     If a process is gone, MLX usually raises a RuntimeError, but sometimes it waits for ever. mlx.launch sends
@@ -78,7 +78,7 @@ def watch_for_lost_processes(run: Path) -> Iterator[Watchdog]:
     Raises:
         ProcessLost: instead of MLX's RuntimeError.
     """
-    watchdog = Watchdog()
+    watchdog = OtherProcessesTimeout()
     if rank_count() == 1:
         yield watchdog
         return

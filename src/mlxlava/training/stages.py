@@ -17,14 +17,14 @@ from mlxlava.errors import UserError
 from mlxlava.paths import (
     GROWTH_PLAN_FILE,
     SMALL_LAMP_FOLDER,
-    latest_checkpoint,
-    names_in,
+    latest_checkpoint_folder,
+    list_names,
     read_json,
     write_text_atomically,
 )
 from mlxlava.training.choices import Choice
-from mlxlava.training.folder import checkpoint_to_resume
-from mlxlava.training.growth import arrays_learned_by_run, grown_recipe, start_recipe
+from mlxlava.training.folder import checkpoint_folder_to_resume
+from mlxlava.training.growth import arrays_learned_by_run, grown_recipe, recipe_of_smaller_lamp
 from mlxlava.training.run import Run, begin_run, resume_run
 from mlxlava.training.schedule import Schedule
 
@@ -62,11 +62,11 @@ def begin_first_stage(folder: Path, plan: SecondStagePlan) -> Run:
         UserError: the folder holds something, or the training of the smaller lamp cannot begin, or the lamp
             cannot grow.
     """
-    if names_in(folder):
+    if list_names(folder):
         raise UserError(f"train: {folder} holds something; give another -o, or --resume")
     run = begin_run(
         folder / SMALL_LAMP_FOLDER,
-        start_recipe(plan.recipe),
+        recipe_of_smaller_lamp(plan.recipe),
         plan.sources,
         memory=plan.memory,
         command=plan.command,
@@ -81,7 +81,7 @@ def begin_first_stage(folder: Path, plan: SecondStagePlan) -> Run:
 
 def is_in_first_stage(folder: Path) -> bool:
     """Whether a run of two stages has not yet begun its second stage."""
-    return (folder / GROWTH_PLAN_FILE).is_file() and latest_checkpoint(folder) is None
+    return (folder / GROWTH_PLAN_FILE).is_file() and latest_checkpoint_folder(folder) is None
 
 
 def resume_first_stage(folder: Path, memory: float | None, minutes: float | None = None) -> Run:
@@ -103,7 +103,7 @@ def resume_first_stage(folder: Path, memory: float | None, minutes: float | None
 
 def _progress(run: Path) -> dict[str, Any]:
     """Steps that a run has made, and the seconds that they took."""
-    return read_json(checkpoint_to_resume(run) / "progress.json", "checkpoint")
+    return read_json(checkpoint_folder_to_resume(run) / "progress.json", "checkpoint")
 
 
 def begin_second_stage(folder: Path, memory: float | None) -> Run:

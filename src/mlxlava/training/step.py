@@ -10,13 +10,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from mlxlava.backend import Tree, mx, named_arrays, tree_map
+from mlxlava.backend import Tree, arrays_by_name, mx, tree_map
 from mlxlava.backend.ranks import gather_rows, rank, rank_count, sum_over_ranks
 from mlxlava.config import Recipe
 from mlxlava.models.normality import moments
 from mlxlava.models.state_step import fixed_bases
 from mlxlava.training import feature_matching
-from mlxlava.training.growth import freeze_old_layers, frozen_networks
+from mlxlava.training.growth import freeze_old_layers, names_of_frozen_networks
 from mlxlava.training.objective import Batch, Clips, Objective, Terms
 from mlxlava.training.optimizers import clip_updates, decayed_average, ema_decay, make_optimizer
 from mlxlava.training.schedule import Schedule, learning_rates
@@ -136,12 +136,12 @@ class Trainer:
         if self._bases is None:
             self._bases = self._objective.dynamics.basis_changes(fixed_bases(state))
         key = mx.random.key((self.recipe.training.seed << 32) + index)
-        step = self._steps[self.kind_of(index) if kind is None else kind]
+        step = self._steps[self.kind_of_step(index) if kind is None else kind]
         rates = mx.array(learning_rates(self.recipe, self.schedule, index))
         new, terms = step(state, frames, times, key, self._bases, rates)
         return new, terms
 
-    def kind_of(self, index: int) -> StepKind:
+    def kind_of_step(self, index: int) -> StepKind:
         """The kind of step number ``index``."""
         adversarial = index >= self.first_step_with_d
         due = index % self.recipe.loss.penalty_every == 0
@@ -176,7 +176,9 @@ class Trainer:
         ) -> tuple[Tree, Terms]:
             batch = Batch(frames[:, :context], frames[:, context:], times[:, context:])
             weights: Tree = {name: state[name] for name in ("dynamics", "encoder") if name in state}
-            resting = {name: weights.pop(name) for name in frozen_networks(recipe) if name in weights}
+            resting = {
+                name: weights.pop(name) for name in names_of_frozen_networks(recipe) if name in weights
+            }
             # The run state is bound here and not passed as an argument. It holds the same dictionaries as the
             # weights, and as an argument it would make MLX lose the gradient.
             loss = partial(
@@ -200,7 +202,7 @@ class Trainer:
             }
             new["carried"] = rolled["path"][:, -1]
             if drawn["features"]:
-                new["features"] = feature_matching.add_step(state["features"], drawn["features"])
+                new["features"] = feature_matching.add_step_to_sums(state["features"], drawn["features"])
             if recipe.encoder.whitening:
                 new["encoded_covariance"] = decayed_average(
                     state["encoded_covariance"], rolled["covariance"], recipe.encoder.whitening_decay
@@ -400,7 +402,7 @@ class Trainer:
 def _skip_if_overflown(gradients: Tree, old: Tree, new: Tree) -> tuple[Tree, mx.array]:
     """The old run state and 1 if a gradient has left the range of float16; otherwise the new one and 0."""
     overflown = mx.array(False)
-    for gradient in named_arrays(gradients).values():
+    for gradient in arrays_by_name(gradients).values():
         overflown = overflown | mx.logical_not(mx.isfinite(gradient)).any()
     chosen: Tree = tree_map(lambda a, b: mx.where(overflown, a, b), old, new)
     return {**chosen, "step": new["step"]}, overflown.astype(mx.float32)
@@ -408,7 +410,7 @@ def _skip_if_overflown(gradients: Tree, old: Tree, new: Tree) -> tuple[Tree, mx.
 
 def _compute_after(array: mx.array, wait_for: Tree) -> mx.array:
     """``array``, to be computed only after all arrays of ``wait_for``."""
-    later: list[mx.array] = mx.depends([array], list(named_arrays(wait_for).values()))
+    later: list[mx.array] = mx.depends([array], list(arrays_by_name(wait_for).values()))
     return later[0]
 
 

@@ -13,11 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlxlava.footage.lamp import Themes
-from mlxlava.playback.screens.pictures import Area, ITerm2, Kitty, Painter, Sixel, fit
+from mlxlava.footage.lamp import ThemeLibrary
+from mlxlava.playback.screens.pictures import (
+    CellArea,
+    ITerm2Painter,
+    KittyPainter,
+    Painter,
+    SixelPainter,
+    fit_cells,
+)
 from mlxlava.playback.writers import Frame
 
-AREA = Area(3, 5, 12, 24, (20, 10))  # 240 × 240 pixels
+AREA = CellArea(3, 5, 12, 24, (20, 10))  # 240 × 240 pixels
 
 
 class Shown:
@@ -105,7 +112,7 @@ def decode_sixel(sent: bytes) -> Frame:
 
 @pytest.fixture(scope="module")
 def frames() -> list[Frame]:
-    source = Themes((48, 48)).open("classic", 0)
+    source = ThemeLibrary((48, 48)).open("classic", 0)
     return [frame for _, frame in source.play([20.0, 20.5, 21.0])]
 
 
@@ -122,7 +129,8 @@ needs_sixel = pytest.mark.skipif(find_spec("textual_image") is None, reason="nee
 
 
 @pytest.mark.parametrize(
-    ("kind", "error"), [(Kitty, 0.0), (ITerm2, 2.0), pytest.param(Sixel, 4.0, marks=needs_sixel)]
+    ("kind", "error"),
+    [(KittyPainter, 0.0), (ITerm2Painter, 2.0), pytest.param(SixelPainter, 4.0, marks=needs_sixel)],
 )
 def test_what_is_shown_is_the_frame(kind: Callable[[], Painter], error: float, frames: list[Frame]) -> None:
     shown, painter = Shown(), kind()
@@ -139,19 +147,19 @@ def test_what_is_shown_is_the_frame(kind: Callable[[], Painter], error: float, f
 
 
 def test_kitty_keeps_one_picture_and_none_in_the_end(frames: list[Frame]) -> None:
-    shown, painter = Shown(), Kitty()
+    shown, painter = Shown(), KittyPainter()
     for frame in [*frames, *frames]:
         shown.feed(painter.paint(frame, AREA))
         assert len(shown.pictures) == 1
-    shown.feed(painter.erase())
+    shown.feed(painter.erase_pictures())
     assert not shown.pictures
     shown.feed(painter.paint(frames[-1], AREA))
     assert shown.pictures
 
 
 def test_large_pictures_are_left_to_the_terminal_to_scale(frames: list[Frame]) -> None:
-    large = Area(1, 1, 60, 120, (20, 10))
-    for painter in (Kitty(), ITerm2()):
+    large = CellArea(1, 1, 60, 120, (20, 10))
+    for painter in (KittyPainter(), ITerm2Painter()):
         shown = Shown()
         shown.feed(painter.paint(frames[0], large))
         assert 300 < max(shown.picture.shape) < 600
@@ -160,7 +168,7 @@ def test_large_pictures_are_left_to_the_terminal_to_scale(frames: list[Frame]) -
         assert shown.picture.shape == full.shape
 
 
-@pytest.mark.parametrize("kind", [Kitty, pytest.param(Sixel, marks=needs_sixel)])
+@pytest.mark.parametrize("kind", [KittyPainter, pytest.param(SixelPainter, marks=needs_sixel)])
 def test_an_enlarged_edge_has_no_rim(kind: Callable[[], Painter]) -> None:
     edge = np.full((48, 48, 3), 51, np.uint8)  # a colour that Sixel, which counts in percent, has
     edge[:, 24:] = 204
@@ -171,15 +179,15 @@ def test_an_enlarged_edge_has_no_rim(kind: Callable[[], Painter]) -> None:
 
 @needs_sixel
 def test_sixel_has_as_many_colours_as_the_terminal(frames: list[Frame]) -> None:
-    sent = Sixel(16).paint(frames[0], AREA)
+    sent = SixelPainter(16).paint(frames[0], AREA)
     assert len(set(re.findall(rb"#(\d+);", sent))) <= 16
 
 
 def test_fit_knows_the_shape_of_a_cell() -> None:
-    assert fit((64, 64), 80, 24) == (24, 48)
-    assert fit((128, 64), 80, 24) == (24, 24)
-    assert fit((64, 128), 80, 24) == (20, 80)
-    assert fit((64, 64), 80, 24, (20, 10)) == (24, 48)
-    assert fit((64, 64), 80, 24, (16, 8)) == (24, 48)
-    assert fit((64, 64), 80, 24, (18, 9), limit=180) == (10, 20)
-    assert fit((64, 64), 80, 24, (17, 9)) == (24, 45)
+    assert fit_cells((64, 64), 80, 24) == (24, 48)
+    assert fit_cells((128, 64), 80, 24) == (24, 24)
+    assert fit_cells((64, 128), 80, 24) == (20, 80)
+    assert fit_cells((64, 64), 80, 24, (20, 10)) == (24, 48)
+    assert fit_cells((64, 64), 80, 24, (16, 8)) == (24, 48)
+    assert fit_cells((64, 64), 80, 24, (18, 9), limit=180) == (10, 20)
+    assert fit_cells((64, 64), 80, 24, (17, 9)) == (24, 45)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlxlava.playback.screens.surround import Surround, stretch
+from mlxlava.playback.screens.surround import Surround, stretch_line
 from mlxlava.resize import resize, resize_smoothly
 
 
@@ -32,12 +32,12 @@ def test_the_sides_are_those_of_the_frame() -> None:
     frame[:, -1] = 90
     frame[0, 1:-1], frame[-1, 1:-1] = 30, 60
     surround = Surround()
-    assert surround.follow(frame)
+    assert surround.update_from_frame(frame)
     left, right, top, bottom = surround.sides
     assert np.abs(left[:, 0].astype(int) - np.arange(8, 256, 16)).max() <= 8
     assert (right == 90).all()
     assert (top[1:-1] == 30).all() and (bottom[1:-1] == 60).all()
-    assert np.abs(stretch(left, 256)[16:-16].astype(int) - frame[16:-16, 0]).max() <= 3
-    assert not surround.follow(frame)
-    assert not surround.follow(np.minimum(frame, 254) + 1)
-    assert surround.follow(frame[::-1])
+    assert np.abs(stretch_line(left, 256)[16:-16].astype(int) - frame[16:-16, 0]).max() <= 3
+    assert not surround.update_from_frame(frame)
+    assert not surround.update_from_frame(np.minimum(frame, 254) + 1)
+    assert surround.update_from_frame(frame[::-1])

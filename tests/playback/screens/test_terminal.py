@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlxlava.playback.screens.pictures import Blocks
-from mlxlava.playback.screens.terminal import Terminal, has_terminal, has_true_colour
+from mlxlava.playback.screens.pictures import HalfBlockPainter
+from mlxlava.playback.screens.terminal import Terminal, has_true_colour, understands_escape_sequences
 from mlxlava.playback.writers import Frame, PipeClosed
 
 SEQUENCE = re.compile(r"\x1b\[(\??)([\d;]*)([A-Za-z])|(▀)|( +)|\x1b\\")
@@ -103,7 +103,7 @@ def frames(count: int, height: int = 32, width: int = 32) -> list[Frame]:
 def make(columns: int = 40, lines: int = 16, **options: Any) -> tuple[Terminal, Emulator, Wire]:
     emulator = Emulator(columns, lines)
     wire = Wire(emulator)
-    options = {"painter": Blocks(true_colour=True), **options}
+    options = {"painter": HalfBlockPainter(true_colour=True), **options}
     return Terminal(wire, lambda: (emulator.columns, emulator.lines), **options), emulator, wire
 
 
@@ -205,7 +205,7 @@ def test_noise_at_the_edge_does_not_draw_the_surround_anew() -> None:
 
 @pytest.mark.usefixtures("many_colours")
 def test_the_surround_in_256_colours_is_near_on_average() -> None:
-    terminal, emulator, _ = make(60, 16, painter=Blocks(true_colour=False))
+    terminal, emulator, _ = make(60, 16, painter=HalfBlockPainter(true_colour=False))
     with terminal:
         terminal.show(np.full((32, 32, 3), (13, 9, 20), np.uint8))
         around = np.array(list(emulator.around.values()))
@@ -247,7 +247,7 @@ def test_an_enlarged_edge_has_no_rim() -> None:
 
 
 def test_256_colours_are_near_on_average() -> None:
-    terminal, emulator, _ = make(painter=Blocks(true_colour=False))
+    terminal, emulator, _ = make(painter=HalfBlockPainter(true_colour=False))
     frame = np.full((32, 32, 3), (200, 90, 30), np.uint8)
     with terminal:
         terminal.show(frame)
@@ -257,7 +257,7 @@ def test_256_colours_are_near_on_average() -> None:
 
 
 def test_a_dark_room_is_dark_in_256_colours() -> None:
-    terminal, emulator, _ = make(painter=Blocks(true_colour=False))
+    terminal, emulator, _ = make(painter=HalfBlockPainter(true_colour=False))
     frame = np.full((32, 32, 3), (9, 6, 14), np.uint8)
     with terminal:
         terminal.show(frame)
@@ -303,11 +303,11 @@ def test_has_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = pty.openpty()
     with open(ours, "wb", buffering=0), open(theirs, "wb", buffering=0) as stream:  # noqa: PTH123
         monkeypatch.setenv("TERM", "xterm")
-        assert has_terminal(stream)
+        assert understands_escape_sequences(stream)
         monkeypatch.setenv("TERM", "dumb")
-        assert not has_terminal(stream)
+        assert not understands_escape_sequences(stream)
     monkeypatch.setenv("TERM", "xterm")
-    assert not has_terminal(io.StringIO())
+    assert not understands_escape_sequences(io.StringIO())
 
 
 def test_ctrl_z_gives_the_shell_its_screen_back() -> None:

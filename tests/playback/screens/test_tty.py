@@ -16,8 +16,8 @@ from importlib.util import find_spec
 import pytest
 
 from mlxlava.errors import UserError
-from mlxlava.playback.screens.terminal import Terminal, best_mode, can_ask
-from mlxlava.playback.screens.tty import Answers, Keyboard
+from mlxlava.playback.screens.terminal import Terminal, best_terminal_mode, may_ask_terminal
+from mlxlava.playback.screens.tty import Keyboard, TerminalAnswers
 from mlxlava.playback.writers import PipeClosed
 
 # Shows a frame, twenty times a second, until it is ended; then says whether the terminal is as it was.
@@ -41,11 +41,11 @@ PROGRAM = """
         with Terminal(session=session) as terminal:
             while not session.ended:
                 terminal.show(next(frames))
-                terminal.idle(0.05)
+                terminal.wait_and_react(0.05)
     except KeyboardInterrupt:
         pass
     left = os.read(0, 99) if select.select([0], [], [], 0.3)[0] else b""
-    print("LEFT", left, termios.tcgetattr(0) == before, session.seed, session.name)
+    print("LEFT", left, termios.tcgetattr(0) == before, session.seed, session.lamp_name)
 """
 
 NAME, KITTY, CELL, ATTRIBUTES, COLOURS = b"\x1b[>q", b"\x1b_Gi=31", b"\x1b[16t", b"\x1b[c", b"\x1b[?1;1;0S"
@@ -192,7 +192,7 @@ def test_who_prints_questions_is_not_asked(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert can_ask() == asked
+    assert may_ask_terminal() == asked
 
 
 def test_a_mode_can_be_forced(programs: list[Program], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,17 +209,17 @@ def test_a_mode_can_be_forced(programs: list[Program], monkeypatch: pytest.Monke
 def test_kittys_protocol_comes_before_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LC_TERMINAL", "TERM_PROGRAM"):
         monkeypatch.delenv(name, raising=False)
-    assert best_mode(Answers(name="WezTerm 2025", kitty=True, sixel=True)) == "kitty"
-    assert best_mode(Answers(name="WezTerm 2025", sixel=True)) == "iterm2"
-    assert best_mode(Answers(name="foot", sixel=True)) == "sixel"
-    assert best_mode(Answers()) == "blocks"
+    assert best_terminal_mode(TerminalAnswers(name="WezTerm 2025", kitty=True, sixel=True)) == "kitty"
+    assert best_terminal_mode(TerminalAnswers(name="WezTerm 2025", sixel=True)) == "iterm2"
+    assert best_terminal_mode(TerminalAnswers(name="foot", sixel=True)) == "sixel"
+    assert best_terminal_mode(TerminalAnswers()) == "blocks"
 
 
 def test_an_iterm2_that_does_not_tell_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LC_TERMINAL", raising=False)
     monkeypatch.setenv("TERM_PROGRAM", "iTerm.app")
-    assert best_mode(Answers()) == "iterm2"
-    assert best_mode(Answers(name="XTerm(379)")) == "blocks"  # started from iTerm2's shell
+    assert best_terminal_mode(TerminalAnswers()) == "iterm2"
+    assert best_terminal_mode(TerminalAnswers(name="XTerm(379)")) == "blocks"  # started from iTerm2's shell
 
 
 @pytest.fixture
@@ -238,8 +238,8 @@ def test_keys_are_told_from_sequences(keyboard: tuple[Keyboard, int]) -> None:
 
     def pressed(keys: str) -> list[str]:
         os.write(ours, keys.encode())
-        board.wait(1)
-        return board.pressed()
+        board.wait_for_input(1)
+        return board.take_pressed_keys()
 
     assert pressed("q") == ["q"]
     assert pressed(" +−n") == [" ", "+", "−", "n"]
@@ -249,8 +249,8 @@ def test_keys_are_told_from_sequences(keyboard: tuple[Keyboard, int]) -> None:
     assert pressed("K\x1b\\h") == ["h"]
     assert pressed("\x1b") == []
     time.sleep(0.15)
-    board.wait(0)
-    assert board.pressed() == ["esc"]
+    board.wait_for_input(0)
+    assert board.take_pressed_keys() == ["esc"]
 
 
 def test_a_terminal_that_is_gone_is_a_closed_pipe() -> None:
@@ -259,6 +259,6 @@ def test_a_terminal_that_is_gone_is_a_closed_pipe() -> None:
     board.open()
     os.close(ours)
     with pytest.raises(PipeClosed):
-        board.wait(1)
+        board.wait_for_input(1)
     board.close()
     os.close(theirs)

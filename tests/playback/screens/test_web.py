@@ -35,7 +35,7 @@ pytest.importorskip("aiohttp", reason="needs the extra `web`")
 import aiohttp
 
 from mlxlava.playback.screens import web
-from mlxlava.playback.screens.web import WebPage, encode
+from mlxlava.playback.screens.web import WebPage, encode_picture
 from tests.playback.screens.chromium import CHROMIUM, Browser, Tab, chromium
 
 ROOT = Path(__file__).parents[3]
@@ -56,12 +56,12 @@ class Shades:
 
 
 @contextlib.contextmanager
-def playing(host: str = web.HOST) -> Iterator[tuple[Session, WebPage]]:
+def playing(host: str = web.DEFAULT_HOST) -> Iterator[tuple[Session, WebPage]]:
     """A lamp that plays on a page of its own, at any free port."""
     session = Session(Shades(), "a", 1, WallClock(30))
     with WebPage(session, host, 0) as page:
-        session.clock.sleep = lambda seconds: page.idle(min(seconds, 0.02))  # to end soon
-        thread = threading.Thread(target=player.show, args=(session, page, 30))
+        session.clock.sleep = lambda seconds: page.wait_and_react(min(seconds, 0.02))  # to end soon
+        thread = threading.Thread(target=player.show_until_end, args=(session, page, 30))
         thread.start()
         try:
             yield session, page
@@ -124,7 +124,7 @@ def until(condition: Callable[[], bool]) -> None:
 def test_a_small_picture_is_lossless_and_a_large_one_close(side: int, kind: str) -> None:
     ramp = np.linspace(0, 255, side).astype(np.uint8)
     frame = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], np.uint8(90)), axis=-1)
-    picture = Image.open(io.BytesIO(encode(frame)))
+    picture = Image.open(io.BytesIO(encode_picture(frame)))
     assert picture.format == kind
     error = np.abs(np.asarray(picture.convert("RGB")).astype(int) - frame).max()
     assert error == 0 if kind == "WEBP" else error < 8
@@ -197,7 +197,7 @@ def test_the_page_is_told_its_keys() -> None:
         assert answered.headers["Content-Type"].startswith("text/javascript")
         lines = answered.read().decode().splitlines()
     values = [json.loads(line.partition(" = ")[2].rstrip(";")) for line in lines]
-    assert values == [keys.actions_of(keys.WEB), [list(row) for row in keys.help_rows(keys.WEB)]]
+    assert values == [keys.actions_by_key(keys.WEB), [list(row) for row in keys.help_rows(keys.WEB)]]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
@@ -256,7 +256,7 @@ async def test_the_page_is_told_the_colours_of_the_pictures_edge(session: Sessio
     async with watching(page) as viewer:
         await pictures(viewer, 1)
         for seed in (1, 9):
-            session.choose(seed=seed)
+            session.choose_lamp(seed=seed)
             while (sides := (await status(viewer, seed=seed))["sides"])[0][0][1] != seed:
                 pass
             left, right, top, bottom = sides
@@ -266,7 +266,8 @@ async def test_the_page_is_told_the_colours_of_the_pictures_edge(session: Sessio
 @viewed
 async def test_a_slow_viewer_drops_pictures_and_slows_nobody(session: Session, page: WebPage) -> None:
     async with watching(page) as slow, watching(page) as quick:
-        before = await pictures(slow, web.AHEAD, drawn=False)  # as many as it gets without drawing any
+        # As many as it gets without drawing any.
+        before = await pictures(slow, web.MAX_PICTURES_IN_FLIGHT, drawn=False)
         seen = await pictures(quick, 40)
         assert len(set(seen)) == 40
         await slow.send_json({"drawn": len(before)})
@@ -316,7 +317,8 @@ def test_a_viewer_that_is_stuck_slows_nobody_and_no_ending() -> None:
         page.show(noise[-1])
         asyncio.run(asyncio.wait_for(watch(page, claim), 60))
         page.__exit__(None, None, None)
-        assert received() < 120 * len(encode(noise[0]))  # its line was full, so it has missed pictures
+        # Its line was full, so it has missed pictures.
+        assert received() < 120 * len(encode_picture(noise[0]))
 
 
 @viewed
@@ -381,7 +383,7 @@ async def test_who_comes_to_a_paused_lamp_sees_it(session: Session, page: WebPag
 
 @viewed
 async def test_what_cannot_be_asked_for_is_ignored(session: Session, page: WebPage) -> None:
-    before = (session.name, session.seed, session.clock.speed, session.clock.paused)
+    before = (session.lamp_name, session.seed, session.clock.speed, session.clock.paused)
     async with watching(page) as viewer:
         for asked in (
             {"name": "../weights"},
@@ -406,7 +408,7 @@ async def test_what_cannot_be_asked_for_is_ignored(session: Session, page: WebPa
             await viewer.send_str(json.dumps(asked))
         await viewer.send_json({"paused": False})
         await pictures(viewer, 3)
-        assert (session.name, session.seed, session.clock.speed, session.clock.paused) == before
+        assert (session.lamp_name, session.seed, session.clock.speed, session.clock.paused) == before
 
 
 @pytest.mark.parametrize(
@@ -428,7 +430,7 @@ def test_what_is_no_request_closes_the_line(message: str | bytes, code: int) -> 
 
 
 def test_there_is_a_limit_to_viewers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "MOST_VIEWERS", 2)
+    monkeypatch.setattr(web, "MAX_VIEWERS", 2)
 
     async def crowd(page: WebPage) -> None:
         async with watching(page) as one, watching(page):
@@ -468,7 +470,7 @@ def test_a_port_in_use_is_one_line_or_the_next_one() -> None:
         with WebPage(session) as one, WebPage(session) as two:
             ports = urlsplit(one.url).port, urlsplit(two.url).port
             assert ports[0] != ports[1]
-            assert all(number in web.PORTS for number in ports)
+            assert all(number in web.DEFAULT_PORTS for number in ports)
     with pytest.raises(UserError, match="--host"), WebPage(session, "no.such.host.invalid"):
         pass
 

@@ -21,7 +21,7 @@ from PIL import Image, ImageGrab, features
 from mlxlava.errors import UserError
 from mlxlava.playback import player
 from mlxlava.playback.clock import WallClock
-from mlxlava.playback.player import PlaybackOptions, has_display, has_window, run
+from mlxlava.playback.player import PlaybackOptions, can_show_window, has_display, play_lamp
 from mlxlava.playback.session import SPEED_RANGE, FrameSource, Session
 from mlxlava.playback.writers import Frame
 
@@ -29,7 +29,7 @@ pytest.importorskip("pygame", reason="needs the extra `window`")
 
 from pygame._sdl2.video import Renderer
 
-from mlxlava.playback.screens.window import Window, fit, pygame
+from mlxlava.playback.screens.window import Window, fit_picture, pygame
 
 RED = (200, 40, 20)
 
@@ -114,7 +114,7 @@ def picture() -> Frame:
 def test_keys(window: Window, session: Session, keys: str, changed: dict[str, Any]) -> None:
     before = session.status()
     press(*keys)
-    window.idle(0.01)
+    window.wait_and_react(0.01)
     assert session.status() == pytest.approx(before | changed)
     assert not session.ended
 
@@ -128,19 +128,19 @@ def test_keys_that_end_it(window: Window, session: Session, key: str) -> None:
 
 def test_closing_it_ends_it(window: Window, session: Session) -> None:
     pygame.event.post(pygame.Event(pygame.QUIT))
-    window.idle(0.01)
+    window.wait_and_react(0.01)
     assert session.ended
 
 
 def test_shortcuts_of_the_system_are_none_of_ours(window: Window, session: Session) -> None:
     pygame.event.post(pygame.Event(pygame.KEYDOWN, key=pygame.K_q, unicode="q", mod=pygame.KMOD_LCTRL))
-    window.idle(0.01)
+    window.wait_and_react(0.01)
     assert not session.ended
 
 
 def test_the_aspect_is_kept_and_the_rest_has_the_edges_colour(window: Window) -> None:
-    assert fit((16, 32), 300, 200) == (0, 25, 300, 150)
-    assert fit((32, 16), 300, 200) == (100, 0, 100, 200)
+    assert fit_picture((16, 32), 300, 200) == (0, 25, 300, 150)
+    assert fit_picture((32, 16), 300, 200) == (100, 0, 100, 200)
     seen = picture()
     assert seen.shape == (200, 300, 3)
     np.testing.assert_array_equal(seen, np.broadcast_to(RED, (200, 300, 3)))
@@ -153,7 +153,7 @@ def test_the_surround_continues_the_edge(window: Window, shape: tuple[int, int])
     frame = np.stack([30 + 40 * across, 20 + 40 * down, 90 - 20 * across * down], -1).astype(np.uint8)
     frame[1:-1, 1:-1] = 200
     window.show(frame)
-    left, top, wide, high = fit(shape, 300, 200)
+    left, top, wide, high = fit_picture(shape, 300, 200)
     seen = picture().astype(int)
     rows, columns = np.arange(200).clip(top, top + high - 1), np.arange(300).clip(left, left + wide - 1)
     beside = np.ones((200, 300), bool)
@@ -211,26 +211,26 @@ def test_a_lamp_of_another_size(window: Window) -> None:
 def test_texts_come_and_go(window: Window, monkeypatch: pytest.MonkeyPatch) -> None:
     clear = picture()
     press("h")
-    window.idle(0.01)
+    window.wait_and_react(0.01)
     assert (picture() == 255).all(-1).any()  # white letters
     press("h", "+")
-    window.idle(0.01)
+    window.wait_and_react(0.01)
     assert (picture() != clear).any()
     later = time.monotonic() + 60
     monkeypatch.setattr(time, "monotonic", lambda: later)
-    window.idle(0.01)
+    window.wait_and_react(0.01)
     np.testing.assert_array_equal(picture(), clear)
 
 
 def test_hidden_nothing_is_drawn(window: Window) -> None:
     before = picture()
     pygame.event.post(pygame.Event(pygame.WINDOWMINIMIZED))
-    window.idle(0.01)
+    window.wait_and_react(0.01)
     assert window.hidden
     window.show(plain((10, 200, 10)))
     np.testing.assert_array_equal(picture(), before)
     pygame.event.post(pygame.Event(pygame.WINDOWRESTORED))
-    window.idle(0.01)
+    window.wait_and_react(0.01)
     assert not window.hidden
     assert (picture()[100, 150] == (10, 200, 10)).all()
 
@@ -238,7 +238,7 @@ def test_hidden_nothing_is_drawn(window: Window) -> None:
 def test_saved_pictures_never_overwrite(window: Window, session: Session, tmp_path: Path) -> None:
     session.count_shown_frame(0.5)
     press("s", "s")
-    window.idle(0.01)
+    window.wait_and_react(0.01)
     saved = sorted(path.name for path in tmp_path.iterdir())
     assert saved == ["lava-3-1-2.png", "lava-3-1.png"]
     with Image.open(tmp_path / saved[0]) as image:
@@ -251,14 +251,14 @@ def test_a_picture_that_cannot_be_saved_is_said(session: Session, tmp_path: Path
         window.show(plain())
         before = picture()
         press("s")
-        window.idle(0.01)
+        window.wait_and_react(0.01)
         assert (picture() != before).any()
 
 
 @pytest.fixture
 def desk(monkeypatch: pytest.MonkeyPatch) -> None:
     """A terminal on a desktop."""
-    monkeypatch.setattr(player, "has_terminal", lambda: True)
+    monkeypatch.setattr(player, "understands_escape_sequences", lambda: True)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
 
 
@@ -288,7 +288,7 @@ def test_a_display_that_is_gone(monkeypatch: pytest.MonkeyPatch, session: Sessio
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.setenv("DISPLAY", ":4711")
     monkeypatch.setattr(sys, "platform", "linux")
-    assert has_display() and not has_window()
+    assert has_display() and not can_show_window()
     assert PlaybackOptions().resolve().screen == "terminal"
     with pytest.raises(UserError, match="display"), Window(session):
         pass
@@ -322,14 +322,14 @@ def test_where_a_display_is(
 
 def test_without_the_extra_one_line_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlxlava.playback.screens.window", None)
-    assert not has_window()
+    assert not can_show_window()
     with pytest.raises(UserError, match=r'install "mlxlava\[window\]"'):
-        run(Plain(), PlaybackOptions(screen="window").resolve(), "a")
+        play_lamp(Plain(), PlaybackOptions(screen="window").resolve(), "a")
 
 
 def test_a_file_beside_it_is_whole(tmp_path: Path) -> None:
     target = tmp_path / "lamp.apng"
-    run(Plain(), PlaybackOptions(str(target), screen="window", fps=20, seconds=0.5).resolve(), "a")
+    play_lamp(Plain(), PlaybackOptions(str(target), screen="window", fps=20, seconds=0.5).resolve(), "a")
     assert len(list(iio.imiter(target, plugin="pillow"))) == 10
 
 

@@ -22,7 +22,14 @@ import pytest
 from PIL import Image
 
 from mlxlava.errors import UserError
-from mlxlava.playback.writers import FORMATS, Frame, PipeClosed, format_of, open_writer, write_all
+from mlxlava.playback.writers import (
+    WRITER_OF_FORMAT,
+    Frame,
+    PipeClosed,
+    choose_format,
+    open_writer,
+    write_all,
+)
 from mlxlava.resize import enlarge
 
 COUNT, FPS = 20, 12.5
@@ -91,7 +98,7 @@ READERS = {
 }
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", WRITER_OF_FORMAT)
 def test_another_reader_sees_what_was_written(name: str, tmp_path: Path) -> None:
     frames, path = moving(), tmp_path / f"lava.{name}"
     write(path, frames)
@@ -110,7 +117,7 @@ def test_another_reader_sees_what_was_written(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, kind in FORMATS.items() if kind.encoder_settings is not None]
+    "name", [name for name, kind in WRITER_OF_FORMAT.items() if kind.encoder_settings is not None]
 )
 def test_quality_is_paid_for_in_bytes(name: str, tmp_path: Path) -> None:
     frames, sizes, errors = moving(height=128, width=96), [], []
@@ -124,7 +131,9 @@ def test_quality_is_paid_for_in_bytes(name: str, tmp_path: Path) -> None:
     assert errors == sorted(set(errors), reverse=True), errors
 
 
-@pytest.mark.parametrize("name", [name for name, kind in FORMATS.items() if kind.encoder_settings is None])
+@pytest.mark.parametrize(
+    "name", [name for name, kind in WRITER_OF_FORMAT.items() if kind.encoder_settings is None]
+)
 def test_what_loses_nothing_has_no_quality(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"--quality: {name} loses nothing"):
         write(tmp_path / f"lava.{name}", moving(1), quality=50)
@@ -134,11 +143,11 @@ def test_what_loses_nothing_has_no_quality(name: str, tmp_path: Path) -> None:
 
 
 def test_every_format_is_found_by_its_endings(tmp_path: Path) -> None:
-    for name, kind in FORMATS.items():
+    for name, kind in WRITER_OF_FORMAT.items():
         for ending in kind.endings:
-            assert format_of(f"a.b/lava.{ending.upper()}") == name
-            assert format_of("lava", ending) == name
-    assert format_of("-", "y4m") == "y4m"
+            assert choose_format(f"a.b/lava.{ending.upper()}") == name
+            assert choose_format("lava", ending) == name
+    assert choose_format("-", "y4m") == "y4m"
 
 
 @pytest.mark.parametrize(
@@ -153,7 +162,7 @@ def test_every_format_is_found_by_its_endings(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_written_is_said(target: str, name: str | None, words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        format_of(target, name)
+        choose_format(target, name)
     assert "\n" not in str(caught.value)
     assert all(word in str(caught.value) for word in words)
 
@@ -201,7 +210,7 @@ def test_mp4_says_its_colours_and_starts_fast(tmp_path: Path) -> None:
     assert "29.97 fps" in said
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", WRITER_OF_FORMAT)
 def test_a_failure_removes_the_file_and_keeps_the_old_one(name: str, tmp_path: Path) -> None:
     path = tmp_path / f"lava.{name}"
     path.write_text("old")
@@ -270,7 +279,7 @@ def files_end_at(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", WRITER_OF_FORMAT)
 def test_a_file_that_cannot_grow_is_removed(name: str, tmp_path: Path) -> None:
     with files_end_at(40_000), pytest.raises(UserError, match=r"output: cannot write .*lava") as caught:
         write(tmp_path / f"lava.{name}", noise(20))
@@ -279,14 +288,14 @@ def test_a_file_that_cannot_grow_is_removed(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", WRITER_OF_FORMAT)
 def test_a_full_disk_is_said(name: str) -> None:
     with pytest.raises(UserError, match="output: cannot write /dev/full: No space left on device"):
         write("/dev/full", noise(20), format=name)
 
 
 def test_an_encoder_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FORMATS["webm"], "options", "-c:v nonsense -f webm")
+    monkeypatch.setattr(WRITER_OF_FORMAT["webm"], "options", "-c:v nonsense -f webm")
     with pytest.raises(UserError, match=r"ffmpeg stopped: .*(nonsense|Encoder)"):
         write(tmp_path / "lava.webm", noise(20))
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "no-ffmpeg"))

@@ -17,7 +17,7 @@ from pathlib import Path
 from mlxlava.backend.cpu import native
 
 # Environment variable. With 0, MLX's own BLAS is used: matrix products are 20 to 30 times slower on Linux.
-BLAS_ENV_VAR = "MLXLAVA_BLAS"
+USE_FAST_BLAS_ENV_VAR = "MLXLAVA_BLAS"
 
 # Of a BLAS, MLX's hot paths call only cblas_sgemm. Both libraries have this function under another name.
 _SGEMM_PARAMETERS = (
@@ -54,17 +54,19 @@ def preload_blas() -> tuple[str, str] | None:
     Returns:
         Name and path of the library; None if MLX's own is used.
     """
-    if not sys.platform.startswith("linux") or os.environ.get(BLAS_ENV_VAR, "1") == "0":
+    if not sys.platform.startswith("linux") or os.environ.get(USE_FAST_BLAS_ENV_VAR, "1") == "0":
         return None
     for name, package, file, shim in (
         ("oneDNN", "onednn-cpu-gomp", "libdnnl.so.3", _ONEDNN_SHIM),
         ("OpenBLAS", "scipy-openblas32", "libscipy_openblas.so", _OPENBLAS_SHIM),
     ):
-        library = _installed_file(package, file)
+        library = _find_installed_file(package, file)
         with contextlib.suppress(OSError, subprocess.CalledProcessError):
             if library:
                 native.load_globally(library)
-                native.load_globally(native.build("blas", shim, depends_on=f"{library}{platform.machine()}"))
+                native.load_globally(
+                    native.build_library("blas", shim, depends_on=f"{library}{platform.machine()}")
+                )
                 return name, str(library)
     with contextlib.suppress(OSError):
         ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
@@ -72,7 +74,7 @@ def preload_blas() -> tuple[str, str] | None:
     return None
 
 
-def _installed_file(package: str, name: str) -> Path | None:
+def _find_installed_file(package: str, name: str) -> Path | None:
     """The path of a file of an installed package; None if there is no such package or file."""
     with contextlib.suppress(PackageNotFoundError):
         for file in files(package) or []:

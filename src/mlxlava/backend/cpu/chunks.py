@@ -1,9 +1,9 @@
 """Batches that are cut into chunks, which the cores of a CPU work on side by side.
 
 The arrays of a chunk stay in the processor's cache from one operation to the next, and each core has chunks
-of its own. Most networks are written for a whole batch, and :func:`in_chunks` wraps them. Only networks with
-BatchNorm need statistics of the whole batch between two layers; they are written with :class:`Chunks`. On a
-GPU a batch is one chunk.
+of its own. Most networks are written for a whole batch, and :func:`network_in_chunks` wraps them. Only
+networks with BatchNorm need statistics of the whole batch between two layers; they are written with
+:class:`Chunks`. On a GPU a batch is one chunk.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def split_into_chunks(x: mx.array, count: int) -> list[mx.array]:
     return list(mx.split(x, cuts)) if cuts else [x]
 
 
-def in_chunks(network: Network, pixels_per_item: int) -> Network:
+def network_in_chunks(network: Network, pixels_per_item: int) -> Network:
     """Wrap a network so that its batch is cut into chunks, and the results of the chunks are joined.
 
     Args:
@@ -82,7 +82,7 @@ class Chunks(list[mx.array]):
         return mx.concatenate(list(self))
 
 
-def share_forward(
+def forward_once_for_two_losses(
     layer: Callable[..., Chunks], first: Chunks, second: Chunks, *weights: mx.array
 ) -> tuple[Chunks, Chunks]:
     """Compute a layer once for two losses that need separate gradients.

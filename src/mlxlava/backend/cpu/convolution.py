@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mlxlava.backend import mx, mx_folder, on_gpu_path, processor_name
+from mlxlava.backend import mlx_package_folder, mx, on_gpu_path, processor_name
 from mlxlava.backend.cpu import native
 from mlxlava.console import say
 
@@ -46,15 +46,15 @@ class ConvolutionKind(enum.IntEnum):
     CONV3_SHUFFLE = 3
 
 
-def available() -> bool:
+def is_available() -> bool:
     """Whether the convolutions of this file can be used; otherwise MLX's own are used."""
-    return not on_gpu_path() and _library() is not None
+    return not on_gpu_path() and _load_library() is not None
 
 
 def convolve(kind: ConvolutionKind, x: mx.array, weight: mx.array) -> mx.array:
     """A convolution of a kind; :class:`ConvolutionKind` has the shapes."""
-    algorithm = choose_algorithm(kind, x.shape, weight.shape[_output_axis(kind)])
-    outputs = weight.shape[_output_axis(kind)]
+    algorithm = choose_algorithm(kind, x.shape, weight.shape[_output_channel_axis(kind)])
+    outputs = weight.shape[_output_channel_axis(kind)]
     return convolve_transformed(kind, algorithm, x, transform_filter(kind, algorithm, weight), outputs)
 
 
@@ -62,12 +62,14 @@ def choose_algorithm(kind: ConvolutionKind, shape: tuple[int, ...], outputs: int
     """The number of the fastest algorithm (:class:`Algorithm`) for feature maps of this shape."""
     count, height, width, inputs = shape
     halved = 2 if kind == ConvolutionKind.CONV4_STRIDE2 else 1
-    return int(_library().mlxlava_algorithm(kind, count, height // halved, width // halved, inputs, outputs))
+    return int(
+        _load_library().mlxlava_algorithm(kind, count, height // halved, width // halved, inputs, outputs)
+    )
 
 
 def transform_filter(kind: ConvolutionKind, algorithm: int, weight: mx.array) -> mx.array:
     """Transform a weight for an algorithm. :func:`convolve_transformed` takes the result, a flat array."""
-    return _call_operation(_library(), "transform_filter", kind, algorithm, weight)
+    return _call_operation(_load_library(), "transform_filter", kind, algorithm, weight)
 
 
 def convolve_transformed(
@@ -79,7 +81,7 @@ def convolve_transformed(
     bias: mx.array | None = None,
 ) -> mx.array:
     """A convolution with a transformed filter for O = ``outputs`` channels; CONV3_SHUFFLE has a bias (O,)."""
-    return _call_operation(_library(), "convolve", kind, algorithm, x, transformed, outputs, bias)
+    return _call_operation(_load_library(), "convolve", kind, algorithm, x, transformed, outputs, bias)
 
 
 def weight_gradient(kind: ConvolutionKind, x: mx.array, y: mx.array) -> mx.array:
@@ -91,11 +93,11 @@ def weight_gradient(kind: ConvolutionKind, x: mx.array, y: mx.array) -> mx.array
         y: Gradient with respect to the results of the convolution.
     """
     count, height, width, outputs = y.shape
-    algorithm = _library().mlxlava_algorithm(kind, count, height, width, x.shape[3], outputs)
-    return _call_operation(_library(), "weight_gradient", kind, algorithm, x, y)
+    algorithm = _load_library().mlxlava_algorithm(kind, count, height, width, x.shape[3], outputs)
+    return _call_operation(_load_library(), "weight_gradient", kind, algorithm, x, y)
 
 
-def _output_axis(kind: ConvolutionKind) -> int:
+def _output_channel_axis(kind: ConvolutionKind) -> int:
     return 3 if kind == ConvolutionKind.CONV4_TRANSPOSED else 0
 
 
@@ -130,7 +132,7 @@ class _LibraryUnusable(Exception):
 
 
 @functools.cache
-def _library() -> Any:
+def _load_library() -> Any:
     """The library, or None where MLX's own operations are used. On Linux a line on stderr then says why."""
     if not sys.platform.startswith("linux"):
         return None
@@ -160,7 +162,7 @@ def _build_and_test() -> Path:
         raise _LibraryUnusable(f"convolutions will be many times slower, since g++ failed: {why}") from error
     slower = "so MLX's own are used; they are slower"
     try:
-        wrong = native.test_failure(path, lambda: _test_in_child_process(path))
+        wrong = native.run_library_test_once(path, lambda: _test_in_child_process(path))
     except OSError as error:
         raise _LibraryUnusable(f"the fast convolutions could not be tested ({error}), {slower}") from error
     if wrong:
@@ -189,7 +191,7 @@ def _has_known_array_layout() -> bool:
 
 
 def _build_library(version: str) -> Path:
-    root = mx_folder()
+    root = mlx_package_folder()
     source = (
         importlib.resources.files("mlxlava.backend.cpu")
         .joinpath("convolution.cpp")
@@ -202,7 +204,7 @@ def _build_library(version: str) -> Path:
         status = file.stat()  # another build of the same version is tested anew
         of += [str(status.st_size), str(status.st_mtime_ns)]
     announce = "mlxlava: compiling convolutions for this machine, once"
-    return native.build("convolution", source, options, " ".join(of), announce)
+    return native.build_library("convolution", source, options, " ".join(of), announce)
 
 
 def _instruction_sets() -> str:
@@ -230,9 +232,9 @@ def _open_library(path: Path) -> ctypes.PyDLL:
 
 # --- the self-test ---
 
-_TEST_TIMEOUT = 120  # it takes two
+_TEST_TIMEOUT_SECONDS = 120  # it takes two
 # Largest error that is allowed, relative to the largest result. Tiles of 4×4 results are within 2e-6.
-_TOLERANCE = 1e-4
+_MAX_RELATIVE_ERROR = 1e-4
 
 
 class Algorithm(enum.IntEnum):
@@ -278,9 +280,11 @@ def _test_in_child_process(path: Path) -> str:
     code = "import sys; sys.path[:] = sys.argv[2:]; from mlxlava.backend.cpu.convolution import self_test; "
     code += "self_test(sys.argv[1])"
     try:
-        ended = native.run([sys.executable, "-c", code, str(path), *sys.path], timeout=_TEST_TIMEOUT)
+        ended = native.run_command(
+            [sys.executable, "-c", code, str(path), *sys.path], timeout=_TEST_TIMEOUT_SECONDS
+        )
     except subprocess.TimeoutExpired:
-        return f"it did not end within {_TEST_TIMEOUT} s"
+        return f"it did not end within {_TEST_TIMEOUT_SECONDS} s"
     if ended.returncode in (-signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL):
         raise OSError("the test was ended from outside")
     if ended.returncode < 0:
@@ -351,5 +355,5 @@ def _require_close(what: str, found: mx.array, expected: mx.array) -> None:
     if found.shape != expected.shape:
         raise ValueError(f"{what} has shape {found.shape}, not {expected.shape}")
     error = float(mx.abs(found - expected).max() / mx.abs(expected).max())
-    if not error <= _TOLERANCE:  # NaN too
+    if not error <= _MAX_RELATIVE_ERROR:  # NaN too
         raise ValueError(f"{what} is off by {error:.1e} of its largest number")

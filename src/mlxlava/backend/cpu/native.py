@@ -31,7 +31,7 @@ from mlxlava.errors import UserError
 from mlxlava.paths import cache_folder, make_private_folder
 
 
-def build(
+def build_library(
     name: str, source: str, options: Sequence[str] = (), depends_on: str = "", announce: str = ""
 ) -> Path:
     """A shared library of ``source``, built unless there is one already.
@@ -49,36 +49,36 @@ def build(
     """
     key = hashlib.sha256("\0".join([source, *options, depends_on]).encode()).hexdigest()[:16]
     library = private_library_folder() / f"{name}-{key}.so"
-    if _is_intact(library):
+    if _is_intact_library(library):
         return library
     if not os.access(library.parent, os.W_OK):
-        library = _temporary_folder(f"{library.parent} cannot be written to") / library.name
-    with _locked(library):
-        if not _is_intact(library):  # another process may have built it meanwhile
+        library = _make_temporary_folder(f"{library.parent} cannot be written to") / library.name
+    with _one_builder_at_a_time(library):
+        if not _is_intact_library(library):  # another process may have built it meanwhile
             if announce:
-                _say(announce)
-            _compile(library, source, options)
+                _print_line(announce)
+            _compile_library(library, source, options)
     return library
 
 
-def test_failure(library: Path, test: Callable[[], str]) -> str:
+def run_library_test_once(library: Path, test: Callable[[], str]) -> str:
     """What is wrong with a library; empty if nothing is.
 
     Args:
-        library: A file that :func:`build` has returned.
+        library: A file that :func:`build_library` has returned.
         test: A function that tests the library and returns what is wrong. It is called once for a build, and
             its answer is kept beside the library. If it raises an exception, nothing is kept.
     """
-    found = _read_record(library).get("failure")
+    found = _read_library_record(library).get("failure")
     if found is None:
-        with _locked(library):
-            record = _read_record(library)
+        with _one_builder_at_a_time(library):
+            record = _read_library_record(library)
             found = record.get("failure")
             if found is None:
                 found = test()
                 with contextlib.suppress(OSError):  # a folder that is read-only: tested at each start
                     _write_private_file(
-                        _record_path(library), json.dumps({**record, "failure": found}).encode()
+                        _library_record_path(library), json.dumps({**record, "failure": found}).encode()
                     )
     return str(found)
 
@@ -88,7 +88,7 @@ def load_globally(library: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
 
 
-def run(
+def run_command(
     command: Sequence[str], text: str = "", timeout: float | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command. If this process is interrupted meanwhile, the command and all its children are ended.
@@ -139,7 +139,7 @@ def _delay_ctrl_c() -> Iterator[None]:
 
 
 def _end_process(process: subprocess.Popen[str]) -> None:
-    """End a command of :func:`run`. It gets SIGTERM first, so that g++ removes its temporary files."""
+    """End a command of :func:`run_command`. SIGTERM comes first, so that g++ removes its temporary files."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
@@ -160,12 +160,12 @@ def private_library_folder() -> Path:
     try:
         folder = cache_folder()
     except UserError:
-        return _temporary_folder("no home folder is known")
+        return _make_temporary_folder("no home folder is known")
     try:
         problem = _why_not_private(make_private_folder(folder).stat())
     except OSError as error:
         problem = f"cannot be made ({error.strerror})"
-    return _temporary_folder(f"{folder} {problem}") if problem else folder
+    return _make_temporary_folder(f"{folder} {problem}") if problem else folder
 
 
 def keep_kernels_private() -> None:
@@ -193,7 +193,7 @@ def keep_kernels_private() -> None:
         return
     folder = private_library_folder()
     if not os.access(folder, os.W_OK):
-        folder = _temporary_folder(f"{folder} cannot be written to")
+        folder = _make_temporary_folder(f"{folder} cannot be written to")
     tempfile.gettempdir()  # tempfile remembers its folder from now on, so it does not follow the change below
     os.environ["TMPDIR"] = str(make_private_folder(folder / "tmp"))
 
@@ -212,51 +212,54 @@ def _why_not_private(status: os.stat_result, is_kind: Callable[[int], bool] = st
 # Then every start compiles for some 10 s. MLX's own operations would need no compiling. But a training runs
 # for hours, and each of its steps would be slower. The printed line says how to avoid the compiling.
 @functools.cache
-def _temporary_folder(why: str) -> Path:
+def _make_temporary_folder(why: str) -> Path:
     """A temporary folder of this process, removed when the process ends."""
-    _say(f"mlxlava: {why}, so C++ is compiled anew at each start; XDG_CACHE_HOME can name another folder")
+    _print_line(
+        f"mlxlava: {why}, so C++ is compiled anew at each start; XDG_CACHE_HOME can name another folder"
+    )
     folder = Path(tempfile.mkdtemp(prefix="mlxlava-"))  # mode 0700
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
-def _compile(library: Path, source: str, options: Sequence[str]) -> None:
+def _compile_library(library: Path, source: str, options: Sequence[str]) -> None:
     """Build a library and its record. Both files appear under their names only when they are complete."""
     draft = library.with_suffix(f".{os.getpid()}.tmp")
     try:
         command = ["g++", "-O3", "-shared", "-fPIC", "-x", "c++", "-", "-o", str(draft), *options]
-        ended = run(command, source)
+        ended = run_command(command, source)
         ended.check_returncode()
         draft.chmod(0o700)  # the umask may have let others write
         data = _read_private_file(draft)
         _sync_to_disk(draft)
         draft.replace(library)
         _write_private_file(
-            _record_path(library), json.dumps({"sha256": hashlib.sha256(data).hexdigest()}).encode()
+            _library_record_path(library), json.dumps({"sha256": hashlib.sha256(data).hexdigest()}).encode()
         )
     finally:
         draft.unlink(missing_ok=True)
 
 
-def _is_intact(library: Path) -> bool:
-    """Whether the file is the one that :func:`_compile` has written."""
+def _is_intact_library(library: Path) -> bool:
+    """Whether the file is the one that :func:`_compile_library` has written."""
     try:
         return bool(
-            _read_record(library).get("sha256") == hashlib.sha256(_read_private_file(library)).hexdigest()
+            _read_library_record(library).get("sha256")
+            == hashlib.sha256(_read_private_file(library)).hexdigest()
         )
     except OSError:
         return False
 
 
-def _read_record(library: Path) -> dict[str, Any]:
+def _read_library_record(library: Path) -> dict[str, Any]:
     try:
-        record = json.loads(_read_private_file(_record_path(library)))
+        record = json.loads(_read_private_file(_library_record_path(library)))
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
 
 
-def _record_path(library: Path) -> Path:
+def _library_record_path(library: Path) -> Path:
     return library.with_suffix(".json")
 
 
@@ -285,7 +288,7 @@ def _sync_to_disk(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(library: Path) -> Iterator[None]:
+def _one_builder_at_a_time(library: Path) -> Iterator[None]:
     """Let one process at a time build a library. Without file locks two may build it, which does no harm."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
@@ -297,7 +300,7 @@ def _locked(library: Path) -> Iterator[None]:
         yield
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     from mlxlava.console import say  # late: it loads rich
 
     say(line)

@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 # Environment variable: how many cores of a CPU to use. By default all that the process may use.
 CORES_ENV_VAR = "MLXLAVA_CORES"
 
-_CHUNK_PIXELS = 2**20  # pixels of a chunk: 256 frames of 64×64
+_MAX_CHUNK_PIXELS = 2**20  # pixels of a chunk: 256 frames of 64×64
 
 
 def _make_streams() -> list[Any]:
@@ -83,5 +83,5 @@ def chunk_count(items: int, pixels: int) -> int:
     if on_gpu_path():
         return 1
     streams = max(len(_STREAMS), 1)
-    wanted = -(-items * pixels // _CHUNK_PIXELS)
+    wanted = -(-items * pixels // _MAX_CHUNK_PIXELS)
     return max(1, min(items, -(-wanted // streams) * streams))

@@ -39,5 +39,5 @@ class Screen(Protocol):
             PipeClosed: the screen was closed for good.
         """
 
-    def idle(self, seconds: float) -> None:
+    def wait_and_react(self, seconds: float) -> None:
         """Wait for at most this many seconds, and react to viewers meanwhile."""

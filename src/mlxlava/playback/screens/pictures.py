@@ -18,31 +18,31 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mlxlava.playback.screens.surround import Sides, stretch
+from mlxlava.playback.screens.surround import SideColours, stretch_line
 from mlxlava.playback.writers import Frame
 from mlxlava.resize import resize_smoothly
 
-# Sides in pixels up to which small frames are enlarged smoothly before they are sent. kitty shows the pixels
-# that it enlarges as squares. The bytes to send grow with the square of the side.
-_KITTY_SIDE = 384
-_ITERM2_SIDE = 512
-_SIXEL_SIDE = 600  # the largest picture, as no terminal scales Sixel; it takes 42 ms to encode
+# Sides in pixels up to which small frames are enlarged smoothly before they are sent. kitty shows the
+# pixels that it enlarges as squares. The bytes to send grow with the square of the side.
+_KITTY_ENLARGED_SIDE_PIXELS = 384
+_ITERM2_ENLARGED_SIDE_PIXELS = 512
+_MAX_SIXEL_SIDE_PIXELS = 600  # the largest picture, as no terminal scales Sixel; it takes 42 ms to encode
 
 # The six levels of xterm's 6×6×6 colour cube, which is numbers 16 to 231 of its 256 colours.
-_CUBE = (0, 95, 135, 175, 215, 255)
+_COLOUR_CUBE_LEVELS = (0, 95, 135, 175, 215, 255)
 
-_GREY = 24  # a pixel whose R, G and B differ by less is nearly grey
+_MAX_CHANNEL_DIFFERENCE_OF_GREY = 24  # a pixel whose R, G and B differ by less is nearly grey
 
 # 4×4 ordered dither, in (-0.5, 0.5), for terminals of 256 colours.
-_BAYER = (
+_DITHER_MATRIX = (
     np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]], dtype=np.float32) + 0.5
 ) / 16 - 0.5
 
 
-_DEFINITION = re.compile(r"(#\d+)(;[\d;]+)")  # defines a Sixel colour register
+_SIXEL_COLOUR_DEFINITION = re.compile(r"(#\d+)(;[\d;]+)")  # defines a Sixel colour register
 
 
-class Area(NamedTuple):
+class CellArea(NamedTuple):
     """Cells that a picture fills: the first cell, counted from 1, how many, and a cell's size in pixels."""
 
     top: int
@@ -52,7 +52,7 @@ class Area(NamedTuple):
     cell: tuple[int, int]  # height, width
 
     @property
-    def pixels(self) -> tuple[int, int]:
+    def size_pixels(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.rows * self.cell[0], self.columns * self.cell[1]
 
@@ -72,14 +72,14 @@ class Painter(Protocol):
     spare: int
     limit: int | None
 
-    def paint(self, frame: Frame, area: Area) -> bytes:
+    def paint(self, frame: Frame, area: CellArea) -> bytes:
         """The bytes that make ``frame`` fill ``area``; none where it does already."""
 
-    def erase(self) -> bytes:
+    def erase_pictures(self) -> bytes:
         """The bytes that remove everything the painter has drawn, except text in cells."""
 
 
-def fit(
+def fit_cells(
     size: tuple[int, int], columns: int, lines: int, cell: tuple[int, int] = (2, 1), limit: int | None = None
 ) -> tuple[int, int]:
     """The largest area of cells, (rows, columns), that keeps the aspect ratio of a frame.
@@ -99,17 +99,17 @@ def fit(
     return rows, max(1, min(columns, round(width * factor / cell[1])))
 
 
-def _go(area: Area) -> bytes:
+def _move_cursor_sequence(area: CellArea) -> bytes:
     return b"\x1b[%d;%dH" % (area.top, area.left)
 
 
-def background(colour: list[int]) -> str:
+def background_sequence(colour: list[int]) -> str:
     """The control sequence that sets a background colour: RGB, or a number among 256 colours."""
     return "\x1b[48;{};{}m".format(5 if len(colour) == 1 else 2, ";".join(map(str, colour)))
 
 
-def surround_cells(
-    sides: Sides, area: Area, lines: int, columns: int, true_colour: bool
+def surround_colours(
+    sides: SideColours, area: CellArea, lines: int, columns: int, true_colour: bool
 ) -> npt.NDArray[np.uint8]:
     """Background colours of a terminal's cells around a picture; those within ``area`` have no meaning.
 
@@ -117,7 +117,7 @@ def surround_cells(
         RGB, (lines, columns, 3), or numbers among 256 colours, (lines, columns, 1).
     """
     left, right, top, bottom = (
-        stretch(side, length)
+        stretch_line(side, length)
         for side, length in zip(sides, 2 * (area.rows,) + 2 * (area.columns,), strict=True)
     )
     beside = np.clip(np.arange(lines) - (area.top - 1), 0, area.rows - 1)  # the nearest row of the picture
@@ -125,11 +125,11 @@ def surround_cells(
     first, last = area.left - 1, area.left - 1 + area.columns
     cells[:, :first], cells[:, last:] = left[beside, None], right[beside, None]
     cells[: area.top - 1, first:last], cells[area.top - 1 :, first:last] = top, bottom
-    return cells if true_colour else _to_256(cells)[..., None]
+    return cells if true_colour else _to_256_colours(cells)[..., None]
 
 
-def paint_surround(cells: npt.NDArray[np.uint8], area: Area) -> str:
-    """Escape sequences that fill the cells around ``area`` with the colours that ``surround_cells`` gives."""
+def surround_sequences(cells: npt.NDArray[np.uint8], area: CellArea) -> str:
+    """Escape sequences that fill the cells around ``area`` with the colours of ``surround_colours``."""
     out = []
     columns = cells.shape[1]
     for row, colours in enumerate(cells.tolist()):
@@ -138,28 +138,30 @@ def paint_surround(cells: npt.NDArray[np.uint8], area: Area) -> str:
             if start < end:
                 out.append(f"\x1b[{row + 1};{start + 1}H")
             for colour, run in itertools.groupby(colours[start:end]):
-                out.append(background(colour) + " " * len(list(run)))
+                out.append(background_sequence(colour) + " " * len(list(run)))
     return "".join(out) + "\x1b[0m"
 
 
-def _to_256(pixels: Frame) -> npt.NDArray[np.uint8]:
+def _to_256_colours(pixels: Frame) -> npt.NDArray[np.uint8]:
     """Numbers of xterm's 256 colours, by ordered dither: (H, W, 3) → (H, W).
 
     Pixels that are nearly grey (a dark room) take the 24 greys, which are close to each other. The cube has
     no level between black and 95, so dithering with it would cover a dark room with dots.
     """
     height, width = pixels.shape[:2]
-    threshold = np.tile(_BAYER, (height // 4 + 1, width // 4 + 1))[:height, :width]
-    place = np.interp(pixels, _CUBE, range(6))
+    threshold = np.tile(_DITHER_MATRIX, (height // 4 + 1, width // 4 + 1))[:height, :width]
+    place = np.interp(pixels, _COLOUR_CUBE_LEVELS, range(6))
     levels = np.rint(place + threshold[..., None]).clip(0, 5)
     cube = 36 * levels[..., 0] + 6 * levels[..., 1] + levels[..., 2] + 16
     grey = np.rint((pixels.mean(-1) - 8) / 10 + threshold).clip(-1, 23) + 232
     grey[grey < 232] = 16  # black
-    numbers: npt.NDArray[np.uint8] = np.where(np.ptp(pixels, axis=-1) < _GREY, grey, cube).astype(np.uint8)
+    numbers: npt.NDArray[np.uint8] = np.where(
+        np.ptp(pixels, axis=-1) < _MAX_CHANNEL_DIFFERENCE_OF_GREY, grey, cube
+    ).astype(np.uint8)
     return numbers
 
 
-class Blocks:
+class HalfBlockPainter:
     """Half blocks: two pixels in each cell. Only cells that have changed are sent.
 
     Args:
@@ -174,29 +176,29 @@ class Blocks:
         self.true_colour = true_colour
         self._shown: npt.NDArray[np.uint8] | None = None  # (rows, columns, upper and lower, 3)
 
-    def paint(self, frame: Frame, area: Area) -> bytes:
+    def paint(self, frame: Frame, area: CellArea) -> bytes:
         """Escape sequences for the cells that differ from those on the screen."""
-        cells = self._cells(frame, area.rows, area.columns)
-        text = self._draw(cells, area.top, area.left)
+        cells = self._cell_colours(frame, area.rows, area.columns)
+        text = self._changed_cells_sequence(cells, area.top, area.left)
         self._shown = cells
         return f"{text}\x1b[0m".encode() if text else b""
 
-    def erase(self) -> bytes:
+    def erase_pictures(self) -> bytes:
         """Forget what is shown."""
         self._shown = None
         return b""
 
-    def _cells(self, frame: Frame, rows: int, columns: int) -> npt.NDArray[np.uint8]:
+    def _cell_colours(self, frame: Frame, rows: int, columns: int) -> npt.NDArray[np.uint8]:
         """The cells' colours: (H, W, 3) → (rows, columns, upper and lower, 3).
 
         A colour is RGB, or three times its number among 256 colours.
         """
         pixels = np.asarray(resize_smoothly(frame, (2 * rows, columns)))
         if not self.true_colour:
-            pixels = np.repeat(_to_256(pixels)[..., None], 3, axis=-1)
+            pixels = np.repeat(_to_256_colours(pixels)[..., None], 3, axis=-1)
         return pixels.reshape(rows, 2, columns, 3).swapaxes(1, 2)
 
-    def _draw(self, cells: npt.NDArray[np.uint8], top: int, left: int) -> str:
+    def _changed_cells_sequence(self, cells: npt.NDArray[np.uint8], top: int, left: int) -> str:
         changed = (
             np.ones(cells.shape[:2], bool) if self._shown is None else (cells != self._shown).any((2, 3))
         )
@@ -216,7 +218,7 @@ class Blocks:
         return "".join(out)
 
 
-class _Pictures:
+class _GraphicsPainter:
     """What the graphics protocols share: a largest size, and no frame is sent twice.
 
     Attributes:
@@ -230,28 +232,28 @@ class _Pictures:
     side: int
 
     def __init__(self) -> None:
-        self._shown: tuple[Frame, Area] | None = None
+        self._shown: tuple[Frame, CellArea] | None = None
 
-    def paint(self, frame: Frame, area: Area) -> bytes:
+    def paint(self, frame: Frame, area: CellArea) -> bytes:
         """The whole picture, unless it is on the screen already."""
         if self._shown is not None and area == self._shown[1] and np.array_equal(frame, self._shown[0]):
             return b""
         self._shown = (frame, area)
-        height, width = area.pixels
+        height, width = area.size_pixels
         shrink = min(1.0, max(self.side, *frame.shape[:2]) / max(height, width))
         image = resize_smoothly(frame, (max(1, round(height * shrink)), max(1, round(width * shrink))))
-        return _go(area) + self._send(image, area)
+        return _move_cursor_sequence(area) + self._encoded_picture(image, area)
 
-    def erase(self) -> bytes:
+    def erase_pictures(self) -> bytes:
         """Forget what was drawn. Clearing the screen removes such pictures."""
         self._shown = None
         return b""
 
-    def _send(self, image: Image.Image, area: Area) -> bytes:
+    def _encoded_picture(self, image: Image.Image, area: CellArea) -> bytes:
         raise NotImplementedError
 
 
-class Kitty(_Pictures):
+class KittyPainter(_GraphicsPainter):
     """Kitty's graphics protocol (kitty, Ghostty, WezTerm, Konsole): pixels, compressed by zlib.
 
     Two image ids take turns, and the older picture is deleted once the newer one is complete. With a single
@@ -260,16 +262,16 @@ class Kitty(_Pictures):
     """
 
     spare = 0  # C=1: the cursor stays
-    side = _KITTY_SIDE
+    side = _KITTY_ENLARGED_SIDE_PIXELS
 
-    _CHUNK = 4096  # bytes of base64, the most that a command may carry
+    _MAX_CHUNK_BYTES = 4096  # bytes of base64, the most that a command may carry
 
     def __init__(self) -> None:
         super().__init__()
         # By process, so that programs in the same window have different ids.
         self._ids = [2 * os.getpid() + 2**24, 2 * os.getpid() + 2**24 + 1]
 
-    def _send(self, image: Image.Image, area: Area) -> bytes:
+    def _encoded_picture(self, image: Image.Image, area: CellArea) -> bytes:
         new, old = self._ids = self._ids[::-1]
         keys = (
             f"a=T,i={new},p=1,q=2,C=1,f=24,o=z,s={image.width},v={image.height},"
@@ -278,28 +280,28 @@ class Kitty(_Pictures):
         # Level 1 leaves a quarter of the bytes. The default takes twice as long and saves another tenth.
         data = base64.standard_b64encode(zlib.compress(image.tobytes(), 1))
         out = []
-        for start in range(0, len(data), self._CHUNK):
-            more = start + self._CHUNK < len(data)
-            out.append(b"\x1b_G%sm=%d;%s\x1b\\" % (keys, more, data[start : start + self._CHUNK]))
+        for start in range(0, len(data), self._MAX_CHUNK_BYTES):
+            more = start + self._MAX_CHUNK_BYTES < len(data)
+            out.append(b"\x1b_G%sm=%d;%s\x1b\\" % (keys, more, data[start : start + self._MAX_CHUNK_BYTES]))
             keys = b"q=2,"
-        return b"".join(out) + self._delete(old)
+        return b"".join(out) + self._delete_sequence(old)
 
-    def erase(self) -> bytes:
+    def erase_pictures(self) -> bytes:
         """Delete both pictures."""
-        super().erase()
-        return b"".join(map(self._delete, self._ids))
+        super().erase_pictures()
+        return b"".join(map(self._delete_sequence, self._ids))
 
     @staticmethod
-    def _delete(number: int) -> bytes:
+    def _delete_sequence(number: int) -> bytes:
         return b"\x1b_Ga=d,d=I,i=%d,q=2\x1b\\" % number
 
 
-class ITerm2(_Pictures):
+class ITerm2Painter(_GraphicsPainter):
     """iTerm2's inline images (iTerm2, WezTerm): JPEG, which the terminal scales."""
 
-    side = _ITERM2_SIDE
+    side = _ITERM2_ENLARGED_SIDE_PIXELS
 
-    def _send(self, image: Image.Image, area: Area) -> bytes:
+    def _encoded_picture(self, image: Image.Image, area: CellArea) -> bytes:
         file = io.BytesIO()
         image.save(file, "JPEG", quality=90)
         data = file.getvalue()
@@ -310,7 +312,7 @@ class ITerm2(_Pictures):
         return b"\x1b]1337;File=%s:%s\x07" % (keys, base64.standard_b64encode(data))
 
 
-class Sixel(_Pictures):
+class SixelPainter(_GraphicsPainter):
     """Sixel (xterm, mlterm, foot, …): each frame has a palette of its own. Encoded by textual-image.
 
     Args:
@@ -320,8 +322,8 @@ class Sixel(_Pictures):
         ImportError: textual-image, the extra ``terminal``, is not installed.
     """
 
-    side = _SIXEL_SIDE
-    limit: int | None = _SIXEL_SIDE
+    side = _MAX_SIXEL_SIDE_PIXELS
+    limit: int | None = _MAX_SIXEL_SIDE_PIXELS
 
     def __init__(self, colours: int = 256) -> None:
         super().__init__()
@@ -331,8 +333,8 @@ class Sixel(_Pictures):
         self._encode = _sixel.image_to_sixels
         self._options = _sixel.SixelOptions(colors=max(2, min(256, colours)))
 
-    def _send(self, image: Image.Image, area: Area) -> bytes:
+    def _encoded_picture(self, image: Image.Image, area: CellArea) -> bytes:
         sent: str = self._encode(image, self._options)
         # textual-image before 0.14 assumes that defining a register also selects it. In xterm and WezTerm it
         # does not, so the selection is added.
-        return _DEFINITION.sub(r"\1\2\1", sent).encode()
+        return _SIXEL_COLOUR_DEFINITION.sub(r"\1\2\1", sent).encode()

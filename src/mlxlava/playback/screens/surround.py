@@ -15,14 +15,14 @@ from PIL import Image
 from mlxlava.playback.writers import Frame
 from mlxlava.resize import resize_smoothly
 
-_COLOURS = 16  # along a side. Each is a mean of several pixels; single ones would become stripes
+_COLOURS_PER_SIDE = 16  # along a side. Each is a mean of several pixels; single ones would become stripes
 
 # Levels of 255 by which a colour may differ from the frame's edge. Without this, noise at the edge would make
 # a terminal draw its surround anew with each frame.
-_TOLERANCE = 2
+_IGNORED_DIFFERENCE_GREY_LEVELS = 2
 
 
-class Sides(NamedTuple):
+class SideColours(NamedTuple):
     """Colours along the four sides of a frame, each uint8 (16, 3), from the top or from the left on."""
 
     left: Frame
@@ -39,18 +39,18 @@ class Surround:
     """
 
     def __init__(self) -> None:
-        self.sides = Sides(*np.zeros((4, _COLOURS, 3), np.uint8))
+        self.sides = SideColours(*np.zeros((4, _COLOURS_PER_SIDE, 3), np.uint8))
 
-    def follow(self, frame: Frame) -> bool:
+    def update_from_frame(self, frame: Frame) -> bool:
         """Look at a frame. Returns whether the colours have changed, for example for another lamp."""
         lines = (frame[:, 0], frame[:, -1], frame[0], frame[-1])
-        sides = Sides(*(stretch(line, _COLOURS) for line in lines))
-        if np.abs(np.subtract(sides, self.sides, dtype=np.int16)).max() <= _TOLERANCE:
+        sides = SideColours(*(stretch_line(line, _COLOURS_PER_SIDE) for line in lines))
+        if np.abs(np.subtract(sides, self.sides, dtype=np.int16)).max() <= _IGNORED_DIFFERENCE_GREY_LEVELS:
             return False
         self.sides = sides
         return True
 
 
-def stretch(line: Frame, length: int) -> Frame:
+def stretch_line(line: Frame, length: int) -> Frame:
     """Stretch or shrink a line of colours, uint8: (N, 3) → (length, 3)."""
     return np.asarray(resize_smoothly(Image.fromarray(line[:, None]), (length, 1)))[:, 0]

@@ -18,21 +18,21 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from mlxlava.errors import UserError
-from mlxlava.playback.keys import TERMINAL, actions_of, help_line, perform
+from mlxlava.playback.keys import TERMINAL, actions_by_key, help_line, perform_action
 from mlxlava.playback.screens.pictures import (
-    Area,
-    Blocks,
-    ITerm2,
-    Kitty,
+    CellArea,
+    HalfBlockPainter,
+    ITerm2Painter,
+    KittyPainter,
     Painter,
-    Sixel,
-    background,
-    fit,
-    paint_surround,
-    surround_cells,
+    SixelPainter,
+    background_sequence,
+    fit_cells,
+    surround_colours,
+    surround_sequences,
 )
 from mlxlava.playback.screens.surround import Surround
-from mlxlava.playback.screens.tty import Answers, Keyboard, cell_size, settle
+from mlxlava.playback.screens.tty import Keyboard, TerminalAnswers, cell_size, wait_for_pending_signals
 from mlxlava.playback.session import Session
 from mlxlava.playback.writers import Frame, PipeClosed, unbuffered_stdout, write_all
 
@@ -40,27 +40,28 @@ from mlxlava.playback.writers import Frame, PipeClosed, unbuffered_stdout, write
 # On leaving, the terminal may be in any state: Ctrl-C and Ctrl-Z cut the output at any byte, perhaps within
 # a picture. So the end of a string is sent first. The screen is cleared, because tmux 3.3 copies its content
 # into the main screen if the terminal was resized meanwhile.
-_ENTER = b"\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J"
-_LEAVE = b"\x1b[?2026l\x1b[0m\x1b[H\x1b[2J\x1b[?7h\x1b[?25h\x1b[?1049l"
+_ENTER_SEQUENCE = b"\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J"
+_LEAVE_SEQUENCE = b"\x1b[?2026l\x1b[0m\x1b[H\x1b[2J\x1b[?7h\x1b[?25h\x1b[?1049l"
 _END_OF_STRING = b"\x1b\\"
 
-_CELL = (20, 10)  # height and width of a cell in pixels where they are unknown; those of the VT340
+# Height and width of a cell in pixels where they are unknown; those of the VT340.
+_DEFAULT_CELL_PIXELS = (20, 10)
 
-_ACTIONS, _HELP = actions_of(TERMINAL), help_line(TERMINAL)
+_ACTION_OF_KEY, _HELP_LINE = actions_by_key(TERMINAL), help_line(TERMINAL)
 
-_LONGEST_WAIT = 0.1  # seconds after which keys, a new size and Ctrl-Z are noticed, also in a pause
+_MAX_WAIT_SECONDS = 0.1  # seconds after which keys, a new size and Ctrl-Z are noticed, also in a pause
 
 # Terminals (by TERM) that are not asked what they can do. Some print the question. Multiplexers do not pass
 # pictures on by default, so that the answer would be of no use.
-_NEVER_ASK = ("screen", "tmux", "linux", "dumb")
+_TERMS_NEVER_ASKED = ("screen", "tmux", "linux", "dumb")
 
 # Terminals (by TERM) of 8 or 16 colours. None of these is near the edge of a frame.
-_FEW_COLOURS = re.compile(r"linux|ansi|vt\d+|.*-(8|16)color")
+_TERMS_OF_FEW_COLOURS = re.compile(r"linux|ansi|vt\d+|.*-(8|16)color")
 
-MODES = ("auto", "kitty", "iterm2", "sixel", "blocks", "256")
+TERMINAL_MODES = ("auto", "kitty", "iterm2", "sixel", "blocks", "256")
 
 
-def has_terminal(stream: Any = None) -> bool:
+def understands_escape_sequences(stream: Any = None) -> bool:
     """Whether ``stream`` (stdout if None) is a terminal that understands escape sequences."""
     stream = sys.stdout if stream is None else stream
     return stream is not None and stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
@@ -77,32 +78,32 @@ def has_true_colour() -> bool:
 
 def may_colour_surround() -> bool:
     """Whether the cells around the picture may be coloured: more than 16 colours, and no NO_COLOR."""
-    few = _FEW_COLOURS.fullmatch(os.environ.get("TERM", ""))
+    few = _TERMS_OF_FEW_COLOURS.fullmatch(os.environ.get("TERM", ""))
     return few is None and not os.environ.get("NO_COLOR")
 
 
-def wanted_mode() -> str:
-    """The mode that MLXLAVA_TERMINAL names, one of ``MODES``.
+def mode_from_environment() -> str:
+    """The mode that MLXLAVA_TERMINAL names, one of ``TERMINAL_MODES``.
 
     Raises:
         UserError: it names something else.
     """
     mode = os.environ.get("MLXLAVA_TERMINAL", "") or "auto"
-    if mode not in MODES:
-        raise UserError(f"play: MLXLAVA_TERMINAL={mode} is none of {', '.join(MODES)}")
+    if mode not in TERMINAL_MODES:
+        raise UserError(f"play: MLXLAVA_TERMINAL={mode} is none of {', '.join(TERMINAL_MODES)}")
     return mode
 
 
-def can_ask() -> bool:
+def may_ask_terminal() -> bool:
     """Whether the terminal may be asked what it can do. The environment decides."""
     return (
         not os.environ.get("TMUX")
-        and not os.environ.get("TERM", "dumb").startswith(_NEVER_ASK)
+        and not os.environ.get("TERM", "dumb").startswith(_TERMS_NEVER_ASKED)
         and os.environ.get("TERM_PROGRAM") != "Apple_Terminal"
     )
 
 
-def best_mode(answers: Answers) -> str:
+def best_terminal_mode(answers: TerminalAnswers) -> str:
     """The best mode for a terminal that gave these answers."""
     if answers.kitty:
         return "kitty"
@@ -112,16 +113,16 @@ def best_mode(answers: Answers) -> str:
     return "sixel" if answers.sixel else "blocks"
 
 
-def open_painter(mode: str, answers: Answers) -> Painter:
+def open_painter(mode: str, answers: TerminalAnswers) -> Painter:
     """The painter of a mode. Half blocks replace Sixel where the extra ``terminal`` is not installed."""
     if mode == "kitty":
-        return Kitty()
+        return KittyPainter()
     if mode == "iterm2":
-        return ITerm2()
+        return ITerm2Painter()
     if mode == "sixel":
         with contextlib.suppress(ImportError):
-            return Sixel(answers.colours)
-    return Blocks(mode != "256" and has_true_colour())
+            return SixelPainter(answers.colours)
+    return HalfBlockPainter(mode != "256" and has_true_colour())
 
 
 class _Layout(NamedTuple):
@@ -129,7 +130,7 @@ class _Layout(NamedTuple):
 
     columns: int
     lines: int
-    area: Area
+    area: CellArea
     text: str
 
 
@@ -164,9 +165,9 @@ class Terminal:
         self._session = session
         self._stream = unbuffered_stdout() if stream is None else stream
         self._size_of = self._terminal_size if size_of is None else size_of
-        self._mode = wanted_mode()
+        self._mode = mode_from_environment()
         self._painter = painter
-        self._answers = Answers()
+        self._answers = TerminalAnswers()
         self._keyboard: Keyboard | None = None
         if session is not None and sys.stdin is not None and sys.stdin.isatty():
             self._keyboard = Keyboard(sys.stdin.fileno())
@@ -184,15 +185,15 @@ class Terminal:
         try:
             if threading.current_thread() is threading.main_thread():
                 for number, handler in (
-                    (signal.SIGTSTP, self._on_stop),
-                    (signal.SIGCONT, self._on_continue),
+                    (signal.SIGTSTP, self._on_stop_signal),
+                    (signal.SIGCONT, self._on_continue_signal),
                 ):
                     self._handlers[number] = signal.signal(number, handler)
-            self._take()
+            self._take_over_terminal()
             if self._painter is None:
-                if self._mode == "auto" and self._keyboard is not None and can_ask():
-                    self._answers = self._keyboard.ask(self._write)
-                    self._mode = best_mode(self._answers)
+                if self._mode == "auto" and self._keyboard is not None and may_ask_terminal():
+                    self._answers = self._keyboard.ask_capabilities(self._write)
+                    self._mode = best_terminal_mode(self._answers)
                 self._painter = open_painter(self._mode, self._answers)
         except BaseException as error:
             self.__exit__(type(error), error, None)
@@ -203,7 +204,7 @@ class Terminal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._give_back(cut=error is not None)
+            self._restore_terminal(cut=error is not None)
         except PipeClosed:
             if error is None:
                 raise
@@ -212,7 +213,7 @@ class Terminal:
                 number, handler = self._handlers.popitem()
                 signal.signal(number, handler)
 
-    def _take(self) -> None:
+    def _take_over_terminal(self) -> None:
         if self._keyboard is not None:
             try:
                 self._keyboard.open()
@@ -220,22 +221,22 @@ class Terminal:
                 self._keyboard = None
         self._entered = True
         self._layout = None
-        self._write(_ENTER)
+        self._write(_ENTER_SEQUENCE)
 
-    def _give_back(self, cut: bool) -> None:
+    def _restore_terminal(self, cut: bool) -> None:
         """Restore the terminal. ``cut`` drops output that it has not read yet, as it may never read it."""
-        with _undisturbed():
+        with _signals_ignored():
             try:
                 if self._entered:
                     self._entered = False
-                    self._make_room(cut)
-                    erase = b"" if self._painter is None else self._painter.erase()
-                    self._write(_END_OF_STRING + erase + _LEAVE)
+                    self._drop_blocked_output(cut)
+                    erase = b"" if self._painter is None else self._painter.erase_pictures()
+                    self._write(_END_OF_STRING + erase + _LEAVE_SEQUENCE)
             finally:
                 if self._keyboard is not None:
                     self._keyboard.close()
 
-    def _make_room(self, cut: bool) -> None:
+    def _drop_blocked_output(self, cut: bool) -> None:
         """Make sure that the next write does not block, because no signal could end it."""
         with contextlib.suppress(termios.error, OSError, ValueError):
             descriptor = self._stream.fileno()
@@ -243,34 +244,34 @@ class Terminal:
                 termios.tcflush(descriptor, termios.TCOFLUSH)
                 termios.tcflow(descriptor, termios.TCOON)
 
-    def _on_stop(self, signum: int, stack: Any) -> None:
+    def _on_stop_signal(self, signum: int, stack: Any) -> None:
         self._stop = True  # handled between two frames, when nothing is half written
 
-    def _on_continue(self, signum: int, stack: Any) -> None:
+    def _on_continue_signal(self, signum: int, stack: Any) -> None:
         self._continued = True
 
-    def _attend(self) -> None:
+    def _handle_signals_and_keys(self) -> None:
         """Handle Ctrl-Z, being continued after it, and keys."""
         if self._stop:
             self._stop = False
-            self._give_back(cut=True)
+            self._restore_terminal(cut=True)
             os.kill(os.getpid(), signal.SIGSTOP)
-            settle()
-            self._take()
+            wait_for_pending_signals()
+            self._take_over_terminal()
         elif self._continued:  # another process had stopped this one, and a shell used the terminal
-            self._take()
+            self._take_over_terminal()
         self._continued = False
         if self._keyboard is not None:
-            self._keyboard.wait(0)
-            for key in self._keyboard.pressed():
-                self._press(key)
+            self._keyboard.wait_for_input(0)
+            for key in self._keyboard.take_pressed_keys():
+                self._handle_key(key)
 
-    def _press(self, key: str) -> None:
-        action = _ACTIONS.get(key.lower())
+    def _handle_key(self, key: str) -> None:
+        action = _ACTION_OF_KEY.get(key.lower())
         if action == "help":
             self._help = not self._help
         elif action is not None and self._session is not None:
-            perform(self._session, action)
+            perform_action(self._session, action)
 
     # Drawing.
 
@@ -281,16 +282,16 @@ class Terminal:
             PipeClosed: the terminal is gone.
         """
         self._frame = frame
-        self._attend()
+        self._handle_signals_and_keys()
         self._draw()
 
-    def idle(self, seconds: float) -> None:
+    def wait_and_react(self, seconds: float) -> None:
         """Wait for at most this many seconds. React to keys and to a new size meanwhile."""
         if self._keyboard is not None:
-            self._keyboard.wait(min(seconds, _LONGEST_WAIT))
+            self._keyboard.wait_for_input(min(seconds, _MAX_WAIT_SECONDS))
         else:
-            time.sleep(min(seconds, _LONGEST_WAIT))
-        self._attend()
+            time.sleep(min(seconds, _MAX_WAIT_SECONDS))
+        self._handle_signals_and_keys()
         if self._layout != self._lay_out():
             self._draw()
 
@@ -302,8 +303,8 @@ class Terminal:
         free = max(1, lines - max(bool(text), self._painter.spare))
         cell = self._painter.cell or self._cell_size()
         height, width = self._frame.shape[:2]
-        rows, across = fit((height, width), columns, free, cell, self._painter.limit)
-        area = Area((free - rows) // 2 + 1, (columns - across) // 2 + 1, rows, across, cell)
+        rows, across = fit_cells((height, width), columns, free, cell, self._painter.limit)
+        area = CellArea((free - rows) // 2 + 1, (columns - across) // 2 + 1, rows, across, cell)
         return _Layout(columns, lines, area, text)
 
     def _help_text(self) -> str:
@@ -312,7 +313,7 @@ class Terminal:
             return ""
         clock = self._session.clock
         pace = "paused" if clock.paused else f"{clock.speed:.3g}×"
-        return f"{self._session.title}, {pace} · {_HELP}"
+        return f"{self._session.lamp_title}, {pace} · {_HELP_LINE}"
 
     def _draw(self) -> None:
         layout, shown = self._lay_out(), self._layout
@@ -320,28 +321,28 @@ class Terminal:
             return
         body, cleared = b"", shown is None or shown[:3] != layout[:3]
         if cleared:
-            body = self._painter.erase() + b"\x1b[0m\x1b[2J"
-        changed = self._surround is not None and self._surround.follow(self._frame)
+            body = self._painter.erase_pictures() + b"\x1b[0m\x1b[2J"
+        changed = self._surround is not None and self._surround.update_from_frame(self._frame)
         before = "" if cleared or shown is None else shown.text
         if cleared or changed or layout.text != before:
-            body += self._draw_surround(layout, self._painter.true_colour).encode()
+            body += self._surround_and_text_sequences(layout, self._painter.true_colour).encode()
         picture = self._painter.paint(self._frame, layout.area)
         self._layout = layout
         if body or picture:
             # Synchronised output: the terminal shows the whole frame at once, or ignores the request.
             self._write(b"\x1b[?2026h" + body + picture + b"\x1b[?2026l")
 
-    def _draw_surround(self, layout: _Layout, true_colour: bool) -> str:
+    def _surround_and_text_sequences(self, layout: _Layout, true_colour: bool) -> str:
         """Escape sequences for the surround of the picture, and for the text in the last line."""
         line = f"\x1b[{layout.lines};1H"
         if self._surround is None:
             return f"{line}\x1b[2K{layout.text}"
         columns, lines, area, text = layout
-        cells = surround_cells(self._surround.sides, area, lines, columns, true_colour)
-        out = paint_surround(cells, area)
+        cells = surround_colours(self._surround.sides, area, lines, columns, true_colour)
+        out = surround_sequences(cells, area)
         if text:
             light = self._surround.sides.left[-1].mean() > 127
-            colours = f"\x1b[{30 if light else 97}m" + background(cells[-1, 0].tolist())
+            colours = f"\x1b[{30 if light else 97}m" + background_sequence(cells[-1, 0].tolist())
             out += f"{line}{colours}{text.ljust(columns)}\x1b[0m"
         return out
 
@@ -365,11 +366,11 @@ class Terminal:
         with contextlib.suppress(OSError, ValueError):
             if size := cell_size(self._stream.fileno()):
                 return size
-        return self._answers.cell or _CELL
+        return self._answers.cell or _DEFAULT_CELL_PIXELS
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def _signals_ignored() -> Iterator[None]:
     """Ignore signals that would end or stop the program inside the block."""
     before: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():

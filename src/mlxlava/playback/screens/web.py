@@ -4,7 +4,8 @@ The server has its own thread and event loop. The player's thread only hands ove
 is sent the latest picture whenever it is ready for one, so a slow viewer misses pictures and delays nobody.
 
 Pictures are binary messages. Text messages are JSON. To the page goes ``Session.status``, twice a second,
-with the colours around the picture. From the page comes one request per message (``WebPage._hear``).
+with the colours around the picture. From the page comes one request per message
+(``WebPage._handle_message``).
 """
 
 from __future__ import annotations
@@ -31,35 +32,35 @@ from PIL import Image
 
 from mlxlava.console import say
 from mlxlava.errors import UserError
-from mlxlava.playback.keys import WEB, actions_of, help_rows
+from mlxlava.playback.keys import WEB, actions_by_key, help_rows
 from mlxlava.playback.screens.surround import Surround
 from mlxlava.playback.session import SEED_COUNT, SPEED_RANGE, Session
 from mlxlava.playback.writers import Frame
 
-HOST = "127.0.0.1"
-PORTS = range(8765, 8785)  # tried one after the other where no port is given
-MOST_VIEWERS = 100
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORTS = range(8765, 8785)  # tried one after the other where no port is given
+MAX_VIEWERS = 100
 
 # Pictures that may be on their way to a viewer. At 30 per second, a round trip of up to 0.25 s costs no rate.
-AHEAD = 8
+MAX_PICTURES_IN_FLIGHT = 8
 
-_STATUS_INTERVAL = 0.5  # seconds
-_LONGEST = 1024  # bytes of a viewer's longest allowed message
-_HEARTBEAT = 20.0  # seconds after which a viewer that does not answer is dropped
-_PATIENCE = 1.0  # seconds that viewers have to close their connection
-_LOSSLESS = 128 * 128  # largest number of pixels that is encoded lossless
+_STATUS_INTERVAL_SECONDS = 0.5  # seconds
+_MAX_MESSAGE_BYTES = 1024  # bytes of a viewer's longest allowed message
+_HEARTBEAT_SECONDS = 20.0  # seconds after which a viewer that does not answer is dropped
+_CLOSE_TIMEOUT_SECONDS = 1.0  # seconds that viewers have to close their connection
+_MAX_LOSSLESS_PIXELS = 128 * 128  # largest number of pixels that is encoded lossless
 
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
-_ANYWHERE = ("0.0.0.0", "::")
+_LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_ALL_NETWORKS_HOSTS = ("0.0.0.0", "::")
 
-_FILES = {
+_PAGE_FILES = {
     "/": ("index.html", "text/html"),
     "/lamp.css": ("lamp.css", "text/css"),
     "/lamp.js": ("lamp.js", "text/javascript"),
     "/lamp.svg": ("lamp.svg", "image/svg+xml"),
 }
-_KEYS_FILE = "/keys.js"  # made from playback/keys.py
-_HEADERS = {
+_KEYS_MODULE_PATH = "/keys.js"  # made from playback/keys.py
+_SECURITY_HEADERS = {
     "Cache-Control": "no-cache",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
@@ -67,10 +68,12 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 # The WebSocket is named because Safari before 15.4 takes 'self' for http only.
-_POLICY = "default-src 'self'; connect-src 'self' ws://{host}; base-uri 'none'; frame-ancestors 'none'"
+_CONTENT_SECURITY_POLICY = (
+    "default-src 'self'; connect-src 'self' ws://{host}; base-uri 'none'; frame-ancestors 'none'"
+)
 
 
-def encode(frame: Frame) -> bytes:
+def encode_picture(frame: Frame) -> bytes:
     """Encode a frame: a small one as lossless WebP, else as JPEG without chroma subsampling.
 
     64×64 takes 0.2 ms and 5 kB. 256×256 takes 0.3 ms and 14 kB; as lossless WebP it would take 3 ms and
@@ -78,7 +81,7 @@ def encode(frame: Frame) -> bytes:
     """
     file = io.BytesIO()
     image = Image.fromarray(frame)
-    if frame.shape[0] * frame.shape[1] <= _LOSSLESS:
+    if frame.shape[0] * frame.shape[1] <= _MAX_LOSSLESS_PIXELS:
         image.save(file, "WEBP", lossless=True, quality=0, method=0)
     else:
         image.save(file, "JPEG", quality=95, subsampling=0)
@@ -90,24 +93,28 @@ class _Viewer:
     """One page that is open somewhere.
 
     Attributes:
-        wake: set when there may be something to send.
-        watching: whether it wants pictures; False for a page in the background.
+        send_event: set when there may be something to send.
+        watching: whether it wants_picture pictures; False for a page in the background.
         sent: how many pictures were sent to it.
         drawn: how many of these it has drawn or dropped.
-        picture: number of the last picture that it was sent.
-        news: number of the last status that it was sent.
+        picture_number: number of the last picture that it was sent.
+        status_number: number of the last status that it was sent.
     """
 
-    wake: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    send_event: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     watching: bool = True
     sent: int = 0
     drawn: int = 0
-    picture: int = 0
-    news: int = 0
+    picture_number: int = 0
+    status_number: int = 0
 
-    def wants(self, picture: int) -> bool:
+    def wants_picture(self, picture: int) -> bool:
         """Whether to send it the picture with this number."""
-        return self.watching and picture != self.picture and self.sent - self.drawn < AHEAD
+        return (
+            self.watching
+            and picture != self.picture_number
+            and self.sent - self.drawn < MAX_PICTURES_IN_FLIGHT
+        )
 
 
 class WebPage:
@@ -116,7 +123,7 @@ class WebPage:
     Args:
         session: what plays; viewers control it.
         host: address or name to listen on; 0.0.0.0 and :: stand for all networks of this machine.
-        port: port to listen on; 0 for any free one, None for the first free one of ``PORTS``.
+        port: port to listen on; 0 for any free one, None for the first free one of ``DEFAULT_PORTS``.
 
     Attributes:
         hidden: whether nobody looks.
@@ -126,7 +133,7 @@ class WebPage:
         UserError: on entering, if it cannot listen there.
     """
 
-    def __init__(self, session: Session, host: str = HOST, port: int | None = None) -> None:
+    def __init__(self, session: Session, host: str = DEFAULT_HOST, port: int | None = None) -> None:
         self.hidden = True
         self.fps: float | None = None
         self.url = ""
@@ -136,36 +143,36 @@ class WebPage:
         self._frame: tuple[int, Frame | None] = (0, None)  # its number, from 1 on
         self._surround = Surround()
         self._picture = (0, b"")  # the frame of this number, encoded
-        self._news = (0, "")  # number and text of the latest status
-        self._asked = threading.Event()  # a viewer has asked for something
+        self._status = (0, "")  # number and text of the latest status
+        self._request_came = threading.Event()  # a viewer has asked for something
         self._ending = asyncio.Event()
         self._files = {
             path: ((files("mlxlava.playback.screens") / "page" / name).read_bytes(), kind)
-            for path, (name, kind) in _FILES.items()
-        } | {_KEYS_FILE: (_keys_module().encode(), "text/javascript")}
+            for path, (name, kind) in _PAGE_FILES.items()
+        } | {_KEYS_MODULE_PATH: (_keys_module().encode(), "text/javascript")}
 
     def __enter__(self) -> WebPage:
-        listening = _listen(self._host, self._port)
+        listening = _open_listening_socket(self._host, self._port)
         address, self._port = listening.getsockname()[:2]
-        self._hosts = _LOOPBACK | {_bracketed(self._host), _bracketed(address)}
+        self._hosts = _LOOPBACK_HOSTS | {_format_url_host(self._host), _format_url_host(address)}
         shown = self._host
-        if self._host in _ANYWHERE:
+        if self._host in _ALL_NETWORKS_HOSTS:
             name = socket.gethostname().lower()
             self._hosts |= {name, name.partition(".")[0] + ".local"}
-            shown = _outward_address() or name
-        self.url = f"http://{_bracketed(shown)}:{self._port}/"
+            shown = _own_network_address() or name
+        self.url = f"http://{_format_url_host(shown)}:{self._port}/"
         self._loop = asyncio.new_event_loop()
         executor = ThreadPoolExecutor(1, "web page")
         self._served: Future[None] = executor.submit(self._loop.run_until_complete, self._serve(listening))
         executor.shutdown(wait=False)
         try:
-            self._announce(_is_loopback(address))
+            self._announce_url(_is_loopback(address))
         except BaseException:
             self.__exit__(None, None, None)
             raise
         return self
 
-    def _announce(self, loopback: bool) -> None:
+    def _announce_url(self, loopback: bool) -> None:
         say(f"play: {self.url} (Ctrl-C ends it)")
         if not loopback:
             say(
@@ -176,7 +183,7 @@ class WebPage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._call(self._ending.set)
+        self._call_in_server_thread(self._ending.set)
         try:
             self._served.result()
         finally:
@@ -187,143 +194,154 @@ class WebPage:
         if self._served.done():
             self._served.result()  # raises what ended the server
         self._frame = (self._frame[0] + 1, frame)
-        if self._surround.follow(frame):
-            self._call(self._tell)
+        if self._surround.update_from_frame(frame):
+            self._call_in_server_thread(self._publish_status)
         if not self.hidden:
-            self._call(self._wake)
+            self._call_in_server_thread(self._wake_senders)
 
-    def idle(self, seconds: float) -> None:
+    def wait_and_react(self, seconds: float) -> None:
         """Wait for this many seconds, or until a viewer asks for something."""
-        if self._asked.wait(seconds):
-            self._asked.clear()
+        if self._request_came.wait(seconds):
+            self._request_came.clear()
 
-    def _call(self, function: Callable[[], None]) -> None:
+    def _call_in_server_thread(self, function: Callable[[], None]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended already, by an error
             self._loop.call_soon_threadsafe(function)
 
     # The methods below run in the server's thread.
 
     async def _serve(self, listening: socket.socket) -> None:
-        app = web.Application(middlewares=[self._guard])
-        app.on_response_prepare.append(self._protect)
-        app.on_shutdown.append(self._on_shutdown)
-        app.router.add_get("/live", self._watch)
+        app = web.Application(middlewares=[self._refuse_foreign_requests])
+        app.on_response_prepare.append(self._add_security_headers)
+        app.on_shutdown.append(self._close_viewers)
+        app.router.add_get("/live", self._serve_viewer)
         for path in self._files:
-            app.router.add_get(path, self._file)
-        runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=_PATIENCE)
+            app.router.add_get(path, self._serve_file)
+        runner = web.AppRunner(
+            app, handle_signals=False, access_log=None, shutdown_timeout=_CLOSE_TIMEOUT_SECONDS
+        )
         await runner.setup()
         try:
             await web.SockSite(runner, listening).start()
             while not self._ending.is_set():
-                self._tell()
+                self._publish_status()
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._ending.wait(), _STATUS_INTERVAL)
+                    await asyncio.wait_for(self._ending.wait(), _STATUS_INTERVAL_SECONDS)
         finally:
             await runner.cleanup()
 
-    def _is_own(self, host: str) -> bool:
+    def _is_own_host(self, host: str) -> bool:
         """Whether a Host header is a name of this server, and not one that a stranger's DNS points to it."""
         found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(?::(\d{1,5}))?", host)
         if found is None or int(found[2] or 80) != self._port:
             return False
         # Any address is accepted: DNS cannot redirect addresses, and this machine's may change meanwhile.
-        return found[1] in self._hosts or (self._host in _ANYWHERE and _is_address(found[1]))
+        return found[1] in self._hosts or (self._host in _ALL_NETWORKS_HOSTS and _is_ip_address(found[1]))
 
     @web.middleware
-    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _refuse_foreign_requests(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse requests that another site's page makes in a viewer's browser."""
         hosts = [host.lower() for host in request.headers.getall("Host", [])]
-        if len(hosts) != 1 or not self._is_own(hosts[0]):
+        if len(hosts) != 1 or not self._is_own_host(hosts[0]):
             raise web.HTTPForbidden(text="This server does not have that name.\n")
         origins = [origin.lower() for origin in request.headers.getall("Origin", [])]
         if origins != [f"http://{hosts[0]}"] and (origins or request.path == "/live"):
             raise web.HTTPForbidden(text="Only this server's own page may ask for that.\n")
         return await handler(request)
 
-    async def _protect(self, request: web.Request, response: web.StreamResponse) -> None:
-        response.headers.update(_HEADERS)
+    async def _add_security_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(_SECURITY_HEADERS)
         host = request.headers.get("Host", "").lower()
-        policy = _POLICY.format(host=host) if self._is_own(host) else "default-src 'none'"
+        policy = (
+            _CONTENT_SECURITY_POLICY.format(host=host) if self._is_own_host(host) else "default-src 'none'"
+        )
         response.headers["Content-Security-Policy"] = policy
 
-    async def _file(self, request: web.Request) -> web.Response:
+    async def _serve_file(self, request: web.Request) -> web.Response:
         body, kind = self._files[request.path]
         return web.Response(body=body, content_type=kind, charset="utf-8")
 
-    async def _watch(self, request: web.Request) -> web.WebSocketResponse:
+    async def _serve_viewer(self, request: web.Request) -> web.WebSocketResponse:
         # No compression, because pictures are compressed already. `timeout` is how long close() waits.
         socket = web.WebSocketResponse(
-            heartbeat=_HEARTBEAT, max_msg_size=_LONGEST, compress=False, timeout=_PATIENCE
+            heartbeat=_HEARTBEAT_SECONDS,
+            max_msg_size=_MAX_MESSAGE_BYTES,
+            compress=False,
+            timeout=_CLOSE_TIMEOUT_SECONDS,
         )
         await socket.prepare(request)
-        if len(self._viewers) >= MOST_VIEWERS:
+        if len(self._viewers) >= MAX_VIEWERS:
             await socket.close(code=WSCloseCode.TRY_AGAIN_LATER)
             return socket
         viewer = _Viewer()
         self._viewers.add(viewer)
-        self._changed()
-        sender = asyncio.create_task(self._send(viewer, socket))
+        self._on_viewers_changed()
+        sender = asyncio.create_task(self._send_to_viewer(viewer, socket))
         try:
             async for message in socket:
-                if message.type is not WSMsgType.TEXT or not self._hear(viewer, message.data):
+                if message.type is not WSMsgType.TEXT or not self._handle_message(viewer, message.data):
                     await socket.close(code=WSCloseCode.POLICY_VIOLATION)
         finally:
             sender.cancel()
             self._viewers.discard(viewer)
-            self._changed()
+            self._on_viewers_changed()
         return socket
 
-    async def _send(self, viewer: _Viewer, socket: web.WebSocketResponse) -> None:
+    async def _send_to_viewer(self, viewer: _Viewer, socket: web.WebSocketResponse) -> None:
         """Send a viewer each new status, and the latest picture when it is ready for one."""
-        with contextlib.suppress(ConnectionError):  # _watch notices it too, and cleans up
+        with contextlib.suppress(ConnectionError):  # _serve_viewer notices it too, and cleans up
             while not self._ending.is_set():
-                if viewer.news != self._news[0]:
-                    viewer.news, text = self._news
+                if viewer.status_number != self._status[0]:
+                    viewer.status_number, text = self._status
                     await socket.send_str(text)
-                if viewer.wants(self._frame[0]):
-                    viewer.picture, data = self._latest()
+                if viewer.wants_picture(self._frame[0]):
+                    viewer.picture_number, data = self._latest_picture()
                     viewer.sent += 1
                     await socket.send_bytes(data)
                 else:
-                    await viewer.wake.wait()
-                    viewer.wake.clear()
+                    await viewer.send_event.wait()
+                    viewer.send_event.clear()
             await socket.close(code=WSCloseCode.GOING_AWAY)
 
-    async def _on_shutdown(self, app: web.Application) -> None:
+    async def _close_viewers(self, app: web.Application) -> None:
         """Close every viewer's connection, but do not wait for one that is stuck."""
-        self._wake()
-        deadline = self._loop.time() + _PATIENCE
+        self._wake_senders()
+        deadline = self._loop.time() + _CLOSE_TIMEOUT_SECONDS
         while self._viewers and self._loop.time() < deadline:
             await asyncio.sleep(0.01)
 
-    def _latest(self) -> tuple[int, bytes]:
+    def _latest_picture(self) -> tuple[int, bytes]:
         """The number of the latest picture, and the picture, which is encoded once for all viewers."""
         number, frame = self._frame
         if frame is not None and number != self._picture[0]:
-            self._picture = (number, encode(frame))
+            self._picture = (number, encode_picture(frame))
         return self._picture
 
-    def _wake(self) -> None:
+    def _wake_senders(self) -> None:
         for viewer in self._viewers:
-            viewer.wake.set()
+            viewer.send_event.set()
 
-    def _changed(self) -> None:
+    def _on_viewers_changed(self) -> None:
         """A viewer came, left, or began or stopped to look."""
         self.hidden = not any(viewer.watching for viewer in self._viewers)
-        self._tell()
+        self._publish_status()
 
-    def _tell(self) -> None:
+    def _publish_status(self) -> None:
         """Send the status to all viewers."""
         status = self._session.status()
         if status["moments"] is not None:  # JSON has no NaN, which a diverged lamp may have
             status["moments"] = [value if math.isfinite(value) else None for value in status["moments"]]
-        status |= {"names": list(self._session.names), "speeds": SPEED_RANGE, "viewers": len(self._viewers)}
+        status |= {
+            "names": list(self._session.lamp_names),
+            "speeds": SPEED_RANGE,
+            "viewers": len(self._viewers),
+        }
         # The page could take them from its pictures, but JPEG makes the edge flicker where wax is near.
         status["sides"] = [side.tolist() for side in self._surround.sides]
-        self._news = (self._news[0] + 1, json.dumps(status))
-        self._wake()
+        self._status = (self._status[0] + 1, json.dumps(status))
+        self._wake_senders()
 
-    def _hear(self, viewer: _Viewer, text: str) -> bool:
+    def _handle_message(self, viewer: _Viewer, text: str) -> bool:
         """Do what a viewer asks for. Unknown requests are ignored.
 
         Returns:
@@ -338,34 +356,34 @@ class WebPage:
         match asked:
             case {"drawn": int(count)}:
                 viewer.drawn = max(viewer.drawn, min(count, viewer.sent))
-                viewer.wake.set()
+                viewer.send_event.set()
                 return True
             case {"watching": bool(watching)}:
                 viewer.watching = watching
-                self._changed()
+                self._on_viewers_changed()
                 return True
             case {"paused": bool(paused)}:
                 self._session.clock.paused = paused
             case {"speed": int(speed) | float(speed)} if SPEED_RANGE[0] <= speed <= SPEED_RANGE[1]:
                 self._session.multiply_speed(speed / self._session.clock.speed)
             case {"seed": int(seed)} if 0 <= seed < SEED_COUNT:
-                self._session.choose(seed=seed)
-            case {"name": str(name)} if name in self._session.names:
-                self._session.choose(name)
-        self._asked.set()
-        self._tell()
+                self._session.choose_lamp(seed=seed)
+            case {"name": str(name)} if name in self._session.lamp_names:
+                self._session.choose_lamp(name)
+        self._request_came.set()
+        self._publish_status()
         return True
 
 
 def _keys_module() -> str:
     """The page's keys and their help, as a JavaScript module."""
-    actions, rows = json.dumps(actions_of(WEB)), json.dumps(help_rows(WEB))
+    actions, rows = json.dumps(actions_by_key(WEB)), json.dumps(help_rows(WEB))
     return f"export const KEYS = {actions};\nexport const HELP = {rows};\n"
 
 
-def _listen(host: str, port: int | None) -> socket.socket:
-    """Open a socket that listens on ``port``, or on the first free one of ``PORTS`` if that is None."""
-    wanted = PORTS if port is None else (port,)
+def _open_listening_socket(host: str, port: int | None) -> socket.socket:
+    """Open a socket that listens on ``port``; if that is None, on the first free one of ``DEFAULT_PORTS``."""
+    wanted = DEFAULT_PORTS if port is None else (port,)
     for number in wanted:
         try:
             family, _, _, _, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
@@ -377,16 +395,18 @@ def _listen(host: str, port: int | None) -> socket.socket:
                 continue
             why = error.strerror if isinstance(error, OSError) and error.strerror else error
             advice = "give another --port" if taken or port is not None else "give another --host"
-            raise UserError(f"play: cannot listen on {_bracketed(host)}:{number}: {why}; {advice}") from error
+            raise UserError(
+                f"play: cannot listen on {_format_url_host(host)}:{number}: {why}; {advice}"
+            ) from error
     raise AssertionError("there is no port to try")
 
 
-def _bracketed(host: str) -> str:
+def _format_url_host(host: str) -> str:
     """A host as it is written in a URL: IPv6 addresses in brackets, names in lower case."""
     return f"[{host}]" if ":" in host else host.lower()
 
 
-def _is_address(host: str) -> bool:
+def _is_ip_address(host: str) -> bool:
     """Whether the host of a URL is an IP address and not a name."""
     try:
         ipaddress.ip_address(host.strip("[]"))
@@ -399,7 +419,7 @@ def _is_loopback(address: str) -> bool:
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
-def _outward_address() -> str | None:
+def _own_network_address() -> str | None:
     """This machine's address in its network. Nothing is sent to find it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
         probe.connect(("192.0.2.1", 9))  # an address reserved for documentation

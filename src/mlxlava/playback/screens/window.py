@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from mlxlava.errors import UserError
-from mlxlava.playback.keys import WINDOW, actions_of, help_rows, perform
+from mlxlava.playback.keys import WINDOW, actions_by_key, help_rows, perform_action
 from mlxlava.playback.screens.surround import Surround
 from mlxlava.playback.session import Session
 from mlxlava.playback.writers import Frame
@@ -30,22 +30,22 @@ os.environ.setdefault("SDL_APP_NAME", "mlxlava")
 import pygame
 from pygame._sdl2.video import Renderer, Texture
 
-_FPS = 60.0  # where the display does not tell its rate
-_SIDE = 640  # geometric mean of the window's sides at first, in points, for small frames
-_DESKTOP_FRACTION = 0.8  # largest fraction of the desktop's width and height at first
-_NOTE = 2.0  # seconds for which a note is shown
-_LEAST_SAVED_SIDE = 512  # smallest shorter side of a saved picture, in pixels
+_DEFAULT_FPS = 60.0  # where the display does not tell its rate
+_INITIAL_SIDE_POINTS = 640  # geometric mean of the window's sides at first, in points, for small frames
+_MAX_DESKTOP_FRACTION = 0.8  # largest fraction of the desktop's width and height at first
+_NOTE_SECONDS = 2.0  # seconds for which a note is shown
+_MIN_SAVED_SIDE_PIXELS = 512  # smallest shorter side of a saved picture, in pixels
 
 # Frames with a shorter side below this are first enlarged by a whole factor. The renderer's own bilinear
 # filter turns the highlights of a small frame into diamonds. 64×64 → 256×256 pixels costs 0.6 ms.
-_SOFT = 256
+_MIN_TEXTURE_SIDE_PIXELS = 256
 
-_UPRIGHT = (True, True, False, False)  # whether a side of the surround is a column
+_SIDE_IS_COLUMN = (True, True, False, False)  # whether a side of the surround is a column
 
-_ACTIONS, _HELP = actions_of(WINDOW), help_rows(WINDOW)
-_KEY_NAMES = {"\x1b": "esc", "\b": "backspace", "\x7f": "backspace"}  # by what a key types
+_ACTION_OF_KEY, _HELP_ROWS = actions_by_key(WINDOW), help_rows(WINDOW)
+_NAMES_OF_TYPED_KEYS = {"\x1b": "esc", "\b": "backspace", "\x7f": "backspace"}  # by what a key types
 
-_EVENTS = (
+_HANDLED_EVENTS = (
     pygame.QUIT,
     pygame.KEYDOWN,
     pygame.WINDOWEXPOSED,
@@ -56,11 +56,11 @@ _EVENTS = (
     pygame.WINDOWRESTORED,
     pygame.WINDOWSHOWN,
 )
-_HIDES = (pygame.WINDOWMINIMIZED, pygame.WINDOWHIDDEN)
-_SHOWS = (pygame.WINDOWMAXIMIZED, pygame.WINDOWRESTORED, pygame.WINDOWSHOWN, pygame.WINDOWEXPOSED)
+_HIDING_EVENTS = (pygame.WINDOWMINIMIZED, pygame.WINDOWHIDDEN)
+_SHOWING_EVENTS = (pygame.WINDOWMAXIMIZED, pygame.WINDOWRESTORED, pygame.WINDOWSHOWN, pygame.WINDOWEXPOSED)
 
 
-def _start() -> None:
+def _start_video() -> None:
     """Start SDL's video. Raises UserError if there is no display."""
     given = os.environ.get("SDL_VIDEODRIVER")
     if given is None and sys.platform != "darwin":
@@ -77,17 +77,17 @@ def _start() -> None:
             os.environ.pop("SDL_VIDEODRIVER", None)
 
 
-def can_open() -> bool:
+def can_open_window() -> bool:
     """Whether a display can be opened. The environment may name one that no longer exists."""
     try:
-        _start()
+        _start_video()
     except UserError:
         return False
     pygame.display.quit()
     return True
 
 
-def fit(size: tuple[int, int], width: int, height: int) -> tuple[int, int, int, int]:
+def fit_picture(size: tuple[int, int], width: int, height: int) -> tuple[int, int, int, int]:
     """Left, top, width and height of the largest centred picture with the aspect of ``size`` = (H, W)."""
     factor = min(width / size[1], height / size[0])
     wide, high = max(1, round(size[1] * factor)), max(1, round(size[0] * factor))
@@ -114,7 +114,7 @@ class Window:
         self, session: Session, folder: Path | None = None, size: tuple[int, int] | None = None
     ) -> None:
         self.hidden = False
-        self.fps: float | None = _FPS
+        self.fps: float | None = _DEFAULT_FPS
         self._session, self._folder, self._size = session, Path() if folder is None else folder, size
         self._window: pygame.Window | None = None
         self._renderer: Renderer  # exists while there is a window
@@ -125,17 +125,17 @@ class Window:
         self._full = self._help = False
         self._note: tuple[str, float] | None = None  # a text, and the time at which it disappears
         self._window_actions: dict[str, Callable[[], None]] = {
-            "save": self._save,
-            "full_screen": self._toggle_full,
+            "save": self._save_picture,
+            "full_screen": self._toggle_full_screen,
             "help": self._toggle_help,
         }
 
     def __enter__(self) -> Window:
-        _start()
+        _start_video()
         pygame.font.init()
         pygame.event.set_blocked(None)
-        pygame.event.set_allowed(_EVENTS)
-        self.fps = float(max([*pygame.display.get_desktop_refresh_rates(), 0])) or _FPS
+        pygame.event.set_allowed(_HANDLED_EVENTS)
+        self.fps = float(max([*pygame.display.get_desktop_refresh_rates(), 0])) or _DEFAULT_FPS
         return self
 
     def __exit__(
@@ -155,12 +155,12 @@ class Window:
         """Show a frame, uint8 (H, W, 3)."""
         self._frame = frame
         if self._window is None:
-            self._open(frame)
+            self._open_window(frame)
         # Events are handled here too, because a slow machine never idles.
-        self._handle(pygame.event.get())
+        self._handle_events(pygame.event.get())
         self._draw()
 
-    def idle(self, seconds: float) -> None:
+    def wait_and_react(self, seconds: float) -> None:
         """Wait for at most this many seconds, or until a key is pressed."""
         left = seconds
         if self._note is not None:
@@ -171,19 +171,21 @@ class Window:
         else:
             events = [pygame.event.wait(int(left * 1000)), *pygame.event.get()]
         over = self._note is not None and self._note[1] <= time.monotonic()
-        if self._handle(events) or over:
+        if self._handle_events(events) or over:
             self._draw()
 
     # The window.
 
-    def _open(self, frame: Frame) -> None:
+    def _open_window(self, frame: Frame) -> None:
         height, width = frame.shape[:2]
         size = self._size
         if size is None:
             desktop = pygame.display.get_desktop_sizes()[0]
-            factor = max(_SIDE / (height * width) ** 0.5, 1.0)
+            factor = max(_INITIAL_SIDE_POINTS / (height * width) ** 0.5, 1.0)
             factor = min(
-                factor, _DESKTOP_FRACTION * desktop[0] / width, _DESKTOP_FRACTION * desktop[1] / height
+                factor,
+                _MAX_DESKTOP_FRACTION * desktop[0] / width,
+                _MAX_DESKTOP_FRACTION * desktop[1] / height,
             )
             size = (round(width * factor), round(height * factor))
         try:
@@ -201,39 +203,39 @@ class Window:
 
     @property
     def _title(self) -> str:
-        return f"mlxlava - {Path(self._session.name).name} {self._session.seed}"
+        return f"mlxlava - {Path(self._session.lamp_name).name} {self._session.seed}"
 
-    def _handle(self, events: Iterable[pygame.Event]) -> bool:
+    def _handle_events(self, events: Iterable[pygame.Event]) -> bool:
         """Handle events. Returns whether to draw again."""
         draw = False
         for event in events:
             draw |= event.type != pygame.NOEVENT
             if event.type == pygame.QUIT:
                 self._session.end()
-            elif event.type in _HIDES:
+            elif event.type in _HIDING_EVENTS:
                 self.hidden = True
-            elif event.type in _SHOWS:
+            elif event.type in _SHOWING_EVENTS:
                 self.hidden = False
             elif event.type == pygame.KEYDOWN and not event.mod & (pygame.KMOD_CTRL | pygame.KMOD_META):
                 # First what the key types, then its name: with Shift it may type something else.
                 name = chr(event.key) if event.key < 128 else ""
-                action = _action_of(event.unicode) or _action_of(name)
+                action = _action_of_typed_key(event.unicode) or _action_of_typed_key(name)
                 if action in self._window_actions:
                     self._window_actions[action]()
                 elif action is not None:
-                    self._say(perform(self._session, action))
+                    self._show_note(perform_action(self._session, action))
         return draw
 
     # What keys do.
 
-    def _say(self, text: str) -> None:
+    def _show_note(self, text: str) -> None:
         """Show a note for a while."""
-        self._note = (text, time.monotonic() + _NOTE) if text else None
+        self._note = (text, time.monotonic() + _NOTE_SECONDS) if text else None
 
-    def _save(self) -> None:
+    def _save_picture(self) -> None:
         if self._frame is None:
             return
-        picture = enlarge(self._frame, max(1, -(-_LEAST_SAVED_SIDE // min(self._frame.shape[:2]))))
+        picture = enlarge(self._frame, max(1, -(-_MIN_SAVED_SIDE_PIXELS // min(self._frame.shape[:2]))))
         stem = f"lava-{self._session.seed}-{self._session.status()['frame']}"
         try:
             for number in itertools.count(1):
@@ -243,11 +245,11 @@ class Window:
             with path.open("xb") as file:
                 Image.fromarray(picture).save(file, "PNG")
         except OSError as error:
-            self._say(f"cannot save {path.name}: {error.strerror or error}")
+            self._show_note(f"cannot save {path.name}: {error.strerror or error}")
         else:
-            self._say(f"saved {path.name}")
+            self._show_note(f"saved {path.name}")
 
-    def _toggle_full(self) -> None:
+    def _toggle_full_screen(self) -> None:
         if self._window is None:
             return
         self._full = not self._full
@@ -272,23 +274,23 @@ class Window:
         _, _, width, height = self._renderer.get_viewport()  # in pixels; a point may have several
         self._renderer.draw_color = "black"
         self._renderer.clear()
-        place = fit(self._frame.shape[:2], width, height)
+        place = fit_picture(self._frame.shape[:2], width, height)
         self._draw_surround(self._frame, place, width, height)
-        self._upload(self._frame).draw(dstrect=place)
+        self._frame_texture(self._frame).draw(dstrect=place)
         if self._help:
-            self._write(_HELP, width, height, top=True)
+            self._draw_text(_HELP_ROWS, width, height, top=True)
         if self._note is not None and self._note[1] <= time.monotonic():
             self._note = None
         if self._note is not None:
-            self._write(((self._note[0],),), width, height, top=False)
+            self._draw_text(((self._note[0],),), width, height, top=False)
         self._renderer.present()
 
     def _draw_surround(self, frame: Frame, place: tuple[int, int, int, int], width: int, height: int) -> None:
         """Fill the window on both sides of ``place``, where the frame will be drawn."""
-        if self._surround.follow(frame) or not self._beside:
+        if self._surround.update_from_frame(frame) or not self._beside:
             self._beside = [
-                self._strip(side, upright)
-                for side, upright in zip(self._surround.sides, _UPRIGHT, strict=True)
+                self._surround_side_texture(side, upright)
+                for side, upright in zip(self._surround.sides, _SIDE_IS_COLUMN, strict=True)
             ]
         left, top, wide, high = place
         if wide < width:
@@ -298,7 +300,7 @@ class Window:
             self._beside[2].draw(dstrect=(0, 0, width, top))
             self._beside[3].draw(dstrect=(0, top + high, width, height - top - high))
 
-    def _strip(self, colours: Frame, upright: bool) -> Texture:
+    def _surround_side_texture(self, colours: Frame, upright: bool) -> Texture:
         """A line of colours, two pixels thick, as a texture that the renderer stretches smoothly."""
         pixels = np.stack([colours, colours], axis=1 if upright else 0)
         size = (pixels.shape[1], pixels.shape[0])
@@ -306,10 +308,10 @@ class Window:
         texture.update(pygame.image.frombuffer(pixels.tobytes(), size, "RGB"))
         return texture
 
-    def _upload(self, frame: Frame) -> Texture:
+    def _frame_texture(self, frame: Frame) -> Texture:
         """Copy the frame into a texture that the renderer scales smoothly."""
         height, width = frame.shape[:2]
-        factor = -(-_SOFT // min(height, width))
+        factor = -(-_MIN_TEXTURE_SIDE_PIXELS // min(height, width))
         size = (factor * width, factor * height)
         if factor > 1:
             frame = np.asarray(resize_smoothly(frame, size[::-1]))
@@ -318,27 +320,27 @@ class Window:
         self._texture.update(pygame.image.frombuffer(np.ascontiguousarray(frame).data, size, "RGB"))
         return self._texture
 
-    def _write(self, rows: tuple[tuple[str, ...], ...], width: int, height: int, top: bool) -> None:
+    def _draw_text(self, rows: tuple[tuple[str, ...], ...], width: int, height: int, top: bool) -> None:
         """Draw rows of texts on a dark panel, at the top left or the bottom left."""
         assert self._window is not None
         least = 18 * width / max(self._window.size[0], 1)
         size = round(max(least, min(width, height) / 26))
-        panel = _panel(rows, size)
+        panel = _render_text_panel(rows, size)
         factor = min(0.96 * width / panel.width, 0.96 * height / panel.height)
         if factor < 1:
-            panel = _panel(rows, int(size * factor))
+            panel = _render_text_panel(rows, int(size * factor))
         margin = round(0.02 * min(width, height))
         place = (margin, margin if top else height - margin - panel.height, *panel.size)
         Texture.from_surface(self._renderer, panel).draw(dstrect=place)
 
 
-def _action_of(typed: str) -> str | None:
+def _action_of_typed_key(typed: str) -> str | None:
     """The action of what a key types."""
-    return _ACTIONS.get(_KEY_NAMES.get(typed, typed.lower()))
+    return _ACTION_OF_KEY.get(_NAMES_OF_TYPED_KEYS.get(typed, typed.lower()))
 
 
 @functools.lru_cache(maxsize=4)  # drawing the help anew would cost as much as two frames
-def _panel(rows: tuple[tuple[str, ...], ...], size: int) -> pygame.Surface:
+def _render_text_panel(rows: tuple[tuple[str, ...], ...], size: int) -> pygame.Surface:
     """Rows of texts in columns: white letters of ``size`` pixels on a translucent dark ground."""
     font = pygame.font.Font(None, max(size, 6))  # pygame's own font
     cells = [[font.render(cell, True, "white") for cell in row] for row in rows]

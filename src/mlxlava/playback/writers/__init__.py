@@ -1,7 +1,8 @@
 """Writers of frames to files that can be played, or to a stream on stdout.
 
-``open_writer`` opens a writer. Each format is a class in ``FORMATS``. The code that all formats share is in
-base.py. To add a format, write its class in raw.py or ffmpeg.py and list it here. Frames are uint8 (H, W, 3).
+``open_writer`` opens a writer. Each format is a class in ``WRITER_OF_FORMAT``. The code that all formats
+share is in base.py. To add a format, write its class in raw.py or ffmpeg.py and list it here. Frames are
+uint8 (H, W, 3).
 """
 
 from __future__ import annotations
@@ -24,52 +25,55 @@ from mlxlava.playback.writers.base import (
     unbuffered_stdout,
     write_all,
 )
-from mlxlava.playback.writers.ffmpeg import Apng, Gif, Mp4, Webm, Webp
-from mlxlava.playback.writers.raw import Raw, Y4m
+from mlxlava.playback.writers.ffmpeg import ApngWriter, GifWriter, Mp4Writer, WebmWriter, WebpWriter
+from mlxlava.playback.writers.raw import RawWriter, Y4mWriter
 
 __all__ = [
-    "FORMATS",
+    "WRITER_OF_FORMAT",
     "Frame",
     "Output",
     "PipeClosed",
     "Writer",
     "check_quality",
-    "format_of",
+    "choose_format",
     "open_writer",
     "unbuffered_stdout",
     "write_all",
 ]
 
-FORMATS: dict[str, type[FormatWriter]] = {
-    "mp4": Mp4,
-    "webm": Webm,
-    "gif": Gif,
-    "apng": Apng,
-    "webp": Webp,
-    "y4m": Y4m,
-    "raw": Raw,
+WRITER_OF_FORMAT: dict[str, type[FormatWriter]] = {
+    "mp4": Mp4Writer,
+    "webm": WebmWriter,
+    "gif": GifWriter,
+    "apng": ApngWriter,
+    "webp": WebpWriter,
+    "y4m": Y4mWriter,
+    "raw": RawWriter,
 }
 
 
-def format_of(target: str, name: str | None = None) -> str:
+def choose_format(target: str, name: str | None = None) -> str:
     """The format to write: ``name`` (``--format``) if it is given, or else by the ending of ``target``.
 
     Raises:
         UserError: the format is unknown, or ``target`` is ``-`` (stdout) and the format cannot be piped.
     """
-    pipes = " or ".join(key for key, kind in FORMATS.items() if kind.can_be_piped)
-    endings = {ending: key for key, kind in FORMATS.items() for ending in kind.endings}
+    pipes = " or ".join(key for key, kind in WRITER_OF_FORMAT.items() if kind.can_be_piped)
+    endings = {ending: key for key, kind in WRITER_OF_FORMAT.items() for ending in kind.endings}
     if name is None and target == "-":
         raise UserError(f"output: - (stdout) needs a format that can be piped; give --format {pipes}")
     word = name if name is not None else Path(target).suffix
     found = endings.get(word.lower().lstrip("."))
     if found is None:
-        hint, known = did_you_mean(word.lower().lstrip("."), list(endings)), f"known: {', '.join(FORMATS)}"
+        hint, known = (
+            did_you_mean(word.lower().lstrip("."), list(endings)),
+            f"known: {', '.join(WRITER_OF_FORMAT)}",
+        )
         advice = f"{hint} ({known})" if hint.startswith("did you") else known
         if name is not None:
             raise UserError(f"--format: unknown format {name!r}; {advice}")
         raise UserError(f"output: the ending of {target} names no format; {advice}; or give --format")
-    if target == "-" and not FORMATS[found].can_be_piped:
+    if target == "-" and not WRITER_OF_FORMAT[found].can_be_piped:
         raise UserError(f"output: {found} cannot go to stdout; give --format {pipes}, or a file with -o")
     return found
 
@@ -78,7 +82,7 @@ def check_quality(name: str, quality: int | None) -> None:
     """Refuse a quality that is out of range, or any quality for a lossless format (UserError)."""
     if quality is None:
         return
-    if FORMATS[name].encoder_settings is None:
+    if WRITER_OF_FORMAT[name].encoder_settings is None:
         raise UserError(f"--quality: {name} loses nothing; leave it out, or write another format")
     if not 0 <= quality <= 100:
         raise UserError(f"--quality: must be from 0 to 100, not {quality}")
@@ -104,7 +108,7 @@ def open_writer(
         target: a file's name, or ``-`` for stdout.
         size: height and width of the frames that will be written.
         fps: frames per second.
-        format: a key of ``FORMATS``; the ending of ``target`` decides if None.
+        format: a key of ``WRITER_OF_FORMAT``; the ending of ``target`` decides if None.
         scale: whole factor by which the frames are enlarged.
         quality: 0 to 100, for lossy formats; ``DEFAULT_QUALITY`` if None.
 
@@ -113,7 +117,7 @@ def open_writer(
             is full, or the encoder failed.
         PipeClosed: the reader of stdout has closed the pipe.
     """
-    name = format_of(target, format)
+    name = choose_format(target, format)
     if scale < 1 or not fps > 0:
         raise UserError(f"output: fps and scale must be positive, not {fps:g} and {scale}")
     check_quality(name, quality)
@@ -122,7 +126,7 @@ def open_writer(
     # 29.97002997 → 30000/1001; 29.97 → 2997/100.
     rate = Fraction(fps).limit_denominator(1001)
     writer = OutputFile(
-        target, FORMATS[name], size, rate, scale, DEFAULT_QUALITY if quality is None else quality
+        target, WRITER_OF_FORMAT[name], size, rate, scale, DEFAULT_QUALITY if quality is None else quality
     )
     try:
         yield writer

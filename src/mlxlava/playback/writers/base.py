@@ -49,7 +49,7 @@ class Writer(Protocol):
 
 
 class FormatWriter(Writer, Protocol):
-    """A writer of one file format, as ``FORMATS`` lists it.
+    """A writer of one file format, as ``WRITER_OF_FORMAT`` lists it.
 
     Args:
         path: file to write, or ``-`` for stdout.

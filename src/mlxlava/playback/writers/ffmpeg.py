@@ -25,8 +25,8 @@ _VIDEO_COLOUR_OPTIONS = (
 
 # The palette of a GIF is made from its first frames. They wait in memory until then, so their number is
 # limited.
-_MAX_PALETTE_BYTES = 2**28
-_MAX_PALETTE_FRAMES = 250
+_MAX_FRAME_BYTES_FOR_PALETTE = 2**28
+_MAX_FRAMES_FOR_PALETTE = 250
 
 # Browsers play GIF frames of 1/100 s ten times too slowly. So frames last at least 2/100 s.
 _GIF_MAX_FPS = 50
@@ -81,13 +81,13 @@ class _FfmpegWriter:
             write_all(self._stdin, np.ascontiguousarray(frame).data)
         except PipeClosed:
             self._process.wait()
-            raise self._failure() from None
+            raise self._describe_failure() from None
 
     def close(self) -> None:
         # After a second Ctrl-C during this wait ffmpeg finishes by itself, under the temporary name.
         self._stdin.close()
         if self._process.wait() != 0:
-            raise self._failure()
+            raise self._describe_failure()
         self._messages.close()
 
     def abort(self) -> None:
@@ -96,7 +96,7 @@ class _FfmpegWriter:
         self._stdin.close()
         self._messages.close()
 
-    def _failure(self) -> OSError:
+    def _describe_failure(self) -> OSError:
         """Why ffmpeg has stopped."""
         code = self._process.returncode
         if 256 - code in _DISK_ERROR_NUMBERS:
@@ -106,7 +106,7 @@ class _FfmpegWriter:
         return OSError(errno.EIO, "ffmpeg stopped: " + re.sub(r"^(\[[^]]*\] )+", "", lines[-1]))
 
 
-class Mp4(_FfmpegWriter):
+class Mp4Writer(_FfmpegWriter):
     """H.264, 4:2:0. QuickTime and browsers play it."""
 
     endings: ClassVar[tuple[str, ...]] = ("mp4", "m4v")
@@ -114,7 +114,7 @@ class Mp4(_FfmpegWriter):
     options = f"{_VIDEO_COLOUR_OPTIONS} -c:v libx264 -crf {{level}} -movflags +faststart -f mp4"
 
 
-class Webm(_FfmpegWriter):
+class WebmWriter(_FfmpegWriter):
     """VP9, 4:2:0."""
 
     endings: ClassVar[tuple[str, ...]] = ("webm",)
@@ -126,7 +126,7 @@ class Webm(_FfmpegWriter):
     )
 
 
-class Gif(_FfmpegWriter):
+class GifWriter(_FfmpegWriter):
     """GIF that loops for ever. Delays are whole hundredths of a second, and their sum keeps the true time."""
 
     endings: ClassVar[tuple[str, ...]] = ("gif",)
@@ -136,7 +136,7 @@ class Gif(_FfmpegWriter):
         # There is one palette for the whole file, since one for each frame would double the size. It is made
         # from the first frames, so that later frames need not wait. The dither is ordered: error diffusion
         # flickers.
-        first = max(1, min(_MAX_PALETTE_FRAMES, _MAX_PALETTE_BYTES // (4 * size[0] * size[1])))
+        first = max(1, min(_MAX_FRAMES_FOR_PALETTE, _MAX_FRAME_BYTES_FOR_PALETTE // (4 * size[0] * size[1])))
         thin = f"fps={_GIF_MAX_FPS}," if rate > _GIF_MAX_FPS else ""
         self.options = (
             f"-filter_complex {thin}split[head][all];"
@@ -146,7 +146,7 @@ class Gif(_FfmpegWriter):
         super().__init__(path, size, rate, quality)
 
 
-class Apng(_FfmpegWriter):
+class ApngWriter(_FfmpegWriter):
     """Animated PNG that loops for ever. Lossless."""
 
     endings: ClassVar[tuple[str, ...]] = ("apng", "png")
@@ -154,7 +154,7 @@ class Apng(_FfmpegWriter):
     options = "-c:v apng -plays 0 -f apng"
 
 
-class Webp(_FfmpegWriter):
+class WebpWriter(_FfmpegWriter):
     """Animated WebP that loops for ever."""
 
     endings: ClassVar[tuple[str, ...]] = ("webp",)

@@ -50,7 +50,7 @@ class _UncompressedWriter:
             self._file.close()
 
 
-class Raw(_UncompressedWriter):
+class RawWriter(_UncompressedWriter):
     """RGB24 frames without a header. The reader must know their size and rate."""
 
     endings: ClassVar[tuple[str, ...]] = ("raw", "rgb")
@@ -62,7 +62,7 @@ class Raw(_UncompressedWriter):
         return frame.tobytes()
 
 
-class Y4m(_UncompressedWriter):
+class Y4mWriter(_UncompressedWriter):
     """YUV4MPEG2, 4:4:4, with size and rate in its header. Players read it from a pipe."""
 
     endings: ClassVar[tuple[str, ...]] = ("y4m",)
