@@ -65,7 +65,7 @@ def prepare(
         sources: videos, pictures, and folders of images (taken in natural order).
         out: folder to write; None for one in the user's cache, named after sources and settings.
         size: height and width of the prepared frames, multiples of 16.
-        crop: ``centre``, ``auto`` (the moving region, found for each source) or ``X,Y,W,H`` in pixels.
+        crop: ``centre``, ``auto`` (the lamp, found for each source by what moves) or ``X,Y,W,H`` in pixels.
         every_nth: keep every n-th frame of each source.
         source_fps: true frames a second, where the files do not tell it, or tell that of a time-lapse.
         on_progress: called with the frames kept so far and the expected number, if known.
