@@ -91,6 +91,13 @@ def test_what_is_given_is_not_chosen(video: Path, tmp_path: Path) -> None:
     assert config["recipe"]["data"]["crop"] == "centre"
 
 
+def test_the_shape_fits_a_crop_that_is_given(video: Path) -> None:
+    recipe = override(load_recipe("lava"), {"data.crop": "0,0,150,50"})
+    free = free_settings("lava", {"data.crop": "0,0,150,50"})
+    found = choose_before_preparing(recipe, [video], free)[0].data
+    assert found.crop == "0,0,150,50" and found.size[1] >= 2 * found.size[0]
+
+
 def test_the_built_in_lamp_keeps_its_recipe(tiny: Recipe, tmp_path: Path) -> None:
     recipe = override(tiny, {"data.lamp_minutes": 0.1})
     run = mlxlava.train(recipe=recipe, run=tmp_path / "run", steps=1).run

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mlxlava.console import format_duration
+from mlxlava.errors import UserError
 from mlxlava.footage.crop import Box, PictureSums, Region, find_region
 from mlxlava.footage.motion import camera_shift, speed
 from mlxlava.footage.pictures import (
@@ -85,8 +86,8 @@ class Look:
 
         return speed([np.stack([framed(picture) for picture in stretch]) for stretch in self._stretches])
 
-    def warnings(self) -> list[str]:
-        """What a user should know of the source, a line each."""
+    def warnings(self, *, cropped: bool = False) -> list[str]:
+        """What a user should know of the source, a line each; of several lamps only if it is not cropped."""
         lines = []
         if self.camera_moves:
             lines.append(
@@ -100,7 +101,7 @@ class Look:
                 f"footage: in {self.path} the light is switched {', '.join(times[:3])}{more}; "
                 "the lamp will learn both. Cut the video there"
             )
-        if self.region and len(self.region.lamps) > 1:
+        if self.region and len(self.region.lamps) > 1 and not cropped:
             taken, *others = (",".join(map(str, box)) for box in self.region.lamps)
             lines.append(
                 f"footage: {len(self.region.lamps)} lamps stand in {self.path}; --crop {taken} takes the one "
@@ -173,6 +174,8 @@ def _look(
         if pictures:
             cells.append(coarse)
             kept.append(np.stack(pictures))
+    if not kept:
+        raise UserError(f"footage: no frame of {path} decodes; give another file")
     grids = [[np.asarray(each.convert("L"), dtype=np.float64) for each in coarse] for coarse in cells]
     switched = _switches(grids, frames / fps, fps)
     levels = [[float(grid.mean()) for grid in coarse] for coarse in grids]

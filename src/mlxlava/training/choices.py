@@ -95,6 +95,7 @@ def choose_before_preparing(
     Raises:
         UserError: a source cannot be read, nothing moves in it, or there is less than a second.
     """
+    automatic = "data.crop" in free or recipe.data.crop == "auto"
     looks = [look(path, recipe.data.source_fps or None) for path in source_paths(sources)]
     seconds = sum(each.seconds for each in looks)
     if seconds < _LEAST_SECONDS:
@@ -104,13 +105,12 @@ def choose_before_preparing(
     for each in looks:
         if each.region is None:
             raise UserError(f"footage: nothing moves in {each.path}; give footage of a lamp that is warm")
-        for line in each.warnings():
+        for line in each.warnings(cropped=not automatic):
             say(line)
     has_encoder = recipe.encoder.context_frames > 0
     choices: list[Choice] = []
-    automatic = "data.crop" in free or recipe.data.crop == "auto"
-    if has_encoder and automatic:
-        choices += _choose_shape(recipe, looks, free)
+    if has_encoder:
+        choices += _choose_shape(recipe, looks, free, automatic)
     recipe = _apply(recipe, choices)
     if automatic:
         choices.append(_choose_crop(recipe, looks))
@@ -163,11 +163,20 @@ def _apply(recipe: Recipe, choices: Sequence[Choice]) -> Recipe:
     return override(recipe, {choice.setting: choice.value for choice in choices})
 
 
-def _choose_shape(recipe: Recipe, looks: Sequence[Look], free: Collection[str]) -> list[Choice]:
-    """The shape of a frame, and of the smaller lamp that is learned first, if there is one."""
-    if "data.size" not in free:
+def _choose_shape(
+    recipe: Recipe, looks: Sequence[Look], free: Collection[str], automatic: bool
+) -> list[Choice]:
+    """The shape of a frame, and of the smaller lamp that is learned first, if there is one.
+
+    It is that of the lamp, or of the crop that was given if ``automatic`` is false.
+    """
+    if "data.size" not in free or (not automatic and recipe.data.crop in ("centre", "center")):
         return []
-    regions = [each.region.lamps[0] for each in looks if each.region]
+    if automatic:
+        regions = [each.region.lamps[0] for each in looks if each.region]
+    else:
+        given = recipe.data.crop
+        regions = [choose_box(given, each.picture, recipe.data.size, (), each.path)[0] for each in looks]
     # Of several sources, the geometric mean of their shapes.
     aspect = math.exp(sum(math.log(height / width) for *_, width, height in regions) / len(regions))
     factor, start = 1, recipe
@@ -178,7 +187,7 @@ def _choose_shape(recipe: Recipe, looks: Sequence[Look], free: Collection[str]) 
         start = override(load_recipe(recipe.growth.start_recipe), {"data.size": recipe.growth.start_size})
     small = _shape(start, aspect)
     size = [factor * side for side in small]
-    reason = f"the lamp is {aspect:.2g} times as high as wide"
+    reason = f"the {'lamp' if automatic else 'crop'} is {aspect:.2g} times as high as wide"
     choices = [Choice("data.size", size, reason)] if tuple(size) != recipe.data.size else []
     if recipe.growth.start_recipe and tuple(small) != recipe.growth.start_size:
         choices.append(Choice("growth.start_size", list(small), reason))
