@@ -30,7 +30,7 @@ def footage(sources: tuple[str, ...], folder: Path, **changes: Any) -> None:
     from mlxlava.console import say
     from mlxlava.footage.from_settings import prepare_from_settings
 
-    data = Data(**{"crop": "auto", **{name: value for name, value in changes.items() if value is not None}})
+    data = Data(**{name: value for name, value in changes.items() if value is not None})
     check_size(data.size)
     prepared = prepare_from_settings(sources, data, folder=folder)
     say(

@@ -90,6 +90,11 @@ class Schedule:
                 return found
         raise AssertionError("the last piece has no end")
 
+    def progress_at_join(self, joins: int, step: int) -> float:
+        """Progress at the step ``joins``, as a run sees it at ``step``: by its length if it was stretched."""
+        stretches = [each for each in self.decisions if each.stretched and joins < each.step <= step]
+        return joins / stretches[-1].total if stretches else self.progress(joins)
+
     def decide(self, step: int, total: int, *, stretched: bool = False) -> Schedule:
         """The schedule with another number of steps from ``step`` on, without decisions for later steps."""
         kept = tuple(each for each in self.decisions if each.step < step)
@@ -139,7 +144,7 @@ def learning_rates(recipe: Recipe, schedule: Schedule, step: int) -> tuple[float
         rate(training.learning_rate, progress, step),
         rate(
             training.d_rate * training.learning_rate,
-            max(0.0, progress - recipe.loss.d_start),
+            max(0.0, progress - schedule.progress_at_join(joins, step)),
             max(0, step - joins),
         ),
     )
