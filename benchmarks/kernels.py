@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from typing import Any
 
-from mlxlava.backend import kernels_of_graph, mx, use_gpu_path
+from mlxlava.backend import mx, operations_of_graph, use_gpu_path
 from mlxlava.config import load_recipe, override
 from mlxlava.console import print_table
 from mlxlava.training.step import Trainer
@@ -40,7 +40,7 @@ def count(name: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
     times = mx.zeros((data.batch_size, frames), mx.int32)
     rows = []
     for kind in trainer.step_kinds:
-        found = kernels_of_graph(trainer(state, clips, times, 0, kind=kind))
+        found = operations_of_graph(trainer(state, clips, times, 0, kind=kind))
         fused = [kernel for kernel in found if kernel.is_fused]
         names = Counter(kernel.name for kernel in found)
         rows.append(

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mlxlava.footage.lamp import ThemeLibrary
+from mlxlava.footage.simulated_lamp import ThemeLibrary
 from mlxlava.playback.screens.pictures import (
     HalfBlockPainter,
     ITerm2Painter,

@@ -19,6 +19,7 @@ __all__ = [
     "info",
     "load",
     "plan",
+    "report",
     "resume",
     "score",
     "settings",
@@ -26,13 +27,13 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from mlxlava.api.files import export, info, settings
+    from mlxlava.api.files import export, info, report, settings
     from mlxlava.api.judging import CheckReport, check, drift, score
     from mlxlava.api.playing import LavaLamp, load
     from mlxlava.api.training import TrainedRun, plan, resume, train
 else:
     _FILES = {
-        "files": ("export", "info", "settings"),
+        "files": ("export", "info", "report", "settings"),
         "judging": ("CheckReport", "check", "drift", "score"),
         "playing": ("LavaLamp", "load"),
         "training": ("TrainedRun", "plan", "resume", "train"),

@@ -23,7 +23,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-FREEZABLE_NETWORKS = ("dynamics", "encoder")
 RECIPES_FOLDER = Path(__file__).parent / "recipes"
 SCREENS = (
     "auto",
@@ -36,6 +35,9 @@ SCREENS = (
 
 def _setting(default: Any, help: str, choices: Sequence[str] = ()) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "choices": tuple(choices)})
+
+
+WATCH_SCREENS = ("window", "web")  # for train --watch: its progress needs the terminal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,10 @@ class Generator:
     background: bool = _setting(
         False,
         "shuffle: pixels rest at the footage's mean and move where they do there: what stands still is given",
+    )
+    upsampler_widths: tuple[int, ...] = _setting(
+        (),
+        "of a lamp that has grown: channels before each doubling of its pictures in the upsampling network",
     )
 
 
@@ -213,15 +219,14 @@ class Growth:
         "", "recipe of the smaller lamp that is learned first, in the folder small of the run; empty for none"
     )
     start_size: tuple[int, int] = _setting((64, 32), "height and width of the smaller lamp's frames")
-    factor: int = _setting(
-        1, "how many times smaller the pictures were; a power of two, and 1 for a lamp that has not grown"
+    steps: int = _setting(1500, "training steps of the upsampling network, which enlarges the pictures")
+    learning_rate: float = _setting(2e-3, "learning rate of the upsampling network")
+    frames: int = _setting(12, "real frames in a training step of the upsampling network, about")
+    width: int = _setting(32, "channels before each doubling in the upsampling network")
+    blur: float = _setting(
+        0.25, "largest blur of the small pictures that it learns from: share of each neighbour of a pixel"
     )
-    rest: tuple[str, ...] = _setting(
-        ("dynamics", "encoder"), "networks of a lamp that has grown that learn no more: dynamics, encoder"
-    )
-    rest_steps: int = _setting(
-        100, "first training steps of a lamp that has grown, in which the generator's old layers rest too"
-    )
+    noise: float = _setting(0.01, "noise of these pictures: a standard deviation, with white = 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,6 +248,13 @@ class Recipe:
         """Height and width of the frames that the encoder sees."""
         return self.encoder.size if any(self.encoder.size) else self.data.size
 
+    @property
+    def drawn_size(self) -> tuple[int, int]:
+        """Height and width of the pictures that the generator draws, before they are upsampled."""
+        factor: int = 2 ** len(self.generator.upsampler_widths)
+        height, width = self.data.size
+        return height // factor, width // factor
+
     def __post_init__(self) -> None:
         _check_recipe(self)
 
@@ -255,6 +267,8 @@ RENAMED_SETTINGS = {
     "training.carry": "training.carried_states",
     "training.clip": "training.update_clipping",
 }
+# Settings that are gone. They are ignored in older files of runs and weights, where they change no picture.
+_REMOVED_SETTINGS = ("growth.factor", "growth.rest", "growth.rest_steps")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -292,7 +306,6 @@ def _check_recipe(recipe: Recipe) -> None:
         "data.batch_size must be at least 2 with an encoder, which standardises states over the batch",
     )
     _require(recipe.loss.feature_matching >= 0, "loss.feature_matching must not be negative")
-    _require(recipe.loss.feature_matching >= 0, "loss.feature_matching must not be negative")
     _require(recipe.loss.sigma > 0, "loss.sigma must be positive")
     _require(recipe.loss.state_gain >= 0, "loss.state_gain must not be negative")
     _require(
@@ -311,18 +324,22 @@ def _check_recipe(recipe: Recipe) -> None:
         data.size[0] % max(1, height) == 0 and data.size[1] * height == data.size[0] * width,
         f"encoder.size must be data.size ({data.size[0]}x{data.size[1]}) or that divided by a whole number",
     )
-    growth = recipe.growth
-    _require(
-        growth.factor >= 1 and growth.factor & (growth.factor - 1) == 0,
-        "growth.factor must be a power of two: 1, 2, 4 …",
-    )
-    _require(growth.rest_steps >= 0, "growth.rest_steps must not be negative")
-    for name in growth.rest:
+    growth, upsampler_widths = recipe.growth, recipe.generator.upsampler_widths
+    for name in ("steps", "frames", "width"):
+        _require(getattr(growth, name) >= 1, f"growth.{name} must be at least 1")
+    _require(growth.learning_rate > 0, "growth.learning_rate must be positive")
+    _require(0 <= growth.blur <= 0.25, "growth.blur must lie in [0, 0.25]")
+    _require(0 <= growth.noise < 1, "growth.noise must lie in [0, 1)")
+    if upsampler_widths:
+        _require(min(upsampler_widths) >= 1, "generator.upsampler_widths must be positive numbers")
+        factor = 2 ** len(upsampler_widths)
         _require(
-            name in FREEZABLE_NETWORKS, f"growth.rest = {name!r}; {did_you_mean(name, FREEZABLE_NETWORKS)}"
+            not any(side % factor for side in data.size),
+            f"generator.upsampler_widths has {len(upsampler_widths)} entries, so data.size must be multiples "
+            f"of {factor}",
         )
     for part, size, widths, halvings in (
-        ("generator", data.size, recipe.generator.widths, len(recipe.generator.widths)),
+        ("generator", recipe.drawn_size, recipe.generator.widths, len(recipe.generator.widths)),
         ("discriminator", data.size, recipe.discriminator.widths, len(recipe.discriminator.widths) + more),
         ("encoder", recipe.encoder_input_size, recipe.encoder.widths, len(recipe.encoder.widths)),
     ):
@@ -413,6 +430,8 @@ def _build_section(cls: type, values: Mapping[str, Any], where: str = "") -> Any
     for key, value in values.items():
         path = RENAMED_SETTINGS.get(f"{where}{key}", f"{where}{key}")
         key = path.removeprefix(where)
+        if path in _REMOVED_SETTINGS:
+            continue
         if key not in fields:
             raise UserError(f"recipe: unknown key {path!r}; {did_you_mean(key, list(fields))}")
         kind = hints[key]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO, cast
 
@@ -15,9 +16,11 @@ from rich.table import Table
 OnProgress = Callable[[float, "float | None", str], None]
 
 _MIN_SECONDS_BETWEEN_LINES = 10.0  # seconds between plain lines
+_KEPT_MESSAGES = 200
 
 
 _muted = False
+_messages: deque[str] = deque(maxlen=_KEPT_MESSAGES)
 
 
 def mute() -> None:
@@ -30,7 +33,15 @@ def say(text: str) -> None:
     """Print a line on stderr, above the progress bar if there is one."""
     if _muted:
         return
-    _stderr_console().print(text, highlight=False, markup=False, soft_wrap=True)
+    _messages.append(text)
+    _print(text)
+
+
+def take_messages() -> list[str]:
+    """The lines that ``say`` has printed since the last call of this function, at most the last 200."""
+    taken = list(_messages)
+    _messages.clear()
+    return taken
 
 
 @contextlib.contextmanager
@@ -95,9 +106,14 @@ def _plain_line_progress(what: str) -> OnProgress:
         if finished or time.monotonic() - last >= _MIN_SECONDS_BETWEEN_LINES:
             last = time.monotonic()
             percent = f"{done / total:4.0%} " if total else ""
-            say(f"{what} {percent}{text}")
+            _print(f"{what} {percent}{text}")
 
     return update
+
+
+def _print(text: str) -> None:
+    if not _muted:
+        _stderr_console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class _LastingStream:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlxlava.backend import kernels_of_graph, mx, use_gpu_path
+from mlxlava.backend import mx, operations_of_graph, use_gpu_path
 from mlxlava.backend.ops import Convolution, conv3, conv4_stride2, conv4_transposed
 
 pytestmark = pytest.mark.device
@@ -19,7 +19,7 @@ def test_a_kernel_of_many_sums_is_found() -> None:
         half = len(arrays) // 2
         return arrays[0] if half == 0 else total(*arrays[:half]) + total(*arrays[half:])
 
-    assert max(kernel.buffers for kernel in kernels_of_graph({"sum": mx.compile(total)(*arrays)})) > 20
+    assert max(kernel.buffers for kernel in operations_of_graph({"sum": mx.compile(total)(*arrays)})) > 20
 
 
 @pytest.mark.parametrize(
@@ -35,5 +35,5 @@ def test_no_picture_is_a_kernel(form: Convolution, side: int, outputs: int) -> N
     y = mx.ones_like(form(x, mx.ones((outputs, side, side, 4))))
     with use_gpu_path():
         gradient = mx.grad(lambda weight: (form(x, weight) * y).sum())(mx.ones((outputs, side, side, 4)))
-        names = [kernel.name for kernel in kernels_of_graph({"gradient": gradient})]
+        names = [kernel.name for kernel in operations_of_graph({"gradient": gradient})]
     assert "Matmul" in names and "Convolution" not in names

@@ -23,7 +23,7 @@ from PIL import Image
 from mlxlava.backend import mx, on_gpu_path, use_gpu_path
 from mlxlava.cli import cli, main
 from mlxlava.config import Recipe, recipe_from_dict
-from mlxlava.footage import lamp
+from mlxlava.footage import simulated_lamp
 from mlxlava.playback.writers import open_writer
 from mlxlava.training.memory_plan import gigabytes_for_more_micro_batches
 from mlxlava.training.step import Trainer
@@ -67,7 +67,7 @@ def run(
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four seconds of the built-in lamp as a video."""
     path = tmp_path_factory.mktemp("video") / "lamp.mp4"
-    frames = lamp.frames(FOOTAGE_SIZE, fps=10)
+    frames = simulated_lamp.frames(FOOTAGE_SIZE, fps=10)
     with open_writer(str(path), size=FOOTAGE_SIZE, fps=10) as writer:
         for _ in range(40):
             writer.write(next(frames))
@@ -137,7 +137,7 @@ def test_footage_that_cannot_be_read_is_one_line(run: Run, tmp_path: Path) -> No
 
 def test_a_truncated_video_is_used_as_far_as_it_goes(run: Run, tmp_path: Path) -> None:
     # Matroska can be read from the front; an mp4 without its end has no index at all.
-    frames = lamp.frames(FOOTAGE_SIZE, fps=10)
+    frames = simulated_lamp.frames(FOOTAGE_SIZE, fps=10)
     with open_writer("whole.webm", size=FOOTAGE_SIZE, fps=10) as writer:
         for _ in range(40):
             writer.write(next(frames))
@@ -406,7 +406,7 @@ def test_the_slowest_and_the_fastest(fps: str, speed: str, run: Run, tmp_path: P
 
 def test_a_lamp_goes_on_from_a_picture(run: Run, video: Path, tmp_path: Path) -> None:
     assert run("train", str(video), "-o", "mine", "--steps", "1", *TINY)[0] == 0
-    Image.fromarray(next(lamp.frames((64, 64), fps=5))).save(tmp_path / "photo.png")
+    Image.fromarray(next(simulated_lamp.frames((64, 64), fps=5))).save(tmp_path / "photo.png")
     status, said = run("loop", "--weights", "mine", "--from", "photo.png", "--frames", "2", "-o", "a.gif")
     assert status == 0, said
     assert re.search(r"from: the nearest frame differs from photo.png by \d+\.\d of 255", said)

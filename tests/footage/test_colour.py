@@ -6,9 +6,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mlxlava.footage.colour import BT601, BT709, BT2020, RGB, ColourEncoding, guess_matrix, to_srgb
+from mlxlava.footage.colour import (
+    BT601_CODE,
+    BT709_CODE,
+    BT2020_CODE,
+    RGB_CODE,
+    ColourEncoding,
+    guess_matrix,
+    to_srgb,
+)
 
-COEFFICIENTS = {BT709: (0.2126, 0.0722), BT601: (0.299, 0.114), BT2020: (0.2627, 0.0593)}
+COEFFICIENTS = {BT709_CODE: (0.2126, 0.0722), BT601_CODE: (0.299, 0.114), BT2020_CODE: (0.2627, 0.0593)}
 
 
 def encode(rgb: npt.NDArray[np.float64], colours: ColourEncoding) -> npt.NDArray[np.float32]:
@@ -40,11 +48,11 @@ def test_matrix_range_and_depth(matrix: int, full: bool, depth: int) -> None:
 
 def test_rgb_and_grey_stay_as_they_are() -> None:
     rgb = np.random.default_rng(0).integers(0, 256, (3, 8, 8)).astype(np.float32)
-    assert np.array_equal(to_srgb(rgb, ColourEncoding(RGB, True)), rgb.transpose(1, 2, 0))
-    grey = to_srgb(rgb[:1], ColourEncoding(BT709, True))
+    assert np.array_equal(to_srgb(rgb, ColourEncoding(RGB_CODE, True)), rgb.transpose(1, 2, 0))
+    grey = to_srgb(rgb[:1], ColourEncoding(BT709_CODE, True))
     assert np.array_equal(grey, np.stack([rgb[0]] * 3, axis=-1))
     out = np.array([[[300.0]], [[-20.0]], [[128.0]]], np.float32)
-    assert to_srgb(out, ColourEncoding(RGB, True)).tolist() == [[[255, 0, 128]]]
+    assert to_srgb(out, ColourEncoding(RGB_CODE, True)).tolist() == [[[255, 0, 128]]]
 
 
 def pq(nits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -67,7 +75,7 @@ def test_hdr(curve: int, code: object) -> None:
 
     def shown(nits: float) -> int:
         planes = np.full((3, 1, 1), code(np.array(nits)), np.float32) * 65535
-        return int(to_srgb(planes, ColourEncoding(RGB, True, curve, BT2020, 16))[0, 0, 0])
+        return int(to_srgb(planes, ColourEncoding(RGB_CODE, True, curve, BT2020_CODE, 16))[0, 0, 0])
 
     # Below the knee, as a display of standard dynamic range shows it; 203 cd/m² is white there.
     for level in (0, 20, 80, 160, 220):
@@ -80,7 +88,7 @@ def test_hdr(curve: int, code: object) -> None:
 def test_primaries_keep_white_and_widen_red() -> None:
     def shown(rgb: tuple[float, ...], primaries: int) -> list[int]:
         planes = (np.array(rgb, np.float32) * 255).reshape(3, 1, 1)
-        colours: list[int] = to_srgb(planes, ColourEncoding(RGB, True, 1, primaries))[0, 0].tolist()
+        colours: list[int] = to_srgb(planes, ColourEncoding(RGB_CODE, True, 1, primaries))[0, 0].tolist()
         return colours
 
     for primaries in (1, 4, 5, 6, 7, 8, 9, 11, 12, 22):
@@ -92,5 +100,7 @@ def test_primaries_keep_white_and_widen_red() -> None:
 
 
 def test_the_matrix_of_untagged_video_goes_by_its_lines() -> None:
-    assert [guess_matrix(lines) for lines in (480, 576, 719, 720, 1080)] == [BT601] * 3 + [BT709] * 2
-    assert guess_matrix(480, transfer=18) == guess_matrix(480, primaries=9) == BT2020
+    assert [guess_matrix(lines) for lines in (480, 576, 719, 720, 1080)] == [BT601_CODE] * 3 + [
+        BT709_CODE
+    ] * 2
+    assert guess_matrix(480, transfer=18) == guess_matrix(480, primaries=9) == BT2020_CODE

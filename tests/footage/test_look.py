@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlxlava.footage import lamp
+from mlxlava.footage import simulated_lamp
 from mlxlava.footage.look import Look, look
 from mlxlava.footage.prepare import prepare
 from mlxlava.playback.writers import open_writer
@@ -31,7 +31,7 @@ def wall() -> np.ndarray:
 
 def scene(*lamps: int, seed: int = 0) -> list[np.ndarray]:
     """Frames of a room with lamps, whose left edges are given."""
-    streams = [lamp.frames(GLASS, fps=FPS, seed=seed + number) for number in range(len(lamps))]
+    streams = [simulated_lamp.frames(GLASS, fps=FPS, seed=seed + number) for number in range(len(lamps))]
     frames = []
     for _ in range(COUNT):
         frame = wall()
@@ -148,7 +148,7 @@ def test_two_lamps_are_said_with_a_crop_for_either(film: Callable[[list[np.ndarr
 def test_a_crop_of_another_size_of_picture_is_scaled(tmp_path: Path) -> None:
     for scale, name in ((1, "small"), (2, "large")):
         (tmp_path / name).mkdir()
-        frames = itertools.islice(lamp.frames((64 * scale, 32 * scale), fps=5), 2)
+        frames = itertools.islice(simulated_lamp.frames((64 * scale, 32 * scale), fps=5), 2)
         for number, frame in enumerate(frames):
             Image.fromarray(frame).save(tmp_path / name / f"{number}.png")
     small, large = (

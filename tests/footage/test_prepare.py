@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from mlxlava.errors import UserError
-from mlxlava.footage import lamp
 from mlxlava.footage import prepare as footage
+from mlxlava.footage import simulated_lamp
 from mlxlava.footage.cuts import CutFinder
 from mlxlava.footage.dataset import Footage, draw_frame_times, open_footage
 
@@ -448,7 +448,7 @@ def test_built_in_lamp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         while True:
             yield np.full((*size, 3), seed, np.uint8)
 
-    monkeypatch.setattr(lamp, "frames", frames)
+    monkeypatch.setattr(simulated_lamp, "frames", frames)
     seen: list[tuple[int, int | None]] = []
 
     def make() -> Footage:

@@ -47,7 +47,7 @@ WITHOUT_MLX = [
     "footage.crop",
     "footage.cuts",
     "footage.dataset",
-    "footage.lamp",
+    "footage.simulated_lamp",
     "footage.pictures",
     "footage.prepare",
     "footage.raster",
@@ -66,7 +66,9 @@ WITHOUT_MLX = [
     "playback.writers",
     "products",
     "resize",
+    "training.curves",
     "training.memory_plan",
+    "training.report",
 ]
 NEEDS = {"playback.screens.web": "aiohttp", "playback.screens.window": "pygame"}  # what is in an extra
 

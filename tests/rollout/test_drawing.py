@@ -99,3 +99,46 @@ def test_normalised_generators_play_with_their_running_statistics(
         drawn = np.array(make_draw_function(tiny_duralava, weights, stats)(states))
     assert defined.std() > 2
     assert np.abs(drawn.astype(int) - defined).max() <= 1
+
+
+@PATHS
+@pytest.mark.parametrize("background", [False, True])
+def test_pictures_of_a_lamp_that_has_grown(tiny: Recipe, background: bool, on_gpu: bool) -> None:
+    recipe = override(
+        tiny,
+        {
+            "data.size": [64, 64],
+            "generator.widths": [8, 6],
+            "generator.upsampler_widths": [6, 5],
+            "generator.background": background,
+        },
+    )
+    weights = make_generator(recipe).init(mx.random.key(1))
+    upsampler = weights["upsampler"]
+    if background:
+        for layers, size in ((weights, (16, 16)), (upsampler, (64, 64))):
+            layers["background"] = mx.random.normal((*size, 3), key=mx.random.key(2))
+            layers["gate"] = mx.random.uniform(shape=(*size, 3), key=mx.random.key(3))
+    upsampler["out"]["weight"] = 3 * upsampler["out"]["weight"]
+    states = mx.random.normal((5, recipe.generator.state_size), key=mx.random.key(4))
+
+    small = override(recipe, {"data.size": [16, 16], "generator.upsampler_widths": []})
+    own = {name: layer for name, layer in weights.items() if name != "upsampler"}
+    with use_gpu_path(on_gpu):
+        pictures = make_generator(small)(own, states)[0]
+    centre: mx.array | float = 0.5
+    if background:
+        centre = mx.sigmoid(upsampler["background"]).reshape(16, 4, 16, 4, 3).mean((1, 3))
+    x = leaky(taps(4 * (pictures - centre), upsampler["in"]["weight"], 1) + upsampler["in"]["bias"])
+    for name in ("up0", "up1"):
+        x = leaky(shuffled(taps(x, upsampler[name]["weight"], 1) + upsampler[name]["bias"]))
+    x = taps(x, upsampler["out"]["weight"], 1) + upsampler["out"]["bias"]
+    defined = as_bytes(upsampler.get("background", 0) + upsampler.get("gate", 1) * x)
+
+    with use_gpu_path(on_gpu):
+        trained = np.array(to_uint8_frames(make_generator(recipe)(weights, states)[0]))
+        drawn = np.array(make_draw_function(recipe, weights, {})(states))
+    assert defined.std() > 5
+    for frames in (trained, drawn):
+        assert frames.shape == defined.shape == (5, 64, 64, 3)
+        assert np.abs(frames.astype(int) - defined).max() <= 1

@@ -14,7 +14,7 @@ import mlxlava
 from mlxlava.backend import mx
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.errors import UserError
-from mlxlava.footage import lamp
+from mlxlava.footage import simulated_lamp
 from mlxlava.footage.dataset import Footage
 from mlxlava.playback.writers import open_writer
 from mlxlava.training.choices import choose_before_preparing, choose_for_footage, free_settings
@@ -44,7 +44,7 @@ def write(path: Path, frames: list[np.ndarray], fps: float = 10) -> Path:
 
 def lamp_in_a_room(count: int, fps: float) -> list[np.ndarray]:
     """A glass of 96×48, in the left half of a grey picture of 128×192."""
-    stream = lamp.frames((96, 48), fps=fps, seed=1)
+    stream = simulated_lamp.frames((96, 48), fps=fps, seed=1)
     frames = []
     for _ in range(count):
         frame = np.full((128, 192, 3), 70, np.uint8)
@@ -116,7 +116,7 @@ def test_a_recipe_of_ones_own_keeps_what_it_sets() -> None:
 def test_a_learned_step_spans_more_frames_where_wax_is_slow_and_frames_are_many(tmp_path: Path) -> None:
     recipe = load_recipe("lava")
     free = {"data.every_nth"}
-    stream = lamp.frames((64, 32), fps=30, seed=1)
+    stream = simulated_lamp.frames((64, 32), fps=30, seed=1)
     long = write(tmp_path / "long.mp4", [next(stream) for _ in range(1300)], 30)
     short = write(tmp_path / "short.mp4", [frame for frame, _ in zip(stream, range(330), strict=False)], 30)
     (slow,) = choose_before_preparing(recipe, [long], free)[1]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mlxlava.backend import kernels_of_graph, mx, use_gpu_path
+from mlxlava.backend import mx, operations_of_graph, use_gpu_path
 from mlxlava.backend.kernel_count import MAX_KERNEL_BUFFERS
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.training.step import Trainer
@@ -39,7 +39,7 @@ def widest(recipe: Recipe) -> dict[tuple[bool, bool], int]:
     times = mx.zeros((data.batch_size, count), mx.int32)
     most: dict[tuple[bool, bool], int] = {}
     for kind in trainer.step_kinds:
-        found = kernels_of_graph(trainer(state, frames, times, 0, kind=kind))
+        found = operations_of_graph(trainer(state, frames, times, 0, kind=kind))
         most[kind] = max(kernel.buffers for kernel in found if kernel.is_fused)
     return most
 

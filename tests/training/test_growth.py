@@ -1,4 +1,4 @@
-"""Growing: what was learned at a small size is there at a larger one, and only what is new has to learn."""
+"""Growing: the motion is learned at a small size, and a network learns to enlarge the pictures."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ import pytest
 
 import mlxlava
 from mlxlava.backend import Tree, arrays_by_name, mx
-from mlxlava.config import Recipe, override, recipe_from_dict, recipe_to_dict
+from mlxlava.config import Recipe, load_recipe, override, recipe_from_dict, recipe_to_dict
 from mlxlava.errors import UserError
 from mlxlava.footage.prepare import prepare_lamp
+from mlxlava.models.layers import average_pool_to_size
 from mlxlava.paths import latest_checkpoint_folder, read_json
 from mlxlava.rollout.weights import load_weights, save_weights
 from mlxlava.training.callbacks import Callbacks
 from mlxlava.training.checkpoint import load_checkpoint
-from mlxlava.training.step import Trainer
+from mlxlava.training.growth import grown_recipe
+from mlxlava.training.trainer import make_trainer
+from mlxlava.training.upsampling import UpsamplerTrainer, blur_pictures
 from tests.conftest import StopAtNextStep
 
 pytestmark = pytest.mark.device
 
 LAMP = {"data.lamp_minutes": 0.1, "data.size": [16, 16]}
+GROWTH = {"growth.width": 8, "growth.frames": 4}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -53,18 +57,16 @@ def grow(
     size: tuple[int, int] = (64, 64),
     settings: dict[str, Any] | None = None,
 ) -> Path:
-    recipe = override(tiny, {**LAMP, "growth.rest_steps": 2, **(settings or {})})
+    recipe = override(tiny, {**LAMP, **GROWTH, "growth.steps": steps, **(settings or {})})
     changes = {"data.size": size}
-    return mlxlava.train(
-        recipe=recipe, run=run, init=small, steps=steps, callbacks=callbacks, settings=changes
-    ).run
+    return mlxlava.train(recipe=recipe, run=run, init=small, callbacks=callbacks, settings=changes).run
 
 
 def state_of(run: Path) -> Tree:
     recipe = recipe_from_dict(read_json(run / "config.json", "run")["recipe"])
     latest = latest_checkpoint_folder(run)
     assert latest is not None
-    return load_checkpoint(latest, Trainer(recipe, recipe.training.steps).init())[0]
+    return load_checkpoint(latest, make_trainer(recipe, recipe.training.steps).init())[0]
 
 
 def changed(one: Tree, other: Tree) -> set[str]:
@@ -77,46 +79,47 @@ def changed(one: Tree, other: Tree) -> set[str]:
     }
 
 
-def test_a_grown_lamp_begins_as_the_small_one_enlarged(tiny: Recipe, small: Path, tmp_path: Path) -> None:
-    run = grow(tiny, small, tmp_path / "grown", steps=1)
-    begun = load_weights(run)
-    assert begun.recipe.data.size == (64, 64)
-    was = next(mlxlava.load(small).frames(seed=3)).astype(float)
-    now = next(mlxlava.load(run).frames(seed=3)).astype(float)
+def first_frame(weights: Path, seed: int) -> np.ndarray:
+    frame: np.ndarray = next(mlxlava.load(weights).frames(seed=seed)).astype(float)
+    return frame
+
+
+def test_a_grown_lamp_shows_the_small_one_enlarged(tiny: Recipe, small: Path, tmp_path: Path) -> None:
+    settings = {"growth.learning_rate": 5e-3, "training.ema": 0.9}
+    run = grow(tiny, small, tmp_path / "grown", steps=60, settings=settings)
+    assert mlxlava.load(run).size == (64, 64)
+    was, now, other = first_frame(small, 3), first_frame(run, 3), first_frame(small, 4)
     averaged = now.reshape(16, 4, 16, 4, 3).mean((1, 3))
-    other = next(mlxlava.load(small).frames(seed=4)).astype(float)
     # Where the small lamps differ, the grown one is like the one that it grew from.
     moving = np.abs(was - other) > np.quantile(np.abs(was - other), 0.9)
     assert np.abs(averaged - was)[moving].mean() < 0.5 * np.abs(averaged - other)[moving].mean()
 
 
-def test_state_step_and_encoder_rest_and_old_layers_wait(tiny: Recipe, small: Path, tmp_path: Path) -> None:
-    before = state_of(small)
-    waiting = state_of(grow(tiny, small, tmp_path / "waiting", steps=2))
-    learning = state_of(grow(tiny, small, tmp_path / "learning", steps=4))
-    # What is played of a run is its averaged weights, and a grown lamp begins with those.
-    for state in (waiting, learning):
+def test_only_the_upsampling_network_learns(tiny: Recipe, small: Path, tmp_path: Path) -> None:
+    before, after = state_of(small), state_of(grow(tiny, small, tmp_path / "grown", steps=3))
+    # What is played of a run is its averaged weights, and a grown lamp has those.
+    for state in (after, after["ema"]):
         assert not changed(before["ema"]["dynamics"], state["dynamics"])
-        assert not changed(before["encoder"], state["encoder"])
-    old = {name: before["ema"]["generator"][name] for name in ("dense", "up0", "up1")}
-    assert not changed(old, waiting["generator"])
-    assert changed(old, learning["generator"]) == {"dense", "up0", "up1"}
-    new = {name: waiting["generator"][name] for name in ("up2", "up3", "out")}
-    assert changed(new, learning["generator"]) == {"up2", "up3", "out"}
+        assert not changed(before["ema"]["generator"], state["generator"])
+    assert not changed(before["stats"], after["stats"])
+    first = state_of(grow(tiny, small, tmp_path / "first", steps=1))
+    learned = changed(first["generator"]["upsampler"], after["generator"]["upsampler"])
+    assert learned == {"in", "up0", "up1", "out"}
 
 
-def test_networks_rest_only_if_the_recipe_says_so(tiny: Recipe, small: Path, tmp_path: Path) -> None:
-    before = state_of(small)
-    run = grow(tiny, small, tmp_path / "grown", 3, settings={"growth.rest": []})
-    assert changed(before["encoder"], state_of(run)["encoder"])
-    assert changed(before["ema"]["dynamics"], state_of(run)["dynamics"])
+def test_any_lamp_can_grow(tiny_duralava: Recipe, tmp_path: Path) -> None:
+    old = mlxlava.train(
+        recipe=override(tiny_duralava, {**LAMP, "training.steps": 1}), run=tmp_path / "old"
+    ).run
+    run = grow(tiny_duralava, old, tmp_path / "grown", steps=1, size=(32, 32))
+    assert first_frame(run, 1).shape == (32, 32, 3)
 
 
-def test_a_discriminator_grows_in_front(tiny: Recipe, small: Path, tmp_path: Path) -> None:
-    # Until it joins in it rests; of the old one only the first layer, which saw the small pictures, is new.
-    run = grow(tiny, small, tmp_path / "grown", 2, settings={"loss.d_start": 1.0})
-    old, new = state_of(small)["discriminator"], state_of(run)["discriminator"]
-    assert not changed({"down3": old["down1"], "out": old["out"], "joint": old["joint"]}, new)
+def test_steps_can_be_given(tiny: Recipe, small: Path, tmp_path: Path) -> None:
+    recipe = override(tiny, {**LAMP, **GROWTH})
+    run = tmp_path / "grown"
+    done = mlxlava.train(recipe=recipe, run=run, init=small, steps=2, settings={"data.size": (32, 32)})
+    assert done.step == 2
 
 
 def test_a_grown_run_resumes_exactly(tiny: Recipe, small: Path, tmp_path: Path) -> None:
@@ -127,16 +130,11 @@ def test_a_grown_run_resumes_exactly(tiny: Recipe, small: Path, tmp_path: Path) 
     assert not changed(whole, state_of(tmp_path / "cut"))
 
 
-def test_weights_without_an_encoder_grow_too_and_a_new_one_learns(
-    tiny: Recipe, small: Path, tmp_path: Path
-) -> None:
-    weights = load_weights(small)
-    save_weights(weights, tmp_path / "weights")
+def test_exported_weights_grow_and_are_exported(tiny: Recipe, small: Path, tmp_path: Path) -> None:
+    save_weights(load_weights(small), tmp_path / "weights")
     run = grow(tiny, tmp_path / "weights", tmp_path / "grown", steps=1)
-    first = state_of(run)
-    assert not changed(weights.arrays["dynamics"], first["dynamics"])
-    again = state_of(grow(tiny, tmp_path / "weights", tmp_path / "longer", steps=2))
-    assert changed(first["encoder"], again["encoder"])
+    mlxlava.export(run, tmp_path / "exported")
+    assert np.abs(first_frame(run, 2) - first_frame(tmp_path / "exported", 2)).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -151,6 +149,82 @@ def test_sizes_that_a_lamp_cannot_grow_to_are_refused(
     assert not (tmp_path / "grown").exists()
 
 
+def test_a_lamp_does_not_grow_twice(tiny: Recipe, small: Path, tmp_path: Path) -> None:
+    once = grow(tiny, small, tmp_path / "once", steps=1, size=(32, 32))
+    with pytest.raises(UserError, match="grown already"):
+        grow(tiny, once, tmp_path / "twice", steps=1)
+
+
+# --- the upsampling network ---
+
+
+def test_micro_batches_give_the_same_step(tiny: Recipe) -> None:
+    small = override(tiny, LAMP)
+    recipe = grown_recipe(override(tiny, {**GROWTH, "growth.frames": 12}), small, (32, 32))
+    assert recipe.data.batch_size == 4
+    frames = mx.random.randint(0, 255, (4, recipe.data.drawn_frames, 32, 32, 3), key=mx.random.key(1))
+    times = mx.zeros((4, recipe.data.drawn_frames), mx.int32)
+    steps = []
+    for micro_batches in (1, 2):
+        trainer = UpsamplerTrainer(override(recipe, {"training.micro_batches": micro_batches}), 10)
+        steps.append(trainer(trainer.init(), frames.astype(mx.uint8), times, 3))
+    (one, terms), (other, same) = steps
+    for name, array in arrays_by_name(one["generator"]).items():
+        assert mx.allclose(array, arrays_by_name(other["generator"])[name], atol=1e-5).item(), name
+    assert terms["reconstruction"].item() == pytest.approx(same["reconstruction"].item(), rel=1e-4)
+
+
+def test_a_picture_of_one_colour_is_not_changed_by_blur() -> None:
+    grey = mx.full((2, 4, 6, 3), 0.3)
+    assert mx.allclose(blur_pictures(grey, mx.array([0.0, 0.25])), grey).item()
+    dot = mx.zeros((1, 5, 5, 3))
+    dot[0, 2, 2] = 1.0
+    soft = np.array(blur_pictures(dot, mx.array([0.25])))[0, :, :, 0]
+    assert soft.sum() == pytest.approx(1) and soft[2, 2] == pytest.approx(0.25)
+    assert soft[1, 2] == pytest.approx(0.125) and soft[1, 1] == pytest.approx(0.0625)
+
+
+def test_edges_become_crisp(tiny: Recipe) -> None:
+    """It learns what the pixels of an edge are: better than any picture that is only enlarged."""
+    recipe = grown_recipe(
+        override(tiny, {**GROWTH, "growth.width": 16, "growth.learning_rate": 5e-3}),
+        override(tiny, LAMP),
+        (32, 32),
+    )
+    trainer = UpsamplerTrainer(recipe, 80)
+    state = trainer.init()
+    rng = np.random.default_rng(0)
+    times = mx.zeros((recipe.data.batch_size, recipe.data.drawn_frames), mx.int32)
+
+    def discs() -> mx.array:
+        """Clips of one disc each, at random places."""
+        shape = (recipe.data.batch_size, recipe.data.drawn_frames, 1, 1)
+        y, x = rng.uniform(8, 24, (2, *shape))
+        rows, columns = np.mgrid[:32, :32] + 0.5
+        away = np.hypot(rows - y, columns - x)
+        grey = np.clip(6 - away, 0, 1)[..., None]
+        return mx.array((255 * np.repeat(grey, 3, -1)).astype(np.uint8))
+
+    errors = []
+    for index in range(80):
+        state, terms = trainer(state, discs(), times, index)
+        mx.eval(state)
+        errors.append(terms["reconstruction"].item())
+    real = discs().astype(mx.float32) / 255
+    small = average_pool_to_size(real, (16, 16))
+    repeated = mx.repeat(mx.repeat(small, 2, -3), 2, -2)
+    enlarged = ((repeated - real) ** 2).sum((2, 3, 4)).mean().item()
+    assert np.mean(errors[-10:]) < 0.7 * enlarged
+
+
+def test_the_shipped_recipe_grows_from_the_default_one() -> None:
+    large = load_recipe("lava-256x128")
+    small = override(load_recipe("lava"), {"data.size": large.growth.start_size})
+    grown = grown_recipe(large, small, large.data.size)
+    assert grown.generator.upsampler_widths == (32, 32) and grown.drawn_size == (64, 32)
+    assert recipe_from_dict(recipe_to_dict(grown)) == grown
+
+
 # --- in two stages ---
 
 STAGES = """
@@ -160,9 +234,9 @@ size = [64, 64]
 [growth]
 start_recipe = "{small}"
 start_size = [16, 16]
-rest_steps = 1
-[training]
 steps = 3
+width = 8
+frames = 4
 """
 
 
@@ -269,6 +343,35 @@ def test_stages_share_the_minutes(staged: Path, tmp_path: Path) -> None:
     small, large = (
         json.loads((tmp_path / "run" / name / "config.json").read_text()) for name in ("small", ".")
     )
-    assert small["schedule"]["minutes"] == pytest.approx(0.045)
+    assert small["schedule"]["minutes"] == pytest.approx(0.085)
     assert large["schedule"]["minutes"] <= 0.1
     assert done.step == done.total_steps == large["total_steps"]
+
+
+def test_steps_are_those_of_the_second_stage(staged: Path, tmp_path: Path) -> None:
+    done = mlxlava.train(recipe=staged, run=tmp_path / "run", steps=2)
+    assert done.step == done.total_steps == 2
+    assert read_json(done.run / "small/config.json", "run")["total_steps"] == 3
+
+
+def test_a_grown_lamp_is_taken_up_at_either_of_its_sizes(tiny: Recipe, small: Path, tmp_path: Path) -> None:
+    grown = grow(tiny, small, tmp_path / "grown", steps=1)
+    further = grow(tiny, grown, tmp_path / "further", steps=1)
+    assert mlxlava.load(further).size == (64, 64)
+    assert not changed(state_of(grown)["dynamics"], state_of(further)["dynamics"])
+    recipe = override(tiny, {**LAMP, "training.steps": 1})
+    inside = mlxlava.train(recipe=recipe, run=tmp_path / "inside", init=grown).run
+    assert mlxlava.load(inside).size == (16, 16)
+    assert changed(state_of(small)["dynamics"], state_of(inside)["dynamics"])
+
+
+def test_minutes_of_an_upsampling_network_give_a_finished_run(
+    tiny: Recipe, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = override(tiny, {**LAMP, **GROWTH, "data.size": (32, 32)})
+    done = mlxlava.train(recipe=recipe, run=tmp_path / "grown", init=small, minutes=0.05)
+    config = read_json(done.run / "config.json", "run")
+    assert done.step == done.total_steps == config["total_steps"]
+    assert [each["setting"] for each in config["choices"]] == ["training.steps"]
+    assert "discriminator" not in capsys.readouterr().err
+    assert "training.steps" in (done.run / "report.html").read_text()

@@ -135,8 +135,14 @@ def test_the_log_has_every_term_and_previews_show_lamps(
         assert name in lines[-1]
     assert "r1" in lines[2] and "r1" not in lines[3]
     sheet = Image.open(tmp_path / "previews/000004.png")
-    assert sheet.size == (6 * 18 - 2, 5 * 18 - 2)  # a row of real frames, four lamps; six times
-    assert np.array_equal(np.asarray(sheet)[:16, :16], footage.frames[footage.clip_starts(6)[0]])
+    # A row of real frames, the same drawn again, and four lamps, at six times; below three lines of text.
+    rows, text = 16 + 16 + (4 * 18 - 2), 3 * 16
+    assert sheet.size == (6 * 18 - 2, rows + text)
+    pixels = np.asarray(sheet)
+    assert np.array_equal(pixels[16:32, :16], footage.frames[footage.clip_starts(6)[0]])
+    for top in (0, 32, 64):
+        band = pixels[top : top + 16]
+        assert band.max() > 180 > 60 > np.median(band)  # light letters on a dark ground
     assert [path.name for path in checkpoint_folders(tmp_path)] == ["00000002", "00000004", "00000006"]
 
 

@@ -1,4 +1,4 @@
-"""Write the weights of a run, and describe weights, recipes and this machine."""
+"""Write the weights and the report of a run, and describe weights, recipes and this machine."""
 
 from __future__ import annotations
 
@@ -37,6 +37,25 @@ def export(
     from mlxlava.rollout.export import export as export_run
 
     return export_run(Path(run), Path(folder), half=half, score=None if score is None else dict(score))
+
+
+def report(run: str | Path) -> Path:
+    """Write the report of a run anew: a page with curves, previews, choices, messages and commands.
+
+    ``train`` writes it by itself. This is for runs of older versions, and for runs that were copied.
+
+    Args:
+        run: folder of the run.
+
+    Returns:
+        The page, ``report.html`` in the folder of the run.
+
+    Raises:
+        UserError: there is no such run, it has not made a step yet, or the page cannot be written.
+    """
+    from mlxlava.training.report import write_report
+
+    return write_report(Path(run))
 
 
 def info(weights: str | Path | None = None) -> dict[str, str]:

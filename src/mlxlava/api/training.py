@@ -13,8 +13,7 @@ from mlxlava.api.arguments import require_integer, require_positive
 from mlxlava.config import Data, Recipe, load_recipe, override
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import size_of_prepared_footage
-from mlxlava.paths import latest_checkpoint_folder
-from mlxlava.rollout.weights import find_weights_folder, load_weights
+from mlxlava.rollout.weights import load_weights
 from mlxlava.training.memory_plan import PlanRow, plan_rows
 from mlxlava.training.outcome import TrainedRun
 
@@ -56,15 +55,15 @@ def train(
         recipe: name of a recipe, a TOML or JSON file, or a recipe.
         run: folder to make; when None, the first of ``runs/RECIPE-001``, ``runs/RECIPE-002`` … that is free.
         settings: settings of the recipe to change, for example ``{"data.size": (128, 128)}``.
-        steps: number of training steps; the number of the recipe when None.
+        steps: number of training steps; the number of the recipe when None. Of a recipe in two stages, these
+            are the steps of the second one.
         minutes: the run is finished after so many minutes, preparing included: its number of steps follows
             from the speed of steps, which is measured again and again. Time asleep does not count.
         memory: GB (10⁹ bytes) for MLX's arrays. Batches are split so that a step fits. If None, the memory of
             a GPU is the limit.
         init: weights whose generator and state step to start from. If their frames are 2, 4, 8 … times
-            smaller, the lamp grows: it starts with the networks of these weights and gets new layers for
-            larger frames. From a run it also takes the encoder and the discriminator. The settings of
-            ``growth`` say more.
+            smaller, the lamp grows: its networks stay as they are, and an upsampling network learns to
+            enlarge its pictures. The settings of ``growth`` say more.
         tensorboard: whether to write events for TensorBoard.
         callbacks: objects that are told of steps, previews and checkpoints.
         command: command that began the run, for its config and its model card.
@@ -96,6 +95,8 @@ def train(
     if size is not None:
         changes.setdefault("data.size", size)
     base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    if base.growth.start_recipe and changes.get("training.steps"):  # those of the upsampling network
+        changes.setdefault("growth.steps", changes["training.steps"])
     if base.growth.start_recipe and "data.size" in changes:
         wanted = override(base, changes).data.size
         changes.setdefault("growth.start_size", start_size_for(base, wanted))
@@ -190,7 +191,8 @@ def _train_in_two_stages(
     if done.step < done.total_steps or done.signal is not None:
         return dataclasses.replace(done, run=folder)
     began = time.monotonic()
-    large = begin_second_stage(folder, options["memory"])
+    weights = load_weights(small.folder)
+    large = begin_second_stage(folder, weights.recipe, weights.arrays, options["memory"])
     return train_run(large.folder, large.recipe, large.footage, spent=time.monotonic() - began, **options)
 
 
@@ -198,19 +200,18 @@ def _recipe_and_initial_arrays(
     init: str | Path, recipe: Recipe, changes: Mapping[str, Any]
 ) -> tuple[Recipe, Tree]:
     """The recipe and the arrays of a lamp that starts from other weights, or that grows from smaller ones."""
-    from mlxlava.training.growth import arrays_learned_by_run, grown_recipe, with_networks_of
+    from mlxlava.training.growth import grown_recipe, with_networks_of, without_upsampler
 
     weights = load_weights(init)
+    own, small = weights.recipe.data.size, weights.recipe.drawn_size  # they differ if it has grown
     size = override(recipe, changes).data.size
     if "data.size" not in changes and size == Data().size:
-        size = weights.recipe.data.size
-    if size == weights.recipe.data.size:
-        return with_networks_of(recipe, weights.recipe), weights.arrays
-    if size[0] <= weights.recipe.data.size[0]:
-        return recipe, weights.arrays
-    folder = find_weights_folder(init)
-    learned = arrays_learned_by_run(folder) if latest_checkpoint_folder(folder) else weights.arrays
-    return grown_recipe(recipe, weights.recipe, learned, size), learned
+        size = small
+    if size == small:
+        return with_networks_of(recipe, weights.recipe), without_upsampler(weights.arrays)
+    if size[0] > own[0] or size == own:
+        return grown_recipe(recipe, weights.recipe, size), weights.arrays
+    return recipe, weights.arrays
 
 
 def _mute_other_processes() -> None:

@@ -24,7 +24,7 @@ from mlxlava.backend.device import (
     tree_map,
     use_gpu_path,
 )
-from mlxlava.backend.kernel_count import Kernel, kernels_of_graph
+from mlxlava.backend.kernel_count import GraphOperation, operations_of_graph
 from mlxlava.backend.memory import (
     limit_memory,
     memory_budget_gb,
@@ -36,18 +36,18 @@ from mlxlava.backend.memory import (
 __all__ = [
     "GPU_PATH_ENV_VAR",
     "LOADED_BLAS",
-    "Kernel",
+    "GraphOperation",
     "Tree",
     "arrays_by_name",
     "device_facts",
     "has_slow_blas",
-    "kernels_of_graph",
     "limit_memory",
     "memory_budget_gb",
     "mlx_package_folder",
     "mx",
     "on_cpu",
     "on_gpu_path",
+    "operations_of_graph",
     "optim",
     "peak_held_memory_gb",
     "peak_memory_gb",

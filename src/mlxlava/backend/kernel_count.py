@@ -45,7 +45,7 @@ _EDGE_LINE_PATTERN = re.compile(r'^(?:"[^"]*" -> (\d+)|(\d+) -> "[^"]*")$')
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel:
+class GraphOperation:
     """An operation of a graph.
 
     Attributes:
@@ -67,7 +67,7 @@ class Kernel:
         return self.name not in _OPERATIONS_WITHOUT_KERNEL
 
 
-def kernels_of_graph(tree: Any) -> list[Kernel]:
+def operations_of_graph(tree: Any) -> list[GraphOperation]:
     """The operations that compute the arrays of ``tree``. The arrays must not have been evaluated yet."""
     text = io.StringIO()
     mx.export_to_dot(text, *arrays_by_name(tree).values())
@@ -79,4 +79,4 @@ def kernels_of_graph(tree: Any) -> list[Kernel]:
         elif edge := _EDGE_LINE_PATTERN.match(line):
             key = edge[1] or edge[2]
             buffers[key] = buffers.get(key, 0) + 1
-    return [Kernel(name, buffers.get(key, 0)) for key, name in names.items()]
+    return [GraphOperation(name, buffers.get(key, 0)) for key, name in names.items()]

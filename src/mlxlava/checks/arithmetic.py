@@ -231,12 +231,12 @@ def convolution_checks() -> list[Check]:
 def _layers_of_networks(recipe: Recipe) -> dict[str, list[_ConvolutionLayer]]:
     """The convolutions of a recipe's networks. Their shapes are read from untrained weights."""
     size, key = recipe.data.size, mx.random.key(0)
-    generator = make_generator(recipe)
+    height, width = (side >> len(recipe.generator.widths) for side in size)
     up = conv3 if recipe.generator.kind == "shuffle" else conv4_transposed
     layers = {
         "generator": [
-            _ConvolutionLayer(up, (generator.base[0] << i, generator.base[1] << i), shape)
-            for i, shape in enumerate(_convolution_weight_shapes(generator.init(key)))
+            _ConvolutionLayer(up, (height << i, width << i), shape)
+            for i, shape in enumerate(_convolution_weight_shapes(make_generator(recipe).init(key)))
         ]
     }
     downs = {"discriminator": (make_discriminator(recipe).init(key), len(recipe.discriminator.widths))}

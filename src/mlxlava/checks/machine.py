@@ -16,17 +16,17 @@ from PIL import Image, ImageSequence
 from mlxlava.backend import (
     LOADED_BLAS,
     has_slow_blas,
-    kernels_of_graph,
     memory_budget_gb,
     mx,
     on_cpu,
+    operations_of_graph,
     use_gpu_path,
 )
 from mlxlava.backend.cpu import convolution
 from mlxlava.checks.base import Check, fail_without_compiler, on_checked_device
 from mlxlava.config import load_recipe
-from mlxlava.footage.lamp import frames as lamp_frames
 from mlxlava.footage.prepare import prepare
+from mlxlava.footage.simulated_lamp import frames as lamp_frames
 from mlxlava.playback.writers import WRITER_OF_FORMAT, open_writer
 from mlxlava.training.memory_plan import predict_peak_gb
 
@@ -87,7 +87,7 @@ def _compiled_function_check() -> Check:
         x = mx.array(np.linspace(-2, 2, 100, dtype=np.float32))
         with on_checked_device():
             y = mx.compile(lambda x: mx.tanh(x) * x + 1.25)(x)
-            fused = any(kernel.is_fused for kernel in kernels_of_graph({"y": y}))
+            fused = any(kernel.is_fused for kernel in operations_of_graph({"y": y}))
             right = np.allclose(np.array(y), np.tanh(np.array(x)) * np.array(x) + 1.25, atol=1e-5)
         return "right" if fused and right else "not compiled" if right else "wrong", fused and bool(right)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlxlava.backend import Tree, arrays_by_name, kernels_of_graph, memory_budget_gb, mx, on_cpu
+from mlxlava.backend import Tree, arrays_by_name, memory_budget_gb, mx, on_cpu, operations_of_graph
 from mlxlava.backend.kernel_count import MAX_KERNEL_BUFFERS
 from mlxlava.checks.base import (
     CHECKED_RECIPES,
@@ -87,7 +87,7 @@ def tiny_step_checks() -> list[Check]:
             _equal_steps_check(f"{name}, compiled", recipe, recipe, compiled=True),
             _equal_steps_check(f"{name}, in two micro-batches", split, whole),
             _equal_steps_check(f"{name}, recomputed", again, recipe),
-            _similar_steps_check(
+            _step_direction_check(
                 f"{name}, float16: cosine to float32", override(recipe, _FLOAT16_SETTINGS), recipe
             ),
         ]
@@ -101,7 +101,7 @@ def _equal_steps_check(name: str, recipe: Recipe, other: Recipe, compiled: bool 
     return fail_without_compiler(check) if compiled else check
 
 
-def _similar_steps_check(name: str, recipe: Recipe, other: Recipe) -> Check:
+def _step_direction_check(name: str, recipe: Recipe, other: Recipe) -> Check:
     """A check that steps on the device move weights in nearly the same direction as on the reference."""
 
     def measure() -> tuple[str, bool]:
@@ -205,7 +205,7 @@ def _count_buffers_of_largest_kernel(name: str, settings: dict[str, Any]) -> tup
         state = trainer.init()
         kind = trainer.step_kinds[-1]  # the last kind has penalties, if the recipe has any: it is the largest
         after = trainer(state, *_random_batch(recipe), 1, kind=kind)
-        most = max((kernel.buffers for kernel in kernels_of_graph(after) if kernel.is_fused), default=0)
+        most = max((kernel.buffers for kernel in operations_of_graph(after) if kernel.is_fused), default=0)
         if not most:
             return "not compiled", False
         if on_cpu():

@@ -12,7 +12,7 @@ import click
 
 from mlxlava import __version__
 from mlxlava.cli.benchmark import bench
-from mlxlava.cli.files import export, footage, info
+from mlxlava.cli.files import export, footage, info, report
 from mlxlava.cli.judging import check, drift, score
 from mlxlava.cli.options import debug_option
 from mlxlava.cli.playing import lamp, loop
@@ -28,7 +28,7 @@ def cli() -> None:
     """Learn a lava lamp from footage and play it for ever."""
 
 
-for _command in (bench, check, drift, export, footage, info, lamp, loop, plan, score, train):
+for _command in (bench, check, drift, export, footage, info, lamp, loop, plan, report, score, train):
     cli.add_command(_command)
 
 

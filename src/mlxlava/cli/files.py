@@ -1,4 +1,4 @@
-"""The commands that write and describe files: footage, export, info."""
+"""The commands that write and describe files: footage, export, report, info."""
 
 from __future__ import annotations
 
@@ -63,6 +63,17 @@ def export(run: Path, folder: Path, half: bool, scored: Path | None) -> None:
     if "pace" not in weights.about:
         say("export: the run's footage is gone, so the lamp's pace is as learned")
     say(f"export: {folder}: step {weights.about['steps']}; play it: mlxlava loop --weights {folder}")
+
+
+@click.command()
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@debug_option
+def report(run: Path) -> None:
+    """Write RUN/report.html anew: curves, previews, choices, messages, commands.
+
+    train writes it by itself; this is for runs of older versions and for runs that were copied.
+    """
+    click.echo(mlxlava.report(run))
 
 
 @click.command()

@@ -12,7 +12,7 @@ import click
 
 import mlxlava
 from mlxlava.cli.options import SIZE_TYPE, cropping_options, debug_option
-from mlxlava.config import format_size, parse_settings
+from mlxlava.config import WATCH_SCREENS, format_size, parse_settings
 from mlxlava.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,6 +46,11 @@ if TYPE_CHECKING:
 )
 @click.option("--resume", is_flag=True, help="Go on with RUN, or with the latest one in runs/.")
 @click.option("--tensorboard", is_flag=True, help="Write scalars, previews and states for TensorBoard too.")
+@click.option(
+    "--watch",
+    type=click.Choice(WATCH_SCREENS),
+    help="Play the lamp as it is now, in a window or on a web page, while it learns.",
+)
 @debug_option
 def train(
     sources: tuple[str, ...],
@@ -54,6 +59,7 @@ def train(
     minutes: float | None,
     resume: bool,
     tensorboard: bool,
+    watch: str | None,
     **changes: Any,
 ) -> None:
     """Learn a lamp: from videos or folders of images, or the built-in lamp.
@@ -62,36 +68,59 @@ def train(
     --minutes the run is finished in time. Ctrl-C saves; --resume goes on exactly where it stopped; with
     --steps or --minutes as well it is lengthened.
     """
+    from mlxlava.api.ending import is_finished, score_finished_run
+    from mlxlava.api.watching import open_viewer
     from mlxlava.console import format_duration, say
+    from mlxlava.paths import read_json
     from mlxlava.training.failures import Diverged, ProcessLost
+    from mlxlava.training.report import REPORT_FILE, next_commands
 
     steps, memory = changes.pop("steps"), changes.pop("memory")
+    if resume:
+        _require_no_changes(sources, {**changes, "init": init})
+    settings = _changed_settings(changes)
     try:
-        if resume:
-            _require_no_changes(sources, {**changes, "init": init})
-            done = mlxlava.resume(run, steps=steps, minutes=minutes, memory=memory, tensorboard=tensorboard)
-        else:
-            done = mlxlava.train(
-                sources,
-                changes["recipe"] or "lava",
-                run=run,
-                settings=_changed_settings(changes),
-                steps=steps,
-                minutes=minutes,
-                memory=memory,
-                init=init,
-                tensorboard=tensorboard,
-                command="mlxlava " + shlex.join(sys.argv[1:]),
-            )
+        with open_viewer(watch) as callbacks:
+            if resume:
+                done = mlxlava.resume(
+                    run,
+                    steps=steps,
+                    minutes=minutes,
+                    memory=memory,
+                    tensorboard=tensorboard,
+                    callbacks=callbacks,
+                )
+            else:
+                done = mlxlava.train(
+                    sources,
+                    changes["recipe"] or "lava",
+                    run=run,
+                    settings=settings,
+                    steps=steps,
+                    minutes=minutes,
+                    memory=memory,
+                    init=init,
+                    tensorboard=tensorboard,
+                    callbacks=callbacks,
+                    command="mlxlava " + shlex.join(sys.argv[1:]),
+                )
     except (Diverged, ProcessLost) as error:
         say(f"mlxlava: {error}")
         sys.exit(1)
     say(f"train: {done.run} is at step {done.step} after {format_duration(done.seconds)}")
-    say(f"train: play it: mlxlava loop --weights {done.run}")
-    if done.signal is None:
-        say(f"train: longer, and better: mlxlava train --resume -o {done.run} --minutes 60")
+    if done.signal is None and is_finished(done):
+        say(f"train: {score_finished_run(done.run)}")
     else:
         say(f"train: go on: mlxlava train --resume -o {done.run}")
+    path = done.run / "config.json"  # a run that has not grown yet has none
+    config = read_json(path, "run") if path.is_file() else {}
+    for name, command in next_commands(shlex.quote(str(done.run)), config).items():
+        if name != "report":
+            say(f"train: {name} it: {command}")
+    if done.signal is None:
+        say(f"train: train it longer: mlxlava train --resume -o {shlex.quote(str(done.run))} --minutes 60")
+    say(f"train: report: {done.run / REPORT_FILE}")
+    if done.signal is not None:
         sys.exit(128 + done.signal)
 
 

@@ -20,7 +20,7 @@ from mlxlava.evaluation.features import extract_features
 from mlxlava.evaluation.frames import NumpyArray
 from mlxlava.evaluation.measures import MEASURES, motion_distance_to_earlier_frames
 from mlxlava.evaluation.score import (
-    CLIP_LENGTHS,
+    CANDIDATE_CLIP_LENGTHS,
     LAMPS_AT_ONCE,
     OnProgress,
     RealClips,
@@ -198,7 +198,7 @@ def split_for_drift(footage: Footage, held_out: Footage | None) -> tuple[RealCli
         UserError: the footage is too short.
     """
     windows = split_footage(footage, held_out, lengths=(WINDOW_STEPS, WINDOW_STEPS // 2, WINDOW_STEPS // 4))
-    return windows, split_footage(footage, held_out, frames=LAMPS_AT_ONCE * CLIP_LENGTHS[0])
+    return windows, split_footage(footage, held_out, frames=LAMPS_AT_ONCE * CANDIDATE_CLIP_LENGTHS[0])
 
 
 def drift(

@@ -172,7 +172,7 @@ def motion_correlation_time_ratio(reference: ClipFeatures, other: ClipFeatures) 
     return _motion_correlation_time(other) / _motion_correlation_time(reference)
 
 
-def motion_energy_distance(reference: ClipFeatures, other: ClipFeatures) -> float:
+def distance_of_motion_energies(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Wasserstein-1 distance of changes from frame to frame, divided by the mean change of the reference."""
     x, y = (of.energy.reshape(-1, 1) for of in (reference, other))
     return sliced_wasserstein(x, y) / (float(reference.energy.mean()) + 1e-6)
@@ -370,7 +370,7 @@ MEASURES: dict[str, Measure] = {
         motion_correlation_time_ratio, "level", ("shuffled", "dropped"), f"{_TIME_DIRECTION_TEXT}; flicker"
     ),
     "motion.energy": Measure(
-        motion_energy_distance,
+        distance_of_motion_energies,
         "distance",
         ("noise", "frozen", "shuffled", "dropped"),
         f"{_TIME_DIRECTION_TEXT}; what moves",

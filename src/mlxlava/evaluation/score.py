@@ -25,7 +25,7 @@ from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights
 
 # Lengths of a clip in learned steps; the longest with enough clips is used.
-CLIP_LENGTHS = (256, 128, 64, 32, 16)
+CANDIDATE_CLIP_LENGTHS = (256, 128, 64, 32, 16)
 MAX_CLIPS = 256  # most clips of a half
 MAX_FRAMES = 16_384  # most frames of a half, by default
 _PREFERRED_CLIP_COUNTS = (16, 8)  # a half should have so many clips; if it has fewer, shorter clips are tried
@@ -78,7 +78,7 @@ def split_footage(
     footage: Footage,
     held_out: Footage | None,
     frames: int = MAX_FRAMES,
-    lengths: Sequence[int] = CLIP_LENGTHS,
+    lengths: Sequence[int] = CANDIDATE_CLIP_LENGTHS,
 ) -> RealClips:
     """Split real footage into the reference and held-out footage.
 
@@ -249,6 +249,7 @@ def score(
     real: RealClips,
     *,
     seed: int = 0,
+    repeats: int = BOOTSTRAP_REPEATS,
     on_progress: OnProgress = lambda done, total, text: None,
 ) -> tuple[dict[str, Any], ReferenceSet, ClipFeatures]:
     """Score weights, with as many drawn clips as real ones.
@@ -257,6 +258,7 @@ def score(
         weights: a learned lamp.
         real: clips of real footage (``split_footage``).
         seed: seed of the drawn lamps and of the bootstrap.
+        repeats: repeats of the bootstrap.
         on_progress: called with the amount done, the total amount and a text.
 
     Returns:
@@ -276,7 +278,7 @@ def score(
             yield clip
 
     other = extract_features(reference_set.fitted, draw_with_progress())
-    rows = compare_with_floors(reference_set, other, seed, on_progress)
+    rows = compare_with_floors(reference_set, other, seed, on_progress, repeats)
     result = {
         "recipe": weights.recipe.name,
         "clips": count,
@@ -285,7 +287,7 @@ def score(
         "step_fps": real.step_fps,
         "seed": seed,
         "warm_up": _WARM_UP_STEPS,
-        "bootstrap_repeats": BOOTSTRAP_REPEATS,
+        "bootstrap_repeats": repeats,
         "reference_clips": real.starts[0],
         "held_out_clips": real.starts[1],
         "measures": rows,

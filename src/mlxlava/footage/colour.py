@@ -27,33 +27,33 @@ from mlxlava.products import matmul
 FloatArray = npt.NDArray[np.float32]
 
 UNKNOWN_CODE = 2
-RGB = 0
-BT709 = 1
-BT601 = 6
-BT2020 = 9
-_YCGCO_MATRIX = 8
-_PQ_TRANSFER, _HLG_TRANSFER = 16, 18
+RGB_CODE = 0
+BT709_CODE = 1
+BT601_CODE = 6
+BT2020_CODE = 9
+_YCGCO_CODE = 8
+_PQ_CODE, _HLG_CODE = 16, 18
 
 # Matrix → (K_R, K_B).
 _LUMA_WEIGHTS: dict[int, tuple[float, float]] = {
-    BT709: (0.2126, 0.0722),
+    BT709_CODE: (0.2126, 0.0722),
     4: (0.30, 0.11),
     5: (0.299, 0.114),
-    BT601: (0.299, 0.114),
+    BT601_CODE: (0.299, 0.114),
     7: (0.212, 0.087),
-    BT2020: (0.2627, 0.0593),
+    BT2020_CODE: (0.2627, 0.0593),
     10: (0.2627, 0.0593),
 }
 _D65_WHITE_POINT, _C_WHITE_POINT, _DCI_WHITE_POINT = (0.3127, 0.3290), (0.310, 0.316), (0.314, 0.351)
 # Primaries → x, y of red, green, blue and white.
 _PRIMARY_CHROMATICITIES: dict[int, tuple[tuple[float, float], ...]] = {
-    BT709: ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060), _D65_WHITE_POINT),
+    BT709_CODE: ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060), _D65_WHITE_POINT),
     4: ((0.67, 0.33), (0.21, 0.71), (0.14, 0.08), _C_WHITE_POINT),
     5: ((0.64, 0.33), (0.29, 0.60), (0.15, 0.06), _D65_WHITE_POINT),
-    BT601: ((0.630, 0.340), (0.310, 0.595), (0.155, 0.070), _D65_WHITE_POINT),
+    BT601_CODE: ((0.630, 0.340), (0.310, 0.595), (0.155, 0.070), _D65_WHITE_POINT),
     7: ((0.630, 0.340), (0.310, 0.595), (0.155, 0.070), _D65_WHITE_POINT),
     8: ((0.681, 0.319), (0.243, 0.692), (0.145, 0.049), _C_WHITE_POINT),
-    BT2020: ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046), _D65_WHITE_POINT),
+    BT2020_CODE: ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046), _D65_WHITE_POINT),
     10: ((1.0, 0.0), (0.0, 1.0), (0.0, 0.0), (1 / 3, 1 / 3)),
     11: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), _DCI_WHITE_POINT),
     12: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), _D65_WHITE_POINT),
@@ -79,7 +79,7 @@ class ColourEncoding:
         depth: bits of a number.
     """
 
-    matrix: int = BT709
+    matrix: int = BT709_CODE
     full: bool = False
     transfer: int = UNKNOWN_CODE
     primaries: int = UNKNOWN_CODE
@@ -88,21 +88,21 @@ class ColourEncoding:
     @property
     def black_and_neutral(self) -> tuple[float, float]:
         """The numbers of black in the first plane, and of no colour in the other two."""
-        if self.matrix == RGB:
+        if self.matrix == RGB_CODE:
             return 0.0, 0.0
         return (0.0 if self.full else 16.0 * 2 ** (self.depth - 8)), 2.0 ** (self.depth - 1)
 
 
 def is_known_matrix(matrix: int) -> bool:
     """Whether planes with this matrix can be read."""
-    return matrix in _LUMA_WEIGHTS or matrix in (RGB, _YCGCO_MATRIX)
+    return matrix in _LUMA_WEIGHTS or matrix in (RGB_CODE, _YCGCO_CODE)
 
 
 def guess_matrix(lines: int, transfer: int = UNKNOWN_CODE, primaries: int = UNKNOWN_CODE) -> int:
     """The matrix of a video that names none."""
-    if primaries == BT2020 or transfer in (_PQ_TRANSFER, _HLG_TRANSFER):
-        return BT2020
-    return BT709 if lines >= 720 else BT601
+    if primaries == BT2020_CODE or transfer in (_PQ_CODE, _HLG_CODE):
+        return BT2020_CODE
+    return BT709_CODE if lines >= 720 else BT601_CODE
 
 
 def to_srgb(planes: FloatArray, colours: ColourEncoding) -> npt.NDArray[np.uint8]:
@@ -116,13 +116,13 @@ def to_srgb(planes: FloatArray, colours: ColourEncoding) -> npt.NDArray[np.uint8
         uint8 (H, W, 3).
     """
     picture = _decode_to_rgb(planes, colours)
-    primaries = colours.primaries if colours.primaries in _PRIMARY_CHROMATICITIES else BT709
+    primaries = colours.primaries if colours.primaries in _PRIMARY_CHROMATICITIES else BT709_CODE
     curve = colours.transfer
-    if primaries != BT709 or curve in (8, 9, 10, 17, _PQ_TRANSFER, _HLG_TRANSFER):
+    if primaries != BT709_CODE or curve in (8, 9, 10, 17, _PQ_CODE, _HLG_CODE):
         light = _decode_to_light(np.clip(picture, 0, 1), curve)
-        if primaries != BT709:
+        if primaries != BT709_CODE:
             light = matmul(light, _matrix_to_bt709(primaries).T)
-        if curve in (_PQ_TRANSFER, _HLG_TRANSFER):
+        if curve in (_PQ_CODE, _HLG_CODE):
             light = _roll_off_highlights(np.maximum(light, 0))
         picture = _encode_light(np.clip(light, 0, 1), curve).astype(np.float32)
     # In place, since this is done for each frame of a film.
@@ -138,14 +138,14 @@ def _decode_to_rgb(planes: FloatArray, colours: ColourEncoding) -> FloatArray:
     black, neutral = colours.black_and_neutral
     scale = 2 ** (colours.depth - 8)
     of_luma, of_chroma = (most, most) if colours.full else (219 * scale, 224 * scale)
-    if colours.matrix == RGB:
+    if colours.matrix == RGB_CODE:
         return np.moveaxis(planes, 0, -1) * np.float32(1 / most)
     luma = (planes[0] - np.float32(black)) / np.float32(of_luma)
     if len(planes) == 1:
         return np.stack([luma] * 3, axis=-1)
     blue, red = ((plane - np.float32(neutral)) / np.float32(of_chroma) for plane in planes[1:])
     picture = np.empty((*luma.shape, 3), np.float32)
-    if colours.matrix == _YCGCO_MATRIX:  # the planes are Y, Cg and Co
+    if colours.matrix == _YCGCO_CODE:  # the planes are Y, Cg and Co
         picture[..., 0] = luma - blue + red
         picture[..., 1] = luma + blue
         picture[..., 2] = luma - blue - red
@@ -160,12 +160,12 @@ def _decode_to_rgb(planes: FloatArray, colours: ColourEncoding) -> FloatArray:
 
 def _decode_to_light(picture: FloatArray, curve: int) -> npt.NDArray[Any]:
     """R′G′B′ to linear light, in which 1 is white (for HLG and PQ: reference white)."""
-    if curve == _PQ_TRANSFER:  # SMPTE ST 2084
+    if curve == _PQ_CODE:  # SMPTE ST 2084
         power = picture ** (1 / 78.84375)
         share = np.maximum(power - 0.8359375, 0) / (18.8515625 - 18.6875 * power)
         shown: npt.NDArray[Any] = (10000 / _REFERENCE_WHITE_NITS) * share ** (1 / 0.1593017578125)
         return shown
-    if curve == _HLG_TRANSFER:  # BT.2100's inverse OETF, then the system gamma of a display of 1000 cd/m²
+    if curve == _HLG_CODE:  # BT.2100's inverse OETF, then the system gamma of a display of 1000 cd/m²
         low = picture**2 / 3
         high = (np.exp((picture - 0.55991073) / 0.17883277) + 0.28466892) / 12
         displayed: npt.NDArray[Any] = (_PEAK_WHITE_NITS / _REFERENCE_WHITE_NITS) * np.where(
@@ -208,7 +208,7 @@ def _roll_off_highlights(light: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _matrix_to_bt709(primaries: int) -> FloatArray:
     """The matrix from linear light with these primaries to that with BT.709's (white to white, Bradford)."""
-    source, target = _matrix_to_xyz(primaries), _matrix_to_xyz(BT709)
+    source, target = _matrix_to_xyz(primaries), _matrix_to_xyz(BT709_CODE)
     cones = [matmul(_BRADFORD_MATRIX, matrix.sum(axis=1)) for matrix in (target, source)]
     adapt = matmul(matmul(np.linalg.inv(_BRADFORD_MATRIX), np.diag(cones[0] / cones[1])), _BRADFORD_MATRIX)
     matrix: FloatArray = matmul(matmul(np.linalg.inv(target), adapt), source).astype(np.float32)

@@ -21,7 +21,7 @@ import numpy as np
 
 from mlxlava.config import check_size, format_size
 from mlxlava.errors import UserError
-from mlxlava.footage import lamp
+from mlxlava.footage import simulated_lamp
 from mlxlava.footage.cuts import CutFinder
 from mlxlava.footage.dataset import FOOTAGE_FORMAT_VERSION, Footage, read_footage
 from mlxlava.footage.pictures import list_pictures
@@ -214,21 +214,25 @@ def prepare_lamp(
 
     def write(frames: IO[bytes]) -> dict[str, Any]:
         for number in range(LAMP_COUNT):
-            stream = lamp.frames(size, fps=fps / every_nth, seed=LAMP_COUNT * seed + number, theme=theme)
+            stream = simulated_lamp.frames(
+                size, fps=fps / every_nth, seed=LAMP_COUNT * seed + number, theme=theme
+            )
             for index in range(each):
                 frames.write(next(stream).tobytes())
                 if on_progress:
                     on_progress(number * each + index + 1, LAMP_COUNT * each)
         source = {
             "path": "built-in lamp",
-            "version": lamp.LAMP_VERSION,
+            "version": simulated_lamp.LAMP_VERSION,
             "frames": LAMP_COUNT * each,
             **recipe,
         }
         cuts = [number * each for number in range(1, LAMP_COUNT)]
         return {**settings, "sources": [source], "fps": fps, "cuts": cuts, "frames": LAMP_COUNT * each}
 
-    return _reopen_or_write(out, _hash_settings({"lamp": lamp.LAMP_VERSION, **settings, **recipe}), write)[0]
+    return _reopen_or_write(
+        out, _hash_settings({"lamp": simulated_lamp.LAMP_VERSION, **settings, **recipe}), write
+    )[0]
 
 
 def _hash_settings(inputs: dict[str, Any]) -> str:

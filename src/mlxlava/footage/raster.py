@@ -15,9 +15,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from mlxlava.footage.colour import (
-    BT601,
-    BT709,
-    RGB,
+    BT601_CODE,
+    BT709_CODE,
+    RGB_CODE,
     UNKNOWN_CODE,
     ColourEncoding,
     FloatArray,
@@ -149,15 +149,15 @@ class DecodedFrame:
         transfer, primaries = int(frame.color_trc), int(frame.color_primaries)
         matrix, limited = int(frame.colorspace), int(frame.color_range) == _LIMITED_RANGE
         if kind in ("gbr", "gbra"):
-            return ColourEncoding(RGB, True, transfer, primaries, depth)
+            return ColourEncoding(RGB_CODE, True, transfer, primaries, depth)
         if kind == "gray":
             limited = limited or (
                 int(frame.color_range) != _FULL_RANGE and self._codec in _CODECS_WITH_LIMITED_GREY
             )
-            return ColourEncoding(BT709, not limited, transfer, primaries, depth)
-        if matrix == RGB or not is_known_matrix(matrix):
+            return ColourEncoding(BT709_CODE, not limited, transfer, primaries, depth)
+        if matrix == RGB_CODE or not is_known_matrix(matrix):
             guessed = guess_matrix(frame.height, transfer, primaries)
-            matrix = BT601 if kind == "yuvj" and matrix == UNKNOWN_CODE else guessed
+            matrix = BT601_CODE if kind == "yuvj" and matrix == UNKNOWN_CODE else guessed
         full = int(frame.color_range) == _FULL_RANGE or (kind == "yuvj" and not limited)
         return ColourEncoding(matrix, full, transfer, primaries, depth)
 
@@ -170,7 +170,7 @@ def _to_planar(frame: Any) -> Any:
     coloured = len(parts) >= 3 and not frame.format.is_rgb and not name.startswith("xyz")
     if coloured:
         target = ("yuva444p" if alpha else "yuv444p") + ("16le" if deep else "")
-    else:  # RGB, grey and palettes: the same numbers as R, G and B
+    else:  # RGB_CODE, grey and palettes: the same numbers as R, G and B
         target = ("gbrap" if alpha else "gbrp") + ("16le" if deep else "")
     # With equal ranges, the numbers are only shifted.
     same = {}
@@ -199,7 +199,7 @@ def _blend_over_black(
     luma, chroma = (np.float32(zero) for zero in colours.black_and_neutral)
     laid = []
     for number, plane in enumerate(planes):
-        zero = chroma if number and colours.matrix != RGB else luma
+        zero = chroma if number and colours.matrix != RGB_CODE else luma
         here = opaque
         if plane.shape != alpha.shape:
             here = np.asarray(_plane_image(opaque).resize(plane.shape[::-1], Image.Resampling.BOX))

@@ -71,9 +71,9 @@ class TransposedGenerator:
 
     def __init__(self, recipe: Recipe) -> None:
         widths = recipe.generator.widths
-        self.size = recipe.data.size
+        self.size = recipe.drawn_size
         self.state_size = recipe.generator.state_size
-        self.base = tuple(side // 2 ** len(widths) for side in recipe.data.size)
+        self.base = tuple(side // 2 ** len(widths) for side in self.size)
         self.widths = widths
 
     def init(self, key: mx.array) -> Tree:

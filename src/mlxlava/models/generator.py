@@ -12,7 +12,7 @@ from itertools import pairwise
 from mlxlava.backend import Tree, mx
 from mlxlava.backend.ops import leaky_relu, pixel_shuffle
 from mlxlava.config import Recipe
-from mlxlava.models.layers import HE_GAIN, conv3_with_bias, dense, init_conv, init_dense
+from mlxlava.models.layers import HE_GAIN, conv3_with_bias, dense, init_conv, init_dense, init_shuffle_conv
 
 
 class ShuffleGenerator:
@@ -20,22 +20,18 @@ class ShuffleGenerator:
 
     def __init__(self, recipe: Recipe) -> None:
         widths = recipe.generator.widths
-        self.size = recipe.data.size
+        size = recipe.drawn_size
         self.state_size = recipe.generator.state_size
-        self.base = tuple(side // 2 ** len(widths) for side in recipe.data.size)
+        self.base = tuple(side // 2 ** len(widths) for side in size)
         self.widths = (*widths, recipe.generator.last_width)
-        self.background = (*recipe.data.size, 3) if recipe.generator.background else None
+        self.background = (*size, 3) if recipe.generator.background else None
 
     def init(self, key: mx.array) -> Tree:
         """Weights."""
         keys = mx.random.split(key, len(self.widths) + 1)
         weights: Tree = {"dense": init_dense(keys[0], self.state_size, math.prod(self.base) * self.widths[0])}
         for i, (inputs, outputs) in enumerate(pairwise(self.widths)):
-            conv = init_conv(keys[i + 1], 3, inputs, outputs)
-            # The four phases of the shuffle start with equal weights (ICNR, Aitken 2017), so there is no
-            # checkerboard.
-            conv = {name: mx.concatenate([value] * 4) for name, value in conv.items()}
-            weights[f"up{i}"] = conv
+            weights[f"up{i}"] = init_shuffle_conv(keys[i + 1], inputs, outputs)
         # A background is the footage's mean. Beside it the output starts small, so that frames start near the
         # mean.
         weights["out"] = init_conv(keys[-1], 3, self.widths[-1], 3, 0.1 if self.background else HE_GAIN)

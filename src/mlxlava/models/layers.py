@@ -28,6 +28,15 @@ def init_conv(key: mx.array, side: int, inputs: int, outputs: int, gain: float =
     return {"weight": weight, "bias": mx.zeros((outputs,))}
 
 
+def init_shuffle_conv(key: mx.array, inputs: int, outputs: int) -> Tree:
+    """Weights (4 O, 3, 3, I) of a convolution before a pixel shuffle, zero bias.
+
+    The four phases of the shuffle start with equal weights (ICNR, Aitken 2017), so there is no checkerboard.
+    """
+    conv = init_conv(key, 3, inputs, outputs)
+    return {name: mx.concatenate([value] * 4) for name, value in conv.items()}
+
+
 def glorot_gain(inputs: int, outputs: int) -> float:
     """The gain of Glorot 2010, the default of TensorFlow and duralava: variance 2 / (inputs + outputs)."""
     return math.sqrt(2 * inputs / (inputs + outputs))

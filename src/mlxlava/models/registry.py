@@ -10,16 +10,27 @@ from mlxlava.models.discriminator import FramesDiscriminator
 from mlxlava.models.duralava import RecurrentDiscriminator, TransposedGenerator
 from mlxlava.models.encoder import Encoder
 from mlxlava.models.generator import ShuffleGenerator
+from mlxlava.models.upsampler import CascadedGenerator, Upsampler
 
-Generator = ShuffleGenerator | TransposedGenerator
+Generator = ShuffleGenerator | TransposedGenerator | CascadedGenerator
 Discriminator = FramesDiscriminator | RecurrentDiscriminator
 
 
 def make_generator(recipe: Recipe) -> Generator:
-    """The generator that the recipe names."""
+    """The generator that the recipe names; if the lamp has grown, with its upsampling network."""
+    generator: ShuffleGenerator | TransposedGenerator
     if recipe.generator.kind == "transposed":
-        return TransposedGenerator(recipe)
-    return network_in_chunks(ShuffleGenerator(recipe), math.prod(recipe.data.size))
+        generator = TransposedGenerator(recipe)
+    else:
+        generator = network_in_chunks(ShuffleGenerator(recipe), math.prod(recipe.drawn_size))
+    if not recipe.generator.upsampler_widths:
+        return generator
+    return CascadedGenerator(generator, make_upsampler(recipe))
+
+
+def make_upsampler(recipe: Recipe) -> Upsampler:
+    """The upsampling network of a lamp that has grown."""
+    return network_in_chunks(Upsampler(recipe), math.prod(recipe.data.size))
 
 
 def make_discriminator(recipe: Recipe) -> Discriminator:

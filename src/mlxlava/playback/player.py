@@ -11,7 +11,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -218,15 +218,22 @@ def _write_file(source: FrameSource, options: PlaybackOptions, writer: Writer) -
                 )
 
 
-def show_until_end(session: Session, screen: Screen, fps: float) -> None:
+def show_until_end(
+    session: Session,
+    screen: Screen,
+    fps: float | Callable[[], float],
+    hidden_fps: float = _FPS_WHILE_HIDDEN,
+) -> None:
     """Show a session on a screen, at true speed, until the session ends. Late frames are dropped.
 
     Args:
         session: the session that plays.
         screen: the screen; it must be open.
-        fps: frames per second while somebody can see the screen.
+        fps: frames per second while somebody can see the screen, or a function that is asked at each frame.
+        hidden_fps: frames per second while nobody can.
     """
-    session.clock.target_fps = fps
+    present_fps = fps if callable(fps) else lambda: fps
+    session.clock.target_fps = present_fps()
     for source in session.frame_sources():
         for at, frame in source.play(session.clock):
             session.clock.wait_until(at)
@@ -235,7 +242,7 @@ def show_until_end(session: Session, screen: Screen, fps: float) -> None:
             screen.show(frame)
             session.count_shown_frame(at)
             # While nobody can see the screen, few frames are drawn, only to keep the lamp's time going.
-            session.clock.target_fps = _FPS_WHILE_HIDDEN if screen.hidden else fps
+            session.clock.target_fps = hidden_fps if screen.hidden else present_fps()
 
 
 def _show_and_write(session: Session, options: PlaybackOptions, screen: Screen, writer: OutputFile) -> None:

@@ -39,12 +39,14 @@ class FrameSource:
             for a lamp that has no state.
         play_in_batches: yields the same frames as ``play``, but draws them in batches. This is faster for a
             file, where nobody waits for a single frame. ``play`` is used when None.
+        caption: returns a few words about the lamp that change while it plays. None for no words.
     """
 
     play: PlayFunction
     size: tuple[int, int]
     moments: Callable[[], tuple[float, float, float, float]] | None = None
     play_in_batches: PlayFunction | None = None
+    caption: Callable[[], str] | None = None
 
 
 class Library(Protocol):
@@ -109,6 +111,11 @@ class Session:
         return (self._wanted or self._playing)[1]
 
     @property
+    def caption(self) -> str:
+        """A few words about the lamp that change while it plays; empty if there are none."""
+        return self._source.caption() if self._source.caption is not None else ""
+
+    @property
     def lamp_title(self) -> str:
         """Name and seed, for people."""
         return f"{Path(self.lamp_name).name}, seed {self.seed}"
@@ -163,6 +170,7 @@ class Session:
             "frame": self._shown,
             "seconds": self._at,
             "moments": self._moments,
+            "caption": self.caption,
         }
 
     # What the player uses.

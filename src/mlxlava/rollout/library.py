@@ -1,4 +1,4 @@
-"""The player's library of learned lamps. (The library of the built-in lamp is in footage/lamp.py.)"""
+"""The player's library of learned lamps (that of built-in lamps: footage/simulated_lamp.py)."""
 
 from __future__ import annotations
 

@@ -82,6 +82,12 @@ class Rollout:
         """The present states, float32 (lamps rolled together, Z). The first one is the lamp that is drawn."""
         return np.array(self._states)
 
+    def exchange_weights(self, weights: Weights) -> None:
+        """Go on from the present states with other weights of the same networks."""
+        self._arrays = weights.arrays
+        self._bases = self._dynamics.basis_changes(fixed_bases(weights.arrays))
+        self.__dict__.pop("_draw_function", None)  # the cached property: it is made anew
+
     def play(self, times: Iterable[float]) -> Iterator[TimedFrame]:
         """Yield frames at rising play times.
 

@@ -14,9 +14,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+Tree = dict[str, Any]  # of arrays; the same as backend.Tree, without importing MLX
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +56,24 @@ class Callbacks:
     def on_checkpoint(self, step: int, folder: Path) -> None:
         """Called after a checkpoint was written to ``folder``."""
 
+    def on_state(self, run: Path, step: int, state: Tree) -> None:
+        """Called before the first step, and after each step before the next one begins.
+
+        Reading an array waits until the step is computed. Then the device has nothing to work on for a
+        moment, so it should be done seldom.
+
+        Args:
+            run: Folder of the run.
+            step: Training steps made so far.
+            state: Run state (training/step.py). The next step reuses its memory, so arrays that are kept must
+                be copied.
+        """
+
     def on_preview(self, step: int, sheet: npt.NDArray[np.uint8], states: npt.NDArray[np.float32]) -> None:
         """Called when a preview was drawn.
 
         Args:
             step: Training steps made so far.
             sheet: Picture (H, W, 3) with real frames and drawn frames.
-            states: Last state of each clip of the step, (B, Z).
+            states: Last state of each clip of the step, (B, Z); empty while an upsampling network learns.
         """

@@ -33,7 +33,7 @@ from mlxlava.training import growth
 from mlxlava.training.checkpoint import load_checkpoint, save_checkpoint
 from mlxlava.training.choices import Choice
 from mlxlava.training.schedule import Decision, Schedule
-from mlxlava.training.step import Trainer
+from mlxlava.training.trainer import AnyTrainer, make_trainer
 
 _MAX_BACKGROUND_FRAMES = 1000  # at most so many frames are averaged for the generator's background
 # Pixels whose deviation over time exceeds this share of the largest deviation have a variance mask of 1.
@@ -72,10 +72,10 @@ def make_run_folder(
     require_free_folder(run)
     footage.require_clip(recipe.data.seq_len)
     total = count_steps(recipe, footage)
-    state = Trainer(recipe, total).init()
+    state = make_trainer(recipe, total).init()
     if initial_arrays is not None:
-        if recipe.growth.factor > 1:
-            growth.grow_state(state, initial_arrays, recipe)
+        if recipe.generator.upsampler_widths:
+            growth.grow_state(state, initial_arrays)
         else:
             _warm_start(state, initial_arrays)
     if recipe.generator.background:
@@ -177,7 +177,7 @@ def schedule_of_run(run: Path) -> Schedule:
     return Schedule(decisions, None if minutes < 0 else minutes)
 
 
-def open_run(run: Path, recipe: Recipe) -> tuple[Trainer, Tree, int, float]:
+def open_run(run: Path, recipe: Recipe) -> tuple[AnyTrainer, Tree, int, float]:
     """Open a run at its latest checkpoint. The first rank reads it and sends it to the others.
 
     Returns:
@@ -189,7 +189,7 @@ def open_run(run: Path, recipe: Recipe) -> tuple[Trainer, Tree, int, float]:
     seconds, step, found = 0.0, 0, None
     if rank() == 0:
         found = checkpoint_folder_to_resume(run)
-    trainer = Trainer(recipe, schedule_of_run(run))
+    trainer = make_trainer(recipe, schedule_of_run(run))
     state = trainer.init()
     if found is not None:
         state, kept = load_checkpoint(found, state)
@@ -218,7 +218,7 @@ def lock_run(run: Path) -> Iterator[None]:
 
 
 def _set_background(state: Tree, footage: Footage) -> None:
-    """Set G's background to the mean of the footage, and its variance mask to large values where it moves.
+    """Set the background of drawn frames to the footage's mean, and the variance mask to 1 where it moves.
 
     So glass and room are right from the first step on. Pixels that never change in the footage never change
     in drawn frames either.
@@ -231,8 +231,10 @@ def _set_background(state: Tree, footage: Footage) -> None:
         1, deviation / max(_VARIANCE_MASK_DEVIATION_SHARE * float(deviation.max()), 1e-6)
     )
     for tree in (state, state["ema"]):
-        tree["generator"]["background"] = mx.array(np.log(mean / (1 - mean)).astype(np.float32))
-        tree["generator"]["gate"] = mx.array(variance_mask.astype(np.float32))
+        # The generator of a lamp that grows keeps its own small background.
+        network = tree["generator"].get("upsampler", tree["generator"])
+        network["background"] = mx.array(np.log(mean / (1 - mean)).astype(np.float32))
+        network["gate"] = mx.array(variance_mask.astype(np.float32))
 
 
 def _warm_start(state: Tree, initial_arrays: Tree) -> None:

@@ -1,32 +1,23 @@
-"""Growing: a lamp for larger pictures begins with what was learned from smaller ones (after Karras 2018).
+"""Growing: a lamp of small pictures becomes a lamp of large ones.
 
-New layers are added next to the pictures: after the old layers of the generator, and before those of the
-discriminator. The state step and the encoder do not change: the encoder still sees pictures of the small
-size. So the motion is learned at the small size, where a training step is cheap.
+The motion is learned at a small size, where a training step is cheap. Then nothing of the small lamp changes
+any more. A network is trained that enlarges its pictures (training/upsampling.py).
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from mlxlava.backend import Tree, arrays_by_name, mx, tree_map
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.errors import UserError
-from mlxlava.models.storage import load_arrays
-from mlxlava.paths import latest_checkpoint_folder
-
-# Deviation of the noise that is added to new layers, relative to He's initial weights.
-_NEW_LAYER_NOISE = 0.1
-# Parts of a run state that a lamp takes over, in addition to the averaged weights.
-_COPIED_SUBTREES = ("stats", "discriminator", "encoder", "encoded_covariance")
 
 
 def growth_factor(small: Recipe, size: tuple[int, int]) -> int:
     """How many times higher and wider pictures of ``size`` are than those of the recipe ``small``.
 
     Raises:
-        UserError: the factor is not 1, 2, 4 …, or the networks cannot grow.
+        UserError: the factor is not 1, 2, 4 …, or the lamp has grown already.
     """
     (height, width), (old_height, old_width) = size, small.data.size
     factor = height // old_height
@@ -35,8 +26,8 @@ def growth_factor(small: Recipe, size: tuple[int, int]) -> int:
             f"train: a lamp of {old_height}x{old_width} (HxW) grows to 2, 4, 8 … times that; "
             f"give --size {2 * old_height}x{2 * old_width}, for example"
         )
-    if factor > 1 and small.generator.kind != "shuffle":
-        raise UserError(f"train: a lamp with a generator of kind {small.generator.kind} cannot grow")
+    if factor > 1 and small.generator.upsampler_widths:
+        raise UserError("train: this lamp has grown already; let the lamp that it grew from grow")
     return factor
 
 
@@ -54,16 +45,27 @@ def start_size_for(recipe: Recipe, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def with_networks_of(recipe: Recipe, weights: Recipe) -> Recipe:
-    """The recipe with the generator and the state step of other weights, whose frames are as large."""
+    """The recipe with the generator and the state step of other weights.
+
+    Of weights that have grown, these are the networks of the smaller lamp, at its size.
+    """
+    has_size = any(weights.encoder.size) and recipe.encoder.context_frames
     return override(
         recipe,
         {
             **_settings_of_section(weights, "generator"),
             **_settings_of_section(weights, "dynamics"),
-            "data.size": weights.data.size,
-            "encoder.size": weights.encoder_input_size if recipe.encoder.context_frames else (0, 0),
+            "generator.upsampler_widths": (),
+            "data.size": weights.drawn_size,
+            "encoder.size": weights.encoder.size if has_size else (0, 0),
         },
     )
+
+
+def without_upsampler(arrays: Tree) -> Tree:
+    """The arrays of weights without those of the upsampling network, if they have one."""
+    own = {name: layer for name, layer in arrays["generator"].items() if name != "upsampler"}
+    return {**arrays, "generator": own}
 
 
 def recipe_of_smaller_lamp(recipe: Recipe) -> Recipe:
@@ -77,157 +79,68 @@ def recipe_of_smaller_lamp(recipe: Recipe) -> Recipe:
     return found
 
 
-def grown_recipe(recipe: Recipe, small: Recipe, learned: Tree, size: tuple[int, int]) -> Recipe:
-    """The recipe with the networks of a smaller lamp, and new layers for pictures of ``size``.
+def grown_recipe(recipe: Recipe, small: Recipe, size: tuple[int, int]) -> Recipe:
+    """The recipe with the networks of a smaller lamp, and an upsampling network for pictures of ``size``.
+
+    A lamp that has grown to ``size`` already keeps its upsampling network.
 
     Args:
-        recipe: recipe that says how to train, and how wide the new layers are.
+        recipe: recipe that says how to train.
         small: recipe of the smaller lamp.
-        learned: arrays of the smaller lamp.
         size: height and width of the new pictures.
     """
-    factor = growth_factor(small, size)
-    levels = _doubling_count(factor)
-    generator, discriminator = small.generator, recipe.discriminator
-    new_widths = [generator.last_width] * levels
-    # Each new layer has half the channels of the layer after it, as the old layers do.
-    front = [max(8, discriminator.widths[0] >> (levels - i)) for i in range(levels)]
-    rest = [name for name in recipe.growth.rest if name in learned]
+    levels = growth_factor(small, size).bit_length() - 1
+    growth, frames_of_clip = recipe.growth, small.data.drawn_frames or small.data.seq_len
     return override(
         recipe,
         {
-            "data.size": size,
-            "generator.state_size": generator.state_size,
-            "generator.widths": [*generator.widths, *new_widths],
-            "generator.last_width": generator.last_width,
-            "generator.background": generator.background,
+            **_settings_of_section(small, "generator"),
             **_settings_of_section(small, "dynamics"),
-            **_settings_of_section(small, "encoder"),
-            "encoder.size": small.encoder_input_size,
-            "discriminator.widths": [*front, *discriminator.widths],
-            # The squared error is summed over a frame. A larger sigma keeps its weight in the loss the same.
-            "loss.sigma": recipe.loss.sigma * factor,
-            # A difference that is seen has factor² times as many pixels, so D needs shorter gradients for the
-            # same logits. With the old weight it soon won; with factor² times as much it saw nothing.
-            "loss.gamma": recipe.loss.gamma * factor,
-            "growth.factor": factor,
-            "growth.rest": rest,
+            **_settings_of_section(small, "discriminator"),
+            "generator.upsampler_widths": small.generator.upsampler_widths or [growth.width] * levels,
+            "data.size": size,
+            "data.every_nth": small.data.every_nth,  # the state step has learned how much time a step spans
+            "data.seq_len": small.data.seq_len,
+            "data.drawn_frames": small.data.drawn_frames,
+            "data.batch_size": max(1, round(growth.frames / frames_of_clip)),
+            # Only the upsampling network learns. It needs neither an encoder nor a discriminator.
+            "encoder.context_frames": 0,
+            "encoder.size": [0, 0],
+            "encoder.whitening": 0.0,
+            "loss.kind": small.loss.kind,
+            "loss.elbo_weight": 0.0,
+            "loss.feature_matching": 0.0,
+            "loss.d_start": 0.0,
+            "training.micro_batches": 1,
+            "training.learning_rate": growth.learning_rate,
+            "training.steps": growth.steps,
+            "training.epochs": 0,
         },
     )
 
 
-def arrays_learned_by_run(run: Path) -> Tree:
-    """All arrays that a run has learned: its averaged weights and statistics, its encoder and discriminator.
+def grow_state(state: Tree, small_arrays: Tree) -> None:
+    """Put the networks of a smaller lamp into a new run state.
 
-    Raises:
-        UserError: the run has no checkpoint, or it is damaged.
-    """
-    latest = latest_checkpoint_folder(run)
-    if latest is None:
-        raise UserError(f"train: {run} has no checkpoint to grow from")
-    learned: Tree = {}
-    for name, array in load_arrays(latest / "state.safetensors").items():
-        path = name.removeprefix("ema.").split(".")
-        if name.startswith("ema.") or path[0] in _COPIED_SUBTREES:
-            _put_array(learned, path, array)
-    return learned
-
-
-def grow_state(state: Tree, learned: Tree, recipe: Recipe) -> None:
-    """Put what a smaller lamp has learned into a new run state; new layers begin near the identity.
+    The upsampling network begins at random, or as it is in the weights of a lamp that has grown already.
 
     Args:
         state: run state at step 0 of the grown recipe; it is changed in place.
-        learned: arrays of weights, or arrays from :func:`arrays_learned_by_run`.
-        recipe: recipe from :func:`grown_recipe`.
+        small_arrays: arrays of the smaller lamp's weights, or of those of the lamp that has grown.
 
     Raises:
         UserError: the networks are not those that the recipe was grown from.
     """
-    levels = _doubling_count(recipe.growth.factor)
-    _copy_arrays(state["dynamics"], learned["dynamics"], "dynamics")
-    _copy_arrays(state["stats"], learned["stats"], "stats")
-    for name in (*names_of_old_layers(recipe), "out"):
-        _copy_arrays(state["generator"][name], learned["generator"].get(name, {}), f"generator.{name}")
-    layers = len(recipe.generator.widths)
-    for level in range(layers - levels, layers):
-        layer = state["generator"][f"up{level}"]
-        layer["weight"] = _near_identity_weights(layer["weight"])
-    if "encoder" in learned and "encoder" in state:
-        _copy_arrays(state["encoder"], learned["encoder"], "encoder")
-        if "encoded_covariance" in learned and "encoded_covariance" in state:
-            state["encoded_covariance"] = mx.array(learned["encoded_covariance"])
-    if "discriminator" in learned:
-        _grow_discriminator(state["discriminator"], learned["discriminator"], levels)
-    for name in state["ema"]:
-        # Copies: one array at two places of the run state could not be given away by a step.
-        state["ema"][name] = tree_map(mx.array, state[name])
-
-
-def names_of_old_layers(recipe: Recipe) -> list[str]:
-    """Names of the generator's layers that a grown lamp has learned at its smaller size."""
-    levels = _doubling_count(recipe.growth.factor)
-    return ["dense", *(f"up{i}" for i in range(len(recipe.generator.widths) - levels))]
-
-
-def names_of_frozen_networks(recipe: Recipe) -> tuple[str, ...]:
-    """Names of the networks that do not learn in a run."""
-    return recipe.growth.rest if recipe.growth.factor > 1 else ()
-
-
-def freeze_old_layers(gradients: Tree, recipe: Recipe, step: mx.array) -> Tree:
-    """The gradients of the generator, with zeros for its old layers in the first steps of a grown lamp.
-
-    So the old layers do not change while the new layers are still far from good.
-
-    Args:
-        gradients: gradients of the generator.
-        recipe: recipe of the run.
-        step: number of training steps made.
-    """
-    growth = recipe.growth
-    if growth.factor == 1 or not growth.rest_steps:
-        return gradients
-    learns = (step >= growth.rest_steps).astype(mx.float32)
-    old = {
-        name: tree_map(lambda array: learns * array, gradients[name]) for name in names_of_old_layers(recipe)
-    }
-    return {**gradients, **old}
-
-
-def _doubling_count(factor: int) -> int:
-    """How often a side doubles to become ``factor`` times as long: the number of new layers."""
-    return factor.bit_length() - 1
-
-
-def _near_identity_weights(weight: mx.array) -> mx.array:
-    """Weights (4 O, 3, 3, I) of a layer that enlarges its input by two, plus a little noise."""
-    outputs, inputs = len(weight) // 4, weight.shape[-1]
-    centre = mx.zeros((3, 3))
-    centre[1, 1] = 1.0
-    one = mx.eye(outputs, inputs)[:, None, None, :] * centre[None, :, :, None]
-    return mx.concatenate([one] * 4) + _NEW_LAYER_NOISE * weight
-
-
-def _grow_discriminator(new: Tree, old: Tree, levels: int) -> None:
-    """Copy all layers whose shapes fit.
-
-    New layers, and the layer that saw the pictures before, do not fit.
-    """
-    renamed = {
-        f"down{int(name.removeprefix('down')) + levels}" if name.startswith("down") else name: layer
-        for name, layer in old.items()
-    }
-    for name, layer in renamed.items():
-        if name in new and _shapes_by_name(new[name]) == _shapes_by_name(layer):
-            new[name] = tree_map(mx.array, layer)
-
-
-def _copy_arrays(new: Tree, old: Tree, network: str) -> None:
-    """Replace the arrays of a network, or of a layer."""
-    require_same_shapes(new, old, network)
-    for name, branch in old.items():
-        new[name] = tree_map(mx.array, branch)
+    upsampler = small_arrays["generator"].get("upsampler", state["generator"]["upsampler"])
+    own = {**small_arrays["generator"], "upsampler": upsampler}
+    require_same_shapes(state["generator"], own, "generator")
+    require_same_shapes(state["dynamics"], small_arrays["dynamics"], "dynamics")
+    require_same_shapes(state["stats"], small_arrays["stats"], "stats")
+    # Copies: a step gives the arrays of its run state away, so none may be in it twice.
+    for tree in (state, state["ema"]):
+        tree["generator"] = tree_map(mx.array, own)
+        tree["dynamics"] = tree_map(mx.array, small_arrays["dynamics"])
+    state["stats"] = tree_map(mx.array, small_arrays["stats"])
 
 
 def require_same_shapes(new: Tree, old: Tree, network: str) -> None:
@@ -243,12 +156,6 @@ def require_same_shapes(new: Tree, old: Tree, network: str) -> None:
 
 def _shapes_by_name(tree: Tree) -> dict[str, str]:
     return {name: "×".join(map(str, array.shape)) for name, array in arrays_by_name(tree).items()}
-
-
-def _put_array(tree: Tree, path: list[str], array: mx.array) -> None:
-    for name in path[:-1]:
-        tree = tree.setdefault(name, {})
-    tree[path[-1]] = array
 
 
 def _settings_of_section(recipe: Recipe, section: str) -> dict[str, Any]:

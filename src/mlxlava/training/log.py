@@ -21,10 +21,14 @@ class LogWriter(Callbacks):
 
     def on_step(self, report: StepReport) -> None:
         """Write the line of a step."""
-        line = {"step": report.step, "seconds": round(report.seconds, 3), **report.terms}
-        line["clips_per_second"] = report.clips_per_second
-        line |= {f"peak_{name}_gb": round(value, 3) for name, value in report.peaks_gb.items()}
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json.dumps(log_line(report)) + "\n")
+
+
+def log_line(report: StepReport) -> dict[str, float]:
+    """The line of a step: its number, the time spent in all sessions, every term, pace and memory."""
+    line = {"step": report.step, "seconds": round(report.seconds, 3), **report.terms}
+    line["clips_per_second"] = report.clips_per_second
+    return line | {f"peak_{name}_gb": round(value, 3) for name, value in report.peaks_gb.items()}
 
 
 @contextlib.contextmanager

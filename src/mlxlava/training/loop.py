@@ -28,6 +28,7 @@ from mlxlava.training.pace import AwakeClock, Pace, measure_kinds
 from mlxlava.training.planner import Planner
 from mlxlava.training.previews import PreviewWriter, draw_preview
 from mlxlava.training.progress import ProgressBar
+from mlxlava.training.report import open_report
 from mlxlava.training.session import TrainingSession
 from mlxlava.training.signals import catch_stop_signals, watch_for_lost_processes
 from mlxlava.training.step import StepKind
@@ -78,7 +79,7 @@ def train(
         listeners: list[Callbacks] = []
         if rank() == 0:
             enter(lock_run(run))
-            listeners += [enter(open_log(run, step)), PreviewWriter(run)]
+            listeners += [enter(open_log(run, step)), PreviewWriter(run), enter(open_report(run))]
             listeners += [enter(open_tensorboard(run, step))] if tensorboard else []
             listeners += callbacks
         listeners.append(ProgressBar(enter(progress("train"))))
@@ -99,6 +100,11 @@ def train(
             schedule = guard.trainer.schedule
             session.report_pending_step(listeners, schedule.total_steps, pace.seconds_left(schedule, step))
 
+        def tell_state() -> None:
+            for each in listeners:
+                each.on_state(run, step, state)
+
+        tell_state()
         while step < guard.trainer.total_steps and not max_over_ranks(request.signal is not None):
             began = clock.seconds()
             kind = guard.trainer.kind_of_step(step)
@@ -136,11 +142,12 @@ def train(
                 recipe = guard.recipe
                 change_recipe(run, recipe)
             if shows and rank() == 0:
-                sheet = draw_preview(recipe, state, footage)
+                sheet = draw_preview(guard.trainer, state, footage)
                 for each in listeners:
-                    each.on_preview(step, sheet, np.array(state["carried"]))
+                    each.on_preview(step, sheet, np.array(state.get("carried", [])))
             if saves or shows:
                 planner.note_other_work(clock.seconds() - saving, step)
+            tell_state()
         report()
         if step != saved:
             _save_checkpoint(run, recipe, state, step, session.total_seconds, listeners)

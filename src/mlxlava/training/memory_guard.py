@@ -11,7 +11,8 @@ from mlxlava.backend.ranks import max_over_ranks, rank_count
 from mlxlava.config import Recipe, override
 from mlxlava.console import say
 from mlxlava.training.memory_plan import micro_batch_counts, predict_peak_gb
-from mlxlava.training.step import StepKind, Terms, Trainer
+from mlxlava.training.step import StepKind, Terms
+from mlxlava.training.trainer import AnyTrainer, make_trainer
 
 # If a step took more than this share of the limit, later steps get more micro-batches. Near the limit MLX
 # waits for memory in every step, and later steps may take a little more memory than the first one of their
@@ -36,7 +37,7 @@ class MemoryGuard:
         recipe: recipe of the trainer; another object once the number of micro-batches has changed.
     """
 
-    def __init__(self, recipe: Recipe, trainer: Trainer, limit: float) -> None:
+    def __init__(self, recipe: Recipe, trainer: AnyTrainer, limit: float) -> None:
         """``limit`` is the memory in GB that MLX may use."""
         self.recipe, self.trainer = recipe, trainer
         self._limit = limit
@@ -80,7 +81,7 @@ class MemoryGuard:
         too_much = f"train: a step took {held_gb:.2f} GB of the {self._limit:.2f} GB for MLX"
         if wanted > now:
             self.recipe = override(self.recipe, {"training.micro_batches": wanted})
-            self.trainer = Trainer(self.recipe, self.trainer.schedule)
+            self.trainer = make_trainer(self.recipe, self.trainer.schedule)
             self._measured.clear()
             say(f"{too_much}; from now on a batch is worked on in {wanted} micro-batches, not {now}")
         elif held_gb > MAX_SHARE_OF_LIMIT * self._limit and not self._warned:

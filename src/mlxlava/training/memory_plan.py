@@ -66,7 +66,7 @@ def _count_weights(recipe: Recipe) -> float:
     size, state = recipe.data.size, recipe.generator.state_size
     pixels = math.prod(size)
     widths = recipe.generator.widths
-    end = pixels / 4.0 ** len(widths)
+    end = math.prod(recipe.drawn_size) / 4.0 ** len(widths)
     taps = 36 if recipe.generator.kind == "shuffle" else 16
     last = (*widths, recipe.generator.last_width) if recipe.generator.kind == "shuffle" else (*widths, 3)
     total = state * end * widths[0] + taps * sum(a * b for a, b in itertools.pairwise(last))
@@ -91,6 +91,8 @@ def _count_weights(recipe: Recipe) -> float:
 
 def count_step_floats(recipe: Recipe, ranks: int = 1) -> StepFloats:
     """Count the floats that a step of a recipe keeps, in each of ``ranks`` processes."""
+    if recipe.generator.upsampler_widths:
+        return _count_upsampler_floats(recipe, ranks)
     data, size = recipe.data, recipe.data.size
     pixels = math.prod(size)
     clips_of_rank, frames = data.batch_size / ranks, data.drawn_frames or data.seq_len
@@ -110,6 +112,33 @@ def count_step_floats(recipe: Recipe, ranks: int = 1) -> StepFloats:
         real_frames=clips_of_rank * frames * 3 * pixels / 4,
         pixels=judged * pixels,
     )
+
+
+def _count_upsampler_floats(recipe: Recipe, ranks: int) -> StepFloats:
+    """Count the floats of a step in which an upsampling network learns. Nothing else is computed in it."""
+    widths = (*recipe.generator.upsampler_widths, recipe.generator.last_width)
+    pixels = math.prod(recipe.data.size)
+    frames = _frames_of_rank(recipe, ranks)
+    drawn = frames / recipe.training.micro_batches
+    # The map of the first convolution has the size of the small picture; each other one is twice as large as
+    # the one before.
+    maps = math.prod(recipe.drawn_size) * widths[0] + _count_feature_map_floats(
+        recipe.data.size, [*reversed(widths[1:])], first=0
+    )
+    taps = [27 * widths[0], *(36 * a * b for a, b in itertools.pairwise(widths)), 27 * widths[-1]]
+    return StepFloats(
+        weights=sum(taps),
+        generator_outputs=drawn * maps,
+        discriminator_outputs=0.0,
+        encoder_outputs=0.0,
+        real_frames=0.0,
+        pixels=drawn * pixels,
+    )
+
+
+def _frames_of_rank(recipe: Recipe, ranks: int) -> float:
+    """Number of frames of a batch that each of ``ranks`` processes draws."""
+    return recipe.data.batch_size / ranks * (recipe.data.drawn_frames or recipe.data.seq_len)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +182,16 @@ _LIVE_ARRAYS_OF_KIND = {
         constant_gb=0.134,
         crowding=0.047,
     ),
+    # A training step of an upsampling network.
+    "upsampler": _LiveArrays(
+        2.0,
+        generator_outputs=6.1,
+        recomputed_generator_outputs=6.1,  # nothing is recomputed
+        discriminator_outputs=0.0,
+        encoder_outputs=0.0,
+        real_frames=0.0,
+        constant_gb=0.015,
+    ),
 }
 
 
@@ -164,6 +203,11 @@ def _patch_bytes_of_layers(recipe: Recipe, ranks: int) -> list[tuple[float, floa
     """
     data, generator, encoder = recipe.data, recipe.generator, recipe.encoder
     pixels = math.prod(data.size)
+    if generator.upsampler_widths:
+        pictures = _frames_of_rank(recipe, ranks) / recipe.training.micro_batches
+        widths, small = (*generator.upsampler_widths, generator.last_width), math.prod(recipe.drawn_size)
+        sizes = [small, *(small * 4**i for i in range(len(widths)))]
+        return [(pictures, 4.0 * size * 9 * width) for size, width in zip(sizes, (3, *widths), strict=True)]
     clips = data.batch_size / ranks
     micro_batch = clips / recipe.training.micro_batches
     frames = data.drawn_frames or data.seq_len
@@ -222,7 +266,8 @@ def predict_peak_gb(recipe: Recipe, ranks: int = 1, *, gpu: bool = False) -> flo
         ranks: number of processes that share a batch.
         gpu: whether the code for GPUs is used; then the prediction is an estimate.
     """
-    live, counted = _LIVE_ARRAYS_OF_KIND[recipe.discriminator.kind], count_step_floats(recipe, ranks)
+    kind = "upsampler" if recipe.generator.upsampler_widths else recipe.discriminator.kind
+    live, counted = _LIVE_ARRAYS_OF_KIND[kind], count_step_floats(recipe, ranks)
     floats = (
         live.weights * counted.weights
         + (live.recomputed_generator_outputs if recipe.training.recompute else live.generator_outputs)

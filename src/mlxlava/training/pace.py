@@ -12,8 +12,9 @@ from collections.abc import Callable
 from mlxlava.backend import Tree, mx
 from mlxlava.console import format_duration
 from mlxlava.training.memory_guard import MemoryGuard
-from mlxlava.training.schedule import Schedule
-from mlxlava.training.step import StepKind, Trainer
+from mlxlava.training.schedule import Schedule, d_start
+from mlxlava.training.step import StepKind
+from mlxlava.training.trainer import AnyTrainer
 
 # A gap this long, and so many times as long as a step, is no work: the machine slept, or the process was
 # stopped. (time.monotonic() stands still while a Mac or a Linux machine sleeps, but not in all cases, and not
@@ -53,8 +54,8 @@ class AwakeClock:
 class Pace:
     """Measured times of the kinds of steps of a trainer."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self._recipe = trainer.recipe
+    def __init__(self, trainer: AnyTrainer) -> None:
+        self._recipe, self._d_start = trainer.recipe, d_start(trainer.recipe)
         self._seconds: dict[StepKind, float] = {}
         self._other = 0.0  # seconds a step for checkpoints and previews
 
@@ -91,19 +92,29 @@ class Pace:
 
     def seconds_left(self, schedule: Schedule, step: int) -> float:
         """Seconds until the run's last step, from ``step`` on."""
-        joins = min(schedule.first_step_at(self._recipe.loss.d_start), schedule.total_steps)
+        joins = min(schedule.first_step_at(self._d_start), schedule.total_steps)
         alone = max(0, joins - step)
         together = max(0, schedule.total_steps - max(step, joins))
         return alone * self.without_d() + together * self.with_d()
 
+    def describe(self, schedule: Schedule, step: int) -> str:
+        """How long the steps from ``step`` on take each, in a clause."""
+        joins = min(schedule.first_step_at(self._d_start), schedule.total_steps)
+        if step >= joins:
+            each = self.with_d() if joins < schedule.total_steps else self.without_d()
+            return f"{each:.2g} s a step"
+        alone = f"{self.without_d():.2g} s a step"
+        if joins == schedule.total_steps:
+            return alone
+        return f"{alone}, {self.with_d():.2g} s from step {joins} on, with the discriminator"
+
     def steps_in(self, seconds: float, schedule: Schedule, step: int) -> int:
         """Number of training steps in all with which the run ends in ``seconds``, from ``step`` on."""
-        joins = schedule.first_step_at(self._recipe.loss.d_start)
-        progress, d_start = schedule.progress(step), self._recipe.loss.d_start
+        joins, progress = schedule.first_step_at(self._d_start), schedule.progress(step)
         if step >= min(joins, schedule.total_steps):
-            left = seconds / max(self.with_d() if d_start < 1 else self.without_d(), 1e-9)
+            left = seconds / max(self.with_d() if self._d_start < 1 else self.without_d(), 1e-9)
         else:  # a share of the steps without D, which are faster
-            share = (d_start - progress) / (1 - progress)
+            share = (self._d_start - progress) / (1 - progress)
             mean = share * self.without_d() + (1 - share) * self.with_d()
             left = seconds / max(mean, 1e-9)
         return step + max(1, int(left))
@@ -131,14 +142,7 @@ def measure_kinds(
         del new, terms
 
 
-def describe_length(pace: Pace, schedule: Schedule, step: int, d_start: float) -> str:
+def describe_length(pace: Pace, schedule: Schedule, step: int) -> str:
     """How long a run takes from ``step`` on, in a line."""
-    joins = min(schedule.first_step_at(d_start), schedule.total_steps)
-    speeds = []
-    if step < joins:
-        speeds.append(f"{pace.without_d():.2g} s a step")
-    if joins < schedule.total_steps:
-        after = f" from step {joins} on, with the discriminator" if step < joins else " a step"
-        speeds.append(f"{pace.with_d():.2g} s{after}")
     left = format_duration(pace.seconds_left(schedule, step))
-    return f"{schedule.total_steps - step} steps take about {left} ({', '.join(speeds)})"
+    return f"{schedule.total_steps - step} steps take about {left} ({pace.describe(schedule, step)})"

@@ -11,6 +11,7 @@ from mlxlava.training.choices import Choice
 from mlxlava.training.folder import change_schedule
 from mlxlava.training.memory_guard import MemoryGuard
 from mlxlava.training.pace import Pace, describe_length
+from mlxlava.training.schedule import d_start
 from mlxlava.training.session import TrainingSession
 
 _DECISIONS = 40  # in the minutes of a run
@@ -45,8 +46,7 @@ class Planner:
             return
         if self._is_due():
             self._decide(step, lengthen)
-        schedule, d_start = self._guard.trainer.schedule, self._guard.recipe.loss.d_start
-        say(f"train: {describe_length(self._pace, schedule, step, d_start)}")
+        say(f"train: {describe_length(self._pace, self._guard.trainer.schedule, step)}")
 
     def after_step(self, step: int) -> None:
         """Decide again, if it is time to."""
@@ -71,7 +71,7 @@ class Planner:
 
     def _decide(self, step: int, lengthen: bool) -> None:
         trainer, pace = self._guard.trainer, self._pace
-        schedule, d_start = trainer.schedule, self._guard.recipe.loss.d_start
+        schedule = trainer.schedule
         assert schedule.minutes is not None
         self._decided_at = self._session.total_seconds
         left = max(0.0, 60 * schedule.minutes - self._decided_at - self._last_save)
@@ -80,13 +80,12 @@ class Planner:
         small = _LEAST_CHANGE * (schedule.total_steps - step)
         if abs(total - schedule.total_steps) <= small and step > self._first_step:
             return
-        trainer.schedule = (
-            schedule.lengthen(step, total, d_start) if lengthen else schedule.decide(step, total)
-        )
-        reason = (
-            f"the run is finished after {schedule.minutes:.3g} minutes; "
-            f"{pace.without_d():.2g} s a step, and {pace.with_d():.2g} s with the discriminator"
-        )
+        if lengthen:
+            trainer.schedule = schedule.lengthen(step, total, d_start(trainer.recipe))
+        else:
+            trainer.schedule = schedule.decide(step, total)
+        speeds = pace.describe(trainer.schedule, step)
+        reason = f"the run is finished after {schedule.minutes:.3g} minutes; {speeds}"
         change_schedule(self._run, trainer.schedule, [Choice("training.steps", total, reason)])
         if step == self._first_step:
             say(f"train: training.steps = {total}: {reason}")

@@ -21,14 +21,19 @@ class ProgressBar(Callbacks):
 
 def describe_step(report: StepReport) -> str:
     """Describe a step in a line: losses, moments of states, motion relative to real motion, pace, memory."""
-    terms = report.terms
-    moved = terms["motion_drawn"] / max(terms["motion_real"], 1e-9)
-    losses = f"D {terms['loss_d']:.2f} G {terms['loss_g']:.2f} · " if "loss_d" in terms else ""
+    terms, parts = report.terms, [f"step {report.step}/{report.total_steps}"]
+    if "loss_d" in terms:
+        parts.append(f"D {terms['loss_d']:.2f} G {terms['loss_g']:.2f}")
     if "reconstruction" in terms:
-        losses += f"again {terms['reconstruction']:.1f} · "
-    return (
-        f"step {report.step}/{report.total_steps} · {losses}state "
-        f"{terms['state_mean']:+.2f} ± {terms['state_std']:.2f}, spread {terms['state_spread']:.2f} · "
-        f"motion {moved:.1f}× · {report.clips_per_second:.1f} clips/s · "
-        f"{report.peaks_gb['process']:.1f} GB · {format_duration(report.seconds_left)} left"
-    )
+        parts.append(f"again {terms['reconstruction']:.1f}")
+    if "state_mean" in terms:
+        state = f"{terms['state_mean']:+.2f} ± {terms['state_std']:.2f}"
+        parts.append(f"state {state}, spread {terms['state_spread']:.2f}")
+    if "motion_drawn" in terms:
+        parts.append(f"motion {terms['motion_drawn'] / max(terms['motion_real'], 1e-9):.1f}×")
+    parts += [
+        f"{report.clips_per_second:.1f} clips/s",
+        f"{report.peaks_gb['process']:.1f} GB",
+        f"{format_duration(report.seconds_left)} left",
+    ]
+    return " · ".join(parts)

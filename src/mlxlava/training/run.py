@@ -22,8 +22,8 @@ from mlxlava.training.choices import Choice, choose_for_footage, say_choices
 from mlxlava.training.folder import checkpoint_folder_to_resume, lock_run, make_run_folder, write_config
 from mlxlava.training.loop import clips_of_this_rank
 from mlxlava.training.memory_plan import predict_peak_gb, split_to_fit_memory
-from mlxlava.training.schedule import Schedule
-from mlxlava.training.step import Trainer
+from mlxlava.training.schedule import Schedule, d_start
+from mlxlava.training.trainer import make_trainer
 
 RUNS_FOLDER = Path("runs")  # in the working folder
 
@@ -184,7 +184,7 @@ def resume_run(
                 f"train: {folder} has made {made['step']} steps, more than --steps {steps}; "
                 "give more, or leave --steps out"
             )
-        longer = schedule.lengthen(made["step"], steps, recipe.loss.d_start)
+        longer = schedule.lengthen(made["step"], steps, d_start(recipe))
         schedule = dataclasses.replace(longer, minutes=None)
     if minutes is not None:
         schedule = dataclasses.replace(schedule, minutes=made["seconds"] / 60 + minutes)
@@ -202,7 +202,7 @@ def resume_run(
     if rank() == 0 and config != before:
         with lock_run(folder):
             # This only checks that the checkpoint can be read. The loop reads it again.
-            load_checkpoint(checkpoint_folder_to_resume(folder), Trainer(recipe, schedule).init())
+            load_checkpoint(checkpoint_folder_to_resume(folder), make_trainer(recipe, schedule).init())
             write_config(folder, config)
     if steps is not None and recipe.training.schedule != "constant":
         say(f"train: the learning rate falls to 0 at step {steps} from now on")

@@ -100,13 +100,14 @@ class Schedule:
         kept = tuple(each for each in self.decisions if each.step < step)
         return dataclasses.replace(self, decisions=(*kept, Decision(step, max(total, step), stretched)))
 
-    def lengthen(self, step: int, total: int, d_start: float) -> Schedule:
+    def lengthen(self, step: int, total: int, joins_at: float) -> Schedule:
         """The schedule of a run that is to have ``total`` steps, at its step ``step``.
 
         Where it gets longer after the discriminator has joined in, or when it is finished, it is stretched.
-        So a finished run, whose learning rate is 0, can go on.
+        So a finished run, whose learning rate is 0, can go on. ``joins_at`` is the progress at which the
+        discriminator joins in.
         """
-        begun = step >= min(self.first_step_at(d_start), self.total_steps)
+        begun = step >= min(self.first_step_at(joins_at), self.total_steps)
         return self.decide(step, total, stretched=begun and total > self.total_steps)
 
     def _pieces(self) -> list[tuple[int, float, int]]:
@@ -125,6 +126,11 @@ class Schedule:
         return min(1.0, before + (1 - before) * (step - start) / (total - start))
 
 
+def d_start(recipe: Recipe) -> float:
+    """Progress at which the discriminator joins in; 1 if it never does, as for a lamp that grows."""
+    return 1.0 if recipe.generator.upsampler_widths else recipe.loss.d_start
+
+
 def learning_rates(recipe: Recipe, schedule: Schedule, step: int) -> tuple[float, float]:
     """Learning rates of a step: of G, R and E, and of D.
 
@@ -133,7 +139,7 @@ def learning_rates(recipe: Recipe, schedule: Schedule, step: int) -> tuple[float
     """
     training = recipe.training
     progress = schedule.progress(step)
-    joins = schedule.first_step_at(recipe.loss.d_start)
+    joins = schedule.first_step_at(d_start(recipe))
 
     def rate(full: float, progress: float, own_steps: int) -> float:
         rise = min(1.0, (own_steps + 1) / training.warm_up) if training.warm_up else 1.0

@@ -16,7 +16,6 @@ from mlxlava.config import Recipe
 from mlxlava.models.normality import moments
 from mlxlava.models.state_step import fixed_bases
 from mlxlava.training import feature_matching
-from mlxlava.training.growth import freeze_old_layers, names_of_frozen_networks
 from mlxlava.training.objective import Batch, Clips, Objective, Terms
 from mlxlava.training.optimizers import clip_updates, decayed_average, ema_decay, make_optimizer
 from mlxlava.training.schedule import Schedule, learning_rates
@@ -165,6 +164,24 @@ class Trainer:
         """
         return self._objective.encode(state["encoder"], state, context, key).states
 
+    def encode_and_roll(self, state: Tree, context: mx.array, key: mx.array) -> mx.array:
+        """The states of encoded clips at all their learned steps, (B, T, Z), by the averaged state step.
+
+        Arguments: see :meth:`encode`. As in training, the encoded state is the one in the middle of a clip if
+        the state step can go backwards, and the first one if it cannot.
+        """
+        dynamics, steps = self._objective.dynamics, self.recipe.data.seq_len
+        encode_key, roll_key = mx.random.split(key)
+        path, _ = dynamics.roll(
+            state["ema"]["dynamics"],
+            dynamics.basis_changes(fixed_bases(state)),
+            self.encode(state, context, encode_key),
+            roll_key,
+            steps,
+            position=steps // 2 if dynamics.reversible else 0,
+        )
+        return path
+
     def _make_step_function(
         self, kind: StepKind
     ) -> Callable[[Tree, mx.array, mx.array, mx.array, Tree, mx.array], tuple[Tree, Terms]]:
@@ -176,22 +193,13 @@ class Trainer:
         ) -> tuple[Tree, Terms]:
             batch = Batch(frames[:, :context], frames[:, context:], times[:, context:])
             weights: Tree = {name: state[name] for name in ("dynamics", "encoder") if name in state}
-            resting = {
-                name: weights.pop(name) for name in names_of_frozen_networks(recipe) if name in weights
-            }
             # The run state is bound here and not passed as an argument. It holds the same dictionaries as the
             # weights, and as an argument it would make MLX lose the gradient.
-            loss = partial(
-                self._loss, frozen=resting, state=state, batch=batch, bases=bases, kind=kind, key=key
-            )
-            if weights:
-                (_, (rolled, drawn)), gradients = mx.value_and_grad(loss)(weights)
-            else:
-                (_, (rolled, drawn)), gradients = loss(weights), {}
+            loss = partial(self._loss, state=state, batch=batch, bases=bases, kind=kind, key=key)
+            (_, (rolled, drawn)), gradients = mx.value_and_grad(loss)(weights)
             if "encoder" in gradients:  # each rank has encoded its own clips
                 gradients["encoder"] = sum_over_ranks(gradients["encoder"])
             gradients = drawn["gradients"] | gradients
-            gradients["generator"] = freeze_old_layers(gradients["generator"], recipe, state["step"])
             terms: Terms = rolled["terms"] | drawn["terms"] | _state_statistics(rolled["path"])
 
             new = self._update(state, gradients, rates)
@@ -208,7 +216,7 @@ class Trainer:
                     state["encoded_covariance"], rolled["covariance"], recipe.encoder.whitening_decay
                 )
             if recipe.training.precision == "float16":
-                new, terms["skipped"] = _skip_if_overflown(gradients, state, new)
+                new, terms["skipped"] = skip_if_overflown(gradients, state, new)
             return new, terms
 
         return step
@@ -216,7 +224,6 @@ class Trainer:
     def _loss(
         self,
         weights: Tree,
-        frozen: Tree,
         state: Tree,
         batch: Batch,
         bases: Tree,
@@ -229,8 +236,7 @@ class Trainer:
         other. Without BatchNorm, this gives the same gradients as the whole batch.
 
         Args:
-            weights: Weights of those of the networks R and E that learn.
-            frozen: Weights of those of the networks R and E that do not learn.
+            weights: Weights of R and E.
             state: Run state.
             batch: Real clips of the step.
             bases: Changes of basis of the state step.
@@ -243,7 +249,7 @@ class Trainer:
         """
         states_key, frames_key = mx.random.split(key)
         of_states, rolled = self._objective.state_loss(
-            {**frozen, **weights}, state, batch, bases, kind.adversarial, states_key
+            weights, state, batch, bases, kind.adversarial, states_key
         )
         states = rolled["states"]
         total: Tree = {}
@@ -253,7 +259,7 @@ class Trainer:
             chosen, clips = self._micro_batch(number, states, batch, frames_key, done)
             one, gradient = self._differentiate_micro_batch(state, chosen, clips, kind)
             state_gradients.append(gradient)
-            total = _add_trees(total, one) if number else one
+            total = add_trees(total, one) if number else one
         drawn = self._average_micro_batches(total, state_gradients, batch, kind)
         # The gradient of this sum with respect to the states is the gradient of the loss of the frames. So
         # the sum passes that gradient on to R and E.
@@ -281,7 +287,7 @@ class Trainer:
         sets = mx.stop_gradient(states).reshape(-1, batch_size, *states.shape[1:])
         chosen, frames = sets[:, rows].flatten(0, 1), batch.frames[start : start + count]
         if wait_for:
-            chosen, frames = _compute_after(chosen, wait_for), _compute_after(frames, wait_for)
+            chosen, frames = compute_after(chosen, wait_for), compute_after(frames, wait_for)
         keys = mx.random.split(key, 2 * batch_size).reshape(batch_size, 2, 2)
         return chosen, Clips(frames.astype(mx.float32) / 255, batch.times[rows], keys[rows])
 
@@ -339,7 +345,7 @@ class Trainer:
         if kind.adversarial and self.recipe.loss.kind == "bce":
             (_, terms), gradient = mx.value_and_grad(objective.real_loss)(state["discriminator"], clips)
             d_gradients.append(gradient)
-            states = _compute_after(states, gradient)  # draw only when the memory of this pass is free
+            states = compute_after(states, gradient)  # draw only when the memory of this pass is free
         (_, drawn), (gradients, state_gradient) = mx.value_and_grad(objective.frame_loss, (0, 1))(
             weights, states, clips, state.get("features", {})
         )
@@ -347,14 +353,14 @@ class Trainer:
             terms[name] = terms[name] + term if name in terms else term
         if kind.penalised:  # start only when the memory of the passes above is free
             done = {"gradients": gradients, "states": state_gradient}
-            judged, real = _compute_after(drawn["drawn"], done), _compute_after(clips.frames, done)
+            judged, real = compute_after(drawn["drawn"], done), compute_after(clips.frames, done)
             (_, more), gradient = mx.value_and_grad(objective.gradient_penalties)(
                 state["discriminator"], judged, dataclasses.replace(clips, frames=real)
             )
             d_gradients.append(gradient)
             terms |= more
         for gradient in d_gradients:
-            gradients["discriminator"] = _add_trees(gradients["discriminator"], gradient)
+            gradients["discriminator"] = add_trees(gradients["discriminator"], gradient)
         result = {
             "gradients": gradients,
             "stats": drawn["stats"],
@@ -399,7 +405,7 @@ class Trainer:
         return {**new, "optimizer": optimizer_states, "step": count}
 
 
-def _skip_if_overflown(gradients: Tree, old: Tree, new: Tree) -> tuple[Tree, mx.array]:
+def skip_if_overflown(gradients: Tree, old: Tree, new: Tree) -> tuple[Tree, mx.array]:
     """The old run state and 1 if a gradient has left the range of float16; otherwise the new one and 0."""
     overflown = mx.array(False)
     for gradient in arrays_by_name(gradients).values():
@@ -408,13 +414,13 @@ def _skip_if_overflown(gradients: Tree, old: Tree, new: Tree) -> tuple[Tree, mx.
     return {**chosen, "step": new["step"]}, overflown.astype(mx.float32)
 
 
-def _compute_after(array: mx.array, wait_for: Tree) -> mx.array:
+def compute_after(array: mx.array, wait_for: Tree) -> mx.array:
     """``array``, to be computed only after all arrays of ``wait_for``."""
     later: list[mx.array] = mx.depends([array], list(arrays_by_name(wait_for).values()))
     return later[0]
 
 
-def _add_trees(one: Tree, other: Tree) -> Tree:
+def add_trees(one: Tree, other: Tree) -> Tree:
     """The sum of two trees, array by array."""
     total: Tree = tree_map(lambda a, b: a + b, one, other)
     return total

@@ -29,7 +29,8 @@ class TensorBoard(Callbacks):
     def on_preview(self, step: int, sheet: npt.NDArray[np.uint8], states: npt.NDArray[np.float32]) -> None:
         """Write the picture and a histogram of the states."""
         self._writer.add_image("preview", sheet, step, dataformats="HWC")
-        self._writer.add_histogram("states", states, step)
+        if states.size:
+            self._writer.add_histogram("states", states, step)
 
 
 def require_tensorboard() -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlxlava.footage.lamp import ThemeLibrary
+from mlxlava.footage.simulated_lamp import ThemeLibrary
 from mlxlava.playback.screens.pictures import (
     CellArea,
     ITerm2Painter,

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mlxlava.playback.screens.surround import SideColours, stretch_line
+from mlxlava.playback.screens.surround import EdgeColours, stretch_line
 from mlxlava.playback.writers import Frame
 from mlxlava.resize import resize_smoothly
 
@@ -109,7 +109,7 @@ def background_sequence(colour: list[int]) -> str:
 
 
 def surround_colours(
-    sides: SideColours, area: CellArea, lines: int, columns: int, true_colour: bool
+    sides: EdgeColours, area: CellArea, lines: int, columns: int, true_colour: bool
 ) -> npt.NDArray[np.uint8]:
     """Background colours of a terminal's cells around a picture; those within ``area`` have no meaning.
 

@@ -22,7 +22,7 @@ _COLOURS_PER_SIDE = 16  # along a side. Each is a mean of several pixels; single
 _IGNORED_DIFFERENCE_GREY_LEVELS = 2
 
 
-class SideColours(NamedTuple):
+class EdgeColours(NamedTuple):
     """Colours along the four sides of a frame, each uint8 (16, 3), from the top or from the left on."""
 
     left: Frame
@@ -39,12 +39,12 @@ class Surround:
     """
 
     def __init__(self) -> None:
-        self.sides = SideColours(*np.zeros((4, _COLOURS_PER_SIDE, 3), np.uint8))
+        self.sides = EdgeColours(*np.zeros((4, _COLOURS_PER_SIDE, 3), np.uint8))
 
     def update_from_frame(self, frame: Frame) -> bool:
         """Look at a frame. Returns whether the colours have changed, for example for another lamp."""
         lines = (frame[:, 0], frame[:, -1], frame[0], frame[-1])
-        sides = SideColours(*(stretch_line(line, _COLOURS_PER_SIDE) for line in lines))
+        sides = EdgeColours(*(stretch_line(line, _COLOURS_PER_SIDE) for line in lines))
         if np.abs(np.subtract(sides, self.sides, dtype=np.int16)).max() <= _IGNORED_DIFFERENCE_GREY_LEVELS:
             return False
         self.sides = sides

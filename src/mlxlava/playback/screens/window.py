@@ -203,7 +203,10 @@ class Window:
 
     @property
     def _title(self) -> str:
-        return f"mlxlava - {Path(self._session.lamp_name).name} {self._session.seed}"
+        caption = self._session.caption
+        return f"mlxlava - {Path(self._session.lamp_name).name} {self._session.seed}" + (
+            caption and f" - {caption}"
+        )
 
     def _handle_events(self, events: Iterable[pygame.Event]) -> bool:
         """Handle events. Returns whether to draw again."""

@@ -224,10 +224,11 @@ function tell(news) {
   write("moments", moments(status.moments));
 }
 
-function counts({ frame, seconds, viewers }) {
+function counts({ frame, seconds, viewers, caption }) {
   const [minutes, rest] = [Math.floor(seconds / 60), Math.floor(seconds % 60)];
   const time = `${minutes}:${String(rest).padStart(2, "0")}`;
-  return `Frame ${frame.toLocaleString("en")} at ${time} · ${viewers} ${viewers === 1 ? "viewer" : "viewers"}`;
+  const about = caption ? `${caption} · ` : "";
+  return `${about}Frame ${frame.toLocaleString("en")} at ${time} · ${viewers} ${viewers === 1 ? "viewer" : "viewers"}`;
 }
 
 function moments(values) {

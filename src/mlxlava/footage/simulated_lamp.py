@@ -215,7 +215,7 @@ class _WaxField:
         return np.log(total) + self.fall, along_x, along_y
 
 
-class Lamp:
+class SimulatedLamp:
     """An endless lava lamp: iterate over it for uint8 frames of shape (H, W, 3).
 
     The same seed and settings always give the same frames. Another rate samples the same motion.
@@ -367,8 +367,8 @@ class Lamp:
 def frames(
     size: tuple[int, int] = (64, 64), *, fps: float = 30.0, seed: int = 0, theme: str = "classic"
 ) -> Iterator[NDArray[np.uint8]]:
-    """Endless uint8 frames (H, W, 3) of a lamp; the arguments are those of ``Lamp``."""
-    return iter(Lamp(size, fps=fps, seed=seed, theme=theme))
+    """Endless uint8 frames (H, W, 3) of a lamp; the arguments are those of ``SimulatedLamp``."""
+    return iter(SimulatedLamp(size, fps=fps, seed=seed, theme=theme))
 
 
 class ThemeLibrary:
@@ -384,7 +384,7 @@ class ThemeLibrary:
         Raises:
             UserError: there is no theme of that name.
         """
-        return FrameSource(Lamp(self._size, seed=seed, theme=name).play, self._size)
+        return FrameSource(SimulatedLamp(self._size, seed=seed, theme=name).play, self._size)
 
 
 def _colour_array(color: Color) -> FloatArray:

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mlxlava.errors import UserError
-from mlxlava.footage.lamp import LAMP_VERSION, THEMES, Lamp, frames
+from mlxlava.footage.simulated_lamp import LAMP_VERSION, THEMES, SimulatedLamp, frames
 
 
 def film(count: int, **settings: object) -> NDArray[np.uint8]:
@@ -52,7 +52,7 @@ def test_every_size_has_a_moving_lamp(size: tuple[int, int]) -> None:
 
 
 def test_frames_are_the_callers_own() -> None:
-    lamp = Lamp((32, 32))
+    lamp = SimulatedLamp((32, 32))
     first = next(lamp)
     kept = first.copy()
     next(lamp)
@@ -162,4 +162,4 @@ def test_wax_stands_out_in_every_theme(theme: str) -> None:
 )
 def test_impossible_lamps_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Lamp(**settings)  # type: ignore[arg-type]
+        SimulatedLamp(**settings)  # type: ignore[arg-type]
