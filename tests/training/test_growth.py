@@ -374,4 +374,5 @@ def test_minutes_of_an_upsampling_network_give_a_finished_run(
     assert done.step == done.total_steps == config["total_steps"]
     assert [each["setting"] for each in config["choices"]] == ["training.steps"]
     assert "discriminator" not in capsys.readouterr().err
-    assert "training.steps" in (done.run / "report.html").read_text()
+    page = (done.run / "report.html").read_text()
+    assert "What was chosen, and why" in page and "the run is finished after 0.05 minutes" in page
