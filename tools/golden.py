@@ -149,6 +149,10 @@ _OWN: dict[str, dict[str, Any]] = {
         "encoder.hidden": [10],
         "loss.alone": 0.17,
         "loss.penalty_every": 2,
+        # The recipe's own. They are given, since others would be chosen for so little footage.
+        "loss.evidence": 0.005,
+        "loss.shift": 0.0,
+        "loss.colour": 0.0,
     },
     "duralava": {"discriminator.features": 6, "discriminator.state": 5, "data.every_nth": 1},
 }

@@ -2,11 +2,11 @@
 # The shipped lamp, from nothing: learned at 64×32, grown to 256×128, exported and scored.
 #
 #     tools/train_shipped.sh OUT              # goes on where it stopped, when it is run again
-#     MINUTES=12 tools/train_shipped.sh OUT   # stops in time, for example on a GPU that is lent for minutes
+#     MINUTES=12 tools/train_shipped.sh OUT   # a shorter run, finished in time: on a GPU that is lent for minutes
 #
 # OUT/run is the run, OUT/lava the weights with their card, OUT/lava.json the score.
 #   MLXLAVA  the command; .venv/bin/mlxlava when not set (make setup)
-#   MINUTES  stop training after so many
+#   MINUTES  the training is finished after so many; run again, it goes on for as many more
 #   OPTIONS  more options of train, for example --set training.precision=float16
 set -euo pipefail
 cd "$(dirname "$0")/.."

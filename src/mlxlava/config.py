@@ -47,7 +47,10 @@ class Data:
     size: tuple[int, int] = _setting((64, 64), "height and width of a frame; multiples of 16")
     every_nth: int = _setting(1, "keep every n-th frame of the footage; a kept frame is a learned step")
     source_fps: float = _setting(0.0, "true frames a second of the footage; 0: what its files tell")
-    crop: str = _setting("centre", "centre, auto (the moving region) or X,Y,W,H in pixels")
+    crop: str = _setting(
+        "centre",
+        "centre, auto (the lamp, found by what moves) or X,Y,W,H in pixels; @WxH: of a picture of that size",
+    )
     seq_len: int = _setting(32, "learned steps a clip spans")
     batch_size: int = _setting(24, "clips a training step looks at")
     drawn_frames: int = _setting(3, "frames of each clip that are drawn and judged; 0 for all of them")

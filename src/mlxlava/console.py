@@ -7,6 +7,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -115,12 +116,37 @@ def _print(text: str) -> None:
         _stderr_console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+class _LastingStream:
+    """A stream whose errors are ignored: what is printed may be lost with the terminal, but no work."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, if that is still possible."""
+        with contextlib.suppress(OSError, ValueError):  # the terminal, or the program behind a pipe, is gone
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, if that is still possible."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def _stderr_console() -> Console:
-    global _cached_console
-    # Messages and a bar must use the same console. A new console is made if sys.stderr was replaced.
-    if _cached_console is None or _cached_console.file is not sys.stderr:
-        _cached_console = Console(file=sys.stderr)
+    global _cached_console, _cached_stream
+    # Messages and a bar must use the same console. A new console is made if sys.stderr was replaced, but not
+    # by rich, which does so while a bar is shown.
+    stream = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+    if _cached_console is None or _cached_stream is not stream:
+        _cached_stream = stream
+        _cached_console = Console(file=cast(TextIO, _LastingStream(stream)))
     return _cached_console
 
 
 _cached_console: Console | None = None
+_cached_stream: TextIO | None = None

@@ -75,12 +75,12 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refuses(outcome: tuple[int, str], *words: str) -> None:
-    """Exit 2, and one line on stderr, after those of progress, that has the words."""
+    """Exit 2, and one line on stderr, after those of progress and of choices, that has the words."""
     status, said = outcome
     *before, line = said.strip().splitlines()
     assert status == 2, said
     assert line.startswith("mlxlava: "), said
-    assert all(re.match(r"footage +\d+%", text) for text in before), said
+    assert all(re.match(r"footage +\d+%|train: [a-z_.]+ = ", text) for text in before), said
     for word in words:
         assert word in line, said
 
@@ -114,7 +114,7 @@ def test_training_on_a_video_gives_a_lamp_that_plays(run: Run, video: Path, tmp_
     assert "step 3" in said
     assert "falls to 0 at step 3" in said
     recipe = json.loads((tmp_path / "mine/config.json").read_text())["recipe"]
-    assert recipe["loss"]["d_start"] * 3 == pytest.approx(0.4 * 2)  # D joins in when it would have
+    assert recipe["loss"]["d_start"] == 0.7
     assert len((tmp_path / "mine/log.jsonl").read_text().splitlines()) == 3
     assert run("export", "mine", "-o", "weights")[0] == 0
     assert "mine" not in json.loads((tmp_path / "weights/config.json").read_text())["footage"]["sources"]
@@ -192,6 +192,8 @@ def test_a_run_that_cannot_be_resumed_stays_as_it_was(run: Run, video: Path, tmp
     refuses(run(*resume), "no checkpoint")
     shutil.move(tmp_path / "aside", mine / "checkpoints")
     own.unlink()
+    prepared = Path(json.loads(before)["footage"]["prepared"])
+    shutil.move(prepared, tmp_path / "prepared")
     refuses(run(*resume), "own.mp4", "does not exist")
     with open_writer(str(own), size=FOOTAGE_SIZE, fps=10) as sink:
         for _ in range(40):
@@ -199,6 +201,21 @@ def test_a_run_that_cannot_be_resumed_stays_as_it_was(run: Run, video: Path, tmp
     refuses(run(*resume), "footage of mine has changed")
     assert config_of(mine) == before
     assert not [path for path in mine.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_a_run_goes_on_with_the_footage_that_it_began_with(run: Run, video: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copy(video, tmp_path / "own.mp4"))
+    assert run("train", "own.mp4", "-o", "mine", "--steps", "1", *TINY)[0] == 0
+    # As if an older version had prepared it, whose keys were others.
+    config = json.loads(config_of(tmp_path / "mine"))
+    footage = Path(config["footage"]["prepared"]) / "footage.json"
+    about = json.loads(footage.read_text())
+    footage.write_text(json.dumps({**about, "key": "older"}))
+    config["footage"]["key"] = "older"
+    (tmp_path / "mine/config.json").write_text(json.dumps(config))
+    own.unlink()
+    status, said = run("train", "--resume", "-o", "mine", "--steps", "2")
+    assert (status, "is at step 2" in said) == (0, True), said
 
 
 def test_without_a_name_a_run_takes_the_next_and_resumes_the_latest(

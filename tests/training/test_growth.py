@@ -14,6 +14,7 @@ import mlxlava
 from mlxlava.backend import Tree, arrays_by_name, mx
 from mlxlava.config import Recipe, load_recipe, override, recipe_from_dict, recipe_to_dict
 from mlxlava.errors import UserError
+from mlxlava.footage.prepare import prepare_lamp
 from mlxlava.models.layers import average_pool_to_size
 from mlxlava.paths import latest_checkpoint_folder, read_json
 from mlxlava.rollout.weights import load_weights, save_weights
@@ -287,3 +288,91 @@ def test_a_size_that_the_first_stage_cannot_grow_to_is_refused_at_once(staged: P
     with pytest.raises(UserError, match="grows to 2, 4, 8"):
         mlxlava.train(recipe=staged, run=tmp_path / "run", settings={"data.size": (48, 64)})
     assert not (tmp_path / "run").exists()
+
+
+# --- with prepared footage, which has one size ---
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    """Four seconds of the built-in lamp at 64×64, 10 frames a second."""
+    return prepare_lamp(
+        tmp_path / "prepared", size=(64, 64), minutes=0.1, fps=10, every_nth=1, seed=0, theme="classic"
+    ).path
+
+
+def test_both_stages_learn_from_prepared_footage(staged: Path, prepared: Path, tmp_path: Path) -> None:
+    done = mlxlava.train(prepared, recipe=staged, run=tmp_path / "run")
+    assert mlxlava.load(done.run).size == (64, 64)
+    assert mlxlava.load(done.run / "small").size == (16, 16)
+    small = json.loads((done.run / "small/config.json").read_text())["footage"]
+    frames = np.load(Path(small["prepared"]) / "frames.npy")
+    large = np.load(prepared / "frames.npy").astype(float)
+    means = large.reshape(len(large), 16, 4, 16, 4, 3).mean((2, 4))
+    assert np.abs(frames - means).max() <= 1
+    assert mlxlava.resume(done.run, steps=4).step == 4
+
+
+def test_the_first_stage_takes_the_shape_of_the_footage(staged: Path, tmp_path: Path) -> None:
+    tall = prepare_lamp(
+        tmp_path / "tall", size=(128, 64), minutes=0.1, fps=10, every_nth=1, seed=0, theme="classic"
+    ).path
+    done = mlxlava.train(tall, recipe=staged, run=tmp_path / "run")
+    assert mlxlava.load(done.run).size == (128, 64)
+    assert mlxlava.load(done.run / "small").size == (32, 16)
+
+
+def test_weights_grow_to_prepared_footage_or_keep_their_size(
+    tiny: Recipe, prepared: Path, tmp_path: Path
+) -> None:
+    settings = {"training.steps": 1, "generator.last_width": 6}
+    small = mlxlava.train(recipe=override(tiny, {**LAMP, **settings}), run=tmp_path / "small").run
+    recipe = override(tiny, {**settings, "data.size": [64, 64]})
+    grown = mlxlava.train(prepared, recipe=recipe, run=tmp_path / "grown", init=small).run
+    assert mlxlava.load(grown).size == (64, 64)
+    # Footage of the weights' own size, and networks that are not those of the recipe.
+    own = override(recipe, {"generator.widths": [10, 6]})
+    again = mlxlava.train(prepared, recipe=own, run=tmp_path / "again", init=grown).run
+    assert mlxlava.load(again).size == (64, 64)
+    widths = [read_json(run / "config.json", "run")["recipe"]["generator"] for run in (again, grown)]
+    assert widths[0] == widths[1]
+
+
+def test_stages_share_the_minutes(staged: Path, tmp_path: Path) -> None:
+    done = mlxlava.train(recipe=staged, run=tmp_path / "run", minutes=0.1)
+    small, large = (
+        json.loads((tmp_path / "run" / name / "config.json").read_text()) for name in ("small", ".")
+    )
+    assert small["schedule"]["minutes"] == pytest.approx(0.085)
+    assert large["schedule"]["minutes"] <= 0.1
+    assert done.step == done.total_steps == large["total_steps"]
+
+
+def test_steps_are_those_of_the_second_stage(staged: Path, tmp_path: Path) -> None:
+    done = mlxlava.train(recipe=staged, run=tmp_path / "run", steps=2)
+    assert done.step == done.total_steps == 2
+    assert read_json(done.run / "small/config.json", "run")["total_steps"] == 3
+
+
+def test_a_grown_lamp_is_taken_up_at_either_of_its_sizes(tiny: Recipe, small: Path, tmp_path: Path) -> None:
+    grown = grow(tiny, small, tmp_path / "grown", steps=1)
+    further = grow(tiny, grown, tmp_path / "further", steps=1)
+    assert mlxlava.load(further).size == (64, 64)
+    assert not changed(state_of(grown)["dynamics"], state_of(further)["dynamics"])
+    recipe = override(tiny, {**LAMP, "training.steps": 1})
+    inside = mlxlava.train(recipe=recipe, run=tmp_path / "inside", init=grown).run
+    assert mlxlava.load(inside).size == (16, 16)
+    assert changed(state_of(small)["dynamics"], state_of(inside)["dynamics"])
+
+
+def test_minutes_of_an_upsampling_network_give_a_finished_run(
+    tiny: Recipe, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = override(tiny, {**LAMP, **GROWTH, "data.size": (32, 32)})
+    done = mlxlava.train(recipe=recipe, run=tmp_path / "grown", init=small, minutes=0.05)
+    config = read_json(done.run / "config.json", "run")
+    assert done.step == done.total_steps == config["total_steps"]
+    assert [each["setting"] for each in config["choices"]] == ["training.steps"]
+    assert "discriminator" not in capsys.readouterr().err
+    page = (done.run / "report.html").read_text()
+    assert "What was chosen, and why" in page and "the run is finished after 0.05 minutes" in page

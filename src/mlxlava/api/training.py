@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxlava.api.arguments import require_integer, require_positive
-from mlxlava.config import Recipe, load_recipe, override
+from mlxlava.config import Data, Recipe, load_recipe, override
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import size_of_prepared_footage
 from mlxlava.rollout.weights import load_weights
@@ -20,6 +20,7 @@ from mlxlava.training.outcome import TrainedRun
 if TYPE_CHECKING:
     from mlxlava.backend import Tree
     from mlxlava.training.callbacks import Callbacks
+    from mlxlava.training.choices import Choice
     from mlxlava.training.run import Run
 
 Sources = str | Path | Sequence[str | Path] | None
@@ -41,6 +42,10 @@ def train(
 ) -> TrainedRun:
     """Learn a lamp from footage.
 
+    For footage of yours, these settings are chosen unless you give them: the region, the shape of a frame,
+    the time that a learned step spans, the length of clips, and what helps where there is little footage.
+    Each choice is said with its reason, and is in the run's config. The built-in lamp keeps the recipe's.
+
     Progress is shown on stderr. The first Ctrl-C, SIGTERM or SIGHUP saves the run and ends the training;
     ``resume`` continues exactly where it stopped.
 
@@ -50,8 +55,10 @@ def train(
         recipe: name of a recipe, a TOML or JSON file, or a recipe.
         run: folder to make; when None, the first of ``runs/RECIPE-001``, ``runs/RECIPE-002`` … that is free.
         settings: settings of the recipe to change, for example ``{"data.size": (128, 128)}``.
-        steps: number of training steps; the number of the recipe when None.
-        minutes: stop after so many minutes.
+        steps: number of training steps; the number of the recipe when None. Of a recipe in two stages, these
+            are the steps of the second one.
+        minutes: the run is finished after so many minutes, preparing included: its number of steps follows
+            from the speed of steps, which is measured again and again. Time asleep does not count.
         memory: GB (10⁹ bytes) for MLX's arrays. Batches are split so that a step fits. If None, the memory of
             a GPU is the limit.
         init: weights whose generator and state step to start from. If their frames are 2, 4, 8 … times
@@ -68,10 +75,14 @@ def train(
         Diverged: a loss or a weight is not finite any more (``mlxlava.training.failures``).
         ProcessLost: another process that trained this run is gone (``mlxlava.training.failures``).
     """
+    from mlxlava.training.choices import choose_before_preparing, free_settings, say_choices
+    from mlxlava.training.folder import require_free_folder
+    from mlxlava.training.growth import start_size_for
     from mlxlava.training.loop import train as train_run
     from mlxlava.training.run import absolute_paths, begin_run, next_run_folder
     from mlxlava.training.stages import SecondStagePlan, begin_first_stage
 
+    began = time.monotonic()
     _require_training_options("train", steps, minutes, memory, tensorboard)
     _mute_other_processes()
     options: dict[str, Any] = {"memory": memory, "tensorboard": tensorboard, "callbacks": callbacks}
@@ -79,20 +90,34 @@ def train(
     if steps is not None:
         changes |= {"training.steps": steps, "training.epochs": 0}
     sources = _as_sources(footage)
+    free = free_settings(recipe, changes) if sources else frozenset()
     size = size_of_prepared_footage(sources)
     if size is not None:
         changes.setdefault("data.size", size)
     base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    if base.growth.start_recipe and changes.get("training.steps"):  # those of the upsampling network
+        changes.setdefault("growth.steps", changes["training.steps"])
+    if base.growth.start_recipe and "data.size" in changes:
+        wanted = override(base, changes).data.size
+        changes.setdefault("growth.start_size", start_size_for(base, wanted))
     initial_arrays = None
     if init is not None:
-        base, initial_arrays = _recipe_and_initial_arrays(init, base, override(base, changes).data.size)
+        base, initial_arrays = _recipe_and_initial_arrays(init, base, changes)
+        free -= {"data.size"}
     chosen = override(base, changes)
     name = recipe.name if isinstance(recipe, Recipe) else Path(recipe).stem
     folder = next_run_folder(name) if run is None else Path(run)
+    require_free_folder(folder)
+    choices: list[Choice] = []
+    if sources and size is None:
+        chosen, choices = choose_before_preparing(chosen, sources, free)
+        say_choices(choices)
     if init is None and chosen.growth.start_recipe:
-        plan = SecondStagePlan(chosen, absolute_paths(sources), memory, command)
+        plan = SecondStagePlan(
+            chosen, absolute_paths(sources), memory, command, sorted(free), choices, minutes
+        )
         small = begin_first_stage(folder, plan)
-        return _train_in_two_stages(folder, small, minutes, options)
+        return _train_in_two_stages(folder, small, began, False, options)
     ready = begin_run(
         folder,
         chosen,
@@ -100,8 +125,12 @@ def train(
         initial_arrays=initial_arrays,
         memory=memory,
         command=command,
+        free=free,
+        choices=choices,
+        minutes=minutes,
     )
-    return train_run(ready.folder, ready.recipe, ready.footage, minutes=minutes, **options)
+    spent = time.monotonic() - began
+    return train_run(ready.folder, ready.recipe, ready.footage, spent=spent, **options)
 
 
 def resume(
@@ -118,7 +147,8 @@ def resume(
     Args:
         run: folder of the run; the latest run in ``runs/`` when None.
         steps: new number of training steps of the whole run; the old number when None.
-        minutes, memory, tensorboard, callbacks: the same as in :func:`train`.
+        minutes: the run is finished after so many minutes from now; when None, after those that it was given.
+        memory, tensorboard, callbacks: the same as in :func:`train`.
 
     Raises:
         UserError: there is no such run, its footage has changed, or another process trains it. The run stays
@@ -130,6 +160,7 @@ def resume(
     from mlxlava.training.run import resume_run as take_up
     from mlxlava.training.stages import is_in_first_stage, resume_first_stage
 
+    began = time.monotonic()
     _require_training_options("resume", steps, minutes, memory, tensorboard)
     _mute_other_processes()
     options: dict[str, Any] = {"memory": memory, "tensorboard": tensorboard, "callbacks": callbacks}
@@ -137,44 +168,49 @@ def resume(
     if is_in_first_stage(folder):
         if steps is not None:
             raise UserError("resume: a lamp that has not grown yet keeps its steps; leave --steps out")
-        small = resume_first_stage(folder, memory)
-        return _train_in_two_stages(folder, small, minutes, options)
-    ready = take_up(folder, steps=steps, memory=memory)
-    return train_run(ready.folder, ready.recipe, ready.footage, minutes=minutes, **options)
+        small = resume_first_stage(folder, memory, minutes)
+        return _train_in_two_stages(folder, small, began, minutes is not None, options)
+    ready = take_up(folder, steps=steps, minutes=minutes, memory=memory)
+    spent = time.monotonic() - began
+    longer = minutes is not None
+    return train_run(ready.folder, ready.recipe, ready.footage, spent=spent, lengthen=longer, **options)
 
 
 def _train_in_two_stages(
-    folder: Path, small: Run, minutes: float | None, options: Mapping[str, Any]
+    folder: Path, small: Run, began: float, lengthen: bool, options: Mapping[str, Any]
 ) -> TrainedRun:
-    """Train the smaller lamp to its end, and then the lamp that grows from it, until the time is over.
+    """Train the smaller lamp to its end, and then the lamp that grows from it.
 
-    ``options`` are those of ``training.loop.train``, without ``minutes``.
+    ``began`` is when this session did (time.monotonic()). ``options`` are those of ``training.loop.train``.
     """
-    from mlxlava.training.folder import count_steps
     from mlxlava.training.loop import train as train_run
     from mlxlava.training.stages import begin_second_stage
 
-    began = time.monotonic()
-    done = train_run(small.folder, small.recipe, small.footage, minutes=minutes, **options)
-    if minutes is not None:
-        minutes -= (time.monotonic() - began) / 60
-    finished = done.step == count_steps(small.recipe, small.footage)
-    if not finished or done.signal is not None or (minutes is not None and minutes <= 0):
+    spent = time.monotonic() - began
+    done = train_run(small.folder, small.recipe, small.footage, spent=spent, lengthen=lengthen, **options)
+    if done.step < done.total_steps or done.signal is not None:
         return dataclasses.replace(done, run=folder)
+    began = time.monotonic()
     weights = load_weights(small.folder)
     large = begin_second_stage(folder, weights.recipe, weights.arrays, options["memory"])
-    return train_run(large.folder, large.recipe, large.footage, minutes=minutes, **options)
+    return train_run(large.folder, large.recipe, large.footage, spent=time.monotonic() - began, **options)
 
 
 def _recipe_and_initial_arrays(
-    init: str | Path, recipe: Recipe, size: tuple[int, int]
+    init: str | Path, recipe: Recipe, changes: Mapping[str, Any]
 ) -> tuple[Recipe, Tree]:
     """The recipe and the arrays of a lamp that starts from other weights, or that grows from smaller ones."""
-    from mlxlava.training.growth import grown_recipe
+    from mlxlava.training.growth import grown_recipe, with_networks_of, without_upsampler
 
     weights = load_weights(init)
-    if size[0] > weights.recipe.data.size[0]:
-        recipe = grown_recipe(recipe, weights.recipe, size)
+    own, small = weights.recipe.data.size, weights.recipe.drawn_size  # they differ if it has grown
+    size = override(recipe, changes).data.size
+    if "data.size" not in changes and size == Data().size:
+        size = small
+    if size == small:
+        return with_networks_of(recipe, weights.recipe), without_upsampler(weights.arrays)
+    if size[0] > own[0] or size == own:
+        return grown_recipe(recipe, weights.recipe, size), weights.arrays
     return recipe, weights.arrays
 
 
@@ -230,6 +266,8 @@ def _require_training_options(
     what: str, steps: object, minutes: object, memory: object, tensorboard: bool
 ) -> None:
     """Raise UserError for limits that are not positive, and for TensorBoard if it is not installed."""
+    if steps is not None and minutes is not None:
+        raise UserError(f"{what}: give steps or minutes, not both; steps follow from minutes")
     if steps is not None:
         require_integer(f"{what}: steps", steps)
         require_positive(f"{what}: steps", steps)

@@ -44,7 +44,11 @@ debug_option = click.option(
 
 cropping_options = combine_options(
     click.option("--size", type=SIZE_TYPE, help="Height and width of a frame; multiples of 16."),
-    click.option("--crop", metavar="X,Y,W,H|auto", help="Part of the picture; the centre when not given."),
+    click.option(
+        "--crop",
+        metavar="X,Y,W,H|auto",
+        help="Part of the picture. When not given, train finds the lamp, and footage takes the centre.",
+    ),
     click.option("--every-nth", type=click.IntRange(1), help="Keep every n-th frame."),
     click.option(
         "--source-fps",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--batch-size", type=click.IntRange(1), help="Clips a training step looks at.")
 @click.option("--init", metavar="WEIGHTS", help="Weights to start from; smaller ones grow to --size.")
 @click.option("--steps", type=click.IntRange(1), help="Training steps in all.")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Stop after so many minutes.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Be finished after so many minutes.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Seed of weights, clips and states.")
 @click.option(
     "--set",
@@ -64,7 +64,9 @@ def train(
 ) -> None:
     """Learn a lamp: from videos or folders of images, or the built-in lamp.
 
-    Ctrl-C saves; --resume goes on exactly where it stopped.
+    For a video of yours, crop, size, frames a step and more are chosen, and said with the reason. With
+    --minutes the run is finished in time. Ctrl-C saves; --resume goes on exactly where it stopped; with
+    --steps or --minutes as well it is lengthened.
     """
     from mlxlava.api.ending import is_finished, score_finished_run
     from mlxlava.api.watching import open_viewer
@@ -115,6 +117,8 @@ def train(
     for name, command in next_commands(shlex.quote(str(done.run)), config).items():
         if name != "report":
             say(f"train: {name} it: {command}")
+    if done.signal is None:
+        say(f"train: train it longer: mlxlava train --resume -o {shlex.quote(str(done.run))} --minutes 60")
     say(f"train: report: {done.run / REPORT_FILE}")
     if done.signal is not None:
         sys.exit(128 + done.signal)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,12 +14,82 @@ from mlxlava.errors import UserError
 
 Box = tuple[int, int, int, int]  # x, y, width, height in source pixels
 
-_MOTION_GRID_CELLS = 160  # cells along the longer side of the grid that motion is looked for on
-_MIN_SAMPLE_PICTURES = 16  # pictures that show what moves
-_MIN_DEVIATION_GREY_LEVELS = 2.0  # grey levels of 255: what varies less is noise
-# Of the deviation of the part that moves most: what varies less is its glow.
-_MIN_FRACTION_OF_MAX_DEVIATION = 0.25
-_BOX_TO_MOTION_RATIO = 1.2  # size of the box over that of what moves: a tenth is left free on either side
+_GRID = 160  # cells along the longer side of the grid that motion is looked for on
+_ENOUGH = 16  # pictures that show what moves
+_LEAST_SPREAD = 2.0  # grey levels of 255: what varies less is noise
+_LEAST_FRACTION = 0.25  # of the deviation of the part that moves most: what varies less is its glow
+
+# What stands still belongs to the lamp where it is joined to what moves and is unlike the wall beside it …
+_LEAST_CONTRAST = 16.0  # levels of 255
+_CONTRAST_SHARE = 0.3  # … by this share of the contrast of what moves.
+_REACH = 0.6  # how far from what moves it is looked for, in heights of what moves
+_MARGIN_OF_LAMP = 0.03  # left free on either side of the lamp, in its height
+_MARGIN_OF_MOTION = 0.12  # the same around what moves, where the lamp does not stand out from the wall
+
+# Two lamps: columns with motion that have others without between them, and wall in those.
+_STILL_COLUMN = 0.02  # of the column that moves most
+_LEAST_GAP = 0.2  # of the width of the narrower lamp
+_LEAST_LAMP = 0.15  # of all motion
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """What ``auto`` finds in a source.
+
+    Attributes:
+        lamps: a box in source pixels around each lamp, with its still surroundings; the one that moves most
+            is the first.
+        stands_out: whether the first lamp stands out from the wall. If not, the box is what moves, with a
+            margin.
+    """
+
+    lamps: tuple[Box, ...]
+    stands_out: bool
+
+
+class PictureSums:
+    """Mean and deviation over time of the cells of a coarse grid, from pictures that come one by one."""
+
+    def __init__(self, picture: tuple[int, int]) -> None:
+        """``picture`` is the width and height of the source."""
+        longest = max(picture)
+        self.grid = (
+            max(1, round(picture[0] / longest * _GRID)),
+            max(1, round(picture[1] / longest * _GRID)),
+        )
+        self.picture, self.count = picture, 0
+        self._colours = np.zeros((*self.grid[::-1], 3))
+        self._grey, self._squares = np.zeros(self.grid[::-1]), np.zeros(self.grid[::-1])
+
+    def cells(self, image: Image.Image) -> Image.Image:
+        """A picture on the grid."""
+        # Means of cells, not a picture; in a small picture several cells repeat one pixel.
+        return image.convert("RGB").resize(self.grid, Image.Resampling.BOX)
+
+    def add(self, cells: Image.Image) -> None:
+        """Take a picture that is on the grid."""
+        grey = np.asarray(cells.convert("L"), dtype=np.float64)
+        self._colours += np.asarray(cells, dtype=np.float64)
+        self._grey, self._squares, self.count = self._grey + grey, self._squares + grey**2, self.count + 1
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean colours, levels of 255: (rows, columns, 3)."""
+        return self._colours / max(self.count, 1)
+
+    @property
+    def deviation(self) -> np.ndarray:
+        """Standard deviation over time, in grey levels: (rows, columns)."""
+        count = max(self.count, 1)
+        found: np.ndarray = np.sqrt(np.maximum(self._squares / count - (self._grey / count) ** 2, 0))
+        return found
+
+    @property
+    def moving(self) -> np.ndarray:
+        """Deviation where something moves, and 0 elsewhere: (rows, columns)."""
+        spread = self.deviation
+        threshold = max(_LEAST_SPREAD, _LEAST_FRACTION * float(np.percentile(spread, 99.5)))
+        return np.where(spread > threshold, spread, 0)
 
 
 def choose_box(
@@ -30,7 +102,8 @@ def choose_box(
     """The region to take from each picture of a source.
 
     Args:
-        crop: ``centre``, ``auto`` (the moving region) or ``X,Y,W,H`` in pixels.
+        crop: ``centre``, ``auto`` (the lamp, found by what moves), or ``X,Y,W,H`` in pixels. With ``@WxH``
+            after that, in pixels of a picture of that width and height: the box is scaled for others.
         picture: width and height of the source.
         size: height and width of the frames, whose aspect the box gets unless it is given.
         runs: samples of the source's pictures, the cheapest first; read only for ``auto``.
@@ -46,8 +119,10 @@ def choose_box(
     if name in ("centre", "center"):
         return centre_box(picture, size), True
     if name == "auto":
-        found = _box_around_motion(runs, picture, size)
-        return found or centre_box(picture, size), found is not None
+        found = find_region(_sums_of(runs, picture))
+        if found is None:
+            return centre_box(picture, size), False
+        return fit_box(found.lamps[0], picture, size), True
     return _parse_box(crop, picture, path), True
 
 
@@ -57,9 +132,16 @@ def centre_box(picture: tuple[int, int], size: tuple[int, int]) -> Box:
 
 
 def _parse_box(crop: str, picture: tuple[int, int], path: Path) -> Box:
+    box, _, of = crop.partition("@")
     try:
-        x, y, width, height = (int(part) for part in crop.split(","))
-    except ValueError:
+        x, y, width, height = (int(part) for part in box.split(","))
+        if of:  # of the same view, in pictures of another size
+            sizes = zip(picture, (int(part) for part in of.split("x")), strict=True)
+            across, down = (side / other for side, other in sizes)
+            x, width = round(x * across), max(1, round(width * across))
+            y, height = round(y * down), max(1, round(height * down))
+            x, y = max(0, min(x, picture[0] - width)), max(0, min(y, picture[1] - height))
+    except (ValueError, ZeroDivisionError):
         raise UserError(
             f"footage: cannot read --crop {crop!r}; give centre, auto or X,Y,W,H in pixels"
         ) from None
@@ -83,48 +165,144 @@ def _box_around(
     return x, y, width, height
 
 
-def _box_around_motion(
-    runs: Iterable[Iterable[Image.Image]], picture: tuple[int, int], size: tuple[int, int]
-) -> Box | None:
-    """The box around what changes in time; None where nothing does."""
-    spread = _deviation_over_time(runs, picture)
-    threshold = max(
-        _MIN_DEVIATION_GREY_LEVELS, _MIN_FRACTION_OF_MAX_DEVIATION * float(np.percentile(spread, 99.5))
-    )
-    energy = np.where(spread > threshold, spread, 0)
-    if not energy.any():
-        return None
-    (left, right), (top, bottom) = (_range_without_outliers(energy.sum(axis=axis)) for axis in (0, 1))
-    across, down = picture[0] / spread.shape[1], picture[1] / spread.shape[0]
-    least = (_BOX_TO_MOTION_RATIO * (right - left) * across, _BOX_TO_MOTION_RATIO * (bottom - top) * down)
-    return _box_around(((left + right) / 2 * across, (top + bottom) / 2 * down), least, picture, size)
+def fit_box(region: Box, picture: tuple[int, int], size: tuple[int, int]) -> Box:
+    """The smallest box of the aspect of ``size`` (H, W) around a region; it lies in the picture.
 
-
-def _deviation_over_time(runs: Iterable[Iterable[Image.Image]], picture: tuple[int, int]) -> np.ndarray:
-    """Standard deviation over time of each cell of a coarse grid, in grey levels: (rows, columns).
-
-    The runs are samples of the footage, the cheapest first. The first one with at least 16 pictures is taken.
+    Where the picture is too small for it, the largest box that fits.
     """
-    longest = max(picture)
-    grid = (
-        max(1, round(picture[0] / longest * _MOTION_GRID_CELLS)),
-        max(1, round(picture[1] / longest * _MOTION_GRID_CELLS)),
-    )
-    count, total, squares = 0, np.zeros(grid[::-1]), np.zeros(grid[::-1])
+    x, y, width, height = region
+    return _box_around((x + width / 2, y + height / 2), (width, height), picture, size)
+
+
+def find_region(sums: PictureSums) -> Region | None:
+    """The lamps in a source; None where nothing moves."""
+    moving = sums.moving
+    if not moving.any():
+        return None
+    across, down = (side / cells for side, cells in zip(sums.picture, sums.grid, strict=True))
+    lamps, stand_out = [], []
+    for columns in _lamps(moving, sums.mean):
+        (left, right), (top, bottom), found = _lamp_around(moving, sums.mean, columns)
+        stand_out.append(found)
+        x, y = round(left * across), round(top * down)
+        lamps.append((x, y, max(1, round(right * across) - x), max(1, round(bottom * down) - y)))
+    return Region(tuple(lamps), stand_out[0])
+
+
+def _sums_of(runs: Iterable[Iterable[Image.Image]], picture: tuple[int, int]) -> PictureSums:
+    """The sums of the first of several samples with at least 16 pictures; of the last one where none has."""
+    sums = PictureSums(picture)
     for run in runs:
-        count, total, squares = 0, np.zeros(grid[::-1]), np.zeros(grid[::-1])
+        sums = PictureSums(picture)
         for image in run:
-            # Means of cells, not a picture; in a small picture several cells repeat one pixel.
-            grey = np.asarray(image.convert("L").resize(grid, Image.Resampling.BOX), dtype=np.float64)
-            count, total, squares = count + 1, total + grey, squares + grey**2
-        if count >= _MIN_SAMPLE_PICTURES:
+            sums.add(sums.cells(image))
+        if sums.count >= _ENOUGH:
             break
-    count = max(count, 1)
-    spread: np.ndarray = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
-    return spread
+    return sums
 
 
 def _range_without_outliers(weights: np.ndarray) -> tuple[int, int]:
     """The range of cells without 1 % of the weight on either side, so that a far speck does not count."""
     cumulative = np.cumsum(weights) / weights.sum()
     return int(np.searchsorted(cumulative, 0.01)), int(np.searchsorted(cumulative, 0.99)) + 1
+
+
+def _lamps(moving: np.ndarray, mean: np.ndarray) -> list[tuple[int, int]]:
+    """Ranges of columns that have a lamp each, the one that moves most first."""
+    columns = moving.sum(axis=0)
+    busy = np.flatnonzero(columns > _STILL_COLUMN * columns.max())
+    groups = [
+        (int(part[0]), int(part[-1]) + 1) for part in np.split(busy, np.flatnonzero(np.diff(busy) > 1) + 1)
+    ]
+    merged = [groups[0]]
+    wall = _unlike_wall(mean, _box_of(moving)) < _threshold(moving, mean, _box_of(moving))
+    rows = slice(*_range_without_outliers(moving.sum(axis=1)))
+    for group in groups[1:]:
+        gap = slice(merged[-1][1], group[0])
+        narrower = min(merged[-1][1] - merged[-1][0], group[1] - group[0])
+        apart = gap.stop - gap.start >= max(3, _LEAST_GAP * narrower)
+        if apart and wall[rows, gap].mean() > 0.5:
+            merged.append(group)
+        else:
+            merged[-1] = (merged[-1][0], group[1])
+    weight = {group: float(columns[slice(*group)].sum()) for group in merged}
+    large = [group for group in merged if weight[group] >= _LEAST_LAMP * columns.sum()]
+    if len(large) < 2:
+        return [(0, len(columns))]
+    return sorted(large, key=lambda group: -weight[group])
+
+
+def _box_of(moving: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Columns and rows of what moves."""
+    return _range_without_outliers(moving.sum(axis=0)), _range_without_outliers(moving.sum(axis=1))
+
+
+def _unlike_wall(mean: np.ndarray, box: tuple[tuple[int, int], tuple[int, int]]) -> np.ndarray:
+    """How unlike the wall each cell is: (rows, columns), the largest difference of a colour.
+
+    The wall is the median of each row outside of the box; where there is none, the border of the picture.
+    """
+    (left, right), _ = box
+    beside = np.concatenate([mean[:, :left], mean[:, right:]], axis=1)
+    if beside.shape[1] >= 0.1 * mean.shape[1]:
+        wall = np.median(beside, axis=1)[:, None]
+    else:
+        border = np.concatenate([mean[0], mean[-1], mean[:, 0], mean[:, -1]])
+        wall = np.median(border, axis=0)[None, None]
+    unlike: np.ndarray = np.abs(mean - wall).max(axis=2)
+    return unlike
+
+
+def _threshold(moving: np.ndarray, mean: np.ndarray, box: tuple[tuple[int, int], tuple[int, int]]) -> float:
+    contrast = np.percentile(_unlike_wall(mean, box)[moving > 0], 75)
+    return max(_LEAST_CONTRAST, _CONTRAST_SHARE * float(contrast))
+
+
+def _lamp_around(
+    moving: np.ndarray, mean: np.ndarray, columns: tuple[int, int]
+) -> tuple[tuple[float, float], tuple[float, float], bool]:
+    """Columns and rows of the lamp that moves in some columns, and whether it stands out from the wall."""
+    here = np.zeros_like(moving)
+    here[:, slice(*columns)] = moving[:, slice(*columns)]
+    box = (left, right), (top, bottom) = _box_of(here)
+    rows, cells = moving.shape
+    reach = math.ceil(_REACH * (bottom - top))
+    window = np.zeros_like(moving, dtype=bool)
+    window[max(0, top - reach) : bottom + reach, max(0, left - reach) : right + reach] = True
+    alike = window & (_unlike_wall(mean, box) > _threshold(here, mean, box))
+    inside = np.zeros_like(window)
+    inside[top:bottom, left:right] = True
+    lamp = _joined(inside & (here > 0), alike | (inside & (here > 0)))
+    ends = []
+    for axis, (low, high), size in ((0, (left, right), cells), (1, (top, bottom), rows)):
+        found = np.flatnonzero(lamp.sum(axis=axis) >= 2)
+        first, last = (int(found[0]), int(found[-1]) + 1) if len(found) else (low, high)
+        # What reaches the window's end, but not the picture's, is no lamp: shelves, or a table.
+        ends.append((min(first, low), max(last, high), size, low - reach, high + reach))
+    if any(first <= near > 0 or last >= far < size for first, last, size, near, far in ends):
+        margin = _MARGIN_OF_MOTION * (bottom - top)
+        stands_out, ranges = False, [(left, right), (top, bottom)]
+    else:
+        stands_out, ranges = True, [(first, last) for first, last, *_ in ends]
+        margin = _MARGIN_OF_LAMP * (ranges[1][1] - ranges[1][0])
+    (left, right), (top, bottom) = ranges
+    return (
+        (max(0, left - margin), min(cells, right + margin)),
+        (max(0, top - margin), min(rows, bottom + margin)),
+        stands_out,
+    )
+
+
+def _joined(seeds: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The cells of a mask that are joined to seeds, over edges."""
+    joined: np.ndarray = seeds & mask
+    while True:
+        grown = joined.copy()
+        grown[1:] |= joined[:-1]
+        grown[:-1] |= joined[1:]
+        grown[:, 1:] |= joined[:, :-1]
+        grown[:, :-1] |= joined[:, 1:]
+        grown &= mask
+        if (grown == joined).all():
+            return joined
+        joined = grown

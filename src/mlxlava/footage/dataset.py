@@ -6,6 +6,7 @@ and the cuts, which no clip may cross). prepare.py writes it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -60,13 +61,17 @@ class Footage:
         firsts, counts = self._segment_starts_and_clip_counts(seq_len)
         return np.repeat(firsts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
 
+    @property
+    def longest_piece(self) -> int:
+        """Frames of the longest piece without a cut."""
+        return int(self._segment_starts_and_clip_counts(1)[1].max())
+
     def require_clip(self, seq_len: int) -> None:
         """Raise UserError unless there is at least one clip of ``seq_len`` frames."""
         if self.clip_count(seq_len) == 0:
-            longest = int(self._segment_starts_and_clip_counts(1)[1].max())
             where = "the longest piece without a cut has" if self.cuts else "there are"
             raise UserError(
-                f"footage: a clip needs {seq_len} frames, but {where} {longest} "
+                f"footage: a clip needs {seq_len} frames, but {where} {self.longest_piece} "
                 f"(every-nth {self.every_nth}); give a smaller --seq-len or --every-nth, or longer footage"
             )
 
@@ -120,6 +125,15 @@ def open_footage(path: str | Path) -> Footage:
         UserError: the folder is no prepared footage, or is damaged.
     """
     return read_footage(Path(path))[0]
+
+
+def reopen_footage(path: str | Path, key: str) -> Footage | None:
+    """Open a folder of prepared footage if it is undamaged and has this key; None otherwise."""
+    with contextlib.suppress(UserError):
+        footage = open_footage(path)
+        if footage.key == key:
+            return footage
+    return None
 
 
 def size_of_prepared_footage(sources: Sequence[str | Path]) -> tuple[int, int] | None:

@@ -23,11 +23,12 @@ from mlxlava.config import check_size, format_size
 from mlxlava.errors import UserError
 from mlxlava.footage import simulated_lamp
 from mlxlava.footage.cuts import CutFinder
-from mlxlava.footage.dataset import FOOTAGE_FORMAT_VERSION, Footage, open_footage, read_footage
+from mlxlava.footage.dataset import FOOTAGE_FORMAT_VERSION, Footage, read_footage
 from mlxlava.footage.pictures import list_pictures
 from mlxlava.footage.source import OddityCounts, Source, describe_oddities, open_source
 from mlxlava.footage.timing import TimeGrid
 from mlxlava.paths import atomic_folder, cache_folder, is_system_file, is_taken
+from mlxlava.resize import resize
 
 LAMP_COUNT = 4  # different lamps in the built-in footage, so that a model cannot memorise a single one
 
@@ -53,7 +54,8 @@ def prepare(
     """Turn videos and folders of images into prepared footage, or reopen it if that was done before.
 
     The sources are hashed each time, so footage is reused only while they are unchanged. A single
-    source that is prepared footage already is opened as it is.
+    source that is prepared footage already is opened as it is; if it is 2, 3 … times as large, it is
+    averaged down.
 
     Frames are kept that are evenly spaced in time, by the stamps that the file has. What is odd about a
     source is said: frames that are repeated, left out, out of order or damaged, holes, changes of size. No
@@ -63,7 +65,7 @@ def prepare(
         sources: videos, pictures, and folders of images (taken in natural order).
         out: folder to write; None for one in the user's cache, named after sources and settings.
         size: height and width of the prepared frames, multiples of 16.
-        crop: ``centre``, ``auto`` (the moving region, found for each source) or ``X,Y,W,H`` in pixels.
+        crop: ``centre``, ``auto`` (the lamp, found for each source by what moves) or ``X,Y,W,H`` in pixels.
         every_nth: keep every n-th frame of each source.
         source_fps: true frames a second, where the files do not tell it, or tell that of a time-lapse.
         on_progress: called with the frames kept so far and the expected number, if known.
@@ -77,21 +79,13 @@ def prepare(
         raise UserError(f"footage: every-nth must be at least 1, not {every_nth}")
     if source_fps is not None and not 0 < source_fps < math.inf:
         raise UserError(f"footage: --source-fps must be a positive number, not {source_fps}")
-    if not sources:
-        raise UserError("footage: nothing given; give a video file or a folder of images")
-    paths = [Path(source).expanduser() for source in sources]
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"footage: {path} does not exist; give a video file or a folder of images")
-        if is_system_file(path.name):  # in some shells * matches hidden files too
-            raise UserError(f"footage: {path} was made by the system and is no footage; leave it out")
-        if not path.is_dir() and not path.is_file():  # it would be read to its end before its frames are
-            raise UserError(f"footage: {path} is a pipe or a device; write it to a file first, and give that")
+    paths = source_paths(sources)
     prepared = [path for path in paths if (path / "footage.json").is_file()]
-    if prepared and len(paths) > 1:
-        raise UserError(f"footage: {prepared[0]} is prepared already; give it alone, or the original files")
     if prepared:
-        footage = open_footage(prepared[0])
+        footage, about = read_footage(prepared[0])
+        times = footage.size[0] // size[0]
+        if times > 1 and footage.size == (times * size[0], times * size[1]):
+            return _average_down(footage, about, size, out, on_progress)
         if footage.size != size:
             found, wanted = format_size(footage.size, "x"), format_size(size, "x")
             raise UserError(
@@ -127,6 +121,49 @@ def prepare(
         for text in [*_assumed_rate_warnings(about), *about["warnings"]]:
             on_warning(text)
     return footage
+
+
+def _average_down(
+    footage: Footage,
+    about: dict[str, Any],
+    size: tuple[int, int],
+    out: Path | None,
+    on_progress: OnProgress | None,
+) -> Footage:
+    """Prepared footage, made smaller by a whole number, or reopened if that was done before."""
+    smaller = {**about, "size": list(size)}
+
+    def write(frames: IO[bytes]) -> dict[str, Any]:
+        for number, frame in enumerate(footage.frames):
+            frames.write(resize(frame, size).tobytes())
+            if on_progress:
+                on_progress(number + 1, len(footage.frames))
+        return smaller
+
+    key = _hash_settings({"averaged_down": smaller})
+    smaller["key"] = key
+    return _reopen_or_write(out, key, write)[0]
+
+
+def source_paths(sources: Sequence[str | Path]) -> list[Path]:
+    """The paths of sources.
+
+    Raises:
+        UserError: one of them does not exist, is a pipe or a device, or is prepared footage beside others.
+    """
+    if not sources:
+        raise UserError("footage: nothing given; give a video file or a folder of images")
+    paths = [Path(source).expanduser() for source in sources]
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"footage: {path} does not exist; give a video file or a folder of images")
+        if is_system_file(path.name):  # in some shells * matches hidden files too
+            raise UserError(f"footage: {path} was made by the system and is no footage; leave it out")
+        if not path.is_dir() and not path.is_file():  # it would be read to its end before its frames are
+            raise UserError(f"footage: {path} is a pipe or a device; write it to a file first, and give that")
+        if (path / "footage.json").is_file() and len(paths) > 1:
+            raise UserError(f"footage: {path} is prepared already; give it alone, or the original files")
+    return paths
 
 
 def _assumed_rate_warnings(about: dict[str, Any]) -> list[str]:

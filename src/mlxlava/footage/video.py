@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import heapq
+import itertools
 import os
 from array import array
 from collections.abc import Iterator
@@ -187,6 +188,17 @@ class Video:
             self._turns[angle] = Orientation() if matrix is None else Orientation.from_matrix(bytes(matrix))
         return self._turns[angle]
 
+    def seek(self, seconds: float) -> bool:
+        """Go on from the last key frame before a time of the stream's stamps; False where that fails."""
+        base = self._stream.time_base
+        if base is None or not self.timed or self._by_order:
+            return False
+        try:
+            self._container.seek(int(seconds / base), stream=self._stream)
+        except (av.error.FFmpegError, OverflowError):
+            return False
+        return True
+
     def read_timing(self) -> tuple[Timing | None, int]:
         """Read all stamps without decoding: the timing, and the number of frames. ``problem`` is set too.
 
@@ -278,6 +290,43 @@ def sample_pictures(path: Path, size: tuple[int, int], longest: int = 640) -> It
     for key_frames_only in (True, False):
         with Video(path, clean=False, key_frames_only=key_frames_only) as video:
             yield (Image.fromarray(frame.to_picture(small)) for frame in video if frame.size == size)
+
+
+def sample_stretches(
+    path: Path, found: VideoSurvey, stretches: int = 12, length: int = 60, longest: int = 256
+) -> Iterator[list[Image.Image]]:
+    """Stretches of consecutive pictures, evenly spread over a video.
+
+    Args:
+        path: the video.
+        found: what is known of it.
+        stretches: how many to give of a long video. A video that is not much longer than them is given as a
+            whole, in one stretch; so is the beginning of one in which no time can be gone to.
+        length: pictures in a stretch.
+        longest: pictures are made smaller, so that no side is longer than this.
+    """
+    scale = min(1.0, longest / max(found.size))
+    small = (max(1, round(found.size[1] * scale)), max(1, round(found.size[0] * scale)))
+    most = stretches * length * 4 // 3
+    stamps = found.timing.stamps if found.timing else ()
+    starts = np.linspace(0, max(0, len(stamps) - length), stretches).astype(int) if len(stamps) > most else ()
+    with Video(path, clean=False) as video:
+
+        def read(count: int) -> list[Image.Image]:
+            pictures = (
+                Image.fromarray(frame.to_picture(small)) for frame in video if frame.size == found.size
+            )
+            return list(itertools.islice(pictures, count))
+
+        for start in starts:
+            if not video.seek(float(stamps[start])):
+                break
+            if pictures := read(length):
+                yield pictures
+        else:
+            if len(starts):
+                return
+        yield read(most)
 
 
 def _open_container(path: Path) -> Any:

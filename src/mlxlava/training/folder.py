@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import math
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mlxlava.backend import Tree, device_facts, mx, tree_map
-from mlxlava.backend.ranks import copy_from_first_rank, rank
+from mlxlava.backend.ranks import copy_from_first_rank, max_over_ranks, rank
 from mlxlava.config import Recipe, recipe_to_dict
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage
@@ -30,6 +31,8 @@ from mlxlava.paths import (
 )
 from mlxlava.training import growth
 from mlxlava.training.checkpoint import load_checkpoint, save_checkpoint
+from mlxlava.training.choices import Choice
+from mlxlava.training.schedule import Decision, Schedule
 from mlxlava.training.trainer import AnyTrainer, make_trainer
 
 _MAX_BACKGROUND_FRAMES = 1000  # at most so many frames are averaged for the generator's background
@@ -38,7 +41,14 @@ _VARIANCE_MASK_DEVIATION_SHARE = 0.2
 
 
 def make_run_folder(
-    run: Path, recipe: Recipe, footage: Footage, sources: list[str], command: str, initial_arrays: Tree | None
+    run: Path,
+    recipe: Recipe,
+    footage: Footage,
+    sources: list[str],
+    command: str,
+    initial_arrays: Tree | None,
+    choices: Sequence[Choice] = (),
+    minutes: float | None = None,
 ) -> None:
     """Make the folder of a new run, with its config and its state at step 0; on the first rank only.
 
@@ -50,6 +60,8 @@ def make_run_folder(
         command: The command that began the run, for its config.
         initial_arrays: Arrays of weights whose G and R to begin with, or of the smaller lamp that a grown
             recipe begins with; random weights when None.
+        choices: What was chosen for the footage, for its config.
+        minutes: Time that the run may take. Its number of steps follows from that once they are measured.
 
     Raises:
         UserError: the folder is a run already or holds something else, the footage is shorter than a
@@ -57,10 +69,7 @@ def make_run_folder(
     """
     if rank():
         return
-    if checkpoint_folders(run):
-        raise UserError(f"train: {run} is a run already; add --resume to go on, or give another -o")
-    if list_names(run) - {"config.json", "checkpoints", GROWTH_PLAN_FILE, SMALL_LAMP_FOLDER}:
-        raise UserError(f"train: {run} holds something that is no run; give another -o")
+    require_free_folder(run)
     footage.require_clip(recipe.data.seq_len)
     total = count_steps(recipe, footage)
     state = make_trainer(recipe, total).init()
@@ -75,7 +84,8 @@ def make_run_folder(
         "format": FORMAT_VERSION,
         "step_fps": footage.step_fps,
         "recipe": recipe_to_dict(recipe),
-        "total_steps": total,
+        **Schedule((Decision(0, total),), minutes).to_config(),
+        "choices": [dataclasses.asdict(choice) for choice in choices],
         "footage": {
             "sources": sources,
             "prepared": str(footage.path.resolve()),
@@ -91,6 +101,14 @@ def make_run_folder(
         raise UserError(f"train: cannot write {run}: {error.strerror}") from error
     write_config(run, config)
     save_checkpoint(run, state, {"step": 0, "seconds": 0.0}, recipe.training.keep_checkpoints)
+
+
+def require_free_folder(run: Path) -> None:
+    """Raise UserError unless a run can begin in a folder: it does not exist, or holds no other files."""
+    if checkpoint_folders(run):
+        raise UserError(f"train: {run} is a run already; add --resume to go on, or give another -o")
+    if list_names(run) - {"config.json", "checkpoints", GROWTH_PLAN_FILE, SMALL_LAMP_FOLDER}:
+        raise UserError(f"train: {run} holds something that is no run; give another -o")
 
 
 def count_steps(recipe: Recipe, footage: Footage) -> int:
@@ -133,6 +151,32 @@ def checkpoint_folder_to_resume(run: Path) -> Path:
     return found
 
 
+def change_schedule(run: Path, schedule: Schedule, choices: Sequence[Choice] = ()) -> None:
+    """Replace the schedule of a run, and choices of the same settings; on the first rank only."""
+    if rank():
+        return
+    config = read_json(run / "config.json", "run")
+    chosen = {each["setting"]: each for each in config.get("choices", [])}
+    chosen |= {choice.setting: dataclasses.asdict(choice) for choice in choices}
+    write_config(run, {**config, **schedule.to_config(), "choices": list(chosen.values())})
+
+
+def schedule_of_run(run: Path) -> Schedule:
+    """The schedule of a run, on every rank as the first one reads it."""
+    numbers, minutes = [0], 0.0
+    if rank() == 0:
+        found = Schedule.from_config(read_json(run / "config.json", "run"))
+        numbers = [int(number) for each in found.decisions for number in each]
+        minutes = -1.0 if found.minutes is None else found.minutes
+    count = max_over_ranks(len(numbers))
+    mine = mx.array((numbers + count * [0])[:count])
+    shared, limit = copy_from_first_rank((mine, mx.array(minutes)))
+    flat = [int(number) for number in np.array(shared)]
+    decisions = tuple(Decision(flat[at], flat[at + 1], bool(flat[at + 2])) for at in range(0, count, 3))
+    minutes = minutes if rank() == 0 else float(limit.item())
+    return Schedule(decisions, None if minutes < 0 else minutes)
+
+
 def open_run(run: Path, recipe: Recipe) -> tuple[AnyTrainer, Tree, int, float]:
     """Open a run at its latest checkpoint. The first rank reads it and sends it to the others.
 
@@ -142,13 +186,10 @@ def open_run(run: Path, recipe: Recipe) -> tuple[AnyTrainer, Tree, int, float]:
     Raises:
         UserError: there is no checkpoint, or it is damaged.
     """
-    total = step = 0
-    seconds, found = 0.0, None
+    seconds, step, found = 0.0, 0, None
     if rank() == 0:
-        total = int(read_json(run / "config.json", "run")["total_steps"])
         found = checkpoint_folder_to_resume(run)
-    total = int(copy_from_first_rank(mx.array(total)).item())
-    trainer = make_trainer(recipe, total)
+    trainer = make_trainer(recipe, schedule_of_run(run))
     state = trainer.init()
     if found is not None:
         state, kept = load_checkpoint(found, state)

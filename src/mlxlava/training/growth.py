@@ -31,10 +31,47 @@ def growth_factor(small: Recipe, size: tuple[int, int]) -> int:
     return factor
 
 
+def start_size_for(recipe: Recipe, size: tuple[int, int]) -> tuple[int, int]:
+    """The size of the smaller lamp for frames of ``size``: as many times smaller as in the recipe, or fewer.
+
+    The recipe's own where none is made of multiples of 16.
+    """
+    factor = max(1, recipe.data.size[0] // recipe.growth.start_size[0])
+    while factor > 1:
+        if not any(side % (16 * factor) for side in size):
+            return size[0] // factor, size[1] // factor
+        factor //= 2
+    return recipe.growth.start_size
+
+
+def with_networks_of(recipe: Recipe, weights: Recipe) -> Recipe:
+    """The recipe with the generator and the state step of other weights.
+
+    Of weights that have grown, these are the networks of the smaller lamp, at its size.
+    """
+    has_size = any(weights.encoder.size) and recipe.encoder.context_frames
+    return override(
+        recipe,
+        {
+            **_settings_of_section(weights, "generator"),
+            **_settings_of_section(weights, "dynamics"),
+            "generator.upsampler_widths": (),
+            "data.size": weights.drawn_size,
+            "encoder.size": weights.encoder.size if has_size else (0, 0),
+        },
+    )
+
+
+def without_upsampler(arrays: Tree) -> Tree:
+    """The arrays of weights without those of the upsampling network, if they have one."""
+    own = {name: layer for name, layer in arrays["generator"].items() if name != "upsampler"}
+    return {**arrays, "generator": own}
+
+
 def recipe_of_smaller_lamp(recipe: Recipe) -> Recipe:
     """The recipe of the smaller lamp that a recipe grows from; it learns the same footage."""
     small = load_recipe(recipe.growth.start_recipe)
-    same = ("every_nth", "crop", "lamp_minutes", "lamp_fps", "lamp_theme")
+    same = ("every_nth", "source_fps", "crop", "lamp_minutes", "lamp_fps", "lamp_theme")
     settings = {f"data.{name}": getattr(recipe.data, name) for name in same}
     settings |= {"data.size": recipe.growth.start_size, "training.seed": recipe.training.seed}
     if recipe.growth.start_steps:
@@ -46,6 +83,8 @@ def recipe_of_smaller_lamp(recipe: Recipe) -> Recipe:
 
 def grown_recipe(recipe: Recipe, small: Recipe, size: tuple[int, int]) -> Recipe:
     """The recipe with the networks of a smaller lamp, and an upsampling network for pictures of ``size``.
+
+    A lamp that has grown to ``size`` already keeps its upsampling network.
 
     Args:
         recipe: recipe that says how to train.
@@ -60,8 +99,9 @@ def grown_recipe(recipe: Recipe, small: Recipe, size: tuple[int, int]) -> Recipe
             **_settings_of_section(small, "generator"),
             **_settings_of_section(small, "dynamics"),
             **_settings_of_section(small, "discriminator"),
-            "generator.upsampler_widths": [growth.width] * levels,
+            "generator.upsampler_widths": small.generator.upsampler_widths or [growth.width] * levels,
             "data.size": size,
+            "data.every_nth": small.data.every_nth,  # the state step has learned how much time a step spans
             "data.seq_len": small.data.seq_len,
             "data.drawn_frames": small.data.drawn_frames,
             "data.batch_size": max(1, round(growth.frames / frames_of_clip)),
@@ -82,24 +122,25 @@ def grown_recipe(recipe: Recipe, small: Recipe, size: tuple[int, int]) -> Recipe
 
 
 def grow_state(state: Tree, small_arrays: Tree) -> None:
-    """Put the networks of a smaller lamp into a new run state. The upsampling network begins at random.
+    """Put the networks of a smaller lamp into a new run state.
+
+    The upsampling network begins at random, or as it is in the weights of a lamp that has grown already.
 
     Args:
         state: run state at step 0 of the grown recipe; it is changed in place.
-        small_arrays: arrays of the smaller lamp's weights.
+        small_arrays: arrays of the smaller lamp's weights, or of those of the lamp that has grown.
 
     Raises:
         UserError: the networks are not those that the recipe was grown from.
     """
-    upsampler = state["generator"]["upsampler"]
-    own = {name: layer for name, layer in state["generator"].items() if name != "upsampler"}
-    require_same_shapes(own, small_arrays["generator"], "generator")
+    upsampler = small_arrays["generator"].get("upsampler", state["generator"]["upsampler"])
+    own = {**small_arrays["generator"], "upsampler": upsampler}
+    require_same_shapes(state["generator"], own, "generator")
     require_same_shapes(state["dynamics"], small_arrays["dynamics"], "dynamics")
     require_same_shapes(state["stats"], small_arrays["stats"], "stats")
     # Copies: a step gives the arrays of its run state away, so none may be in it twice.
     for tree in (state, state["ema"]):
-        learned: Tree = tree_map(mx.array, small_arrays["generator"])
-        tree["generator"] = {**learned, "upsampler": tree_map(mx.array, upsampler)}
+        tree["generator"] = tree_map(mx.array, own)
         tree["dynamics"] = tree_map(mx.array, small_arrays["dynamics"])
     state["stats"] = tree_map(mx.array, small_arrays["stats"])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,7 @@ from mlxlava.awake import keep_awake
 from mlxlava.backend import Tree, limit_memory, mx, start_computing
 from mlxlava.backend.ranks import max_over_ranks, rank, rank_count
 from mlxlava.config import Recipe
-from mlxlava.console import progress
+from mlxlava.console import format_duration, progress, say
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage
 from mlxlava.models.storage import find_non_finite
@@ -25,11 +24,14 @@ from mlxlava.training.folder import change_recipe, lock_run, open_run
 from mlxlava.training.log import open_log
 from mlxlava.training.memory_guard import MemoryGuard
 from mlxlava.training.outcome import TrainedRun
+from mlxlava.training.pace import AwakeClock, Pace, measure_kinds
+from mlxlava.training.planner import Planner
 from mlxlava.training.previews import PreviewWriter, draw_preview
 from mlxlava.training.progress import ProgressBar
 from mlxlava.training.report import open_report
 from mlxlava.training.session import TrainingSession
 from mlxlava.training.signals import catch_stop_signals, watch_for_lost_processes
+from mlxlava.training.step import StepKind
 from mlxlava.training.tensorboard import open_tensorboard
 
 
@@ -38,21 +40,24 @@ def train(
     recipe: Recipe,
     footage: Footage,
     *,
-    minutes: float | None = None,
+    spent: float = 0.0,
+    lengthen: bool = False,
     memory: float | None = None,
     tensorboard: bool = False,
     callbacks: Sequence[Callbacks] = (),
 ) -> TrainedRun:
-    """Train a run from its latest checkpoint to its last step, or until time is up or a signal comes.
+    """Train a run from its latest checkpoint to its last step, or until a signal comes.
 
-    The weights depend only on the recipe and the footage. A run that was stopped and resumed gives the same
-    weights as a run that was not stopped.
+    If the run has minutes, its number of steps is decided here, at first and again and again, so that it is
+    finished in time. The weights depend only on the recipe, the footage and those decisions. A run that was
+    stopped and resumed gives the same weights as a run that was not stopped, with the same decisions.
 
     Args:
         run: Folder made by :func:`mlxlava.training.folder.make_run_folder`.
         recipe: The run's recipe.
         footage: The run's footage.
-        minutes: Stop after this many minutes of this session.
+        spent: Seconds of this session that preparing took.
+        lengthen: Whether the run was given more minutes than it had.
         memory: GB for MLX's buffers, including its cache; the budget of the device when None.
         tensorboard: Also write events for TensorBoard to ``tensorboard/`` in the run.
         callbacks: Objects that are told of steps, previews and checkpoints.
@@ -66,7 +71,7 @@ def train(
     limit = limit_memory(memory)
     clips = clips_of_this_rank(recipe)
     trainer, state, step, seconds = open_run(run, recipe)
-    total, saved = trainer.total_steps, step
+    saved = step
     guard = MemoryGuard(recipe, trainer, limit)
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
@@ -82,15 +87,27 @@ def train(
         batches = _batches(recipe, footage, clips, step, enter(ThreadPoolExecutor(1)))
         watchdog = enter(watch_for_lost_processes(run))
         enter(explain_failures(run, lambda: guard.recipe, lambda: step))
-        session = TrainingSession(run, recipe.data.batch_size, step, total, seconds, minutes)
+        clock, pace = AwakeClock(), Pace(trainer)
+        session = TrainingSession(run, recipe.data.batch_size, step, seconds, spent, clock)
+        planner = Planner(run, guard, pace, session)
+        if planner.needs_times(step, lengthen):
+            measure_kinds(guard, pace, state, _batch_at(recipe, footage, clips, step), step)
+        planner.begin(step, lengthen)
+        session.begin_steps()
+        previous: StepKind | None = None
+
+        def report() -> None:
+            schedule = guard.trainer.schedule
+            session.report_pending_step(listeners, schedule.total_steps, pace.seconds_left(schedule, step))
 
         def tell_state() -> None:
             for each in listeners:
                 each.on_state(run, step, state)
 
         tell_state()
-        while step < total and not max_over_ranks(request.signal is not None or session.is_over):
-            began = time.monotonic()
+        while step < guard.trainer.total_steps and not max_over_ranks(request.signal is not None):
+            began = clock.seconds()
+            kind = guard.trainer.kind_of_step(step)
             batch = next(batches)
             guard.before_step(step, state, *batch)
             state, terms = guard.trainer(state, *batch, step)
@@ -99,15 +116,25 @@ def train(
             step += 1
             # The terms of the previous step are read only now, so that the device always has a step to work
             # on.
-            session.report_pending_step(listeners)
+            report()
             session.pending = (step, terms)
-            watchdog.note_step_time(time.monotonic() - began)
+            took = clock.seconds() - began
+            if pause := clock.leave_out_pause(took, pace.usual(previous or kind)):
+                say(f"train: {format_duration(pause)} passed without work; they do not count")
+                took -= pause
+            if previous is not None:
+                pace.note(previous, took)
+            previous = kind
+            watchdog.note_step_time(took)
+            planner.after_step(step)
 
             split_further = guard.recipe is not recipe
             saves = step % recipe.training.checkpoint_every == 0 or split_further
-            shows = step % recipe.training.preview_every == 0 or step == total
+            shows = step % recipe.training.preview_every == 0 or step == guard.trainer.total_steps
             if saves or shows:
-                session.report_pending_step(listeners)
+                report()
+                pace.note(kind, clock.seconds() - began)
+                previous, saving = None, clock.seconds()
             if saves:
                 _save_checkpoint(run, recipe, state, step, session.total_seconds, listeners)
                 saved = step
@@ -118,11 +145,14 @@ def train(
                 sheet = draw_preview(guard.trainer, state, footage)
                 for each in listeners:
                     each.on_preview(step, sheet, np.array(state.get("carried", [])))
+            if saves or shows:
+                planner.note_other_work(clock.seconds() - saving, step)
             tell_state()
-        session.report_pending_step(listeners)
+        report()
         if step != saved:
             _save_checkpoint(run, recipe, state, step, session.total_seconds, listeners)
-    return TrainedRun(run, step, session.total_seconds, request.signal)
+    total = guard.trainer.total_steps
+    return TrainedRun(run, step, total, session.total_seconds, request.signal)
 
 
 def clips_of_this_rank(recipe: Recipe) -> slice:
@@ -156,6 +186,12 @@ def _batches(
         start += 1
         upcoming = reader.submit(read, start)
         yield mx.array(frames), mx.array(times)
+
+
+def _batch_at(recipe: Recipe, footage: Footage, clips: slice, step: int) -> tuple[mx.array, mx.array]:
+    """Frames and times of the batch of a step."""
+    with ThreadPoolExecutor(1) as reader:
+        return next(_batches(recipe, footage, clips, step, reader))
 
 
 def _save_checkpoint(

@@ -47,9 +47,14 @@ class MemoryGuard:
         self._warned = False
         self._measured: set[StepKind] = set()
 
-    def before_step(self, index: int, state: Tree, frames: mx.array, times: mx.array) -> None:
-        """Prepare to measure step number ``index``, if it is the first one of its kind."""
-        kind = self.trainer.kind_of_step(index)
+    def before_step(
+        self, index: int, state: Tree, frames: mx.array, times: mx.array, kind: StepKind | None = None
+    ) -> None:
+        """Prepare to measure step number ``index``, if it is the first one of its kind.
+
+        ``kind`` is its kind, if it is not the one that belongs to its number.
+        """
+        kind = kind or self.trainer.kind_of_step(index)
         if not self._measures or kind in self._measured:
             return
         if on_gpu_path() and kind not in self._said:
@@ -59,9 +64,9 @@ class MemoryGuard:
         mx.clear_cache()  # buffers that other kinds of steps have left do not count
         mx.reset_peak_memory()
 
-    def after_step(self, index: int, state: Tree, terms: Terms) -> None:
+    def after_step(self, index: int, state: Tree, terms: Terms, kind: StepKind | None = None) -> None:
         """Evaluate and measure step number ``index``, if it is the first one of its kind."""
-        kind = self.trainer.kind_of_step(index)
+        kind = kind or self.trainer.kind_of_step(index)
         if not self._measures or kind in self._measured:
             return
         mx.eval(state, terms)
@@ -76,7 +81,7 @@ class MemoryGuard:
         too_much = f"train: a step took {held_gb:.2f} GB of the {self._limit:.2f} GB for MLX"
         if wanted > now:
             self.recipe = override(self.recipe, {"training.micro_batches": wanted})
-            self.trainer = make_trainer(self.recipe, self.trainer.total_steps)
+            self.trainer = make_trainer(self.recipe, self.trainer.schedule)
             self._measured.clear()
             say(f"{too_much}; from now on a batch is worked on in {wanted} micro-batches, not {now}")
         elif held_gb > MAX_SHARE_OF_LIMIT * self._limit and not self._warned:

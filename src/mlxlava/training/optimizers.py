@@ -1,4 +1,4 @@
-"""Optimisers with their learning-rate schedules, update clipping, and averages of weights."""
+"""Optimisers, update clipping, and averages of weights."""
 
 from __future__ import annotations
 
@@ -8,23 +8,11 @@ from mlxlava.backend import Tree, mx, optim, tree_map
 from mlxlava.config import Training
 
 
-def make_optimizer(
-    training: Training, total_steps: int, learning_rate: float, betas: tuple[float, float]
-) -> optim.Optimizer:
-    """The optimiser that a recipe names, with its warm-up and its learning-rate schedule."""
-    rate: Any = learning_rate
-    if training.schedule == "cosine":
-        rate = optim.cosine_decay(learning_rate, max(total_steps, 1))
-    if training.warm_up:
-        full = rate
-
-        def rate(step: mx.array) -> Any:
-            rise = mx.minimum(1, (step + 1) / training.warm_up)
-            return rise * (full(step) if callable(full) else full)
-
+def make_optimizer(training: Training, learning_rate: float, betas: tuple[float, float]) -> optim.Optimizer:
+    """The optimiser that a recipe names. Its learning rate is set anew for each step (schedule.py)."""
     if training.optimizer == "sgd":
-        return optim.SGD(rate)
-    return optim.Adam(rate, betas=list(betas), bias_correction=True)
+        return optim.SGD(learning_rate)
+    return optim.Adam(learning_rate, betas=list(betas), bias_correction=True)
 
 
 def clip_updates(old: Tree, new: Tree, limit: mx.array) -> Tree:

@@ -35,6 +35,7 @@ from mlxlava.paths import GROWTH_PLAN_FILE, SMALL_LAMP_FOLDER, read_json, write_
 from mlxlava.training.callbacks import Callbacks, StepReport
 from mlxlava.training.curves import Curves, read_curves
 from mlxlava.training.log import log_line
+from mlxlava.training.schedule import Schedule
 
 REPORT_FILE, MESSAGES_FILE, SCORES_FILE = "report.html", "messages.jsonl", "scores.jsonl"
 
@@ -265,7 +266,7 @@ def _render(
         "DATA": _as_script_data(
             {
                 "total": total,
-                "dStart": _d_start(recipe, total),
+                "dStart": _first_step_with_d(config, total),
                 "steps": curves.steps,
                 "terms": {name: list(map(_rounded, means)) for name, means in curves.terms().items()},
                 "previews": {
@@ -326,12 +327,16 @@ def _summary(
     return "".join(f"<p>{html.escape(' · '.join(line))}</p>" for line in (first, second))
 
 
-def _d_start(recipe: Mapping[str, Any], total: int) -> int | None:
+def _first_step_with_d(config: Mapping[str, Any], total: int) -> int | None:
     """The step at which the discriminator joins in; None if it never does, or does from the start."""
+    recipe = _table(config.get("recipe"))
     if _table(recipe.get("generator")).get("upsampler_widths"):  # such a network learns without it
         return None
-    share = _table(recipe.get("loss")).get("d_start", 0)
-    step = round(share * total) if isinstance(share, (int, float)) else 0
+    try:
+        schedule = Schedule.from_config(config)
+        step = schedule.first_step_at(float(_table(recipe.get("loss")).get("d_start", 0)))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError):  # a damaged config
+        return None
     return step if 0 < step < total else None
 
 

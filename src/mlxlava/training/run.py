@@ -6,21 +6,23 @@ folder.py reads and writes the files in the folder of a run; loop.py trains it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from mlxlava.backend import Tree, has_slow_blas, memory_budget_gb, on_gpu_path
 from mlxlava.backend.ranks import max_over_ranks, rank, rank_count, run_on_first_rank_first
-from mlxlava.config import Recipe, override, recipe_from_dict, recipe_to_dict
+from mlxlava.config import Recipe, recipe_from_dict, recipe_to_dict
 from mlxlava.console import say
 from mlxlava.errors import UserError
-from mlxlava.footage.dataset import Footage
+from mlxlava.footage.dataset import Footage, reopen_footage
 from mlxlava.footage.from_settings import prepare_from_settings
 from mlxlava.paths import SMALL_LAMP_FOLDER, read_json
 from mlxlava.training.checkpoint import load_checkpoint
+from mlxlava.training.choices import Choice, choose_for_footage, say_choices
 from mlxlava.training.folder import checkpoint_folder_to_resume, lock_run, make_run_folder, write_config
 from mlxlava.training.loop import clips_of_this_rank
 from mlxlava.training.memory_plan import predict_peak_gb, split_to_fit_memory
+from mlxlava.training.schedule import Schedule, d_start
 from mlxlava.training.trainer import make_trainer
 
 RUNS_FOLDER = Path("runs")  # in the working folder
@@ -105,6 +107,9 @@ def begin_run(
     initial_arrays: Tree | None = None,
     memory: float | None = None,
     command: str = "",
+    free: Collection[str] = (),
+    choices: Sequence[Choice] = (),
+    minutes: float | None = None,
 ) -> Run:
     """Prepare the footage of a new run, and make its folder with the state at step 0.
 
@@ -116,6 +121,9 @@ def begin_run(
             None.
         memory: GB for MLX's arrays (``fit_to_memory``).
         command: command that began the run, for its config and its model card.
+        free: settings that may be chosen for this footage.
+        choices: what was chosen before, for its config.
+        minutes: time that the run may take, this preparing included.
 
     Raises:
         UserError: the recipe does not fit into memory, the footage cannot be read or is shorter than a clip,
@@ -123,12 +131,28 @@ def begin_run(
     """
     recipe = fit_to_memory(recipe, memory)
     footage = _prepare_footage(sources, recipe)
-    make_run_folder(folder, recipe, footage, absolute_paths(sources), command, initial_arrays)
+    recipe, more = choose_for_footage(recipe, footage, free)
+    say_choices(more)
+    make_run_folder(
+        folder,
+        recipe,
+        footage,
+        absolute_paths(sources),
+        command,
+        initial_arrays,
+        [*choices, *more],
+        minutes,
+    )
     return _announce_run(folder, recipe, footage)
 
 
-def resume_run(folder: Path, *, steps: int | None = None, memory: float | None = None) -> Run:
+def resume_run(
+    folder: Path, *, steps: int | None = None, minutes: float | None = None, memory: float | None = None
+) -> Run:
     """Continue a run with its own settings. Only its length and the split of its batches may change.
+
+    If the discriminator has joined in, it stays. A run that gets longer after that has the learning rates of
+    one that was as long from its beginning.
 
     A changed recipe or length is written to the run's config last, after all other checks. So a run that
     cannot be resumed stays as it was.
@@ -136,6 +160,7 @@ def resume_run(folder: Path, *, steps: int | None = None, memory: float | None =
     Args:
         folder: folder of the run.
         steps: training steps in all from now on; as many as before when None.
+        minutes: time that the run may take from now on; what it was given before when None.
         memory: GB for MLX's arrays (``fit_to_memory``).
 
     Raises:
@@ -147,43 +172,41 @@ def resume_run(folder: Path, *, steps: int | None = None, memory: float | None =
     before = read_json(folder / "config.json", "run")
     try:
         recipe = recipe_from_dict(before["recipe"])
-        sources, key = list(before["footage"]["sources"]), before["footage"]["key"]
-        length = int(before["total_steps"])
+        kept = before["footage"]
+        sources, key, prepared = list(kept["sources"]), str(kept["key"]), str(kept["prepared"])
+        schedule = Schedule.from_config(before)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"train: {folder}/config.json lacks {error}; it is no run") from error
+    made = read_json(checkpoint_folder_to_resume(folder) / "progress.json", "checkpoint")
     if steps is not None:
-        recipe = change_length(recipe, length, steps)
-        length = steps
+        if steps < made["step"]:
+            raise UserError(
+                f"train: {folder} has made {made['step']} steps, more than --steps {steps}; "
+                "give more, or leave --steps out"
+            )
+        longer = schedule.lengthen(made["step"], steps, d_start(recipe))
+        schedule = dataclasses.replace(longer, minutes=None)
+    if minutes is not None:
+        schedule = dataclasses.replace(schedule, minutes=made["seconds"] / 60 + minutes)
     recipe = fit_to_memory(recipe, memory)
-    footage = _prepare_footage(sources, recipe)
+    # What the run has learned from counts, even if its source was moved, or is read in another way now.
+    footage = reopen_footage(prepared, key) or _prepare_footage(sources, recipe)
     if footage.key != key:
         raise UserError(
             f"train: the footage of {folder} has changed since it began; begin a new run (--init {folder})"
         )
     clips_of_this_rank(recipe)
-    config = {**before, "recipe": recipe_to_dict(recipe), "total_steps": length}
+    config = {**before, "recipe": recipe_to_dict(recipe)}
+    if steps is not None or minutes is not None:
+        config |= schedule.to_config()
     if rank() == 0 and config != before:
         with lock_run(folder):
             # This only checks that the checkpoint can be read. The loop reads it again.
-            load_checkpoint(checkpoint_folder_to_resume(folder), make_trainer(recipe, length).init())
+            load_checkpoint(checkpoint_folder_to_resume(folder), make_trainer(recipe, schedule).init())
             write_config(folder, config)
     if steps is not None and recipe.training.schedule != "constant":
         say(f"train: the learning rate falls to 0 at step {steps} from now on")
     return _announce_run(folder, recipe, footage)
-
-
-def change_length(recipe: Recipe, before: int, after: int) -> Recipe:
-    """The recipe of a run whose number of training steps changes from ``before`` to ``after``.
-
-    ``loss.d_start`` is a fraction of all steps. It is changed so that the discriminator still joins in at the
-    same step.
-
-    Raises:
-        UserError: ``after`` is less than 1.
-    """
-    if after < 1:
-        raise UserError(f"train: steps must be at least 1, not {after}")
-    return override(recipe, {"loss.d_start": min(1.0, recipe.loss.d_start * before / after)})
 
 
 def _announce_run(folder: Path, recipe: Recipe, footage: Footage) -> Run:

@@ -18,6 +18,7 @@ from mlxlava.models.state_step import fixed_bases
 from mlxlava.training import feature_matching
 from mlxlava.training.objective import Batch, Clips, Objective, Terms
 from mlxlava.training.optimizers import clip_updates, decayed_average, ema_decay, make_optimizer
+from mlxlava.training.schedule import Schedule, learning_rates
 
 _STATS_DECAY = 0.99  # decay of the running BatchNorm statistics that are played (TensorFlow's default)
 
@@ -52,23 +53,35 @@ class Trainer:
     - ``step``: number of training steps made
     """
 
-    def __init__(self, recipe: Recipe, total_steps: int, *, compiled: bool = True) -> None:
-        self.recipe, self.total_steps = recipe, total_steps
+    def __init__(self, recipe: Recipe, steps: int | Schedule, *, compiled: bool = True) -> None:
+        """``steps`` are the training steps of the whole run, or the run's schedule."""
+        self.recipe = recipe
+        # It may be replaced: learning rates are arguments of the compiled steps, which stay as they are.
+        self.schedule = Schedule.of_steps(steps) if isinstance(steps, int) else steps
         self._objective = Objective(recipe)
         training = recipe.training
         d_learning_rate = training.d_rate * training.learning_rate
         self._optimizers = {
-            "model": make_optimizer(training, total_steps, training.learning_rate, training.betas),
-            "discriminator": make_optimizer(training, total_steps, d_learning_rate, training.d_betas),
+            "model": make_optimizer(training, training.learning_rate, training.betas),
+            "discriminator": make_optimizer(training, d_learning_rate, training.d_betas),
         }
         self._rank = rank()
-        self._steps_without_d = round(recipe.loss.d_start * total_steps)
         self._has_penalties = recipe.loss.kind == "relativistic" and recipe.loss.gamma > 0
         self._bases: Tree | None = None  # changes of basis of the state step; they are constant
         wrap: Callable[[Any], Any] = mx.compile if compiled else lambda function: function
         # Each kind is compiled by itself. The discriminator is most of the work, and its gradient penalties
         # double that work, but most steps have no penalties.
         self._steps = {kind: wrap(self._make_step_function(kind)) for kind in _STEP_KINDS}
+
+    @property
+    def total_steps(self) -> int:
+        """Training steps of the whole run."""
+        return self.schedule.total_steps
+
+    @property
+    def first_step_with_d(self) -> int:
+        """The step at which the discriminator joins in; the number of steps in all if it never does."""
+        return self.schedule.first_step_at(self.recipe.loss.d_start)
 
     def init(self) -> Tree:
         """The run state at step 0. It depends only on the recipe."""
@@ -123,20 +136,21 @@ class Trainer:
             self._bases = self._objective.dynamics.basis_changes(fixed_bases(state))
         key = mx.random.key((self.recipe.training.seed << 32) + index)
         step = self._steps[self.kind_of_step(index) if kind is None else kind]
-        new, terms = step(state, frames, times, key, self._bases)
+        rates = mx.array(learning_rates(self.recipe, self.schedule, index))
+        new, terms = step(state, frames, times, key, self._bases, rates)
         return new, terms
 
     def kind_of_step(self, index: int) -> StepKind:
         """The kind of step number ``index``."""
-        adversarial = index >= self._steps_without_d
+        adversarial = index >= self.first_step_with_d
         due = index % self.recipe.loss.penalty_every == 0
         return StepKind(adversarial, adversarial and self._has_penalties and due)
 
     @property
     def step_kinds(self) -> list[StepKind]:
         """The kinds of step that occur in a run of the recipe, in the order in which they first occur."""
-        kinds = [StepKind(False, False)] if self._steps_without_d > 0 else []
-        if self._steps_without_d < self.total_steps:
+        kinds = [StepKind(False, False)] if self.first_step_with_d > 0 else []
+        if self.first_step_with_d < self.total_steps:
             if not self._has_penalties or self.recipe.loss.penalty_every > 1:
                 kinds.append(StepKind(True, False))
             if self._has_penalties:
@@ -170,12 +184,12 @@ class Trainer:
 
     def _make_step_function(
         self, kind: StepKind
-    ) -> Callable[[Tree, mx.array, mx.array, mx.array, Tree], tuple[Tree, Terms]]:
+    ) -> Callable[[Tree, mx.array, mx.array, mx.array, Tree, mx.array], tuple[Tree, Terms]]:
         """Make the function that computes a step of a kind."""
         recipe, context = self.recipe, self.recipe.encoder.context_frames
 
         def step(
-            state: Tree, frames: mx.array, times: mx.array, key: mx.array, bases: Tree
+            state: Tree, frames: mx.array, times: mx.array, key: mx.array, bases: Tree, rates: mx.array
         ) -> tuple[Tree, Terms]:
             batch = Batch(frames[:, :context], frames[:, context:], times[:, context:])
             weights: Tree = {name: state[name] for name in ("dynamics", "encoder") if name in state}
@@ -188,7 +202,7 @@ class Trainer:
             gradients = drawn["gradients"] | gradients
             terms: Terms = rolled["terms"] | drawn["terms"] | _state_statistics(rolled["path"])
 
-            new = self._update(state, gradients)
+            new = self._update(state, gradients, rates)
             stats = state["stats"]["generator"]
             new["stats"] = {
                 **state["stats"],
@@ -355,19 +369,21 @@ class Trainer:
         }
         return result, state_gradient
 
-    def _update(self, state: Tree, gradients: Tree) -> Tree:
+    def _update(self, state: Tree, gradients: Tree, rates: mx.array) -> Tree:
         """The run state after the optimisers' steps, with clipped updates, averaged weights and a new count.
 
-        A network without gradients stays as it is.
+        A network without gradients stays as it is. ``rates`` are the learning rates of this step: of the
+        model, and of D.
         """
         training = self.recipe.training
         count = state["step"] + 1
         new, optimizer_states = dict(state), dict(state["optimizer"])
 
-        def updated(name: str, weights: Tree, gradients: Tree) -> Tree:
+        def updated(name: str, rate: mx.array, weights: Tree, gradients: Tree) -> Tree:
             optimizer = self._optimizers[name]
             # A copy, since the optimiser changes its tree.
             optimizer.state = tree_map(lambda array: array, state["optimizer"][name])
+            optimizer.state["learning_rate"] = rate
             after: Tree = optimizer.apply_gradients(gradients, weights)
             optimizer_states[name] = optimizer.state
             if not training.update_clipping:
@@ -377,12 +393,12 @@ class Trainer:
         model: Tree = {
             name: state[name] for name in ("generator", "dynamics", "encoder") if name in gradients
         }
-        new |= updated("model", model, {name: gradients[name] for name in model})
+        new |= updated("model", rates[0], model, {name: gradients[name] for name in model})
         if training.r_rate != 1 and "dynamics" in gradients:
             new["dynamics"] = decayed_average(state["dynamics"], new["dynamics"], 1 - training.r_rate)
         if "discriminator" in gradients:
             new["discriminator"] = updated(
-                "discriminator", state["discriminator"], gradients["discriminator"]
+                "discriminator", rates[1], state["discriminator"], gradients["discriminator"]
             )
         played = {name: new[name] for name in state["ema"]}
         new["ema"] = decayed_average(state["ema"], played, ema_decay(training.ema, count))

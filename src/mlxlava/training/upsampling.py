@@ -31,6 +31,7 @@ from mlxlava.models.registry import make_generator, make_upsampler
 from mlxlava.models.state_step import make_dynamics
 from mlxlava.training.objective import Terms, reconstruction_error
 from mlxlava.training.optimizers import clip_updates, decayed_average, ema_decay, make_optimizer
+from mlxlava.training.schedule import Schedule, learning_rates
 from mlxlava.training.step import StepKind, add_trees, compute_after, skip_if_overflown
 
 
@@ -46,15 +47,28 @@ class UpsamplerTrainer:
     - ``step``: number of training steps made
     """
 
-    def __init__(self, recipe: Recipe, total_steps: int, *, compiled: bool = True) -> None:
-        self.recipe, self.total_steps = recipe, total_steps
+    def __init__(self, recipe: Recipe, steps: int | Schedule, *, compiled: bool = True) -> None:
+        """``steps`` are the training steps of the whole run, or the run's schedule."""
+        self.recipe = recipe
+        # It may be replaced: the learning rate is an argument of the compiled step, which stays as it is.
+        self.schedule = Schedule.of_steps(steps) if isinstance(steps, int) else steps
         training = recipe.training
         upsampler = make_upsampler(recipe)
         self._upsampler = network_in_precision(upsampler, training.precision, training.loss_scale)
-        self._optimizer = make_optimizer(training, total_steps, training.learning_rate, training.betas)
+        self._optimizer = make_optimizer(training, training.learning_rate, training.betas)
         self._first_clip = rank() * recipe.data.batch_size // rank_count()
         wrap: Callable[[Any], Any] = mx.compile if compiled else lambda function: function
         self._step = wrap(self._make_step)
+
+    @property
+    def total_steps(self) -> int:
+        """Training steps of the whole run."""
+        return self.schedule.total_steps
+
+    @property
+    def first_step_with_d(self) -> int:
+        """The number of steps in all: no discriminator joins in."""
+        return self.total_steps
 
     def init(self) -> Tree:
         """The run state at step 0. It depends only on the recipe."""
@@ -73,7 +87,9 @@ class UpsamplerTrainer:
         mx.eval(state)
         return state
 
-    def __call__(self, state: Tree, frames: mx.array, times: mx.array, index: int) -> tuple[Tree, Terms]:
+    def __call__(
+        self, state: Tree, frames: mx.array, times: mx.array, index: int, *, kind: StepKind | None = None
+    ) -> tuple[Tree, Terms]:
         """One training step.
 
         Args:
@@ -81,6 +97,7 @@ class UpsamplerTrainer:
             frames: This rank's real clips, uint8 (B / ranks, K, H, W, 3).
             times: Not used.
             index: Number of this step. All random numbers depend only on it and on the recipe's seed.
+            kind: Not used: there is only one.
 
         Returns:
             The next run state, and the named terms (scalars). They are not evaluated yet.
@@ -93,7 +110,8 @@ class UpsamplerTrainer:
             "optimizer": state["optimizer"]["upsampler"],
             "step": state["step"],
         }
-        new, terms = self._step(changing, frames, key)
+        rate, _ = learning_rates(self.recipe, self.schedule, index)
+        new, terms = self._step(changing, frames, key, mx.array(rate))
         after = {
             **state,
             "generator": {**state["generator"], "upsampler": new["upsampler"]},
@@ -140,17 +158,17 @@ class UpsamplerTrainer:
         pictures = average_pool_to_size(frames.astype(mx.float32) / 255, self._upsampler.input_size)
         return to_uint8_frames(self._upsampler(state["ema"]["generator"]["upsampler"], pictures))
 
-    def _make_step(self, state: Tree, frames: mx.array, key: mx.array) -> tuple[Tree, Terms]:
+    def _make_step(self, state: Tree, frames: mx.array, key: mx.array, rate: mx.array) -> tuple[Tree, Terms]:
         recipe, training = self.recipe, self.recipe.training
         averages = self._average_micro_batches(state["upsampler"], frames, key)
         gradients, terms = averages["gradients"], averages["terms"]
         count = state["step"] + 1
         optimizer = self._optimizer
         optimizer.state = tree_map(lambda array: array, state["optimizer"])  # the optimiser changes its tree
+        optimizer.state["learning_rate"] = rate
         weights: Tree = optimizer.apply_gradients(gradients, state["upsampler"])
         if training.update_clipping:
-            limit = training.update_clipping * optimizer.learning_rate
-            weights = clip_updates(state["upsampler"], weights, limit)
+            weights = clip_updates(state["upsampler"], weights, training.update_clipping * rate)
         new: Tree = {
             "upsampler": weights,
             "ema": decayed_average(state["ema"], weights, ema_decay(training.ema, count)),

@@ -1,0 +1,250 @@
+"""A look at a source before it is prepared: where its lamp stands, how fast it moves, and what is amiss.
+
+Some stretches of consecutive pictures are read, not the whole source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mlxlava.console import format_duration
+from mlxlava.errors import UserError
+from mlxlava.footage.crop import Box, PictureSums, Region, find_region
+from mlxlava.footage.motion import camera_shift, speed
+from mlxlava.footage.pictures import (
+    PICTURE_SUFFIXES,
+    list_pictures,
+    read_animation,
+    read_picture,
+    read_picture_header,
+    require_common_size,
+)
+from mlxlava.footage.timing import measure_timing
+from mlxlava.footage.video import FPS_IF_UNKNOWN, sample_stretches, survey_video
+
+_STRETCHES, _LENGTH = 12, 60  # as of videos
+_LONGEST = 256  # pixels of the longer side of the pictures that are kept
+
+_EXPLAINED = 0.5  # share of the change between two pictures that a camera which moves explains, at least
+_LEAST_SHIFT = 0.5  # cells of the grid of 160: less is no matter
+_FARTHEST_SHIFT = 0.15  # of the picture: what seems to be more is something else
+_SHIFTED_PAIRS = 0.15  # share of the pairs of pictures that show it
+_PAIRS = 24
+
+_SWITCHED = 1.8  # ratio of the brightness before and after a lamp is switched
+_SWITCHED_UNSEEN = 3.0  # the same between two stretches, in which a lamp may warm up
+_SWITCHED_LEVELS = 12.0  # least difference, of 255
+_STEADY = 5  # pictures on either side
+_MOST_SWITCHES = 6  # more of them are a flash, or cuts
+_LIT = 0.6  # of the brightest picture: what is darker is not lit
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What a look at a source has shown.
+
+    Attributes:
+        path: the source.
+        picture: width and height in pixels.
+        fps: true frames a second.
+        frames: how many there are.
+        region: its lamps; None where nothing moves.
+        camera_moves: by how many source pixels the camera moves, at most; 0 where it stands still.
+        switched: when the light is switched, in seconds, and whether on.
+    """
+
+    path: Path
+    picture: tuple[int, int]
+    fps: float
+    frames: int
+    region: Region | None
+    camera_moves: float
+    switched: tuple[tuple[float, bool], ...]
+    _stretches: tuple[np.ndarray, ...] = dataclasses.field(repr=False)
+
+    @property
+    def seconds(self) -> float:
+        """True length."""
+        return self.frames / self.fps
+
+    def speed(self, box: Box, size: tuple[int, int]) -> float:
+        """Speed of what moves fastest, in pixels a picture, once ``box`` has become frames of ``size``."""
+        scale = max(self._stretches[0].shape[1:]) / max(self.picture)
+        x, y, width, height = (scale * side for side in box)
+        region = (x, y, x + width, y + height)
+
+        def framed(picture: np.ndarray) -> np.ndarray:
+            image = Image.fromarray(picture)
+            how = Image.Resampling.BOX if width >= size[1] else Image.Resampling.BILINEAR
+            return np.asarray(image.resize((size[1], size[0]), how, box=region), dtype=np.float64)
+
+        return speed([np.stack([framed(picture) for picture in stretch]) for stretch in self._stretches])
+
+    def warnings(self, *, cropped: bool = False) -> list[str]:
+        """What a user should know of the source, a line each; of several lamps only if it is not cropped."""
+        lines = []
+        if self.camera_moves:
+            lines.append(
+                f"footage: the camera of {self.path} moves, by up to {self.camera_moves:.0f} pixels of "
+                f"{self.picture[0]}x{self.picture[1]}; the lamp will learn that too. Use a tripod"
+            )
+        if self.switched:
+            times = [f"{'on' if on else 'off'} at {format_duration(time)}" for time, on in self.switched]
+            more = f" and {len(times) - 3} times more" if len(times) > 3 else ""
+            lines.append(
+                f"footage: in {self.path} the light is switched {', '.join(times[:3])}{more}; "
+                "the lamp will learn both. Cut the video there"
+            )
+        if self.region and len(self.region.lamps) > 1 and not cropped:
+            taken, *others = (",".join(map(str, box)) for box in self.region.lamps)
+            lines.append(
+                f"footage: {len(self.region.lamps)} lamps stand in {self.path}; --crop {taken} takes the one "
+                f"that moves most, --crop {' or '.join(others)} the other"
+            )
+        return lines
+
+
+def look(path: Path, source_fps: float | None = None) -> Look:
+    """Look at a video, an animation or a folder of pictures.
+
+    Args:
+        path: the source.
+        source_fps: its true rate; None for the one that its stamps tell.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if path.is_dir():
+        pictures = list_pictures(path)
+        size, _ = require_common_size(pictures)
+        frames, stamped = len(pictures), FPS_IF_UNKNOWN
+        stretches: Iterable[Iterable[Image.Image]] = _stretches_of(pictures)
+    elif path.suffix.lower() in PICTURE_SUFFIXES:
+        size, animated = read_picture_header(path)
+        read = itertools.islice(_frames_of(path, animated), _STRETCHES * _LENGTH)
+        times = [time for time, _ in read_animation(path)] if animated else [0.0]
+        timing = measure_timing([np.array(times)], 0.001)
+        frames, stamped = len(times), timing.fps if timing else FPS_IF_UNKNOWN
+        stretches = [read]
+    else:
+        found = survey_video(path)
+        size, frames = found.size, found.frames
+        stamped = found.timing.fps if found.timing else FPS_IF_UNKNOWN
+        stretches = sample_stretches(path, found, _STRETCHES, _LENGTH, _LONGEST)
+    return _look(path, size, source_fps or stamped, frames, stretches)
+
+
+def _frames_of(path: Path, animated: bool) -> Iterator[Image.Image]:
+    if animated:
+        return (image for _, image in read_animation(path))
+    return iter([read_picture(path)])
+
+
+def _stretches_of(pictures: list[Path]) -> Iterator[Iterator[Image.Image]]:
+    if len(pictures) <= _STRETCHES * _LENGTH:
+        yield map(read_picture, pictures)
+        return
+    for start in np.linspace(0, len(pictures) - _LENGTH, _STRETCHES).astype(int):
+        yield map(read_picture, pictures[start : start + _LENGTH])
+
+
+def _look(
+    path: Path,
+    size: tuple[int, int],
+    fps: float,
+    frames: int,
+    stretches: Iterable[Iterable[Image.Image]],
+) -> Look:
+    sums = PictureSums(size)
+    scale = min(1.0, _LONGEST / max(size))
+    small = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+    cells: list[list[Image.Image]] = []
+    kept: list[np.ndarray] = []
+    for stretch in stretches:
+        coarse, pictures = [], []
+        for image in stretch:
+            coarse.append(sums.cells(image))
+            pictures.append(np.asarray(image.convert("L").resize(small, Image.Resampling.BOX)))
+        if pictures:
+            cells.append(coarse)
+            kept.append(np.stack(pictures))
+    if not kept:
+        raise UserError(f"footage: no frame of {path} decodes; give another file")
+    grids = [[np.asarray(each.convert("L"), dtype=np.float64) for each in coarse] for coarse in cells]
+    switched = _switches(grids, frames / fps, fps)
+    levels = [[float(grid.mean()) for grid in coarse] for coarse in grids]
+    least = _LIT * max(map(max, levels)) if switched else 0.0
+    for coarse, level in zip(cells, levels, strict=True):
+        for each, bright in zip(coarse, level, strict=True):
+            if bright >= least:  # where the lamp is off, all of the picture is other than where it is on
+                sums.add(each)
+    moves = _camera(grids) * max(size) / max(sums.grid)
+    return Look(path, size, fps, frames, find_region(sums), moves, switched, tuple(kept))
+
+
+def _camera(stretches: list[list[np.ndarray]]) -> float:
+    """By how many cells the camera moves, at most; 0 where it stands still."""
+    # Shake shows in pictures that are close to each other in time, drift in the means of stretches.
+    chains = [[np.mean(stretch, axis=0) for stretch in stretches]]
+    farthest = _camera_in(chains)
+    for gap in (1, 4, 15, 30):
+        length = max(2, _PAIRS // len(stretches))
+        # Of long stretches, pieces; in each piece the pictures follow each other.
+        chains = [
+            stretch[start::gap][: length // 2 + 1]
+            for stretch in stretches
+            for start in {0, max(0, len(stretch) // 2 - gap * length // 4)}
+        ]
+        farthest = max(farthest, _camera_in(chains))
+    return farthest
+
+
+def _camera_in(chains: list[list[np.ndarray]]) -> float:
+    """The same in chains of pictures that follow each other."""
+    ways, pairs, extent = 0, 0, 0.0
+    for chain in chains:
+        path = [np.zeros(2)]
+        for before, after in itertools.pairwise(chain):
+            across, down, explained = camera_shift(before, after)
+            way = float(np.hypot(across, down))
+            shifts = explained >= _EXPLAINED and _LEAST_SHIFT <= way <= _FARTHEST_SHIFT * max(before.shape)
+            path.append(path[-1] + (np.array([across, down]) if shifts else 0))
+            ways, pairs = ways + shifts, pairs + 1
+        extent = max(extent, float(np.hypot(*np.ptp(path, axis=0))))
+    return extent if ways > _SHIFTED_PAIRS * pairs else 0.0
+
+
+def _switches(
+    stretches: list[list[np.ndarray]], seconds: float, fps: float
+) -> tuple[tuple[float, bool], ...]:
+    """When the light is switched, and whether on."""
+    levels = np.array([float(grid.mean()) for stretch in stretches for grid in stretch])
+    lengths = [len(stretch) for stretch in stretches]
+    begins = np.linspace(0, max(0.0, seconds - lengths[-1] / fps), len(stretches))
+    times = np.concatenate(
+        [start + np.arange(length) / fps for start, length in zip(begins, lengths, strict=True)]
+    )
+    joints = set(np.cumsum(lengths).tolist())
+    found: list[tuple[float, bool]] = []
+    at = _STEADY
+    while at <= len(levels) - _STEADY:
+        before, after = levels[at - _STEADY : at].mean(), levels[at : at + _STEADY].mean()
+        low, high = min(before, after), max(before, after)
+        ratio = (
+            _SWITCHED_UNSEEN if any(at - _STEADY < joint < at + _STEADY for joint in joints) else _SWITCHED
+        )
+        # The largest step nearby is the time of switching.
+        if high > ratio * low and high - low > _SWITCHED_LEVELS:
+            near = np.abs(np.diff(levels[at - _STEADY : at + _STEADY]))
+            place = at - _STEADY + 1 + int(near.argmax())
+            found.append((float(times[place]), bool(after > before)))
+            at = place + 2 * _STEADY
+        else:
+            at += 1
+    return tuple(found) if len(found) <= _MOST_SWITCHES else ()

@@ -1,0 +1,287 @@
+"""What a training chooses by itself for a user's footage: each setting, with the reason.
+
+Only settings that the user has not given are chosen. docs/training.md says what each of them does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlxlava.config import Recipe, format_size, load_recipe, override, recipe_names, setting_rows
+from mlxlava.console import say
+from mlxlava.errors import UserError
+from mlxlava.footage.crop import Box, choose_box, fit_box
+from mlxlava.footage.dataset import Footage
+from mlxlava.footage.look import Look, look
+from mlxlava.footage.prepare import source_paths
+
+_LEAST_SECONDS = 1.0  # of footage
+_LEAST_SEQ_LEN = 8  # learned steps
+_ENOUGH_CLIPS = 16  # different ones, before a clip is made shorter
+_PIXELS_A_STEP = 1.0  # that the fastest wax moves
+_TOO_FAST = 4.0  # pixels a learned step
+_LEAST_FRAMES = 320  # that are left when frames are skipped: ten clips of the usual length
+_AREAS = (0.6, 1.25)  # of the recipe's area of a frame: what a chosen shape may have
+_LITTLE, _MUCH = 400, 4000  # learned steps of footage: the settings for little footage are mixed in between
+_SHAKEN = 3000  # learned steps of footage: with less, what the discriminator sees is shifted and tinted
+
+# Settings that are known to help with 326 learned steps (docs/training.md).
+_FOR_LITTLE = {"loss.d_start": 0.7, "loss.elbo_weight": 0.01}
+_AUGMENTATION = {"loss.shift": 0.06, "loss.colour": 0.05}
+
+_CHOSEN = (
+    "data.crop",
+    "data.size",
+    "growth.start_size",
+    "data.every_nth",
+    "data.seq_len",
+    *_FOR_LITTLE,
+    *_AUGMENTATION,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A setting that was chosen.
+
+    Attributes:
+        setting: its dotted name.
+        value: its value, as JSON.
+        reason: why, in a clause.
+    """
+
+    setting: str
+    value: Any
+    reason: str
+
+
+def free_settings(recipe: str | Path | Recipe, changes: Collection[str]) -> frozenset[str]:
+    """The settings that may be chosen: those that neither the user nor a recipe of the user has set.
+
+    Args:
+        recipe: a recipe, its name or its file.
+        changes: settings that the user has given.
+    """
+    free = set(_CHOSEN) - set(changes)
+    if not isinstance(recipe, Recipe):
+        if str(recipe) in recipe_names():
+            return frozenset(free)
+        recipe = load_recipe(recipe)
+    usual = {name: value for name, value, _ in setting_rows(load_recipe("lava"))}
+    own = {name for name, value, _ in setting_rows(recipe) if value != usual[name]}
+    return frozenset(free - own)
+
+
+def choose_before_preparing(
+    recipe: Recipe, sources: Sequence[str | Path], free: Collection[str]
+) -> tuple[Recipe, list[Choice]]:
+    """Look at footage, and choose the region, the shape of a frame and the time that a learned step spans.
+
+    What is amiss with the footage is said.
+
+    Args:
+        recipe: recipe to change.
+        sources: videos, pictures or folders of images; not prepared footage.
+        free: settings that may be chosen.
+
+    Returns:
+        The recipe with its changes, and what was chosen.
+
+    Raises:
+        UserError: a source cannot be read, nothing moves in it, or there is less than a second.
+    """
+    automatic = "data.crop" in free or recipe.data.crop == "auto"
+    looks = [look(path, recipe.data.source_fps or None) for path in source_paths(sources)]
+    seconds = sum(each.seconds for each in looks)
+    if seconds < _LEAST_SECONDS:
+        raise UserError(
+            f"footage: {looks[0].path} is {seconds:.2g} s long; a second is needed, a minute is a beginning"
+        )
+    for each in looks:
+        if each.region is None:
+            raise UserError(f"footage: nothing moves in {each.path}; give footage of a lamp that is warm")
+        for line in each.warnings(cropped=not automatic):
+            say(line)
+    has_encoder = recipe.encoder.context_frames > 0
+    choices: list[Choice] = []
+    if has_encoder:
+        choices += _choose_shape(recipe, looks, free, automatic)
+    recipe = _apply(recipe, choices)
+    if automatic:
+        choices.append(_choose_crop(recipe, looks))
+        recipe = _apply(recipe, choices[-1:])
+    if has_encoder and "data.every_nth" in free:
+        choices.append(_choose_step(recipe, looks))
+        recipe = _apply(recipe, choices[-1:])
+    return recipe, choices
+
+
+def choose_for_footage(
+    recipe: Recipe, footage: Footage, free: Collection[str]
+) -> tuple[Recipe, list[Choice]]:
+    """Choose the length of clips and the settings for little footage, once the footage is prepared.
+
+    Raises:
+        UserError: no piece of the footage without a cut is long enough.
+    """
+    if not recipe.encoder.context_frames:
+        return recipe, []
+    choices = []
+    if "data.seq_len" in free:
+        choices += _choose_length(recipe, footage)
+    else:
+        footage.require_clip(recipe.data.seq_len)
+    count = len(footage.frames)
+    share = min(1.0, max(0.0, math.log(_MUCH / count) / math.log(_MUCH / _LITTLE)))
+    reason = f"there are only {count} learned steps of footage"
+    if share > 0 and recipe.loss.d_start > 0:
+        for setting, value in _FOR_LITTLE.items():
+            if setting in free:
+                usual = getattr(recipe.loss, setting.removeprefix("loss."))
+                mixed = usual * (value / usual) ** share
+                choices.append(Choice(setting, float(f"{mixed:.2g}"), reason))
+    if count < _SHAKEN and recipe.loss.kind == "relativistic":
+        choices += [
+            Choice(setting, value, reason) for setting, value in _AUGMENTATION.items() if setting in free
+        ]
+    return _apply(recipe, choices), choices
+
+
+def say_choices(choices: Sequence[Choice]) -> None:
+    """Print a line for each choice."""
+    for choice in choices:
+        value = format_size(choice.value, "x") if choice.setting.endswith("size") else choice.value
+        say(f"train: {choice.setting} = {value}: {choice.reason}")
+
+
+def _apply(recipe: Recipe, choices: Sequence[Choice]) -> Recipe:
+    return override(recipe, {choice.setting: choice.value for choice in choices})
+
+
+def _choose_shape(
+    recipe: Recipe, looks: Sequence[Look], free: Collection[str], automatic: bool
+) -> list[Choice]:
+    """The shape of a frame, and of the smaller lamp that is learned first, if there is one.
+
+    It is that of the lamp, or of the crop that was given if ``automatic`` is false.
+    """
+    if "data.size" not in free or (not automatic and recipe.data.crop in ("centre", "center")):
+        return []
+    if automatic:
+        regions = [each.region.lamps[0] for each in looks if each.region]
+    else:
+        given = recipe.data.crop
+        regions = [choose_box(given, each.picture, recipe.data.size, (), each.path)[0] for each in looks]
+    # Of several sources, the geometric mean of their shapes.
+    aspect = math.exp(sum(math.log(height / width) for *_, width, height in regions) / len(regions))
+    factor, start = 1, recipe
+    if recipe.growth.start_recipe:
+        if "growth.start_size" not in free:
+            return []
+        factor = recipe.data.size[0] // recipe.growth.start_size[0]
+        start = override(load_recipe(recipe.growth.start_recipe), {"data.size": recipe.growth.start_size})
+    small = _shape(start, aspect)
+    size = [factor * side for side in small]
+    reason = f"the {'lamp' if automatic else 'crop'} is {aspect:.2g} times as high as wide"
+    choices = [Choice("data.size", size, reason)] if tuple(size) != recipe.data.size else []
+    if recipe.growth.start_recipe and tuple(small) != recipe.growth.start_size:
+        choices.append(Choice("growth.start_size", list(small), reason))
+    return choices
+
+
+def _shape(recipe: Recipe, aspect: float) -> tuple[int, int]:
+    """Height and width that fit an aspect and the networks of a recipe, with an area like the recipe's."""
+    halvings = max(
+        len(recipe.generator.widths),
+        len(recipe.discriminator.widths) + (recipe.discriminator.kind == "frames"),
+        len(recipe.encoder.widths),
+    )
+    unit = max(16, 2**halvings)
+    area = recipe.data.size[0] * recipe.data.size[1]
+    sides = range(unit, unit * (int(math.sqrt(area)) // unit * 4 + 2), unit)
+    shapes = [
+        shape
+        for shape in itertools.product(sides, sides)
+        if _AREAS[0] <= shape[0] * shape[1] / area <= _AREAS[1]
+    ]
+
+    def misfit(shape: tuple[int, int]) -> float:
+        height, width = shape
+        return abs(math.log(height / width / aspect)) + 0.3 * abs(math.log(height * width / area))
+
+    return min(shapes, key=misfit, default=recipe.data.size)
+
+
+def _boxes(recipe: Recipe, looks: Sequence[Look]) -> list[Box]:
+    boxes: list[Box] = []
+    for each in looks:
+        assert each.region is not None
+        boxes.append(fit_box(each.region.lamps[0], each.picture, recipe.data.size))
+    return boxes
+
+
+def _choose_crop(recipe: Recipe, looks: Sequence[Look]) -> Choice:
+    boxes = {
+        f"{','.join(map(str, box))}@{each.picture[0]}x{each.picture[1]}"
+        for box, each in zip(_boxes(recipe, looks), looks, strict=True)
+    }
+    region = looks[0].region
+    assert region is not None
+    reason = (
+        "the lamp, as it stands out from what is around it"
+        if region.stands_out
+        else "what moves, with a margin, as the lamp does not stand out from what is around it"
+    )
+    if len(boxes) == 1:  # it also holds for footage that is held out
+        return Choice("data.crop", boxes.pop(), reason)
+    return Choice("data.crop", "auto", f"{reason}; in each source by itself")
+
+
+def _choose_step(recipe: Recipe, looks: Sequence[Look]) -> Choice:
+    """How many frames a learned step spans."""
+    fps = min(each.fps for each in looks)
+    if recipe.data.crop == "auto":
+        boxes = _boxes(recipe, looks)
+    else:
+        given = recipe.data.crop
+        boxes = [choose_box(given, each.picture, recipe.data.size, (), each.path)[0] for each in looks]
+    size = recipe.growth.start_size if recipe.growth.start_recipe else recipe.data.size
+    pixels_a_second = max(each.speed(box, size) * each.fps for each, box in zip(looks, boxes, strict=True))
+    frames = sum(each.seconds for each in looks) * fps
+    wanted = max(1, round(_PIXELS_A_STEP * fps / max(pixels_a_second, 1e-3)))
+    every = min(wanted, max(1, int(frames) // _LEAST_FRAMES))
+    reason = (
+        f"a learned step is {every / fps:.2g} s, in which the fastest wax moves "
+        f"{pixels_a_second * every / fps:.2g} pixels"
+    )
+    if pixels_a_second * every / fps > _TOO_FAST:
+        say(
+            f"footage: from frame to frame, things in {looks[0].path} move by {pixels_a_second / fps:.2g} "
+            "pixels; that is hard to learn. Is it a time-lapse with few pictures, or cut into short pieces?"
+        )
+    if every < wanted:
+        reason += "; longer steps would leave too few frames"
+    return Choice("data.every_nth", every, reason)
+
+
+def _choose_length(recipe: Recipe, footage: Footage) -> list[Choice]:
+    """A shorter clip, where the footage has few pieces as long as the recipe's."""
+    usual = recipe.data.seq_len
+    least = max(_LEAST_SEQ_LEN, recipe.data.drawn_frames, recipe.encoder.context_frames)
+    if usual <= least or footage.clip_count(usual) >= _ENOUGH_CLIPS:
+        return []
+    lengths = [*range(usual - 4, least, -4), least]
+    found = next((length for length in lengths if footage.clip_count(length) >= _ENOUGH_CLIPS), least)
+    if not footage.clip_count(found):
+        cuts = len(footage.cuts)
+        what = f"it has {cuts} cuts, and the longest piece without one" if cuts else "it"
+        raise UserError(
+            f"footage: {what} has only {footage.longest_piece} frames, {1 / footage.step_fps:.2g} s apart; "
+            f"a clip needs {found}; give longer footage without cuts"
+        )
+    return [Choice("data.seq_len", found, f"longer clips would be fewer than {_ENOUGH_CLIPS}")]
