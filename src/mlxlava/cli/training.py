@@ -73,7 +73,7 @@ def train(
     from mlxlava.console import format_duration, say
     from mlxlava.paths import read_json
     from mlxlava.training.failures import Diverged, ProcessLost
-    from mlxlava.training.report import REPORT_FILE, next_commands
+    from mlxlava.training.report import find_report, next_commands
 
     steps, memory = changes.pop("steps"), changes.pop("memory")
     if resume:
@@ -119,7 +119,7 @@ def train(
             say(f"train: {name} it: {command}")
     if done.signal is None:
         say(f"train: train it longer: mlxlava train --resume -o {shlex.quote(str(done.run))} --minutes 60")
-    say(f"train: report: {done.run / REPORT_FILE}")
+    say(f"train: report: {find_report(done.run)}")
     if done.signal is not None:
         sys.exit(128 + done.signal)
 

@@ -476,6 +476,12 @@ def _command_section(run: Path, config: Mapping[str, Any]) -> str:
     return _section("Commands", f'<dl class="commands">{body}</dl>' + (link if small.is_file() else ""))
 
 
+def find_report(run: Path) -> Path:
+    """Where the report of a run is: in ``small`` while the smaller lamp of a run that grows is trained."""
+    small = run / SMALL_LAMP_FOLDER / REPORT_FILE
+    return small if small.is_file() and not (run / REPORT_FILE).is_file() else run / REPORT_FILE
+
+
 def next_commands(run: str, config: Mapping[str, Any]) -> dict[str, str]:
     """What can be done with a run, by what it is for.
 
