@@ -41,7 +41,8 @@ function fold(values, inputs) {
 
 /**
  * The same lamp at half the size. Its last features are the means of the whole lamp's before the activation, which is
- * not quite the mean after it: on the shipped 256×128 lamp, frames are 0.3 of 255 levels from halved whole ones.
+ * not quite the mean after it: on lamps of 256×128, frames are 0.3 of 255 levels from halved whole ones, and 0.5 where
+ * the lamp has grown.
  */
 export function smaller({ about, arrays }) {
   // A lamp that has grown ends with its upsampling network.
