@@ -231,11 +231,11 @@ def full_step_checks() -> list[Check]:
         measure_once(lambda: _measure_three_steps(recipe())),
     )
 
-    def times() -> tuple[str, bool]:
+    def check_step_seconds() -> tuple[str, bool]:
         first, third, _ = measured()
         return f"{first:.2f} s, {third:.2f} s", third <= limit
 
-    def peak() -> tuple[str, bool]:
+    def check_peak_memory() -> tuple[str, bool]:
         found, planned = measured()[2], predict_peak_gb(recipe(), gpu=not on_cpu())
         return f"{found:.2f} of {planned:.2f} GB", found <= _MAX_PEAK_TO_PLAN_RATIO * planned
 
@@ -244,13 +244,13 @@ def full_step_checks() -> list[Check]:
             f"lava, {_CPU_BATCH_SIZE} clips: first, third" if on_cpu() else "lava: first and third step",
             f"third ≤ {limit:g} s",
             "Training fails on this machine, or takes long. Close other programs and check again. Report it.",
-            times,
+            check_step_seconds,
         ),
         Check(
             "peak memory against mlxlava plan",
             f"≤ {_MAX_PEAK_TO_PLAN_RATIO - 1:.0%} above",
             "Training fails, or takes more memory than is planned. Give train a smaller --memory. Report it.",
-            peak,
+            check_peak_memory,
         ),
     ]
 

@@ -42,7 +42,7 @@ def polynomial_mmd(x: NumpyArray, y: NumpyArray, x_clips: NumpyArray, y_clips: N
     return within(x, x_clips) + within(y, y_clips) - 2 * float(across)
 
 
-def sliced_wasserstein(x: NumpyArray, y: NumpyArray) -> float:
+def mean_wasserstein_of_columns(x: NumpyArray, y: NumpyArray) -> float:
     """Wasserstein-1 distance between columns of points (N, K) and (M, K), as a mean over the columns."""
     at = (np.arange(128) + 0.5) / 128
     return float(np.abs(_quantiles(x, at) - _quantiles(y, at)).mean())

@@ -16,9 +16,9 @@ import numpy as np
 from mlxlava.evaluation.correlation import correlation_time
 from mlxlava.evaluation.distances import (
     frechet_distance,
+    mean_wasserstein_of_columns,
     nearest_distances,
     polynomial_mmd,
-    sliced_wasserstein,
     squared_distances,
 )
 from mlxlava.evaluation.features import FRAMES_PER_CLIP, PATCH_DIRECTIONS, PYRAMID_LEVELS, ClipFeatures
@@ -64,7 +64,7 @@ def image_sharpness_distance(reference: ClipFeatures, other: ClipFeatures) -> fl
     total = []
     for level in range(PYRAMID_LEVELS):
         x, y = (of.patches[:, level].reshape(-1, PATCH_DIRECTIONS) for of in (reference, other))
-        total.append(sliced_wasserstein(x, y) / (float(x.std()) + 1e-3))
+        total.append(mean_wasserstein_of_columns(x, y) / (float(x.std()) + 1e-3))
     return float(np.mean(total))
 
 
@@ -175,7 +175,7 @@ def motion_correlation_time_ratio(reference: ClipFeatures, other: ClipFeatures) 
 def distance_of_motion_energies(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Wasserstein-1 distance of changes from frame to frame, divided by the mean change of the reference."""
     x, y = (of.energy.reshape(-1, 1) for of in (reference, other))
-    return sliced_wasserstein(x, y) / (float(reference.energy.mean()) + 1e-6)
+    return mean_wasserstein_of_columns(x, y) / (float(reference.energy.mean()) + 1e-6)
 
 
 def _time_asymmetry(clips: ClipFeatures, mean: NumpyArray, deviation: NumpyArray) -> NumpyArray:
@@ -244,7 +244,7 @@ def wax_edge_steepness_ratio(reference: ClipFeatures, other: ClipFeatures) -> fl
 def wax_amount_distance(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Wasserstein-1 distance of the amounts of wax, divided by the deviation of the reference."""
     x, y = (of.wax.reshape(-1, 1) for of in (reference, other))
-    return sliced_wasserstein(x, y) / (float(x.std()) + 1e-6)
+    return mean_wasserstein_of_columns(x, y) / (float(x.std()) + 1e-6)
 
 
 def wax_amount_deviation_ratio(reference: ClipFeatures, other: ClipFeatures) -> float:
@@ -256,7 +256,7 @@ def _wax_correlation_time(clips: ClipFeatures) -> float:
     return correlation_time((clips.wax - clips.wax.mean())[..., None])
 
 
-def wax_correlation_time_ratio(reference: ClipFeatures, other: ClipFeatures) -> float:
+def wax_amount_correlation_time_ratio(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Ratio of the correlation times of the amount of wax."""
     return _wax_correlation_time(other) / _wax_correlation_time(reference)
 
@@ -264,7 +264,7 @@ def wax_correlation_time_ratio(reference: ClipFeatures, other: ClipFeatures) -> 
 def wax_blob_count_distance(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Wasserstein-1 distance of the number of blobs in a frame."""
     x, y = (of.blobs.reshape(-1, 1) for of in (reference, other))
-    return sliced_wasserstein(x, y)
+    return mean_wasserstein_of_columns(x, y)
 
 
 def _blob_count_change(clips: ClipFeatures) -> float:
@@ -389,7 +389,7 @@ MEASURES: dict[str, Measure] = {
         wax_amount_deviation_ratio, "level", ("faded",), f"{_ORDER_AND_SPEED_TEXT}; shapes"
     ),
     "wax.time": Measure(
-        wax_correlation_time_ratio, "level", ("shuffled", "dropped"), f"{_TIME_DIRECTION_TEXT}; shapes"
+        wax_amount_correlation_time_ratio, "level", ("shuffled", "dropped"), f"{_TIME_DIRECTION_TEXT}; shapes"
     ),
     "wax.blobs": Measure(
         wax_blob_count_distance, "distance", ("speckled",), f"{_ORDER_AND_SPEED_TEXT}; shapes of blobs"

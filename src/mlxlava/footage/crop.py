@@ -119,7 +119,7 @@ def choose_box(
     if name in ("centre", "center"):
         return centre_box(picture, size), True
     if name == "auto":
-        found = find_region(_sums_of(runs, picture))
+        found = find_region(_sums_of_first_long_run(runs, picture))
         if found is None:
             return centre_box(picture, size), False
         return fit_box(found.lamps[0], picture, size), True
@@ -189,7 +189,7 @@ def find_region(sums: PictureSums) -> Region | None:
     return Region(tuple(lamps), stand_out[0])
 
 
-def _sums_of(runs: Iterable[Iterable[Image.Image]], picture: tuple[int, int]) -> PictureSums:
+def _sums_of_first_long_run(runs: Iterable[Iterable[Image.Image]], picture: tuple[int, int]) -> PictureSums:
     """The sums of the first of several samples with at least 16 pictures; of the last one where none has."""
     sums = PictureSums(picture)
     for run in runs:

@@ -32,7 +32,7 @@ _STRETCHES, _LENGTH = 12, 60  # as of videos
 _LONGEST = 256  # pixels of the longer side of the pictures that are kept
 
 _EXPLAINED = 0.5  # share of the change between two pictures that a camera which moves explains, at least
-_LEAST_SHIFT = 0.5  # cells of the grid of 160: less is no matter
+_MIN_CAMERA_SHIFT_CELLS = 0.5  # cells of the grid of 160: less is no matter
 _FARTHEST_SHIFT = 0.15  # of the picture: what seems to be more is something else
 _SHIFTED_PAIRS = 0.15  # share of the pairs of pictures that show it
 _PAIRS = 24
@@ -213,7 +213,9 @@ def _camera_in(chains: list[list[np.ndarray]]) -> float:
         for before, after in itertools.pairwise(chain):
             across, down, explained = camera_shift(before, after)
             way = float(np.hypot(across, down))
-            shifts = explained >= _EXPLAINED and _LEAST_SHIFT <= way <= _FARTHEST_SHIFT * max(before.shape)
+            shifts = explained >= _EXPLAINED and _MIN_CAMERA_SHIFT_CELLS <= way <= _FARTHEST_SHIFT * max(
+                before.shape
+            )
             path.append(path[-1] + (np.array([across, down]) if shifts else 0))
             ways, pairs = ways + shifts, pairs + 1
         extent = max(extent, float(np.hypot(*np.ptp(path, axis=0))))

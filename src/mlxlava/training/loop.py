@@ -100,11 +100,11 @@ def train(
             schedule = guard.trainer.schedule
             session.report_pending_step(listeners, schedule.total_steps, pace.seconds_left(schedule, step))
 
-        def tell_state() -> None:
+        def pass_state_to_listeners() -> None:
             for each in listeners:
                 each.on_state(run, step, state)
 
-        tell_state()
+        pass_state_to_listeners()
         while step < guard.trainer.total_steps and not max_over_ranks(request.signal is not None):
             began = clock.seconds()
             kind = guard.trainer.kind_of_step(step)
@@ -147,7 +147,7 @@ def train(
                     each.on_preview(step, sheet, np.array(state.get("carried", [])))
             if saves or shows:
                 planner.note_other_work(clock.seconds() - saving, step)
-            tell_state()
+            pass_state_to_listeners()
         report()
         if step != saved:
             _save_checkpoint(run, recipe, state, step, session.total_seconds, listeners)

@@ -31,7 +31,7 @@ from mlxlava.training.schedule import Schedule
 
 # Of the minutes of both stages: what the steps of the recipe take. 4,000 steps at 64×32 take 0.58 s of
 # processor time each on average, and 1,500 of the upsampling network at 256×128 take 0.22 s each.
-_SHARE_OF_FIRST_STAGE = 0.85
+_FIRST_STAGE_SHARE_OF_MINUTES = 0.85
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ def begin_first_stage(folder: Path, plan: SecondStagePlan) -> Run:
         command=plan.command,
         free=plan.free,
         choices=plan.choices,
-        minutes=None if plan.minutes is None else _SHARE_OF_FIRST_STAGE * plan.minutes,
+        minutes=None if plan.minutes is None else _FIRST_STAGE_SHARE_OF_MINUTES * plan.minutes,
     )
     values = {**dataclasses.asdict(plan), "recipe": recipe_to_dict(plan.recipe)}
     write_text_atomically(folder / GROWTH_PLAN_FILE, json.dumps(values, indent=2) + "\n")
@@ -97,7 +97,9 @@ def resume_first_stage(folder: Path, memory: float | None, minutes: float | None
     plan = read_json(folder / GROWTH_PLAN_FILE, "run")
     total = Schedule.from_config(read_json(small / "config.json", "run")).total_steps
     finished = _progress(small)["step"] == total
-    run = resume_run(small, memory=memory, minutes=None if finished else _SHARE_OF_FIRST_STAGE * minutes)
+    run = resume_run(
+        small, memory=memory, minutes=None if finished else _FIRST_STAGE_SHARE_OF_MINUTES * minutes
+    )
     plan["minutes"] = _progress(small)["seconds"] / 60 + minutes
     write_text_atomically(folder / GROWTH_PLAN_FILE, json.dumps(plan, indent=2) + "\n")
     return run
