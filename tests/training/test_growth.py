@@ -325,7 +325,7 @@ def test_the_first_stage_takes_the_shape_of_the_footage(staged: Path, tmp_path: 
 def test_weights_grow_to_prepared_footage_or_keep_their_size(
     tiny: Recipe, prepared: Path, tmp_path: Path
 ) -> None:
-    settings = {"training.steps": 1, "generator.last_width": 6}
+    settings = {**GROWTH, "growth.steps": 1, "training.steps": 1, "generator.last_width": 6}
     small = mlxlava.train(recipe=override(tiny, {**LAMP, **settings}), run=tmp_path / "small").run
     recipe = override(tiny, {**settings, "data.size": [64, 64]})
     grown = mlxlava.train(prepared, recipe=recipe, run=tmp_path / "grown", init=small).run
