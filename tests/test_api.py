@@ -301,3 +301,12 @@ def test_it_is_typed() -> None:
     assert status == 1, said
     assert 'Revealed type is "numpy.ndarray[' in said, said  # and not Any, which would go with the next line
     assert said.count("error:") == 1 and 'incompatible type "str"; expected "int"' in said, said
+
+
+@pytest.mark.usefixtures("_eager")
+def test_a_training_ends_well_without_the_extra_of_the_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlxlava.api.ending import score_finished_run
+
+    done = mlxlava.train(settings=TINY, steps=1)
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    assert 'install "mlxlava[score]"' in score_finished_run(done.run)

@@ -459,6 +459,7 @@ def test_a_run_is_saved_when_its_terminal_is_gone(tmp_path: Path) -> None:
     command += [word for setting in settings for word in ("--set", setting)]
     process, terminal = pty.fork()
     if process == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
         os.execv(command[0], command)
     shown, give_up = b"", time.monotonic() + 120
     while b"step 3/" not in shown and time.monotonic() < give_up:

@@ -10,6 +10,7 @@ from typing import Any
 from mlxlava.backend.ranks import rank
 from mlxlava.console import progress
 from mlxlava.errors import UserError
+from mlxlava.evaluation.report import require_that_report_can_be_made
 from mlxlava.evaluation.score import score, split_footage
 from mlxlava.footage.dataset import Footage, open_footage
 from mlxlava.footage.from_settings import prepare_from_settings
@@ -45,6 +46,7 @@ def score_finished_run(run: Path) -> str:
     """
     weights = load_weights(run)
     try:
+        require_that_report_can_be_made(None)
         footage, held_out, against = _real_footage(run, weights)
         with progress("score") as update:
             result, _, _ = score(
