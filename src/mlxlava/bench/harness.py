@@ -55,7 +55,6 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, **(environment or {})},
-            start_new_session=True,  # Ctrl-C is for the benchmark, which ends its processes
         )
 
     def __call__(self, request: str = "") -> Answer:
