@@ -15,6 +15,30 @@ def make_optimizer(training: Training, learning_rate: float, betas: tuple[float,
     return optim.Adam(learning_rate, betas=list(betas), bias_correction=True)
 
 
+def optimize(
+    optimizer: optim.Optimizer, state: Tree, weights: Tree, gradients: Tree, rate: mx.array, clipping: float
+) -> tuple[Tree, Tree]:
+    """One step of an optimiser, with clipped updates.
+
+    Args:
+        optimizer: The optimiser.
+        state: Its state before the step; it is not changed.
+        weights: Weights before the step.
+        gradients: Gradients with respect to the weights.
+        rate: Learning rate of this step.
+        clipping: Longest update of a tensor, in learning rates; 0 for no limit (:func:`clip_updates`).
+
+    Returns:
+        The weights and the optimiser's state after the step.
+    """
+    optimizer.state = tree_map(lambda array: array, state)  # a copy, since the optimiser changes its tree
+    optimizer.state["learning_rate"] = rate
+    after: Tree = optimizer.apply_gradients(gradients, weights)
+    if clipping:
+        after = clip_updates(weights, after, clipping * optimizer.learning_rate)
+    return after, optimizer.state
+
+
 def clip_updates(old: Tree, new: Tree, limit: mx.array) -> Tree:
     """Shorten the steps of tensors that moved too far (update clipping: Shazeer and Stern 2018, section 6).
 

@@ -17,7 +17,7 @@ from mlxlava.models.normality import moments
 from mlxlava.models.state_step import fixed_bases
 from mlxlava.training import feature_matching
 from mlxlava.training.objective import Batch, Clips, Objective, Terms
-from mlxlava.training.optimizers import clip_updates, decayed_average, ema_decay, make_optimizer
+from mlxlava.training.optimizers import decayed_average, ema_decay, make_optimizer, optimize
 from mlxlava.training.schedule import Schedule, learning_rates
 
 _STATS_DECAY = 0.99  # decay of the running BatchNorm statistics that are played (TensorFlow's default)
@@ -380,15 +380,11 @@ class Trainer:
         new, optimizer_states = dict(state), dict(state["optimizer"])
 
         def updated(name: str, rate: mx.array, weights: Tree, gradients: Tree) -> Tree:
-            optimizer = self._optimizers[name]
-            # A copy, since the optimiser changes its tree.
-            optimizer.state = tree_map(lambda array: array, state["optimizer"][name])
-            optimizer.state["learning_rate"] = rate
-            after: Tree = optimizer.apply_gradients(gradients, weights)
-            optimizer_states[name] = optimizer.state
-            if not training.update_clipping:
-                return after
-            return clip_updates(weights, after, training.update_clipping * optimizer.learning_rate)
+            before = state["optimizer"][name]
+            after, optimizer_states[name] = optimize(
+                self._optimizers[name], before, weights, gradients, rate, training.update_clipping
+            )
+            return after
 
         model: Tree = {
             name: state[name] for name in ("generator", "dynamics", "encoder") if name in gradients

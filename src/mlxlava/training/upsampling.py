@@ -30,7 +30,7 @@ from mlxlava.models.precision import network_in_precision
 from mlxlava.models.registry import make_generator, make_upsampler
 from mlxlava.models.state_step import make_dynamics
 from mlxlava.training.objective import Terms, reconstruction_error
-from mlxlava.training.optimizers import clip_updates, decayed_average, ema_decay, make_optimizer
+from mlxlava.training.optimizers import decayed_average, ema_decay, make_optimizer, optimize
 from mlxlava.training.schedule import Schedule, learning_rates
 from mlxlava.training.step import StepKind, add_trees, compute_after, skip_if_overflown
 
@@ -58,7 +58,7 @@ class UpsamplerTrainer:
         self._optimizer = make_optimizer(training, training.learning_rate, training.betas)
         self._first_clip = rank() * recipe.data.batch_size // rank_count()
         wrap: Callable[[Any], Any] = mx.compile if compiled else lambda function: function
-        self._step = wrap(self._make_step)
+        self._step = wrap(self._updated)
 
     @property
     def total_steps(self) -> int:
@@ -158,24 +158,23 @@ class UpsamplerTrainer:
         pictures = average_pool_to_size(frames.astype(mx.float32) / 255, self._upsampler.input_size)
         return to_uint8_frames(self._upsampler(state["ema"]["generator"]["upsampler"], pictures))
 
-    def _make_step(self, state: Tree, frames: mx.array, key: mx.array, rate: mx.array) -> tuple[Tree, Terms]:
-        recipe, training = self.recipe, self.recipe.training
+    def _updated(self, state: Tree, frames: mx.array, key: mx.array, rate: mx.array) -> tuple[Tree, Terms]:
+        """A step; every array that it changes is in ``state``."""
+        training = self.recipe.training
         averages = self._average_micro_batches(state["upsampler"], frames, key)
         gradients, terms = averages["gradients"], averages["terms"]
         count = state["step"] + 1
-        optimizer = self._optimizer
-        optimizer.state = tree_map(lambda array: array, state["optimizer"])  # the optimiser changes its tree
-        optimizer.state["learning_rate"] = rate
-        weights: Tree = optimizer.apply_gradients(gradients, state["upsampler"])
-        if training.update_clipping:
-            weights = clip_updates(state["upsampler"], weights, training.update_clipping * rate)
+        before, clipping = state["upsampler"], training.update_clipping
+        weights, optimizer_state = optimize(
+            self._optimizer, state["optimizer"], before, gradients, rate, clipping
+        )
         new: Tree = {
             "upsampler": weights,
             "ema": decayed_average(state["ema"], weights, ema_decay(training.ema, count)),
-            "optimizer": optimizer.state,
+            "optimizer": optimizer_state,
             "step": count,
         }
-        if recipe.training.precision == "float16":
+        if training.precision == "float16":
             new, terms["skipped"] = skip_if_overflown(gradients, state, new)
         return new, terms
 
