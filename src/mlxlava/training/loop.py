@@ -13,7 +13,7 @@ from mlxlava.awake import keep_awake
 from mlxlava.backend import Tree, limit_memory, mx, start_computing
 from mlxlava.backend.ranks import max_over_ranks, rank, rank_count
 from mlxlava.config import Recipe
-from mlxlava.console import format_duration, progress, say
+from mlxlava.console import progress
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage
 from mlxlava.models.storage import find_non_finite
@@ -24,14 +24,13 @@ from mlxlava.training.folder import change_recipe, lock_run, open_run
 from mlxlava.training.log import open_log
 from mlxlava.training.memory_guard import MemoryGuard
 from mlxlava.training.outcome import TrainedRun
-from mlxlava.training.pace import AwakeClock, Pace, measure_kinds
+from mlxlava.training.pace import AwakeClock, Pace, StepTimer, measure_kinds
 from mlxlava.training.planner import Planner
 from mlxlava.training.previews import PreviewWriter, draw_preview
 from mlxlava.training.progress import ProgressBar
 from mlxlava.training.report import open_report
 from mlxlava.training.session import TrainingSession
 from mlxlava.training.signals import catch_stop_signals, watch_for_lost_processes
-from mlxlava.training.step import StepKind
 from mlxlava.training.tensorboard import open_tensorboard
 
 
@@ -76,13 +75,7 @@ def train(
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
         enter(keep_awake())
-        listeners: list[Callbacks] = []
-        if rank() == 0:
-            enter(lock_run(run))
-            listeners += [enter(open_log(run, step)), PreviewWriter(run), enter(open_report(run))]
-            listeners += [enter(open_tensorboard(run, step))] if tensorboard else []
-            listeners += callbacks
-        listeners.append(ProgressBar(enter(progress("train"))))
+        listeners = _open_listeners(stack, run, step, tensorboard, callbacks)
         request = enter(catch_stop_signals())
         batches = _batches(recipe, footage, clips, step, enter(ThreadPoolExecutor(1)))
         watchdog = enter(watch_for_lost_processes(run))
@@ -94,7 +87,7 @@ def train(
             measure_kinds(guard, pace, state, _batch_at(recipe, footage, clips, step), step)
         planner.begin(step, lengthen)
         session.begin_steps()
-        previous: StepKind | None = None
+        timer = StepTimer(clock, pace)
 
         def report() -> None:
             schedule = guard.trainer.schedule
@@ -106,7 +99,7 @@ def train(
 
         pass_state_to_listeners()
         while step < guard.trainer.total_steps and not max_over_ranks(request.signal is not None):
-            began = clock.seconds()
+            timer.begin_step()
             kind = guard.trainer.kind_of_step(step)
             batch = next(batches)
             guard.before_step(step, state, *batch)
@@ -118,14 +111,7 @@ def train(
             # on.
             report()
             session.pending = (step, terms)
-            took = clock.seconds() - began
-            if pause := clock.leave_out_pause(took, pace.usual(previous or kind)):
-                say(f"train: {format_duration(pause)} passed without work; they do not count")
-                took -= pause
-            if previous is not None:
-                pace.note(previous, took)
-            previous = kind
-            watchdog.note_step_time(took)
+            watchdog.note_step_time(timer.after_step(kind))
             planner.after_step(step)
 
             split_further = guard.recipe is not recipe
@@ -133,8 +119,8 @@ def train(
             shows = step % recipe.training.preview_every == 0 or step == guard.trainer.total_steps
             if saves or shows:
                 report()
-                pace.note(kind, clock.seconds() - began)
-                previous, saving = None, clock.seconds()
+                timer.after_waiting(kind)
+                saving = clock.seconds()
             if saves:
                 _save_checkpoint(run, recipe, state, step, session.total_seconds, listeners)
                 saved = step
@@ -153,6 +139,21 @@ def train(
             _save_checkpoint(run, recipe, state, step, session.total_seconds, listeners)
     total = guard.trainer.total_steps
     return TrainedRun(run, step, total, session.total_seconds, request.signal)
+
+
+def _open_listeners(
+    stack: contextlib.ExitStack, run: Path, step: int, tensorboard: bool, callbacks: Sequence[Callbacks]
+) -> list[Callbacks]:
+    """Lock the run, and open what is told of its steps. Only the first rank writes files."""
+    listeners: list[Callbacks] = []
+    if rank() == 0:
+        stack.enter_context(lock_run(run))
+        listeners += [stack.enter_context(open_log(run, step)), PreviewWriter(run)]
+        listeners.append(stack.enter_context(open_report(run)))
+        if tensorboard:
+            listeners.append(stack.enter_context(open_tensorboard(run, step)))
+        listeners += callbacks
+    return [*listeners, ProgressBar(stack.enter_context(progress("train")))]
 
 
 def clips_of_this_rank(recipe: Recipe) -> slice:

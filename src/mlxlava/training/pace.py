@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from mlxlava.backend import Tree, mx
-from mlxlava.console import format_duration
+from mlxlava.console import format_duration, say
 from mlxlava.training.memory_guard import MemoryGuard
 from mlxlava.training.schedule import Schedule, d_start
 from mlxlava.training.step import StepKind
@@ -118,6 +118,39 @@ class Pace:
             mean = share * self.without_d() + (1 - share) * self.with_d()
             left = seconds / max(mean, 1e-9)
         return step + max(1, int(left))
+
+
+class StepTimer:
+    """Times the steps of the training loop for a :class:`Pace`.
+
+    The device works on a step while the loop prepares the next one. So the time between two steps belongs to
+    the kind of the earlier step.
+    """
+
+    def __init__(self, clock: AwakeClock, pace: Pace) -> None:
+        self._clock, self._pace = clock, pace
+        self._began = 0.0
+        self._previous: StepKind | None = None
+
+    def begin_step(self) -> None:
+        """Called before a step."""
+        self._began = self._clock.seconds()
+
+    def after_step(self, kind: StepKind) -> float:
+        """Called when a step of a kind was queued. Returns the seconds that it took, without pauses."""
+        took = self._clock.seconds() - self._began
+        if pause := self._clock.leave_out_pause(took, self._pace.usual(self._previous or kind)):
+            say(f"train: {format_duration(pause)} passed without work; they do not count")
+            took -= pause
+        if self._previous is not None:
+            self._pace.note(self._previous, took)
+        self._previous = kind
+        return took
+
+    def after_waiting(self, kind: StepKind) -> None:
+        """Called when the last step, of a kind, was waited for."""
+        self._pace.note(kind, self._clock.seconds() - self._began)
+        self._previous = None
 
 
 def measure_kinds(
