@@ -279,7 +279,21 @@ def _require(condition: bool, message: str) -> None:
 
 def _check_recipe(recipe: Recipe) -> None:
     """Raise UserError for settings from which no network or batch can be built."""
-    data, training = recipe.data, recipe.training
+    for check in (
+        _check_data,
+        _check_dynamics,
+        _check_encoder,
+        _check_loss,
+        _check_growth,
+        _check_widths,
+        _check_discriminator,
+        _check_training,
+    ):
+        check(recipe)
+
+
+def _check_data(recipe: Recipe) -> None:
+    data = recipe.data
     check_size(data.size)
     _require(data.seq_len >= 1, "data.seq_len must be at least 1")
     _require(data.batch_size >= 1, "data.batch_size must be at least 1")
@@ -287,44 +301,57 @@ def _check_recipe(recipe: Recipe) -> None:
     _require(0 <= data.source_fps < math.inf, "data.source_fps must be positive, or 0 for what files tell")
     _require(0 <= data.drawn_frames <= data.seq_len, "data.drawn_frames must lie in 0 … data.seq_len")
     _require(data.lamp_minutes > 0 and data.lamp_fps > 0, "data.lamp_minutes and lamp_fps must be positive")
+
+
+def _check_dynamics(recipe: Recipe) -> None:
     _require(recipe.generator.state_size >= 4, "generator.state_size must be at least 4")
-    if recipe.dynamics.kind == "stationary":
-        _require(recipe.generator.state_size % 4 == 0, "generator.state_size must be a multiple of 4")
-        _require(0 < recipe.dynamics.rho <= 1, "dynamics.rho must lie in (0, 1]")
-        _require(
-            recipe.dynamics.rho < 1 or not recipe.dynamics.learn_rho,
-            "dynamics.learn_rho needs a dynamics.rho below 1 to start from",
-        )
-        _require(recipe.dynamics.couplings >= 1, "dynamics.couplings must be at least 1")
+    if recipe.dynamics.kind != "stationary":
+        return
+    _require(recipe.generator.state_size % 4 == 0, "generator.state_size must be a multiple of 4")
+    _require(0 < recipe.dynamics.rho <= 1, "dynamics.rho must lie in (0, 1]")
     _require(
-        0 <= recipe.encoder.context_frames <= data.seq_len and recipe.encoder.context_frames != 1,
+        recipe.dynamics.rho < 1 or not recipe.dynamics.learn_rho,
+        "dynamics.learn_rho needs a dynamics.rho below 1 to start from",
+    )
+    _require(recipe.dynamics.couplings >= 1, "dynamics.couplings must be at least 1")
+
+
+def _check_encoder(recipe: Recipe) -> None:
+    data, context_frames = recipe.data, recipe.encoder.context_frames
+    _require(
+        0 <= context_frames <= data.seq_len and context_frames != 1,
         "encoder.context_frames must be 0, or lie in 2 … data.seq_len",
     )
-    _require(0 <= recipe.loss.shift < 0.5, "loss.shift must lie in [0, 0.5)")
-    _require(0 <= recipe.loss.colour < 0.5, "loss.colour must lie in [0, 0.5)")
     _require(
-        recipe.encoder.context_frames == 0 or data.batch_size > 1,
+        context_frames == 0 or data.batch_size > 1,
         "data.batch_size must be at least 2 with an encoder, which standardises states over the batch",
     )
-    _require(recipe.loss.feature_matching >= 0, "loss.feature_matching must not be negative")
-    _require(recipe.loss.sigma > 0, "loss.sigma must be positive")
-    _require(recipe.loss.state_gain >= 0, "loss.state_gain must not be negative")
-    _require(
-        (recipe.loss.elbo_weight > 0) == (recipe.encoder.context_frames > 0),
-        "loss.elbo_weight goes with encoder.context_frames: give both, or 0 for both",
-    )
-    _require(
-        recipe.loss.d_start == 0 or (0 < recipe.loss.d_start <= 1 and recipe.loss.elbo_weight > 0),
-        "loss.d_start must lie in [0, 1], and needs loss.elbo_weight: else nothing is learned until then",
-    )
-    # A discriminator of kind ``frames`` halves the size once more, in the layer that sees several frames
-    # together.
-    more = 1 if recipe.discriminator.kind == "frames" else 0
     height, width = recipe.encoder_input_size
     _require(
         data.size[0] % max(1, height) == 0 and data.size[1] * height == data.size[0] * width,
         f"encoder.size must be data.size ({data.size[0]}x{data.size[1]}) or that divided by a whole number",
     )
+
+
+def _check_loss(recipe: Recipe) -> None:
+    loss = recipe.loss
+    _require(0 <= loss.shift < 0.5, "loss.shift must lie in [0, 0.5)")
+    _require(0 <= loss.colour < 0.5, "loss.colour must lie in [0, 0.5)")
+    _require(loss.feature_matching >= 0, "loss.feature_matching must not be negative")
+    _require(loss.sigma > 0, "loss.sigma must be positive")
+    _require(loss.state_gain >= 0, "loss.state_gain must not be negative")
+    _require(
+        (loss.elbo_weight > 0) == (recipe.encoder.context_frames > 0),
+        "loss.elbo_weight goes with encoder.context_frames: give both, or 0 for both",
+    )
+    _require(
+        loss.d_start == 0 or (0 < loss.d_start <= 1 and loss.elbo_weight > 0),
+        "loss.d_start must lie in [0, 1], and needs loss.elbo_weight: else nothing is learned until then",
+    )
+    _require(loss.penalty_every >= 1, "loss.penalty_every must be at least 1")
+
+
+def _check_growth(recipe: Recipe) -> None:
     growth, upsampler_widths = recipe.growth, recipe.generator.upsampler_widths
     _require(growth.start_steps >= 0, "growth.start_steps must not be negative")
     for name in ("steps", "frames", "width"):
@@ -336,21 +363,37 @@ def _check_recipe(recipe: Recipe) -> None:
         _require(min(upsampler_widths) >= 1, "generator.upsampler_widths must be positive numbers")
         factor = 2 ** len(upsampler_widths)
         _require(
-            not any(side % factor for side in data.size),
+            not any(side % factor for side in recipe.data.size),
             f"generator.upsampler_widths has {len(upsampler_widths)} entries, so data.size must be multiples "
             f"of {factor}",
         )
-    for part, size, widths, halvings in (
+
+
+def _check_widths(recipe: Recipe) -> None:
+    """Each network halves or doubles its size once for each of its widths."""
+    # A discriminator of kind ``frames`` halves the size once more, in the layer that sees several frames
+    # together.
+    more = 1 if recipe.discriminator.kind == "frames" else 0
+    for network, size, widths, halvings in (
         ("generator", recipe.drawn_size, recipe.generator.widths, len(recipe.generator.widths)),
-        ("discriminator", data.size, recipe.discriminator.widths, len(recipe.discriminator.widths) + more),
+        (
+            "discriminator",
+            recipe.data.size,
+            recipe.discriminator.widths,
+            len(recipe.discriminator.widths) + more,
+        ),
         ("encoder", recipe.encoder_input_size, recipe.encoder.widths, len(recipe.encoder.widths)),
     ):
-        _require(len(widths) >= 1 and min(widths) >= 1, f"{part}.widths must be positive numbers")
+        _require(len(widths) >= 1 and min(widths) >= 1, f"{network}.widths must be positive numbers")
         factor = 2**halvings
         _require(
             size[0] % factor == 0 and size[1] % factor == 0,
-            f"{part}.widths has {len(widths)} entries, so its size must be multiples of {factor}",
+            f"{network}.widths has {len(widths)} entries, so its size must be multiples of {factor}",
         )
+
+
+def _check_discriminator(recipe: Recipe) -> None:
+    data = recipe.data
     if recipe.discriminator.kind == "frames":
         _require(
             recipe.loss.kind == "relativistic", "discriminator.kind frames goes with loss.kind relativistic"
@@ -361,6 +404,10 @@ def _check_recipe(recipe: Recipe) -> None:
         _require(
             data.drawn_frames == 0, "discriminator.kind recurrent sees every frame: data.drawn_frames = 0"
         )
+
+
+def _check_training(recipe: Recipe) -> None:
+    training = recipe.training
     _require(0 <= training.ema < 1, "training.ema must lie in [0, 1)")
     _require(0 <= training.reset_probability <= 1, "training.reset_probability must lie in [0, 1]")
     _require(training.learning_rate > 0, "training.learning_rate must be positive")
@@ -368,10 +415,9 @@ def _check_recipe(recipe: Recipe) -> None:
     _require(training.warm_up >= 0, "training.warm_up must not be negative")
     _require(training.update_clipping >= 0, "training.update_clipping must not be negative")
     _require((training.steps > 0) != (training.epochs > 0), "give one of training.steps and training.epochs")
-    _require(recipe.loss.penalty_every >= 1, "loss.penalty_every must be at least 1")
     _require(training.loss_scale > 0, "training.loss_scale must be positive")
     _require(
-        training.micro_batches >= 1 and data.batch_size % training.micro_batches == 0,
+        training.micro_batches >= 1 and recipe.data.batch_size % training.micro_batches == 0,
         "training.micro_batches must divide data.batch_size",
     )
     for name in ("preview_every", "checkpoint_every", "keep_checkpoints"):

@@ -19,19 +19,19 @@ _MIN_SECONDS_BETWEEN_LINES = 10.0  # seconds between plain lines
 _KEPT_MESSAGES = 200
 
 
-_muted = False
+_is_muted = False
 _messages: deque[str] = deque(maxlen=_KEPT_MESSAGES)
 
 
 def mute() -> None:
     """Print no more messages in this process. If several processes do the same work, one of them prints."""
-    global _muted
-    _muted = True
+    global _is_muted
+    _is_muted = True
 
 
 def say(text: str) -> None:
     """Print a line on stderr, above the progress bar if there is one."""
-    if _muted:
+    if _is_muted:
         return
     _messages.append(text)
     _print(text)
@@ -54,7 +54,7 @@ def progress(what: str) -> Iterator[OnProgress]:
     Yields:
         A function to be called with the amount done, the total amount (None if unknown) and a text.
     """
-    if _muted or not _stderr_console().is_terminal:
+    if _is_muted or not _stderr_console().is_terminal:
         yield _plain_line_progress(what)
         return
     columns = (TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[text]}"))
@@ -112,7 +112,7 @@ def _plain_line_progress(what: str) -> OnProgress:
 
 
 def _print(text: str) -> None:
-    if not _muted:
+    if not _is_muted:
         _stderr_console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -138,15 +138,15 @@ class _LastingStream:
 
 
 def _stderr_console() -> Console:
-    global _cached_console, _cached_stream
+    global _cached_console, _stream_of_cached_console
     # Messages and a bar must use the same console. A new console is made if sys.stderr was replaced, but not
     # by rich, which does so while a bar is shown.
     stream = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
-    if _cached_console is None or _cached_stream is not stream:
-        _cached_stream = stream
+    if _cached_console is None or _stream_of_cached_console is not stream:
+        _stream_of_cached_console = stream
         _cached_console = Console(file=cast(TextIO, _LastingStream(stream)))
     return _cached_console
 
 
 _cached_console: Console | None = None
-_cached_stream: TextIO | None = None
+_stream_of_cached_console: TextIO | None = None

@@ -29,16 +29,16 @@ def is_installed(package: str) -> bool:
     reason="oneDNN or OpenBLAS comes with the cpu extra on Linux, and needs g++",
 )
 def test_a_fast_blas_stands_before_the_blas_that_mlx_brings() -> None:
-    assert backend.LOADED_BLAS is not None
+    assert backend.PRELOADED_BLAS is not None
     # The first library that has the name is the one that MLX calls.
-    code = "import mlxlava.backend as b; print(b.LOADED_BLAS[1]); print(open('/proc/self/maps').read())"
+    code = "import mlxlava.backend as b; print(b.PRELOADED_BLAS[1]); print(open('/proc/self/maps').read())"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     lines = ended.stdout.splitlines()
     assert any(lines[0] in line for line in lines[1:])
 
 
 def test_the_blas_can_be_turned_off() -> None:
-    code = "import mlxlava.backend as b; print(b.LOADED_BLAS, b.has_slow_blas())"
+    code = "import mlxlava.backend as b; print(b.PRELOADED_BLAS, b.has_slow_blas())"
     environment = {**os.environ, "MLXLAVA_BLAS": "0"}
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import mlxlava
-from mlxlava.backend import LOADED_BLAS, on_cpu
+from mlxlava.backend import PRELOADED_BLAS, on_cpu
 from mlxlava.backend.cpu import native
 from mlxlava.paths import cache_folder
 
@@ -188,7 +188,7 @@ def test_a_compiler_that_is_interrupted_leaves_nothing_behind(
     cache: Path, tmp_path: Path, first: str, to_all: bool
 ) -> None:
     """The compiler is ended with what it has started, and the command ends with no traceback."""
-    if first == "BLAS" and not (LOADED_BLAS and LOADED_BLAS[1].startswith("/")):
+    if first == "BLAS" and not (PRELOADED_BLAS and PRELOADED_BLAS[1].startswith("/")):
         pytest.skip("no BLAS that has to be compiled for")
     begun = tmp_path / "begun"
     script = 'case "$*" in *--version*) exec "$real" "$@";; esac\n'  # MLX asks whether there is a compiler

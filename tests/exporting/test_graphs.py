@@ -17,7 +17,7 @@ from mlxlava.config import Recipe, override
 from mlxlava.errors import UserError
 from mlxlava.exporting.graphs import (
     IR_VERSION,
-    OPSET,
+    ONNX_OPSET,
     make_generator_graph,
     make_step_graph,
     write_graphs,
@@ -98,12 +98,12 @@ def test_the_files_say_what_they_are(written: tuple[Weights, Path]) -> None:
     weights, folder = written
     for name in ("generator", "state_step"):
         model = onnx.load(folder / f"{name}.onnx")
-        assert [(one.domain, one.version) for one in model.opset_import] == [("", OPSET)]
+        assert [(one.domain, one.version) for one in model.opset_import] == [("", ONNX_OPSET)]
         assert model.ir_version == IR_VERSION
         facts = {entry.key: entry.value for entry in model.metadata_props}
         assert float(facts["step_fps"]) == weights.step_fps
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert f"opset {OPSET}" in card and "python play.py" in card and "the built-in lamp" in card
+    assert f"opset {ONNX_OPSET}" in card and "python play.py" in card and "the built-in lamp" in card
 
 
 def test_the_example_plays_without_mlxlava(tiny: Recipe, tmp_path: Path) -> None:

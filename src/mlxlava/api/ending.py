@@ -19,8 +19,8 @@ from mlxlava.rollout.weights import Weights, load_weights
 from mlxlava.training.outcome import TrainedRun
 from mlxlava.training.report import add_score, write_report
 
-_FRAMES = 512  # most frames of each half
-_REPEATS = 4  # of the bootstrap
+_SCORED_FRAMES = 512  # most frames of each half
+_BOOTSTRAP_REPEATS = 4  # of the bootstrap
 _LAMP_MINUTES = 4.0  # of the built-in lamp that are rendered to be held out
 
 
@@ -50,7 +50,10 @@ def score_finished_run(run: Path) -> str:
         footage, held_out, against = _real_footage(run, weights)
         with progress("score") as update:
             result, _, _ = score(
-                weights, split_footage(footage, held_out, _FRAMES), repeats=_REPEATS, on_progress=update
+                weights,
+                split_footage(footage, held_out, _SCORED_FRAMES),
+                repeats=_BOOTSTRAP_REPEATS,
+                on_progress=update,
             )
     except UserError as error:
         return f"no score: {str(error).removeprefix('score: ')}"

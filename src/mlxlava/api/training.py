@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxlava.api.arguments import require_integer, require_positive
-from mlxlava.config import Data, Recipe, load_recipe, override
+from mlxlava.api.training_start import find_training_start
+from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.errors import UserError
-from mlxlava.footage.dataset import size_of_prepared_footage
 from mlxlava.rollout.weights import load_weights
 from mlxlava.training.memory_plan import PlanRow, plan_rows
 from mlxlava.training.outcome import TrainedRun
 
 if TYPE_CHECKING:
-    from mlxlava.backend import Tree
     from mlxlava.training.callbacks import Callbacks
-    from mlxlava.training.choices import Choice
     from mlxlava.training.run import Run
 
 Sources = str | Path | Sequence[str | Path] | None
@@ -75,9 +73,8 @@ def train(
         Diverged: a loss or a weight is not finite any more (``mlxlava.training.failures``).
         ProcessLost: another process that trained this run is gone (``mlxlava.training.failures``).
     """
-    from mlxlava.training.choices import choose_before_preparing, free_settings, say_choices
+    from mlxlava.training.choices import Choice, choose_before_preparing, say_choices
     from mlxlava.training.folder import require_free_folder
-    from mlxlava.training.growth import start_size_for
     from mlxlava.training.loop import train as train_run
     from mlxlava.training.run import absolute_paths, begin_run, next_run_folder
     from mlxlava.training.stages import SecondStagePlan, begin_first_stage
@@ -86,46 +83,28 @@ def train(
     _require_training_options("train", steps, minutes, memory, tensorboard)
     _mute_other_processes()
     options: dict[str, Any] = {"memory": memory, "tensorboard": tensorboard, "callbacks": callbacks}
-    changes = dict(settings or {})
-    if steps is not None:
-        changes |= {"training.steps": steps, "training.epochs": 0}
-    sources = _as_sources(footage)
-    free = free_settings(recipe, changes) if sources else frozenset()
-    size = size_of_prepared_footage(sources)
-    if size is not None:
-        changes.setdefault("data.size", size)
-    base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    if base.growth.start_recipe and changes.get("training.steps"):  # those of the upsampling network
-        changes.setdefault("growth.steps", changes["training.steps"])
-    if base.growth.start_recipe and "data.size" in changes:
-        wanted = override(base, changes).data.size
-        changes.setdefault("growth.start_size", start_size_for(base, wanted))
-    initial_arrays = None
-    if init is not None:
-        base, initial_arrays = _recipe_and_initial_arrays(init, base, changes)
-        free -= {"data.size"}
-    chosen = override(base, changes)
+    start = find_training_start(recipe, _as_sources(footage), settings, steps=steps, init=init)
     name = recipe.name if isinstance(recipe, Recipe) else Path(recipe).stem
     folder = next_run_folder(name) if run is None else Path(run)
     require_free_folder(folder)
-    choices: list[Choice] = []
-    if sources and size is None:
-        chosen, choices = choose_before_preparing(chosen, sources, free)
+    chosen, choices = start.recipe, list[Choice]()
+    if start.sources and not start.is_prepared:
+        chosen, choices = choose_before_preparing(chosen, start.sources, start.free)
         say_choices(choices)
     if init is None and chosen.growth.start_recipe:
         plan = SecondStagePlan(
-            chosen, absolute_paths(sources), memory, command, sorted(free), choices, minutes
+            chosen, absolute_paths(start.sources), memory, command, sorted(start.free), choices, minutes
         )
         small = begin_first_stage(folder, plan)
         return _train_in_two_stages(folder, small, began, False, options)
     ready = begin_run(
         folder,
         chosen,
-        sources,
-        initial_arrays=initial_arrays,
+        start.sources,
+        initial_arrays=start.initial_arrays,
         memory=memory,
         command=command,
-        free=free,
+        free=start.free,
         choices=choices,
         minutes=minutes,
     )
@@ -194,24 +173,6 @@ def _train_in_two_stages(
     weights = load_weights(small.folder)
     large = begin_second_stage(folder, weights.recipe, weights.arrays, options["memory"])
     return train_run(large.folder, large.recipe, large.footage, spent=time.monotonic() - began, **options)
-
-
-def _recipe_and_initial_arrays(
-    init: str | Path, recipe: Recipe, changes: Mapping[str, Any]
-) -> tuple[Recipe, Tree]:
-    """The recipe and the arrays of a lamp that starts from other weights, or that grows from smaller ones."""
-    from mlxlava.training.growth import grown_recipe, with_networks_of, without_upsampler
-
-    weights = load_weights(init)
-    own, small = weights.recipe.data.size, weights.recipe.drawn_size  # they differ if it has grown
-    size = override(recipe, changes).data.size
-    if "data.size" not in changes and size == Data().size:
-        size = small
-    if size == small:
-        return with_networks_of(recipe, weights.recipe), without_upsampler(weights.arrays)
-    if size[0] > own[0] or size == own:
-        return grown_recipe(recipe, weights.recipe, size), weights.arrays
-    return recipe, weights.arrays
 
 
 def _mute_other_processes() -> None:

@@ -27,8 +27,8 @@ from mlxlava.training.checkpoint import playable_arrays
 
 _SECONDS_BETWEEN_WEIGHTS = 10.0
 _WRITING_SHARE = 100  # weights are written again only after so many times their own writing time
-_PATIENCE = 5.0  # seconds in which the viewer has to end
-_DISTRIBUTED = ("MLX_RANK", "MLX_HOSTFILE", "MLX_WORLD_SIZE")  # variables of mlx.launch
+_VIEWER_END_TIMEOUT = 5.0  # seconds in which the viewer has to end
+_MLX_LAUNCH_VARIABLES = ("MLX_RANK", "MLX_HOSTFILE", "MLX_WORLD_SIZE")  # variables of mlx.launch
 
 
 class Viewer(Callbacks):
@@ -65,7 +65,7 @@ class Viewer(Callbacks):
         return self
 
     def _start(self) -> None:
-        environment = {name: value for name, value in os.environ.items() if name not in _DISTRIBUTED}
+        environment = {name: value for name, value in os.environ.items() if name not in _MLX_LAUNCH_VARIABLES}
         # One core for drawing; the number of cores that train says how much time it may take.
         cores = str(max(1, len(worker_streams())))
         self._process = subprocess.Popen(
@@ -80,7 +80,7 @@ class Viewer(Callbacks):
         assert self._process.stdout is not None
         kind, _, text = self._process.stdout.readline().strip().partition(" ")
         if kind != "ready":
-            raise UserError(f"train: --watch {self._screen}: {_reason(text)}")
+            raise UserError(f"train: --watch {self._screen}: {_last_error_line(text)}")
         where = f"watch it at {text}" if text else "watch it in the window"
         say(f"train: {where}; closing it does not end the training")
 
@@ -110,7 +110,7 @@ class Viewer(Callbacks):
             return False
         self._ended = True
         kind, _, text = self._process.stdout.read().strip().partition(" ")
-        why = _reason(text) if kind == "error" else "it was closed"
+        why = _last_error_line(text) if kind == "error" else "it was closed"
         if kind != "error" and self._process.returncode:
             why = f"it failed with status {self._process.returncode}"
         say(f"train: {self._screen}: {why}; the training goes on")
@@ -123,7 +123,7 @@ class Viewer(Callbacks):
             assert self._process.stdin is not None and self._process.stdout is not None
             self._process.stdin.close()  # which ends it
             try:
-                self._process.wait(_PATIENCE)
+                self._process.wait(_VIEWER_END_TIMEOUT)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
@@ -141,7 +141,7 @@ def open_viewer(screen: str | None) -> Iterator[list[Callbacks]]:
         yield [viewer]
 
 
-def _reason(text: str) -> str:
+def _last_error_line(text: str) -> str:
     """The message of a screen without its prefix, and without advice that names options of other commands."""
     text = text.removeprefix("play: ")
     what, _, advice = text.partition("; ")

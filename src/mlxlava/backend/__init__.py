@@ -8,7 +8,7 @@ before ``mlx.core``, and this room does that::
 
 from mlxlava.backend.device import (
     GPU_PATH_ENV_VAR,
-    LOADED_BLAS,
+    PRELOADED_BLAS,
     Tree,
     arrays_by_name,
     device_facts,
@@ -35,7 +35,7 @@ from mlxlava.backend.memory import (
 
 __all__ = [
     "GPU_PATH_ENV_VAR",
-    "LOADED_BLAS",
+    "PRELOADED_BLAS",
     "GraphOperation",
     "Tree",
     "arrays_by_name",

@@ -26,10 +26,10 @@ Tree = dict[str, Any]
 # stream, whole batches, no C++. The tests use it, since no GPU is at hand.
 GPU_PATH_ENV_VAR = "MLXLAVA_GPU_PATH"
 
-LOADED_BLAS = blas.preload_blas()
+PRELOADED_BLAS = blas.preload_blas()
 allocator.keep_freed_pages()
 if sys.platform.startswith("linux"):
-    native.keep_kernels_private()
+    native.keep_mlx_kernels_private()
 
 # On an M5, and with CUDA, MLX rounds the factors of float32 products to TF32, which has 10 bits. Then the
 # bases of R are no longer orthogonal, and states drift. MLX reads the variable once, at the first product on
@@ -66,8 +66,8 @@ def on_cpu() -> bool:
     return bool(mx.default_device().type == mx.DeviceType.cpu)
 
 
-if LOADED_BLAS is not None and on_cpu():
-    blas.limit_to_one_thread(LOADED_BLAS[1])
+if PRELOADED_BLAS is not None and on_cpu():
+    blas.limit_to_one_thread(PRELOADED_BLAS[1])
 
 _uses_gpu_path = not on_cpu() or os.environ.get(GPU_PATH_ENV_VAR, "0") == "1"
 
@@ -108,7 +108,7 @@ def prefer_exact_half_convolutions() -> None:
 
 def has_slow_blas() -> bool:
     """Whether matrix products run on the reference BLAS of MLX's Linux wheel, many times slower."""
-    return sys.platform.startswith("linux") and on_cpu() and LOADED_BLAS is None
+    return sys.platform.startswith("linux") and on_cpu() and PRELOADED_BLAS is None
 
 
 def processor_name() -> str:
@@ -135,8 +135,8 @@ def device_facts() -> dict[str, str]:
     if sys.platform.startswith("linux") and on_cpu():
         rows["cores"] = str(len(os.sched_getaffinity(0)))
         rows["BLAS"] = (
-            "{} ({})".format(*LOADED_BLAS)
-            if LOADED_BLAS
+            "{} ({})".format(*PRELOADED_BLAS)
+            if PRELOADED_BLAS
             else 'reference (many times slower; install "mlxlava[cpu]" and g++)'
         )
     return rows
@@ -144,7 +144,7 @@ def device_facts() -> dict[str, str]:
 
 __all__ = [
     "GPU_PATH_ENV_VAR",
-    "LOADED_BLAS",
+    "PRELOADED_BLAS",
     "Tree",
     "arrays_by_name",
     "device_facts",

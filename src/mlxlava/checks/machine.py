@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageSequence
 
 from mlxlava.backend import (
-    LOADED_BLAS,
+    PRELOADED_BLAS,
     has_slow_blas,
     memory_budget_gb,
     mx,
@@ -100,7 +100,7 @@ def _blas_check() -> Check:
         "library for matrix products",
         "a fast one",
         'Everything will be many times slower. Install "mlxlava[cpu]" and g++.',
-        lambda: (LOADED_BLAS[0] if LOADED_BLAS else "MLX's reference", not has_slow_blas()),
+        lambda: (PRELOADED_BLAS[0] if PRELOADED_BLAS else "MLX's reference", not has_slow_blas()),
     )
 
 

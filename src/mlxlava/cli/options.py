@@ -29,12 +29,12 @@ SIZE_TYPE = _SizeType()
 def combine_options(*decorators: Decorator) -> Decorator:
     """Combine several options into one decorator. The help shows them in this order."""
 
-    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(decorators):
             function = option(function)
         return function
 
-    return add
+    return decorate
 
 
 # main() reads this option from sys.argv, since it also has to work if the other arguments are wrong.

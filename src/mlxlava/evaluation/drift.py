@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -278,18 +278,21 @@ def drift(
         "returns": returns.summary(size),
     }
     if len(rows) > 2:
-        at = [row["frames"] for row in rows]
-        series = {name: [row["measures"][name] for row in rows] for name in FOLLOWED_MEASURES}
-        series |= {f"state.{name}": [row["state"][name] for row in rows] for name in nulls}
-        result["slopes"] = {
-            name: slope_per_decade(at, values, len(series)) for name, values in series.items()
-        }
+        result["slopes"] = _slopes_of_windows(rows, list(nulls))
     if died is None and not interrupted:
         on_progress(frames, frames, "looking for loops and chaos at the end")
         result["lyapunov"] = lyapunov_exponent(weights, states, seed)
         result["loops"] = _distances_to_earlier_frames(reference_set, long_clips, rollout)
     result["seconds"] = time.monotonic() - began
     return result, pictures
+
+
+def _slopes_of_windows(rows: Sequence[Mapping[str, Any]], state_statistics: Sequence[str]) -> dict[str, Any]:
+    """The slope of each measure and of each statistic of states, over the windows."""
+    ends = [row["frames"] for row in rows]
+    series = {name: [row["measures"][name] for row in rows] for name in FOLLOWED_MEASURES}
+    series |= {f"state.{name}": [row["state"][name] for row in rows] for name in state_statistics}
+    return {name: slope_per_decade(ends, values, len(series)) for name, values in series.items()}
 
 
 def _roll_to_window(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import onnx
 
 # Every runtime of the last years reads these: onnxruntime from 1.12 on.
-OPSET = 17
+ONNX_OPSET = 17
 IR_VERSION = 8
 
 _GENERATOR, _STEP = "generator.onnx", "state_step.onnx"
@@ -70,7 +70,7 @@ def write_graphs(lamp: PortableLamp, folder: Path, weights: Weights) -> None:
         rows="\n".join(f"| {key} | {value} |" for key, value in weights_facts(weights).items()),
         generator=_GENERATOR,
         step=_STEP,
-        opset=OPSET,
+        opset=ONNX_OPSET,
         ir=IR_VERSION,
         z=lamp.state_size,
         height=lamp.size[0],
@@ -201,7 +201,7 @@ class _Graph:
         ]
         model: onnx.ModelProto = helper.make_model(
             helper.make_graph(self._nodes, name, *values, initializer=self._constants),
-            opset_imports=[helper.make_opsetid("", OPSET)],
+            opset_imports=[helper.make_opsetid("", ONNX_OPSET)],
             ir_version=IR_VERSION,
             producer_name="mlxlava",
         )

@@ -141,10 +141,10 @@ def make_portable(weights: Weights) -> PortableLamp:
         size=recipe.data.size,
         step_fps=weights.step_fps,
         base=(height, width, generator.widths[0]),
-        dense=_layer(drawing["dense"]),
+        dense=_dense_layer(drawing["dense"]),
         convolutions=_convolutions(drawing, len(generator.widths) - 1),
         upsampling=_upsampling(recipe, drawing) if recipe.generator.upsampler_widths else None,
-        changes=tuple(_floats(changes[f"change{n}"]) for n in range(step.couplings + 1)),
+        changes=tuple(_to_float32(changes[f"change{n}"]) for n in range(step.couplings + 1)),
         couplings=tuple(
             _coupling(arrays["dynamics"][f"coupling{n}"], len(step.hidden)) for n in range(step.couplings)
         ),
@@ -155,17 +155,17 @@ def make_portable(weights: Weights) -> PortableLamp:
 def _convolutions(weights: Tree, ups: int) -> Convolutions:
     flat = np.zeros((1, 1, 3), np.float32)
     return Convolutions(
-        ups=tuple(_layer(weights[f"up{i}"]) for i in range(ups)),
-        out=_layer(weights["out"]),
-        background=_floats(weights["background"]) if "background" in weights else flat,
-        gate=_floats(weights["gate"]) if "gate" in weights else flat + 1,
+        ups=tuple(_dense_layer(weights[f"up{i}"]) for i in range(ups)),
+        out=_dense_layer(weights["out"]),
+        background=_to_float32(weights["background"]) if "background" in weights else flat,
+        gate=_to_float32(weights["gate"]) if "gate" in weights else flat + 1,
     )
 
 
 def _upsampling(recipe: Recipe, drawing: Tree) -> Upsampling:
     upsampler, weights = Upsampler(recipe), drawing["upsampler"]
-    first = _layer(weights["in"])
-    centre = _floats(upsampler.centre(weights))
+    first = _dense_layer(weights["in"])
+    centre = _to_float32(upsampler.centre(weights))
     return Upsampling(
         centre=centre if recipe.generator.background else centre[:1, :1],
         first=dataclasses.replace(first, weight=np.float32(INPUT_GAIN) * first.weight),
@@ -174,19 +174,19 @@ def _upsampling(recipe: Recipe, drawing: Tree) -> Upsampling:
 
 
 def _coupling(weights: Tree, hidden: int) -> tuple[Layer, ...]:
-    return (*(_layer(weights[f"hidden{i}"]) for i in range(hidden)), _layer(weights["angles"]))
+    return (*(_dense_layer(weights[f"hidden{i}"]) for i in range(hidden)), _dense_layer(weights["angles"]))
 
 
 def _noise_angle(step: StationaryStep, weights: Tree) -> npt.NDArray[np.float64]:
     """The angle whose cosine is rho (models/state_step.py), in float64: rho is too near one for float32."""
-    rate = np.exp(_floats(weights["log_rate"]).astype(np.float64)) if step.learn_rho else None
+    rate = np.exp(_to_float32(weights["log_rate"]).astype(np.float64)) if step.learn_rho else None
     exact = np.array([-math.log(step.rho)]) if rate is None else rate
     return np.asarray(np.arcsin(np.sqrt(-np.expm1(-2 * exact))))
 
 
-def _layer(weights: Tree) -> Layer:
-    return Layer(_floats(weights["weight"]), _floats(weights["bias"]))
+def _dense_layer(weights: Tree) -> Layer:
+    return Layer(_to_float32(weights["weight"]), _to_float32(weights["bias"]))
 
 
-def _floats(array: Any) -> Floats:
+def _to_float32(array: Any) -> Floats:
     return np.array(array).astype(np.float32)

@@ -29,13 +29,13 @@ from mlxlava.playback.session import SEED_COUNT, SPEED_RANGE
 # The modules of the page, each after those that it imports.
 _MODULES = ("keys", "settings", "stage", "weights", "random", "rollout", "smaller", "wasm", "webgl", "main")
 _MADE_HERE = ("keys", "settings")
-_SHARED = "stage"
+_SHARED_MODULE = "stage"
 
 # Every page begins with this, so that a file of something else is never replaced.
-_HEAD = """<!doctype html>
+_HTML_HEAD = """<!doctype html>
 <!-- A lava lamp, written by mlxlava. SPDX-License-Identifier: MIT, (c) The mlxlava developers. -->
 """
-_POLICY = (
+_CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src {scripts} 'wasm-unsafe-eval'; style-src {style}; img-src data:; "
     "base-uri 'none'; form-action 'none'"
 )
@@ -74,7 +74,7 @@ def check_page_file(file: Path) -> None:
         return
     if file.is_file():
         with file.open("rb") as opened:
-            if opened.read(len(_HEAD.encode())) == _HEAD.encode():
+            if opened.read(len(_HTML_HEAD.encode())) == _HTML_HEAD.encode():
                 return
     raise UserError(f"export: {file} exists and is no page of a lamp; give another file")
 
@@ -82,10 +82,12 @@ def check_page_file(file: Path) -> None:
 def make_page(lamp: PortableLamp, name: str) -> str:
     """The page of a lamp, as HTML."""
     about, numbers = pack_numbers(lamp)
-    main, early, style = _bundle(about | {"name": name}), _own("early.js"), _style()
-    policy = _POLICY.format(scripts=" ".join(map(_digest, (early, main))), style=_digest(style))
-    page = _shared("index.html").removeprefix("<!doctype html>\n")
-    icon = "data:image/svg+xml," + quote(_shared("lamp.svg"))
+    main, early, style = _bundle_modules(about | {"name": name}), _read_page_file("early.js"), _read_css()
+    policy = _CONTENT_SECURITY_POLICY.format(
+        scripts=" ".join(map(_csp_hash, (early, main))), style=_csp_hash(style)
+    )
+    page = _read_screen_page_file("index.html").removeprefix("<!doctype html>\n")
+    icon = "data:image/svg+xml," + quote(_read_screen_page_file("lamp.svg"))
     for before, after in (
         (
             '<meta charset="utf-8">',
@@ -109,27 +111,27 @@ def make_page(lamp: PortableLamp, name: str) -> str:
     ):
         assert page.count(before) == 1, before
         page = page.replace(before, after)
-    return _HEAD + page
+    return _HTML_HEAD + page
 
 
-def _own(name: str) -> str:
+def _read_page_file(name: str) -> str:
     return (files("mlxlava.exporting") / "page" / name).read_text(encoding="utf-8")
 
 
-def _shared(name: str) -> str:
+def _read_screen_page_file(name: str) -> str:
     return (files("mlxlava.playback.screens") / "page" / name).read_text(encoding="utf-8")
 
 
-def _style() -> str:
-    return _shared("lamp.css") + _own("page.css")
+def _read_css() -> str:
+    return _read_screen_page_file("lamp.css") + _read_page_file("page.css")
 
 
-def _digest(text: str) -> str:
+def _csp_hash(text: str) -> str:
     """A text's digest, as a content security policy names it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _bundle(about: dict[str, Any]) -> str:
+def _bundle_modules(about: dict[str, Any]) -> str:
     """All modules of the page as one, since a page from a file cannot import another file."""
     code = (files("mlxlava.exporting") / "page" / "convolution.wasm").read_bytes()
     settings = {
@@ -140,20 +142,22 @@ def _bundle(about: dict[str, Any]) -> str:
     }
     made = {
         "keys": keys_module(PAGE),
-        "settings": "".join(f"export const {key} = {_json(value)};\n" for key, value in settings.items()),
+        "settings": "".join(
+            f"export const {key} = {_json_for_script(value)};\n" for key, value in settings.items()
+        ),
     }
     texts = {
         name: made[name]
         if name in _MADE_HERE
-        else _shared(f"{name}.js")
-        if name == _SHARED
-        else _own(f"{name}.js")
+        else _read_screen_page_file(f"{name}.js")
+        if name == _SHARED_MODULE
+        else _read_page_file(f"{name}.js")
         for name in _MODULES
     }
     return "\n" + "".join(_as_function(name, text) for name, text in texts.items())
 
 
-def _json(value: Any) -> str:
+def _json_for_script(value: Any) -> str:
     """A value as JavaScript in a script. "</script>" in a name would end the script."""
     return json.dumps(value).replace("<", r"\u003c")
 

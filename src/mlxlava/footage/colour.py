@@ -35,7 +35,7 @@ _YCGCO_CODE = 8
 _PQ_CODE, _HLG_CODE = 16, 18
 
 # Matrix → (K_R, K_B).
-_LUMA_WEIGHTS: dict[int, tuple[float, float]] = {
+_LUMA_COEFFICIENTS: dict[int, tuple[float, float]] = {
     BT709_CODE: (0.2126, 0.0722),
     4: (0.30, 0.11),
     5: (0.299, 0.114),
@@ -95,7 +95,7 @@ class ColourEncoding:
 
 def is_known_matrix(matrix: int) -> bool:
     """Whether planes with this matrix can be read."""
-    return matrix in _LUMA_WEIGHTS or matrix in (RGB_CODE, _YCGCO_CODE)
+    return matrix in _LUMA_COEFFICIENTS or matrix in (RGB_CODE, _YCGCO_CODE)
 
 
 def guess_matrix(lines: int, transfer: int = UNKNOWN_CODE, primaries: int = UNKNOWN_CODE) -> int:
@@ -150,7 +150,7 @@ def _decode_to_rgb(planes: FloatArray, colours: ColourEncoding) -> FloatArray:
         picture[..., 1] = luma + blue
         picture[..., 2] = luma - blue - red
         return picture
-    k_red, k_blue = _LUMA_WEIGHTS[colours.matrix]
+    k_red, k_blue = _LUMA_COEFFICIENTS[colours.matrix]
     k_green = 1 - k_red - k_blue
     picture[..., 0] = luma + 2 * (1 - k_red) * red
     picture[..., 1] = luma - (2 / k_green) * (k_red * (1 - k_red) * red + k_blue * (1 - k_blue) * blue)

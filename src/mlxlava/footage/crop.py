@@ -14,15 +14,15 @@ from mlxlava.errors import UserError
 
 Box = tuple[int, int, int, int]  # x, y, width, height in source pixels
 
-_GRID = 160  # cells along the longer side of the grid that motion is looked for on
-_ENOUGH = 16  # pictures that show what moves
+_MAX_GRID_CELLS = 160  # cells along the longer side of the grid that motion is looked for on
+_ENOUGH_PICTURES = 16  # pictures that show what moves
 _LEAST_SPREAD = 2.0  # grey levels of 255: what varies less is noise
 _LEAST_FRACTION = 0.25  # of the deviation of the part that moves most: what varies less is its glow
 
 # What stands still belongs to the lamp where it is joined to what moves and is unlike the wall beside it …
 _LEAST_CONTRAST = 16.0  # levels of 255
 _CONTRAST_SHARE = 0.3  # … by this share of the contrast of what moves.
-_REACH = 0.6  # how far from what moves it is looked for, in heights of what moves
+_SEARCH_MARGIN = 0.6  # how far from what moves it is looked for, in heights of what moves
 _MARGIN_OF_LAMP = 0.03  # left free on either side of the lamp, in its height
 _MARGIN_OF_MOTION = 0.12  # the same around what moves, where the lamp does not stand out from the wall
 
@@ -54,8 +54,8 @@ class PictureSums:
         """``picture`` is the width and height of the source."""
         longest = max(picture)
         self.grid = (
-            max(1, round(picture[0] / longest * _GRID)),
-            max(1, round(picture[1] / longest * _GRID)),
+            max(1, round(picture[0] / longest * _MAX_GRID_CELLS)),
+            max(1, round(picture[1] / longest * _MAX_GRID_CELLS)),
         )
         self.picture, self.count = picture, 0
         self._colours = np.zeros((*self.grid[::-1], 3))
@@ -181,7 +181,7 @@ def find_region(sums: PictureSums) -> Region | None:
         return None
     across, down = (side / cells for side, cells in zip(sums.picture, sums.grid, strict=True))
     lamps, stand_out = [], []
-    for columns in _lamps(moving, sums.mean):
+    for columns in _column_ranges_of_lamps(moving, sums.mean):
         (left, right), (top, bottom), found = _lamp_around(moving, sums.mean, columns)
         stand_out.append(found)
         x, y = round(left * across), round(top * down)
@@ -196,7 +196,7 @@ def _sums_of_first_long_run(runs: Iterable[Iterable[Image.Image]], picture: tupl
         sums = PictureSums(picture)
         for image in run:
             sums.add(sums.cells(image))
-        if sums.count >= _ENOUGH:
+        if sums.count >= _ENOUGH_PICTURES:
             break
     return sums
 
@@ -207,7 +207,7 @@ def _range_without_outliers(weights: np.ndarray) -> tuple[int, int]:
     return int(np.searchsorted(cumulative, 0.01)), int(np.searchsorted(cumulative, 0.99)) + 1
 
 
-def _lamps(moving: np.ndarray, mean: np.ndarray) -> list[tuple[int, int]]:
+def _column_ranges_of_lamps(moving: np.ndarray, mean: np.ndarray) -> list[tuple[int, int]]:
     """Ranges of columns that have a lamp each, the one that moves most first."""
     columns = moving.sum(axis=0)
     busy = np.flatnonzero(columns > _STILL_COLUMN * columns.max())
@@ -215,7 +215,7 @@ def _lamps(moving: np.ndarray, mean: np.ndarray) -> list[tuple[int, int]]:
         (int(part[0]), int(part[-1]) + 1) for part in np.split(busy, np.flatnonzero(np.diff(busy) > 1) + 1)
     ]
     merged = [groups[0]]
-    wall = _unlike_wall(mean, _box_of(moving)) < _threshold(moving, mean, _box_of(moving))
+    wall = _unlike_wall(mean, _box_of(moving)) < _contrast_threshold(moving, mean, _box_of(moving))
     rows = slice(*_range_without_outliers(moving.sum(axis=1)))
     for group in groups[1:]:
         gap = slice(merged[-1][1], group[0])
@@ -253,7 +253,9 @@ def _unlike_wall(mean: np.ndarray, box: tuple[tuple[int, int], tuple[int, int]])
     return unlike
 
 
-def _threshold(moving: np.ndarray, mean: np.ndarray, box: tuple[tuple[int, int], tuple[int, int]]) -> float:
+def _contrast_threshold(
+    moving: np.ndarray, mean: np.ndarray, box: tuple[tuple[int, int], tuple[int, int]]
+) -> float:
     contrast = np.percentile(_unlike_wall(mean, box)[moving > 0], 75)
     return max(_LEAST_CONTRAST, _CONTRAST_SHARE * float(contrast))
 
@@ -266,13 +268,13 @@ def _lamp_around(
     here[:, slice(*columns)] = moving[:, slice(*columns)]
     box = (left, right), (top, bottom) = _box_of(here)
     rows, cells = moving.shape
-    reach = math.ceil(_REACH * (bottom - top))
+    reach = math.ceil(_SEARCH_MARGIN * (bottom - top))
     window = np.zeros_like(moving, dtype=bool)
     window[max(0, top - reach) : bottom + reach, max(0, left - reach) : right + reach] = True
-    alike = window & (_unlike_wall(mean, box) > _threshold(here, mean, box))
+    alike = window & (_unlike_wall(mean, box) > _contrast_threshold(here, mean, box))
     inside = np.zeros_like(window)
     inside[top:bottom, left:right] = True
-    lamp = _joined(inside & (here > 0), alike | (inside & (here > 0)))
+    lamp = _connected_to_seeds(inside & (here > 0), alike | (inside & (here > 0)))
     ends = []
     for axis, (low, high), size in ((0, (left, right), cells), (1, (top, bottom), rows)):
         found = np.flatnonzero(lamp.sum(axis=axis) >= 2)
@@ -293,7 +295,7 @@ def _lamp_around(
     )
 
 
-def _joined(seeds: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _connected_to_seeds(seeds: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The cells of a mask that are joined to seeds, over edges."""
     joined: np.ndarray = seeds & mask
     while True:

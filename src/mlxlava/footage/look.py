@@ -28,21 +28,23 @@ from mlxlava.footage.pictures import (
 from mlxlava.footage.timing import measure_timing
 from mlxlava.footage.video import FPS_IF_UNKNOWN, sample_stretches, survey_video
 
-_STRETCHES, _LENGTH = 12, 60  # as of videos
-_LONGEST = 256  # pixels of the longer side of the pictures that are kept
+_STRETCH_COUNT, _STRETCH_PICTURE_COUNT = 12, 60  # as of videos
+_MAX_PICTURE_SIDE = 256  # pixels of the longer side of the pictures that are kept
 
-_EXPLAINED = 0.5  # share of the change between two pictures that a camera which moves explains, at least
+_MIN_EXPLAINED_CHANGE = (
+    0.5  # share of the change between two pictures that a camera which moves explains, at least
+)
 _MIN_CAMERA_SHIFT_CELLS = 0.5  # cells of the grid of 160: less is no matter
 _FARTHEST_SHIFT = 0.15  # of the picture: what seems to be more is something else
 _SHIFTED_PAIRS = 0.15  # share of the pairs of pictures that show it
-_PAIRS = 24
+_PICTURE_PAIR_COUNT = 24
 
-_SWITCHED = 1.8  # ratio of the brightness before and after a lamp is switched
+_SWITCH_BRIGHTNESS_RATIO = 1.8  # ratio of the brightness before and after a lamp is switched
 _SWITCHED_UNSEEN = 3.0  # the same between two stretches, in which a lamp may warm up
 _SWITCHED_LEVELS = 12.0  # least difference, of 255
-_STEADY = 5  # pictures on either side
+_STEADY_PICTURE_COUNT = 5  # pictures on either side
 _MOST_SWITCHES = 6  # more of them are a flash, or cuts
-_LIT = 0.6  # of the brightest picture: what is darker is not lit
+_LIT_BRIGHTNESS_SHARE = 0.6  # of the brightest picture: what is darker is not lit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +129,7 @@ def look(path: Path, source_fps: float | None = None) -> Look:
         stretches: Iterable[Iterable[Image.Image]] = _stretches_of(pictures)
     elif path.suffix.lower() in PICTURE_SUFFIXES:
         size, animated = read_picture_header(path)
-        read = itertools.islice(_frames_of(path, animated), _STRETCHES * _LENGTH)
+        read = itertools.islice(_frames_of(path, animated), _STRETCH_COUNT * _STRETCH_PICTURE_COUNT)
         times = [time for time, _ in read_animation(path)] if animated else [0.0]
         timing = measure_timing([np.array(times)], 0.001)
         frames, stamped = len(times), timing.fps if timing else FPS_IF_UNKNOWN
@@ -136,7 +138,7 @@ def look(path: Path, source_fps: float | None = None) -> Look:
         found = survey_video(path)
         size, frames = found.size, found.frames
         stamped = found.timing.fps if found.timing else FPS_IF_UNKNOWN
-        stretches = sample_stretches(path, found, _STRETCHES, _LENGTH, _LONGEST)
+        stretches = sample_stretches(path, found, _STRETCH_COUNT, _STRETCH_PICTURE_COUNT, _MAX_PICTURE_SIDE)
     return _look(path, size, source_fps or stamped, frames, stretches)
 
 
@@ -147,11 +149,11 @@ def _frames_of(path: Path, animated: bool) -> Iterator[Image.Image]:
 
 
 def _stretches_of(pictures: list[Path]) -> Iterator[Iterator[Image.Image]]:
-    if len(pictures) <= _STRETCHES * _LENGTH:
+    if len(pictures) <= _STRETCH_COUNT * _STRETCH_PICTURE_COUNT:
         yield map(read_picture, pictures)
         return
-    for start in np.linspace(0, len(pictures) - _LENGTH, _STRETCHES).astype(int):
-        yield map(read_picture, pictures[start : start + _LENGTH])
+    for start in np.linspace(0, len(pictures) - _STRETCH_PICTURE_COUNT, _STRETCH_COUNT).astype(int):
+        yield map(read_picture, pictures[start : start + _STRETCH_PICTURE_COUNT])
 
 
 def _look(
@@ -162,7 +164,7 @@ def _look(
     stretches: Iterable[Iterable[Image.Image]],
 ) -> Look:
     sums = PictureSums(size)
-    scale = min(1.0, _LONGEST / max(size))
+    scale = min(1.0, _MAX_PICTURE_SIDE / max(size))
     small = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
     cells: list[list[Image.Image]] = []
     kept: list[np.ndarray] = []
@@ -177,35 +179,35 @@ def _look(
     if not kept:
         raise UserError(f"footage: no frame of {path} decodes; give another file")
     grids = [[np.asarray(each.convert("L"), dtype=np.float64) for each in coarse] for coarse in cells]
-    switched = _switches(grids, frames / fps, fps)
+    switched = _find_light_switches(grids, frames / fps, fps)
     levels = [[float(grid.mean()) for grid in coarse] for coarse in grids]
-    least = _LIT * max(map(max, levels)) if switched else 0.0
+    least = _LIT_BRIGHTNESS_SHARE * max(map(max, levels)) if switched else 0.0
     for coarse, level in zip(cells, levels, strict=True):
         for each, bright in zip(coarse, level, strict=True):
             if bright >= least:  # where the lamp is off, all of the picture is other than where it is on
                 sums.add(each)
-    moves = _camera(grids) * max(size) / max(sums.grid)
+    moves = _camera_shift(grids) * max(size) / max(sums.grid)
     return Look(path, size, fps, frames, find_region(sums), moves, switched, tuple(kept))
 
 
-def _camera(stretches: list[list[np.ndarray]]) -> float:
+def _camera_shift(stretches: list[list[np.ndarray]]) -> float:
     """By how many cells the camera moves, at most; 0 where it stands still."""
     # Shake shows in pictures that are close to each other in time, drift in the means of stretches.
     chains = [[np.mean(stretch, axis=0) for stretch in stretches]]
-    farthest = _camera_in(chains)
+    farthest = _camera_shift_in(chains)
     for gap in (1, 4, 15, 30):
-        length = max(2, _PAIRS // len(stretches))
+        length = max(2, _PICTURE_PAIR_COUNT // len(stretches))
         # Of long stretches, pieces; in each piece the pictures follow each other.
         chains = [
             stretch[start::gap][: length // 2 + 1]
             for stretch in stretches
             for start in {0, max(0, len(stretch) // 2 - gap * length // 4)}
         ]
-        farthest = max(farthest, _camera_in(chains))
+        farthest = max(farthest, _camera_shift_in(chains))
     return farthest
 
 
-def _camera_in(chains: list[list[np.ndarray]]) -> float:
+def _camera_shift_in(chains: list[list[np.ndarray]]) -> float:
     """The same in chains of pictures that follow each other."""
     ways, pairs, extent = 0, 0, 0.0
     for chain in chains:
@@ -213,8 +215,9 @@ def _camera_in(chains: list[list[np.ndarray]]) -> float:
         for before, after in itertools.pairwise(chain):
             across, down, explained = camera_shift(before, after)
             way = float(np.hypot(across, down))
-            shifts = explained >= _EXPLAINED and _MIN_CAMERA_SHIFT_CELLS <= way <= _FARTHEST_SHIFT * max(
-                before.shape
+            shifts = (
+                explained >= _MIN_EXPLAINED_CHANGE
+                and _MIN_CAMERA_SHIFT_CELLS <= way <= _FARTHEST_SHIFT * max(before.shape)
             )
             path.append(path[-1] + (np.array([across, down]) if shifts else 0))
             ways, pairs = ways + shifts, pairs + 1
@@ -222,7 +225,7 @@ def _camera_in(chains: list[list[np.ndarray]]) -> float:
     return extent if ways > _SHIFTED_PAIRS * pairs else 0.0
 
 
-def _switches(
+def _find_light_switches(
     stretches: list[list[np.ndarray]], seconds: float, fps: float
 ) -> tuple[tuple[float, bool], ...]:
     """When the light is switched, and whether on."""
@@ -234,19 +237,24 @@ def _switches(
     )
     joints = set(np.cumsum(lengths).tolist())
     found: list[tuple[float, bool]] = []
-    at = _STEADY
-    while at <= len(levels) - _STEADY:
-        before, after = levels[at - _STEADY : at].mean(), levels[at : at + _STEADY].mean()
+    at = _STEADY_PICTURE_COUNT
+    while at <= len(levels) - _STEADY_PICTURE_COUNT:
+        before, after = (
+            levels[at - _STEADY_PICTURE_COUNT : at].mean(),
+            levels[at : at + _STEADY_PICTURE_COUNT].mean(),
+        )
         low, high = min(before, after), max(before, after)
         ratio = (
-            _SWITCHED_UNSEEN if any(at - _STEADY < joint < at + _STEADY for joint in joints) else _SWITCHED
+            _SWITCHED_UNSEEN
+            if any(at - _STEADY_PICTURE_COUNT < joint < at + _STEADY_PICTURE_COUNT for joint in joints)
+            else _SWITCH_BRIGHTNESS_RATIO
         )
         # The largest step nearby is the time of switching.
         if high > ratio * low and high - low > _SWITCHED_LEVELS:
-            near = np.abs(np.diff(levels[at - _STEADY : at + _STEADY]))
-            place = at - _STEADY + 1 + int(near.argmax())
+            near = np.abs(np.diff(levels[at - _STEADY_PICTURE_COUNT : at + _STEADY_PICTURE_COUNT]))
+            place = at - _STEADY_PICTURE_COUNT + 1 + int(near.argmax())
             found.append((float(times[place]), bool(after > before)))
-            at = place + 2 * _STEADY
+            at = place + 2 * _STEADY_PICTURE_COUNT
         else:
             at += 1
     return tuple(found) if len(found) <= _MOST_SWITCHES else ()

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_FAR = 0.8  # pixels: where the fastest things have moved as far, their speed is read off
-_EDGE = 4.0  # grey levels a pixel: what is flatter tells nothing about motion
-_FASTEST = 0.95  # of all edges, weighed by their steepness, this share is slower
-_PAIRS = 48  # pairs of pictures that are compared for each distance in time
+_MEASURED_SHIFT = 0.8  # pixels: where the fastest things have moved as far, their speed is read off
+_MIN_EDGE_STEEPNESS = 4.0  # grey levels a pixel: what is flatter tells nothing about motion
+_SPEED_QUANTILE = 0.95  # of all edges, weighed by their steepness, this share is slower
+_PICTURE_PAIR_COUNT = 48  # pairs of pictures that are compared for each distance in time
 
 
 def speed(stretches: Sequence[np.ndarray]) -> float:
@@ -30,11 +30,11 @@ def speed(stretches: Sequence[np.ndarray]) -> float:
         for stretch in stretches:
             if len(stretch) <= gap:
                 continue
-            count = min(max(1, _PAIRS // len(stretches)), len(stretch) - gap)
+            count = min(max(1, _PICTURE_PAIR_COUNT // len(stretches)), len(stretch) - gap)
             for first in np.unique(np.linspace(0, len(stretch) - 1 - gap, count).astype(int)):
-                before, after = _smoothed(stretch[first]), _smoothed(stretch[first + gap])
+                before, after = _smooth_3x3(stretch[first]), _smooth_3x3(stretch[first + gap])
                 slope = np.hypot(*np.gradient((before + after) / 2))
-                steep = slope > _EDGE
+                steep = slope > _MIN_EDGE_STEEPNESS
                 ways.append(np.abs(after - before)[steep] / slope[steep])
                 weights.append(slope[steep])
         way, weight = np.concatenate(ways), np.concatenate(weights)
@@ -42,9 +42,9 @@ def speed(stretches: Sequence[np.ndarray]) -> float:
             return 0.0
         order = np.argsort(way)
         total = np.cumsum(weight[order])
-        fastest = float(way[order][np.searchsorted(total, _FASTEST * total[-1])])
+        fastest = float(way[order][np.searchsorted(total, _SPEED_QUANTILE * total[-1])])
         found = fastest / gap
-        if fastest >= _FAR:
+        if fastest >= _MEASURED_SHIFT:
             break
         gap = gap + max(1, gap // 2)
     return found
@@ -59,12 +59,12 @@ def camera_shift(before: np.ndarray, after: np.ndarray) -> tuple[float, float, f
     Returns:
         The way across and down in cells, and the share of the change between the pictures that it explains.
     """
-    one, other = _smoothed(before), _smoothed(after)
+    one, other = _smooth_3x3(before), _smooth_3x3(after)
     change = float(((other - one) ** 2).sum())
     if change < 1e-6 * one.size:
         return 0.0, 0.0, 0.0
     across, down = _whole_shift(one, other)
-    moved = _shifted(one, across, down)
+    moved = _shift_image(one, across, down)
     for _ in range(3):
         down_slope, across_slope = np.gradient(moved)
         error = other - moved
@@ -78,7 +78,7 @@ def camera_shift(before: np.ndarray, after: np.ndarray) -> tuple[float, float, f
         right = np.array([(across_slope * error).sum(), (down_slope * error).sum()])
         step = np.linalg.lstsq(matrix + 1e-6 * np.eye(2), -right, rcond=None)[0]
         across, down = across + float(step[0]), down + float(step[1])
-        moved = _shifted(one, across, down)
+        moved = _shift_image(one, across, down)
     edge = 1 + int(max(abs(across), abs(down)))
     inside = (slice(edge, -edge), slice(edge, -edge))
     if min(one.shape) <= 2 * edge + 2:
@@ -101,7 +101,7 @@ def _whole_shift(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
     return float(across), float(down)
 
 
-def _shifted(image: np.ndarray, across: float, down: float) -> np.ndarray:
+def _shift_image(image: np.ndarray, across: float, down: float) -> np.ndarray:
     """A picture moved by a part of cells, by linear interpolation; its edges are repeated."""
     for axis, way in ((0, down), (1, across)):
         at = np.clip(np.arange(image.shape[axis]) - way, 0, image.shape[axis] - 1)
@@ -111,7 +111,7 @@ def _shifted(image: np.ndarray, across: float, down: float) -> np.ndarray:
     return image
 
 
-def _smoothed(image: np.ndarray) -> np.ndarray:
+def _smooth_3x3(image: np.ndarray) -> np.ndarray:
     """Means of three by three cells, which have a third of the noise."""
     padded = np.pad(image.astype(np.float64), 1, mode="edge")
     rows, columns = image.shape

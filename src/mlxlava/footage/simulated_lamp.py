@@ -122,10 +122,10 @@ def _outline_half_widths(profile: tuple[tuple[float, float], ...], y: FloatArray
     return np.asarray(cubic, np.float32)
 
 
-_GLASS_WALL_HEIGHTS = np.linspace(0, 1, 33)
-_GLASS_WALL_HALF_WIDTHS = _outline_half_widths(_GLASS_OUTLINE, _GLASS_WALL_HEIGHTS.astype(np.float32)).astype(
-    np.float64
-)
+_WALL_SAMPLE_HEIGHTS = np.linspace(0, 1, 33)
+_WALL_SAMPLE_HALF_WIDTHS = _outline_half_widths(
+    _GLASS_OUTLINE, _WALL_SAMPLE_HEIGHTS.astype(np.float32)
+).astype(np.float64)
 
 
 class _WaxMotion:
@@ -170,7 +170,7 @@ class _WaxMotion:
 
         # The glass pushes blobs back, strongly but smoothly.
         room = np.maximum(
-            np.interp(y, _GLASS_WALL_HEIGHTS, _GLASS_WALL_HALF_WIDTHS) - 0.85 * _BLOB_RADII, 0.02
+            np.interp(y, _WALL_SAMPLE_HEIGHTS, _WALL_SAMPLE_HALF_WIDTHS) - 0.85 * _BLOB_RADII, 0.02
         )
         push_x -= 1.5 * (np.maximum(x - room, 0) + np.minimum(x + room, 0)) + 0.10 * x
         push_y -= 2.0 * (np.maximum(y - _MAX_BLOB_HEIGHTS, 0) + np.minimum(y - 0.02, 0))

@@ -164,7 +164,7 @@ def _open_video(path: Path, size: tuple[int, int], crop: str, source_fps: float 
 
     def frames(counts: OddityCounts, problems: list[str]) -> Iterator[_RawFrame]:
         number = 0
-        with Video(path, clean=found.clean) as video:
+        with Video(path, errors_mean_damage=found.errors_mean_damage) as video:
             for frame in video:
                 # Frames that all have one stamp, or none, are counted.
                 stamp = frame.stamp if found.timing else number / FPS_IF_UNKNOWN

@@ -56,7 +56,7 @@ class VideoSurvey:
         size: width and height of its first frame, upright.
         timing: from its stamps; None where there are none.
         frames: how many are expected.
-        clean: whether its beginning keeps to the format, so that errors mean damage.
+        errors_mean_damage: whether its beginning keeps to the format, so that errors mean damage.
         streams: video streams in the file, of which one is taken.
         problem: why it ends early; empty where it does not.
     """
@@ -64,7 +64,7 @@ class VideoSurvey:
     size: tuple[int, int]
     timing: Timing | None
     frames: int
-    clean: bool
+    errors_mean_damage: bool
     streams: int
     problem: str
 
@@ -77,7 +77,7 @@ class Video:
 
     Args:
         path: the file.
-        clean: see ``VideoSurvey``.
+        errors_mean_damage: see ``VideoSurvey``.
         key_frames_only: leave out all frames that need others: this is fast.
 
     Attributes:
@@ -89,8 +89,8 @@ class Video:
         UserError: the file is no video, or none that is read.
     """
 
-    def __init__(self, path: Path, *, clean: bool = True, key_frames_only: bool = False) -> None:
-        self._clean = clean
+    def __init__(self, path: Path, *, errors_mean_damage: bool = True, key_frames_only: bool = False) -> None:
+        self._errors_mean_damage = errors_mean_damage
         self._container = _open_container(path)
         try:
             self._stream, self.streams = _choose_stream(self._container, path)
@@ -98,7 +98,7 @@ class Video:
             self._decoder.thread_type = "AUTO"
             self._decoder.thread_count = int(os.environ.get("MLXLAVA_CORES") or 0)  # 0: all
             options = {"max_pixels": str(_MAX_FRAME_PIXELS)}
-            if clean:
+            if errors_mean_damage:
                 options["err_detect"] = "explode"
             self._decoder.options = options
             if key_frames_only:
@@ -166,7 +166,7 @@ class Video:
             return bool(packet.size < self._raw_size)
         # Where MPEG transport streams were joined, whole packets are marked too.
         joined = self._container.format.name == "mpegts"
-        return self._clean and bool(packet.is_corrupt) and not joined
+        return self._errors_mean_damage and bool(packet.is_corrupt) and not joined
 
     def _packets(self) -> Iterator[Any]:
         """All packets, then an empty one that asks for the frames that the decoder still holds."""
@@ -251,10 +251,10 @@ def survey_video(path: Path) -> VideoSurvey:
     Raises:
         UserError: it is no video, or no frame of it can be decoded.
     """
-    size, clean, problem = _probe_first_frames(path, clean=True)
-    if size is None or not clean:
-        size, _, problem = _probe_first_frames(path, clean=False)
-        clean = False
+    size, errors_mean_damage, problem = _probe_first_frames(path, errors_mean_damage=True)
+    if size is None or not errors_mean_damage:
+        size, _, problem = _probe_first_frames(path, errors_mean_damage=False)
+        errors_mean_damage = False
     if size is None:
         raise UserError(
             f"footage: {path} cannot be read as a video ({problem or 'no frame decodes'}); "
@@ -262,13 +262,13 @@ def survey_video(path: Path) -> VideoSurvey:
         )
     with Video(path) as video:
         timing, frames = video.read_timing()
-        return VideoSurvey(size, timing, frames, clean, video.streams, video.problem)
+        return VideoSurvey(size, timing, frames, errors_mean_damage, video.streams, video.problem)
 
 
-def _probe_first_frames(path: Path, *, clean: bool) -> tuple[tuple[int, int] | None, bool, str]:
+def _probe_first_frames(path: Path, *, errors_mean_damage: bool) -> tuple[tuple[int, int] | None, bool, str]:
     """Size of the first frame, whether most of the first packets decode, and what went wrong first."""
     size, count = None, 0
-    with Video(path, clean=clean) as video:
+    with Video(path, errors_mean_damage=errors_mean_damage) as video:
         for frame in video:
             size = size or frame.size
             count += 1
@@ -288,7 +288,7 @@ def sample_pictures(path: Path, size: tuple[int, int], longest: int = 640) -> It
     scale = min(1.0, longest / max(size))
     small = (max(1, round(size[1] * scale)), max(1, round(size[0] * scale)))
     for key_frames_only in (True, False):
-        with Video(path, clean=False, key_frames_only=key_frames_only) as video:
+        with Video(path, errors_mean_damage=False, key_frames_only=key_frames_only) as video:
             yield (Image.fromarray(frame.to_picture(small)) for frame in video if frame.size == size)
 
 
@@ -310,7 +310,7 @@ def sample_stretches(
     most = stretches * length * 4 // 3
     stamps = found.timing.stamps if found.timing else ()
     starts = np.linspace(0, max(0, len(stamps) - length), stretches).astype(int) if len(stamps) > most else ()
-    with Video(path, clean=False) as video:
+    with Video(path, errors_mean_damage=False) as video:
 
         def read(count: int) -> list[Image.Image]:
             pictures = (

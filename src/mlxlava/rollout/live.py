@@ -35,7 +35,7 @@ _LEAST_FPS = 1.0
 _HIDDEN_FPS = 0.5  # while nobody looks
 # Seconds of processor time a second that this process may take, for each core that trains. The training loses
 # more than that, since its threads wait for one another: measured, it loses up to twice as much.
-_SHARE_OF_A_CORE = 0.025
+_CPU_SHARE_PER_TRAINING_CORE = 0.025
 _SECONDS_BETWEEN_CHANGES = 2.0  # of the frame rate
 _SECONDS_BETWEEN_LOOKS = 0.2  # into the folder while there are no weights yet
 _SECONDS_OF_ANOTHER_LOOK = 1.0  # while there are some
@@ -88,7 +88,7 @@ class LiveLibrary:
             if time.monotonic() - looked > _SECONDS_OF_ANOTHER_LOOK:
                 looked = time.monotonic()
                 newest = self._read_new_weights()
-                if newest is not None and not _has_same_networks(newest, weights):
+                if newest is not None and not _has_same_architecture(newest, weights):
                     self._read = None  # a lamp that has grown; it is read once more for its own rollout
                     return
                 if newest is not None:
@@ -133,7 +133,7 @@ class _Remaining:
             raise
 
 
-def _has_same_networks(one: Weights, other: Weights) -> bool:
+def _has_same_architecture(one: Weights, other: Weights) -> bool:
     first, second = one.recipe, other.recipe
     return (first.data.size, first.generator, first.dynamics) == (
         second.data.size,
@@ -150,7 +150,7 @@ class FrugalPace:
     """
 
     def __init__(self, cores: int) -> None:
-        self._budget = _SHARE_OF_A_CORE * cores
+        self._budget = _CPU_SHARE_PER_TRAINING_CORE * cores
         self._fps = MOST_FPS / 2
         self._read = (time.monotonic(), time.process_time())
 

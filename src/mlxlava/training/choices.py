@@ -24,24 +24,29 @@ _LEAST_SECONDS = 1.0  # of footage
 _LEAST_SEQ_LEN = 8  # learned steps
 _ENOUGH_CLIPS = 16  # different ones, before a clip is made shorter
 _PIXELS_A_STEP = 1.0  # that the fastest wax moves
-_TOO_FAST = 4.0  # pixels a learned step
+_MAX_PIXELS_PER_STEP = 4.0  # pixels a learned step
 _LEAST_FRAMES = 320  # that are left when frames are skipped: ten clips of the usual length
-_AREAS = (0.6, 1.25)  # of the recipe's area of a frame: what a chosen shape may have
-_LITTLE, _MUCH = 400, 4000  # learned steps of footage: the settings for little footage are mixed in between
-_SHAKEN = 3000  # learned steps of footage: with less, what the discriminator sees is shifted and tinted
+_AREA_RATIO_RANGE = (0.6, 1.25)  # of the recipe's area of a frame: what a chosen shape may have
+_LITTLE_FOOTAGE_STEPS, _MUCH_FOOTAGE_STEPS = (
+    400,
+    4000,
+)  # learned steps of footage: the settings for little footage are mixed in between
+_STEPS_BELOW_WHICH_TO_AUGMENT = (
+    3000  # learned steps of footage: with less, what the discriminator sees is shifted and tinted
+)
 
 # Settings that are known to help with 326 learned steps (docs/training.md).
-_FOR_LITTLE = {"loss.d_start": 0.7, "loss.elbo_weight": 0.01}
-_AUGMENTATION = {"loss.shift": 0.06, "loss.colour": 0.05}
+_SETTINGS_FOR_LITTLE_FOOTAGE = {"loss.d_start": 0.7, "loss.elbo_weight": 0.01}
+_AUGMENTATION_SETTINGS = {"loss.shift": 0.06, "loss.colour": 0.05}
 
-_CHOSEN = (
+_CHOSEN_SETTINGS = (
     "data.crop",
     "data.size",
     "growth.start_size",
     "data.every_nth",
     "data.seq_len",
-    *_FOR_LITTLE,
-    *_AUGMENTATION,
+    *_SETTINGS_FOR_LITTLE_FOOTAGE,
+    *_AUGMENTATION_SETTINGS,
 )
 
 
@@ -67,7 +72,7 @@ def free_settings(recipe: str | Path | Recipe, changes: Collection[str]) -> froz
         recipe: a recipe, its name or its file.
         changes: settings that the user has given.
     """
-    free = set(_CHOSEN) - set(changes)
+    free = set(_CHOSEN_SETTINGS) - set(changes)
     if not isinstance(recipe, Recipe):
         if str(recipe) in recipe_names():
             return frozenset(free)
@@ -137,17 +142,24 @@ def choose_for_footage(
     else:
         footage.require_clip(recipe.data.seq_len)
     count = len(footage.frames)
-    share = min(1.0, max(0.0, math.log(_MUCH / count) / math.log(_MUCH / _LITTLE)))
+    share = min(
+        1.0,
+        max(
+            0.0, math.log(_MUCH_FOOTAGE_STEPS / count) / math.log(_MUCH_FOOTAGE_STEPS / _LITTLE_FOOTAGE_STEPS)
+        ),
+    )
     reason = f"there are only {count} learned steps of footage"
     if share > 0 and recipe.loss.d_start > 0:
-        for setting, value in _FOR_LITTLE.items():
+        for setting, value in _SETTINGS_FOR_LITTLE_FOOTAGE.items():
             if setting in free:
                 usual = getattr(recipe.loss, setting.removeprefix("loss."))
                 mixed = usual * (value / usual) ** share
                 choices.append(Choice(setting, float(f"{mixed:.2g}"), reason))
-    if count < _SHAKEN and recipe.loss.kind == "relativistic":
+    if count < _STEPS_BELOW_WHICH_TO_AUGMENT and recipe.loss.kind == "relativistic":
         choices += [
-            Choice(setting, value, reason) for setting, value in _AUGMENTATION.items() if setting in free
+            Choice(setting, value, reason)
+            for setting, value in _AUGMENTATION_SETTINGS.items()
+            if setting in free
         ]
     return _apply(recipe, choices), choices
 
@@ -185,7 +197,7 @@ def _choose_shape(
             return []
         factor = recipe.data.size[0] // recipe.growth.start_size[0]
         start = override(load_recipe(recipe.growth.start_recipe), {"data.size": recipe.growth.start_size})
-    small = _shape(start, aspect)
+    small = _frame_size_of_aspect(start, aspect)
     size = [factor * side for side in small]
     reason = f"the {'lamp' if automatic else 'crop'} is {aspect:.2g} times as high as wide"
     choices = [Choice("data.size", size, reason)] if tuple(size) != recipe.data.size else []
@@ -194,7 +206,7 @@ def _choose_shape(
     return choices
 
 
-def _shape(recipe: Recipe, aspect: float) -> tuple[int, int]:
+def _frame_size_of_aspect(recipe: Recipe, aspect: float) -> tuple[int, int]:
     """Height and width that fit an aspect and the networks of a recipe, with an area like the recipe's."""
     halvings = max(
         len(recipe.generator.widths),
@@ -207,7 +219,7 @@ def _shape(recipe: Recipe, aspect: float) -> tuple[int, int]:
     shapes = [
         shape
         for shape in itertools.product(sides, sides)
-        if _AREAS[0] <= shape[0] * shape[1] / area <= _AREAS[1]
+        if _AREA_RATIO_RANGE[0] <= shape[0] * shape[1] / area <= _AREA_RATIO_RANGE[1]
     ]
 
     def misfit(shape: tuple[int, int]) -> float:
@@ -217,7 +229,7 @@ def _shape(recipe: Recipe, aspect: float) -> tuple[int, int]:
     return min(shapes, key=misfit, default=recipe.data.size)
 
 
-def _boxes(recipe: Recipe, looks: Sequence[Look]) -> list[Box]:
+def _boxes_of_lamps(recipe: Recipe, looks: Sequence[Look]) -> list[Box]:
     boxes: list[Box] = []
     for each in looks:
         assert each.region is not None
@@ -228,7 +240,7 @@ def _boxes(recipe: Recipe, looks: Sequence[Look]) -> list[Box]:
 def _choose_crop(recipe: Recipe, looks: Sequence[Look]) -> Choice:
     boxes = {
         f"{','.join(map(str, box))}@{each.picture[0]}x{each.picture[1]}"
-        for box, each in zip(_boxes(recipe, looks), looks, strict=True)
+        for box, each in zip(_boxes_of_lamps(recipe, looks), looks, strict=True)
     }
     region = looks[0].region
     assert region is not None
@@ -246,7 +258,7 @@ def _choose_step(recipe: Recipe, looks: Sequence[Look]) -> Choice:
     """How many frames a learned step spans."""
     fps = min(each.fps for each in looks)
     if recipe.data.crop == "auto":
-        boxes = _boxes(recipe, looks)
+        boxes = _boxes_of_lamps(recipe, looks)
     else:
         given = recipe.data.crop
         boxes = [choose_box(given, each.picture, recipe.data.size, (), each.path)[0] for each in looks]
@@ -259,7 +271,7 @@ def _choose_step(recipe: Recipe, looks: Sequence[Look]) -> Choice:
         f"a learned step is {every / fps:.2g} s, in which the fastest wax moves "
         f"{pixels_a_second * every / fps:.2g} pixels"
     )
-    if pixels_a_second * every / fps > _TOO_FAST:
+    if pixels_a_second * every / fps > _MAX_PIXELS_PER_STEP:
         say(
             f"footage: from frame to frame, things in {looks[0].path} move by {pixels_a_second / fps:.2g} "
             "pixels; that is hard to learn. Is it a time-lapse with few pictures, or cut into short pieces?"

@@ -213,31 +213,31 @@ def _patch_bytes_of_layers(recipe: Recipe, ranks: int) -> list[tuple[float, floa
     frames = data.drawn_frames or data.seq_len
     found: list[tuple[float, float]] = []
 
-    def add(pictures: float, halvings: int, numbers: int, pixels: int = pixels) -> None:
-        found.append((pictures, 4 * pixels / 4.0**halvings * numbers))
+    def add_layer(pictures: float, halvings: int, patch_numbers: int, pixels: int = pixels) -> None:
+        found.append((pictures, 4 * pixels / 4.0**halvings * patch_numbers))
 
-    def add_halving(pictures: float, widths: Sequence[int], pixels: int = pixels) -> None:
+    def add_halving_layers(pictures: float, widths: Sequence[int], pixels: int = pixels) -> None:
         for i, width in enumerate(widths):
-            add(pictures, i + 1, 16 * width, pixels)
+            add_layer(pictures, i + 1, 16 * width, pixels)
 
     drawn = micro_batch * frames * (2 if encoder.context_frames else 1)
     layers = len(generator.widths)
     if generator.kind == "shuffle":
         for i, width in enumerate((*generator.widths, generator.last_width)):
-            add(drawn, layers - i, 9 * width)
+            add_layer(drawn, layers - i, 9 * width)
     else:
         # For a transposed convolution the patches are those of its result.
         for i, width in enumerate((*generator.widths[1:], 3)):
-            add(drawn, layers - i, 16 * width)
+            add_layer(drawn, layers - i, 16 * width)
     judge = recipe.discriminator
     if judge.kind == "frames":  # real and drawn frames in one call
-        add_halving(2 * micro_batch * frames, (3, *judge.widths))
+        add_halving_layers(2 * micro_batch * frames, (3, *judge.widths))
         if frames > 1:
-            add(2 * micro_batch, len(judge.widths) + 1, 16 * frames * judge.widths[-1])
+            add_layer(2 * micro_batch, len(judge.widths) + 1, 16 * frames * judge.widths[-1])
     else:
-        add_halving(micro_batch * frames, (3, *judge.widths[:-1]))
+        add_halving_layers(micro_batch * frames, (3, *judge.widths[:-1]))
     if encoder.context_frames:
-        add_halving(
+        add_halving_layers(
             clips * encoder.context_frames, (3, *encoder.widths[:-1]), math.prod(recipe.encoder_input_size)
         )
     return found

@@ -20,7 +20,7 @@ from mlxlava.training.trainer import AnyTrainer
 # stopped. (time.monotonic() stands still while a Mac or a Linux machine sleeps, but not in all cases, and not
 # while a process is stopped.)
 _LEAST_PAUSE, _LEAST_PAUSE_IN_STEPS = 120.0, 20.0
-_DECAY = 0.9  # of the running mean of the time of a step
+_STEP_TIME_DECAY = 0.9  # of the running mean of the time of a step
 _SLOWER_WITH_D = 3.0  # how many times slower steps with D are, as long as none was made
 
 
@@ -62,7 +62,9 @@ class Pace:
     def note(self, kind: StepKind, seconds: float) -> None:
         """Take note of how long a step took."""
         before = self._seconds.get(kind)
-        self._seconds[kind] = seconds if before is None else _DECAY * before + (1 - _DECAY) * seconds
+        self._seconds[kind] = (
+            seconds if before is None else _STEP_TIME_DECAY * before + (1 - _STEP_TIME_DECAY) * seconds
+        )
 
     def note_other_work(self, seconds: float, steps: int) -> None:
         """Take note of all the time of this session that was spent on other things than its ``steps``."""

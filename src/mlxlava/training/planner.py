@@ -14,9 +14,9 @@ from mlxlava.training.pace import Pace, describe_length
 from mlxlava.training.schedule import d_start
 from mlxlava.training.session import TrainingSession
 
-_DECISIONS = 40  # in the minutes of a run
+_DECISION_COUNT = 40  # in the minutes of a run
 _LEAST_CHANGE = 0.005  # of the steps that are left: less is not worth a decision
-_LONG = 100  # steps: of a run that has so many to make, it is said how long that takes
+_LONG_RUN_STEPS = 100  # steps: of a run that has so many to make, it is said how long that takes
 
 
 class Planner:
@@ -34,7 +34,7 @@ class Planner:
     def needs_times(self, step: int, lengthen: bool) -> bool:
         """Whether the times of steps must be known before the first step of this session, ``step``."""
         left = self._guard.trainer.total_steps - step
-        return left >= _LONG or (self._is_due() and (lengthen or left > 0))
+        return left >= _LONG_RUN_STEPS or (self._is_due() and (lengthen or left > 0))
 
     def begin(self, step: int, lengthen: bool) -> None:
         """Decide before the first step of this session, and say how long the run takes.
@@ -66,7 +66,7 @@ class Planner:
         minutes = self._guard.trainer.schedule.minutes
         if minutes is None:
             return False
-        due = self._session.total_seconds - self._decided_at >= 60 * minutes / _DECISIONS
+        due = self._session.total_seconds - self._decided_at >= 60 * minutes / _DECISION_COUNT
         return bool(max_over_ranks(rank() == 0 and due))
 
     def _decide(self, step: int, lengthen: bool) -> None:

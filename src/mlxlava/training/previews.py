@@ -59,13 +59,13 @@ def draw_preview(trainer: AnyTrainer, state: Tree, footage: Footage) -> npt.NDAr
         groups["made small, and enlarged again"] = np.array(trainer.enlarge(state, mx.array(real)))[None]
     # With several processes, encoding needs all of them, but only the first one draws previews.
     elif recipe.encoder.context_frames and rank_count() == 1:
-        path = trainer.encode_and_roll(state, _contexts(recipe, footage), mx.random.key(0))[:1]
+        path = trainer.encode_and_roll(state, _context_frames_of_batch(recipe, footage), mx.random.key(0))[:1]
         groups["drawn again"] = draw_states(recipe, arrays, path[:, : columns * gap : gap])
     groups["drawn from noise"] = draw_random_lamps(recipe, arrays)
     return film_strip(groups)
 
 
-def _contexts(recipe: Recipe, footage: Footage) -> mx.array:
+def _context_frames_of_batch(recipe: Recipe, footage: Footage) -> mx.array:
     """Context frames of as many clips as a batch has, uint8 (B, V, H, W, 3). The first clip comes first.
 
     The others are evenly spaced. They are needed since encoded states are standardised over a batch.

@@ -249,7 +249,7 @@ def _render(
     run: Path, config: Mapping[str, Any], curves: Curves, pictures: Mapping[int, bytes], status: Status
 ) -> str:
     """The page as text."""
-    scores, recipe = _read_lines(run / SCORES_FILE), _table(config.get("recipe"))
+    scores, recipe = _read_lines(run / SCORES_FILE), _dict_or_empty(config.get("recipe"))
     total = _as_int(config.get("total_steps"))
     parts = {
         "TITLE": html.escape(_name_of(run)),
@@ -261,7 +261,7 @@ def _render(
         "COMMANDS": _command_section(run, config),
         "MESSAGES": _message_section(_read_lines(run / MESSAGES_FILE)),
         "FOOTAGE": _rows_section("Footage", _footage_rows(config)),
-        "MACHINE": _rows_section("Hardware", _table(config.get("machine"))),
+        "MACHINE": _rows_section("Hardware", _dict_or_empty(config.get("machine"))),
         "SETTINGS": _settings_section(recipe),
         "DATA": _as_script_data(
             {
@@ -298,7 +298,7 @@ def _name_of(run: Path) -> str:
     return f"{whole.parent.name}/{whole.name}" if whole.name == SMALL_LAMP_FOLDER else whole.name
 
 
-def _table(value: object) -> dict[str, Any]:
+def _dict_or_empty(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
@@ -306,7 +306,7 @@ def _summary(
     config: Mapping[str, Any], recipe: Mapping[str, Any], curves: Curves, total: int, status: Status
 ) -> str:
     """The lines at the top."""
-    size = _table(recipe.get("data")).get("size")
+    size = _dict_or_empty(recipe.get("data")).get("size")
     size = format_size((size[0], size[1])) if isinstance(size, list) and len(size) == 2 else "?"
     first = [
         f"step {curves.last_step} of {total}: {status.text}",
@@ -329,12 +329,12 @@ def _summary(
 
 def _first_step_with_d(config: Mapping[str, Any], total: int) -> int | None:
     """The step at which the discriminator joins in; None if it never does, or does from the start."""
-    recipe = _table(config.get("recipe"))
-    if _table(recipe.get("generator")).get("upsampler_widths"):  # such a network learns without it
+    recipe = _dict_or_empty(config.get("recipe"))
+    if _dict_or_empty(recipe.get("generator")).get("upsampler_widths"):  # such a network learns without it
         return None
     try:
         schedule = Schedule.from_config(config)
-        step = schedule.first_step_at(float(_table(recipe.get("loss")).get("d_start", 0)))
+        step = schedule.first_step_at(float(_dict_or_empty(recipe.get("loss")).get("d_start", 0)))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError):  # a damaged config
         return None
     return step if 0 < step < total else None
@@ -420,18 +420,20 @@ def _score_section(scores: Sequence[Mapping[str, Any]]) -> str:
         "<p>Distance of the lamp from real footage, divided by the distance of real footage from other real "
         "footage of the same lamp. 1 is as good as real.</p>"
     )
-    table = _html_table(([_two_digits(line.get(name)) for name in names] for line in scores), names)
-    ratios = _table(scores[-1].get("ratios"))
-    each = _html_table(((name, _two_digits(value)) for name, value in ratios.items()), ("measure", "ratio"))
+    table = _html_table(([_with_two_decimals(line.get(name)) for name in names] for line in scores), names)
+    ratios = _dict_or_empty(scores[-1].get("ratios"))
+    each = _html_table(
+        ((name, _with_two_decimals(value)) for name, value in ratios.items()), ("measure", "ratio")
+    )
     return _section("Score", about + table + f"<details><summary>Each measure</summary>{each}</details>")
 
 
-def _two_digits(value: object) -> object:
+def _with_two_decimals(value: object) -> object:
     return f"{value:.2f}" if isinstance(value, float) else "" if value is None else value
 
 
 def _footage_rows(config: Mapping[str, Any]) -> dict[str, Any]:
-    found = _table(config.get("footage"))
+    found = _dict_or_empty(config.get("footage"))
     sources = found.get("sources")
     names = [str(each) for each in sources] if isinstance(sources, list) else []
     rows: dict[str, Any] = {"footage": ", ".join(names) or "the built-in lamp"}
@@ -489,7 +491,7 @@ def next_commands(run: str, config: Mapping[str, Any]) -> dict[str, str]:
         run: folder of the run, quoted for a shell.
         config: config of the run; it names the footage that ``score`` needs.
     """
-    sources = _table(config.get("footage")).get("sources")
+    sources = _dict_or_empty(config.get("footage")).get("sources")
     first = next(iter(sources), None) if isinstance(sources, list) else None
     footage = f" --footage {shlex.quote(str(first))}" if first else ""
     return {

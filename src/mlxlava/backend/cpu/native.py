@@ -168,7 +168,7 @@ def private_library_folder() -> Path:
     return _make_temporary_folder(f"{folder} {problem}") if problem else folder
 
 
-def keep_kernels_private() -> None:
+def keep_mlx_kernels_private() -> None:
     """Keep MLX from loading kernels that another user may have written. Call it before MLX computes.
 
     On Linux MLX keeps the kernels of mx.compile in TMPDIR/mlx/VERSION. It loads every file that it finds

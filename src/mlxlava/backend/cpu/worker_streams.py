@@ -37,12 +37,12 @@ def _make_streams() -> list[Any]:
     return [mx.new_thread_local_stream(mx.cpu) for _ in range(cores)] if cores > 1 else []
 
 
-_STREAMS = _make_streams()
+_WORKER_STREAMS = _make_streams()
 
 
 def worker_streams() -> Sequence[Any]:
     """The worker streams, to be given to ``mx.stream`` in turns; the device where there are none."""
-    return _STREAMS if _STREAMS and not on_gpu_path() else [mx.default_device()]
+    return _WORKER_STREAMS if _WORKER_STREAMS and not on_gpu_path() else [mx.default_device()]
 
 
 def map_chunks(function: Callable[[Chunk], Result], chunks: Sequence[Chunk]) -> list[Result]:
@@ -50,11 +50,11 @@ def map_chunks(function: Callable[[Chunk], Result], chunks: Sequence[Chunk]) -> 
 
     Only the graph is built here. MLX lets a stream wait for another stream whose results it needs.
     """
-    if not _STREAMS or on_gpu_path() or len(chunks) == 1:
+    if not _WORKER_STREAMS or on_gpu_path() or len(chunks) == 1:
         return [function(chunk) for chunk in chunks]
     results = []
     for index, chunk in enumerate(chunks):
-        with mx.stream(_STREAMS[index % len(_STREAMS)]):
+        with mx.stream(_WORKER_STREAMS[index % len(_WORKER_STREAMS)]):
             results.append(function(chunk))
     return results
 
@@ -82,6 +82,6 @@ def chunk_count(items: int, pixels: int) -> int:
     """
     if on_gpu_path():
         return 1
-    streams = max(len(_STREAMS), 1)
+    streams = max(len(_WORKER_STREAMS), 1)
     wanted = -(-items * pixels // _MAX_CHUNK_PIXELS)
     return max(1, min(items, -(-wanted // streams) * streams))
