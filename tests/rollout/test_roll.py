@@ -14,8 +14,8 @@ from mlxlava.config import Recipe, override
 from mlxlava.footage.dataset import Footage
 from mlxlava.models.state_step import StationaryStep, make_dynamics
 from mlxlava.rollout import roll
-from mlxlava.rollout.pace import match_pace
 from mlxlava.rollout.roll import Rollout
+from mlxlava.rollout.speed_matching import match_pace
 from mlxlava.rollout.weights import Weights, load_weights
 from mlxlava.training.checkpoint import playable_arrays
 from mlxlava.training.step import Trainer

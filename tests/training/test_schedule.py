@@ -50,7 +50,7 @@ def test_a_fixed_length_has_the_cosine_of_the_recipe() -> None:
 
 
 def test_progress_goes_on_smoothly_when_the_length_changes() -> None:
-    schedule = Schedule.of_steps(100).decide(20, 60).decide(50, 200)
+    schedule = Schedule.of_steps(100).with_decision(20, 60).with_decision(50, 200)
     progress = [schedule.progress(step) for step in range(schedule.total_steps + 1)]
     assert progress[0] == 0 and progress[-1] == 1 and schedule.total_steps == 200
     steps = np.diff(progress)
@@ -89,7 +89,7 @@ def state_of(run: Path, recipe: Recipe) -> dict[str, np.ndarray]:
 def test_with_the_same_decisions_a_resumed_run_gives_the_same_weights(
     tiny: Recipe, footage: Footage, tmp_path: Path
 ) -> None:
-    schedule = Schedule.of_steps(9).decide(2, 5).decide(3, 8)
+    schedule = Schedule.of_steps(9).with_decision(2, 5).with_decision(3, 8)
     for name in ("whole", "broken"):
         run = tmp_path / name
         make_run_folder(run, tiny, footage, ["lamp.mov"], "mlxlava train lamp.mov", None)
@@ -175,7 +175,7 @@ def pace_of(recipe: Recipe, plain: float, judged: float, penalised: float) -> Pa
 def test_as_many_steps_as_fit_into_the_time() -> None:
     recipe = load_recipe("lava")  # D from 0.4 on, penalties in every eighth step
     pace = pace_of(recipe, 1.0, 2.0, 10.0)
-    total = pace.steps_in(3600, Schedule.of_steps(10), 0)
+    total = pace.total_steps_within(3600, Schedule.of_steps(10), 0)
     assert total == int(3600 / (0.4 * 1 + 0.6 * 3))
     schedule = Schedule.of_steps(total)
     assert pace.seconds_left(schedule, 0) == pytest.approx(3600, rel=0.01)
@@ -183,7 +183,7 @@ def test_as_many_steps_as_fit_into_the_time() -> None:
     half = total // 2
     slow = pace_of(recipe, 2.0, 4.0, 20.0)
     left = pace.seconds_left(schedule, half)
-    schedule = schedule.decide(half, slow.steps_in(left, schedule, half))
+    schedule = schedule.with_decision(half, slow.total_steps_within(left, schedule, half))
     assert slow.seconds_left(schedule, half) == pytest.approx(left, rel=0.01)
 
 

@@ -26,7 +26,9 @@ from mlxlava.training.callbacks import Callbacks
 from mlxlava.training.checkpoint import playable_arrays
 
 _SECONDS_BETWEEN_WEIGHTS = 10.0
-_WRITING_SHARE = 100  # weights are written again only after so many times their own writing time
+_WRITING_TIMES_BETWEEN_WRITES = (
+    100  # weights are written again only after so many times their own writing time
+)
 _VIEWER_END_TIMEOUT = 5.0  # seconds in which the viewer has to end
 _MLX_LAUNCH_VARIABLES = ("MLX_RANK", "MLX_HOSTFILE", "MLX_WORLD_SIZE")  # variables of mlx.launch
 
@@ -87,7 +89,9 @@ class Viewer(Callbacks):
     def on_state(self, run: Path, step: int, state: Tree) -> None:
         """Give the viewer the averaged weights, if those it has are old."""
         began = time.monotonic()
-        if self._ended or began - self._written < max(_SECONDS_BETWEEN_WEIGHTS, _WRITING_SHARE * self._cost):
+        if self._ended or began - self._written < max(
+            _SECONDS_BETWEEN_WEIGHTS, _WRITING_TIMES_BETWEEN_WRITES * self._cost
+        ):
             return
         if self._has_ended():
             return

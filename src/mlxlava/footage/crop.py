@@ -27,9 +27,9 @@ _MARGIN_OF_LAMP = 0.03  # left free on either side of the lamp, in its height
 _MARGIN_OF_MOTION = 0.12  # the same around what moves, where the lamp does not stand out from the wall
 
 # Two lamps: columns with motion that have others without between them, and wall in those.
-_STILL_COLUMN = 0.02  # of the column that moves most
-_LEAST_GAP = 0.2  # of the width of the narrower lamp
-_LEAST_LAMP = 0.15  # of all motion
+_STILL_COLUMN_MOTION_RATIO = 0.02  # of the column that moves most
+_MIN_GAP_WIDTH_RATIO = 0.2  # of the width of the narrower lamp
+_MIN_LAMP_MOTION_SHARE = 0.15  # of all motion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +210,7 @@ def _range_without_outliers(weights: np.ndarray) -> tuple[int, int]:
 def _column_ranges_of_lamps(moving: np.ndarray, mean: np.ndarray) -> list[tuple[int, int]]:
     """Ranges of columns that have a lamp each, the one that moves most first."""
     columns = moving.sum(axis=0)
-    busy = np.flatnonzero(columns > _STILL_COLUMN * columns.max())
+    busy = np.flatnonzero(columns > _STILL_COLUMN_MOTION_RATIO * columns.max())
     groups = [
         (int(part[0]), int(part[-1]) + 1) for part in np.split(busy, np.flatnonzero(np.diff(busy) > 1) + 1)
     ]
@@ -220,13 +220,13 @@ def _column_ranges_of_lamps(moving: np.ndarray, mean: np.ndarray) -> list[tuple[
     for group in groups[1:]:
         gap = slice(merged[-1][1], group[0])
         narrower = min(merged[-1][1] - merged[-1][0], group[1] - group[0])
-        apart = gap.stop - gap.start >= max(3, _LEAST_GAP * narrower)
+        apart = gap.stop - gap.start >= max(3, _MIN_GAP_WIDTH_RATIO * narrower)
         if apart and wall[rows, gap].mean() > 0.5:
             merged.append(group)
         else:
             merged[-1] = (merged[-1][0], group[1])
     weight = {group: float(columns[slice(*group)].sum()) for group in merged}
-    large = [group for group in merged if weight[group] >= _LEAST_LAMP * columns.sum()]
+    large = [group for group in merged if weight[group] >= _MIN_LAMP_MOTION_SHARE * columns.sum()]
     if len(large) < 2:
         return [(0, len(columns))]
     return sorted(large, key=lambda group: -weight[group])

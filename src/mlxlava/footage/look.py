@@ -36,12 +36,12 @@ _MIN_EXPLAINED_CHANGE = (
 )
 _MIN_CAMERA_SHIFT_CELLS = 0.5  # cells of the grid of 160: less is no matter
 _FARTHEST_SHIFT = 0.15  # of the picture: what seems to be more is something else
-_SHIFTED_PAIRS = 0.15  # share of the pairs of pictures that show it
+_MIN_SHIFTED_PAIR_SHARE = 0.15  # share of the pairs of pictures that show it
 _PICTURE_PAIR_COUNT = 24
 
 _SWITCH_BRIGHTNESS_RATIO = 1.8  # ratio of the brightness before and after a lamp is switched
-_SWITCHED_UNSEEN = 3.0  # the same between two stretches, in which a lamp may warm up
-_SWITCHED_LEVELS = 12.0  # least difference, of 255
+_SWITCH_BRIGHTNESS_RATIO_ACROSS_GAP = 3.0  # the same between two stretches, in which a lamp may warm up
+_MIN_SWITCH_GREY_LEVELS = 12.0  # least difference, of 255
 _STEADY_PICTURE_COUNT = 5  # pictures on either side
 _MOST_SWITCHES = 6  # more of them are a flash, or cuts
 _LIT_BRIGHTNESS_SHARE = 0.6  # of the brightest picture: what is darker is not lit
@@ -81,12 +81,14 @@ class Look:
         x, y, width, height = (scale * side for side in box)
         region = (x, y, x + width, y + height)
 
-        def framed(picture: np.ndarray) -> np.ndarray:
+        def crop_and_resize(picture: np.ndarray) -> np.ndarray:
             image = Image.fromarray(picture)
             how = Image.Resampling.BOX if width >= size[1] else Image.Resampling.BILINEAR
             return np.asarray(image.resize((size[1], size[0]), how, box=region), dtype=np.float64)
 
-        return speed([np.stack([framed(picture) for picture in stretch]) for stretch in self._stretches])
+        return speed(
+            [np.stack([crop_and_resize(picture) for picture in stretch]) for stretch in self._stretches]
+        )
 
     def warnings(self, *, cropped: bool = False) -> list[str]:
         """What a user should know of the source, a line each; of several lamps only if it is not cropped."""
@@ -222,7 +224,7 @@ def _camera_shift_in(chains: list[list[np.ndarray]]) -> float:
             path.append(path[-1] + (np.array([across, down]) if shifts else 0))
             ways, pairs = ways + shifts, pairs + 1
         extent = max(extent, float(np.hypot(*np.ptp(path, axis=0))))
-    return extent if ways > _SHIFTED_PAIRS * pairs else 0.0
+    return extent if ways > _MIN_SHIFTED_PAIR_SHARE * pairs else 0.0
 
 
 def _find_light_switches(
@@ -245,12 +247,12 @@ def _find_light_switches(
         )
         low, high = min(before, after), max(before, after)
         ratio = (
-            _SWITCHED_UNSEEN
+            _SWITCH_BRIGHTNESS_RATIO_ACROSS_GAP
             if any(at - _STEADY_PICTURE_COUNT < joint < at + _STEADY_PICTURE_COUNT for joint in joints)
             else _SWITCH_BRIGHTNESS_RATIO
         )
         # The largest step nearby is the time of switching.
-        if high > ratio * low and high - low > _SWITCHED_LEVELS:
+        if high > ratio * low and high - low > _MIN_SWITCH_GREY_LEVELS:
             near = np.abs(np.diff(levels[at - _STEADY_PICTURE_COUNT : at + _STEADY_PICTURE_COUNT]))
             place = at - _STEADY_PICTURE_COUNT + 1 + int(near.argmax())
             found.append((float(times[place]), bool(after > before)))

@@ -16,7 +16,7 @@ from mlxlava.errors import UserError
 from mlxlava.footage.dataset import open_footage
 from mlxlava.models.sheet import draw_sheet
 from mlxlava.paths import latest_checkpoint_folder, read_json
-from mlxlava.rollout.pace import match_pace
+from mlxlava.rollout.speed_matching import match_pace
 from mlxlava.rollout.weights import Weights, load_weights, save_weights
 
 _MODEL_CARD_TEMPLATE = """# {name}

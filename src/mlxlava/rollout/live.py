@@ -30,8 +30,8 @@ from mlxlava.playback.writers import Frame
 from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights, load_weights
 
-MOST_FPS = 12.0  # enough for wax, which moves a few pixels a second
-_LEAST_FPS = 1.0
+MAX_FPS = 12.0  # enough for wax, which moves a few pixels a second
+_MIN_FPS = 1.0
 _HIDDEN_FPS = 0.5  # while nobody looks
 # Seconds of processor time a second that this process may take, for each core that trains. The training loses
 # more than that, since its threads wait for one another: measured, it loses up to twice as much.
@@ -77,11 +77,15 @@ class LiveLibrary:
         while (weights := self._wait_for_weights()) is not None:
             times = _Remaining(times)
             self._rollout = Rollout(weights, seed)
-            yield from self._rollout.play(self._exchange(self._rollout, weights, times))
+            yield from self._rollout.play(
+                self._yield_times_and_exchange_weights(self._rollout, weights, times)
+            )
             if times.over:
                 return
 
-    def _exchange(self, rollout: Rollout, weights: Weights, times: _Remaining) -> Iterator[float]:
+    def _yield_times_and_exchange_weights(
+        self, rollout: Rollout, weights: Weights, times: _Remaining
+    ) -> Iterator[float]:
         """Yield times, and exchange the rollout's weights in between. Ends when it needs another rollout."""
         looked = time.monotonic()
         for at in times:
@@ -151,7 +155,7 @@ class FrugalPace:
 
     def __init__(self, cores: int) -> None:
         self._budget = _CPU_SHARE_PER_TRAINING_CORE * cores
-        self._fps = MOST_FPS / 2
+        self._fps = MAX_FPS / 2
         self._read = (time.monotonic(), time.process_time())
 
     def __call__(self) -> float:
@@ -161,7 +165,7 @@ class FrugalPace:
         if elapsed >= _SECONDS_BETWEEN_CHANGES:
             self._read = now
             change = min(max(self._budget * elapsed / max(used, 1e-6), 0.5), 1.5)
-            self._fps = min(max(self._fps * change, _LEAST_FPS), MOST_FPS)
+            self._fps = min(max(self._fps * change, _MIN_FPS), MAX_FPS)
         return self._fps
 
 
@@ -171,7 +175,7 @@ def main(folder: str, screen_name: str, name: str, cores: str) -> None:
     with contextlib.suppress(OSError):
         os.nice(10)
     library = LiveLibrary(Path(folder), name)
-    session = Session(library, name, 0, WallClock(MOST_FPS))
+    session = Session(library, name, 0, WallClock(MAX_FPS))
 
     def end_with_the_training() -> None:
         # Not sys.stdin.read: Python aborts if it ends while a thread waits in there.

@@ -1,6 +1,6 @@
 """The endless roll-out: the state step moves the state, and G draws a frame from the state at any time.
 
-A frame between two learned steps is drawn from a state between those of the steps (``Rollout._states_at``).
+A frame between two learned steps is drawn from a state between those of the steps (interpolation.py).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from mlxlava.backend import mx, start_computing
 from mlxlava.backend.cpu.worker_streams import worker_streams
 from mlxlava.models.state_step import fixed_bases, make_dynamics
 from mlxlava.rollout.drawing import DrawFunction, make_draw_function
+from mlxlava.rollout.interpolation import Moment, split_into_steps, states_at_moments
 from mlxlava.rollout.weights import Weights
 
 # At most so many learned steps are computed at once. So memory does not grow if two frames lie far apart.
@@ -154,28 +155,16 @@ class Rollout:
 
     def _states_at(self, times: Sequence[float]) -> mx.array:
         """The states (N, Z) of the lamp at play times, not evaluated yet."""
+        one_by_one = self._dynamics.minimum_batch > 1
         moments = [self._roll_to_time(at) for at in times]
-        if len(times) == 1 or self._dynamics.minimum_batch > 1:
-            return mx.concatenate([self._states_between(*moment)[:1] for moment in moments])
-        # A step is so little work that it takes the same time for a few states as for one.
-        states = mx.concatenate([states[:1] for states, _, _ in moments])
-        noise = mx.concatenate([noise[:1] for _, noise, _ in moments])
-        return self._step_by_fraction(states, noise, mx.array([[fraction] for _, _, fraction in moments]))
+        return states_at_moments(moments, self._step_by_fraction, one_by_one=one_by_one)
 
-    def _roll_to_time(self, at: float) -> tuple[mx.array, mx.array, float]:
-        """Roll to the last learned step before a play time.
-
-        Returns:
-            The states at that step, the noise of the next step, and the fraction of the next step that lies
-            before the play time.
-        """
-        # A time that is a learned step's but for rounding (1e-6) needs no state in between.
-        whole, fraction = divmod(max(at * self._rate, 0.0), 1.0)
-        if fraction > 1 - 1e-6:
-            whole, fraction = whole + 1, 0.0
+    def _roll_to_time(self, at: float) -> Moment:
+        """Roll to the last learned step before a play time."""
+        whole, fraction = split_into_steps(at, self._rate)
         while self._step < whole:
             self._take_step()
-        return self._states, self._noise, fraction
+        return Moment(self._states, self._noise, fraction)
 
     def _take_step(self) -> None:
         """Make one learned step."""
@@ -188,10 +177,6 @@ class Rollout:
     def _new_noise(self) -> mx.array:
         """The noise of the next step. It depends only on the seed and on the number of the step."""
         return mx.random.normal(self._shape, key=mx.random.key(_mix_seed_and_step(self._seed, self._step)))
-
-    def _states_between(self, states: mx.array, noise: mx.array, fraction: float) -> mx.array:
-        """States a fraction of a learned step later."""
-        return states if fraction < 1e-6 else self._step_by_fraction(states, noise, fraction)
 
     def _step_by_fraction(self, states: mx.array, noise: mx.array, dt: float | mx.array) -> mx.array:
         """States a fraction ``dt`` of a learned step later."""

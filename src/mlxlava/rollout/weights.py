@@ -19,9 +19,7 @@ from mlxlava.config import (
     recipe_to_dict,
 )
 from mlxlava.errors import UserError
-from mlxlava.models.registry import make_generator
-from mlxlava.models.state_step import make_dynamics
-from mlxlava.models.storage import (
+from mlxlava.models.array_files import (
     FORMAT_VERSION,
     atomic_array_folder,
     check_arrays,
@@ -29,6 +27,8 @@ from mlxlava.models.storage import (
     load_arrays,
     save_arrays,
 )
+from mlxlava.models.registry import make_generator
+from mlxlava.models.state_step import make_dynamics
 from mlxlava.paths import SMALL_LAMP_FOLDER, is_taken, latest_checkpoint_folder, read_json
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxlava.backend import Tree
-from mlxlava.models.storage import atomic_array_folder, check_arrays, fill_tree, load_arrays, save_arrays
+from mlxlava.models.array_files import atomic_array_folder, check_arrays, fill_tree, load_arrays, save_arrays
 from mlxlava.paths import checkpoint_folders, read_json
 
 

@@ -20,12 +20,12 @@ from mlxlava.footage.dataset import Footage
 from mlxlava.footage.look import Look, look
 from mlxlava.footage.prepare import source_paths
 
-_LEAST_SECONDS = 1.0  # of footage
-_LEAST_SEQ_LEN = 8  # learned steps
-_ENOUGH_CLIPS = 16  # different ones, before a clip is made shorter
-_PIXELS_A_STEP = 1.0  # that the fastest wax moves
+_MIN_FOOTAGE_SECONDS = 1.0  # of footage
+_MIN_SEQ_LEN = 8  # learned steps
+_MIN_SEPARATE_CLIPS = 16  # different ones, before a clip is made shorter
+_WANTED_PIXELS_PER_STEP = 1.0  # that the fastest wax moves
 _MAX_PIXELS_PER_STEP = 4.0  # pixels a learned step
-_LEAST_FRAMES = 320  # that are left when frames are skipped: ten clips of the usual length
+_MIN_FRAMES = 320  # that are left when frames are skipped: ten clips of the usual length
 _AREA_RATIO_RANGE = (0.6, 1.25)  # of the recipe's area of a frame: what a chosen shape may have
 _LITTLE_FOOTAGE_STEPS, _MUCH_FOOTAGE_STEPS = (
     400,
@@ -103,7 +103,7 @@ def choose_before_preparing(
     automatic = "data.crop" in free or recipe.data.crop == "auto"
     looks = [look(path, recipe.data.source_fps or None) for path in source_paths(sources)]
     seconds = sum(each.seconds for each in looks)
-    if seconds < _LEAST_SECONDS:
+    if seconds < _MIN_FOOTAGE_SECONDS:
         raise UserError(
             f"footage: {looks[0].path} is {seconds:.2g} s long; a second is needed, a minute is a beginning"
         )
@@ -265,8 +265,8 @@ def _choose_step(recipe: Recipe, looks: Sequence[Look]) -> Choice:
     size = recipe.growth.start_size if recipe.growth.start_recipe else recipe.data.size
     pixels_a_second = max(each.speed(box, size) * each.fps for each, box in zip(looks, boxes, strict=True))
     frames = sum(each.seconds for each in looks) * fps
-    wanted = max(1, round(_PIXELS_A_STEP * fps / max(pixels_a_second, 1e-3)))
-    every = min(wanted, max(1, int(frames) // _LEAST_FRAMES))
+    wanted = max(1, round(_WANTED_PIXELS_PER_STEP * fps / max(pixels_a_second, 1e-3)))
+    every = min(wanted, max(1, int(frames) // _MIN_FRAMES))
     reason = (
         f"a learned step is {every / fps:.2g} s, in which the fastest wax moves "
         f"{pixels_a_second * every / fps:.2g} pixels"
@@ -284,11 +284,11 @@ def _choose_step(recipe: Recipe, looks: Sequence[Look]) -> Choice:
 def _choose_length(recipe: Recipe, footage: Footage) -> list[Choice]:
     """A shorter clip, where the footage has few pieces as long as the recipe's."""
     usual = recipe.data.seq_len
-    least = max(_LEAST_SEQ_LEN, recipe.data.drawn_frames, recipe.encoder.context_frames)
-    if usual <= least or footage.clip_count(usual) >= _ENOUGH_CLIPS:
+    least = max(_MIN_SEQ_LEN, recipe.data.drawn_frames, recipe.encoder.context_frames)
+    if usual <= least or footage.clip_count(usual) >= _MIN_SEPARATE_CLIPS:
         return []
     lengths = [*range(usual - 4, least, -4), least]
-    found = next((length for length in lengths if footage.clip_count(length) >= _ENOUGH_CLIPS), least)
+    found = next((length for length in lengths if footage.clip_count(length) >= _MIN_SEPARATE_CLIPS), least)
     if not footage.clip_count(found):
         cuts = len(footage.cuts)
         what = f"it has {cuts} cuts, and the longest piece without one" if cuts else "it"
@@ -296,4 +296,4 @@ def _choose_length(recipe: Recipe, footage: Footage) -> list[Choice]:
             f"footage: {what} has only {footage.longest_piece} frames, {1 / footage.step_fps:.2g} s apart; "
             f"a clip needs {found}; give longer footage without cuts"
         )
-    return [Choice("data.seq_len", found, f"longer clips would be fewer than {_ENOUGH_CLIPS}")]
+    return [Choice("data.seq_len", found, f"longer clips would be fewer than {_MIN_SEPARATE_CLIPS}")]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_MOST_BLOCKS = 400  # a screen is hardly wider, and a page with so many points stays small
+_MAX_BLOCKS = 400  # a screen is hardly wider, and a page with so many points stays small
 _NO_TERMS = frozenset({"step"})
 
 
@@ -49,7 +49,7 @@ class Curves:
     def add(self, step: int, terms: Mapping[str, Any]) -> None:
         """Add the next step. Values that are no finite numbers are left out."""
         if not self._blocks or self._blocks[-1].steps >= self._steps_per_block:
-            if len(self._blocks) >= _MOST_BLOCKS:
+            if len(self._blocks) >= _MAX_BLOCKS:
                 self._join_neighbours()
             self._blocks.append(_Block())
         self._blocks[-1].add(step, terms)

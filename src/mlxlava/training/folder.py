@@ -19,7 +19,7 @@ from mlxlava.backend.ranks import copy_from_first_rank, max_over_ranks, rank
 from mlxlava.config import Recipe, recipe_to_dict
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage
-from mlxlava.models.storage import FORMAT_VERSION
+from mlxlava.models.array_files import FORMAT_VERSION
 from mlxlava.paths import (
     GROWTH_PLAN_FILE,
     SMALL_LAMP_FOLDER,

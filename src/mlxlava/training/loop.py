@@ -16,7 +16,7 @@ from mlxlava.config import Recipe
 from mlxlava.console import progress
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage
-from mlxlava.models.storage import find_non_finite
+from mlxlava.models.array_files import find_non_finite
 from mlxlava.training.callbacks import Callbacks
 from mlxlava.training.checkpoint import save_checkpoint
 from mlxlava.training.failures import Diverged, explain_failures
@@ -24,7 +24,7 @@ from mlxlava.training.folder import change_recipe, lock_run, open_run
 from mlxlava.training.log import open_log
 from mlxlava.training.memory_guard import MemoryGuard
 from mlxlava.training.outcome import TrainedRun
-from mlxlava.training.pace import AwakeClock, Pace, StepTimer, measure_kinds
+from mlxlava.training.pace import AwakeClock, Pace, StepTimer, time_step_kinds
 from mlxlava.training.planner import Planner
 from mlxlava.training.previews import PreviewWriter, draw_preview
 from mlxlava.training.progress import ProgressBar
@@ -84,7 +84,7 @@ def train(
         session = TrainingSession(run, recipe.data.batch_size, step, seconds, spent, clock)
         planner = Planner(run, guard, pace, session)
         if planner.needs_times(step, lengthen):
-            measure_kinds(guard, pace, state, _batch_at(recipe, footage, clips, step), step)
+            time_step_kinds(guard, pace, state, _batch_at(recipe, footage, clips, step), step)
         planner.begin(step, lengthen)
         session.begin_steps()
         timer = StepTimer(clock, pace)

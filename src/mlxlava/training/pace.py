@@ -19,9 +19,9 @@ from mlxlava.training.trainer import AnyTrainer
 # A gap this long, and so many times as long as a step, is no work: the machine slept, or the process was
 # stopped. (time.monotonic() stands still while a Mac or a Linux machine sleeps, but not in all cases, and not
 # while a process is stopped.)
-_LEAST_PAUSE, _LEAST_PAUSE_IN_STEPS = 120.0, 20.0
+_MIN_PAUSE_SECONDS, _MIN_PAUSE_STEPS = 120.0, 20.0
 _STEP_TIME_DECAY = 0.9  # of the running mean of the time of a step
-_SLOWER_WITH_D = 3.0  # how many times slower steps with D are, as long as none was made
+_STEP_TIME_RATIO_WITH_D = 3.0  # how many times slower steps with D are, as long as none was made
 
 
 class AwakeClock:
@@ -45,7 +45,7 @@ class AwakeClock:
         Returns:
             Seconds that were left out; mostly 0.
         """
-        if seconds <= max(_LEAST_PAUSE, _LEAST_PAUSE_IN_STEPS * usual):
+        if seconds <= max(_MIN_PAUSE_SECONDS, _MIN_PAUSE_STEPS * usual):
             return 0.0
         self._paused += seconds - usual
         return seconds - usual
@@ -70,54 +70,62 @@ class Pace:
         """Take note of all the time of this session that was spent on other things than its ``steps``."""
         self._other = seconds / max(steps, 1)
 
-    def usual(self, kind: StepKind) -> float:
+    def step_seconds(self, kind: StepKind) -> float:
         """Seconds that a step of a kind takes, measured or guessed from other kinds."""
         if kind in self._seconds:
             return self._seconds[kind]
         if not self._seconds:
             return 0.0
         known, seconds = max(self._seconds.items())
-        return seconds * (_SLOWER_WITH_D if kind.adversarial > known.adversarial else 1.0)
+        return seconds * (_STEP_TIME_RATIO_WITH_D if kind.adversarial > known.adversarial else 1.0)
 
-    def with_d(self) -> float:
+    def mean_step_seconds_with_d(self) -> float:
         """Seconds of a step with D on average, other work included."""
         every = self._recipe.loss.penalty_every
         penalised = self._recipe.loss.kind == "relativistic" and self._recipe.loss.gamma > 0
-        mean = self.usual(StepKind(True, False)) if not penalised or every > 1 else 0.0
+        mean = self.step_seconds(StepKind(True, False)) if not penalised or every > 1 else 0.0
         if penalised:
-            mean += (self.usual(StepKind(True, True)) - mean) / every
+            mean += (self.step_seconds(StepKind(True, True)) - mean) / every
         return mean + self._other
 
-    def without_d(self) -> float:
+    def step_seconds_without_d(self) -> float:
         """Seconds of a step without D, other work included."""
-        return self.usual(StepKind(False, False)) + self._other
+        return self.step_seconds(StepKind(False, False)) + self._other
 
     def seconds_left(self, schedule: Schedule, step: int) -> float:
         """Seconds until the run's last step, from ``step`` on."""
         joins = min(schedule.first_step_at(self._d_start), schedule.total_steps)
         alone = max(0, joins - step)
         together = max(0, schedule.total_steps - max(step, joins))
-        return alone * self.without_d() + together * self.with_d()
+        return alone * self.step_seconds_without_d() + together * self.mean_step_seconds_with_d()
 
     def describe(self, schedule: Schedule, step: int) -> str:
         """How long the steps from ``step`` on take each, in a clause."""
         joins = min(schedule.first_step_at(self._d_start), schedule.total_steps)
         if step >= joins:
-            each = self.with_d() if joins < schedule.total_steps else self.without_d()
+            each = (
+                self.mean_step_seconds_with_d()
+                if joins < schedule.total_steps
+                else self.step_seconds_without_d()
+            )
             return f"{each:.2g} s a step"
-        alone = f"{self.without_d():.2g} s a step"
+        alone = f"{self.step_seconds_without_d():.2g} s a step"
         if joins == schedule.total_steps:
             return alone
-        return f"{alone}, {self.with_d():.2g} s from step {joins} on, with the discriminator"
+        return (
+            f"{alone}, {self.mean_step_seconds_with_d():.2g} s from step {joins} on, with the discriminator"
+        )
 
-    def steps_in(self, seconds: float, schedule: Schedule, step: int) -> int:
+    def total_steps_within(self, seconds: float, schedule: Schedule, step: int) -> int:
         """Number of training steps in all with which the run ends in ``seconds``, from ``step`` on."""
         joins, progress = schedule.first_step_at(self._d_start), schedule.progress(step)
         if step >= min(joins, schedule.total_steps):
-            left = seconds / max(self.with_d() if self._d_start < 1 else self.without_d(), 1e-9)
+            left = seconds / max(
+                self.mean_step_seconds_with_d() if self._d_start < 1 else self.step_seconds_without_d(), 1e-9
+            )
         else:  # a share of the steps without D, which are faster
             share = (self._d_start - progress) / (1 - progress)
-            mean = share * self.without_d() + (1 - share) * self.with_d()
+            mean = share * self.step_seconds_without_d() + (1 - share) * self.mean_step_seconds_with_d()
             left = seconds / max(mean, 1e-9)
         return step + max(1, int(left))
 
@@ -141,7 +149,7 @@ class StepTimer:
     def after_step(self, kind: StepKind) -> float:
         """Called when a step of a kind was queued. Returns the seconds that it took, without pauses."""
         took = self._clock.seconds() - self._began
-        if pause := self._clock.leave_out_pause(took, self._pace.usual(self._previous or kind)):
+        if pause := self._clock.leave_out_pause(took, self._pace.step_seconds(self._previous or kind)):
             say(f"train: {format_duration(pause)} passed without work; they do not count")
             took -= pause
         if self._previous is not None:
@@ -155,7 +163,7 @@ class StepTimer:
         self._previous = None
 
 
-def measure_kinds(
+def time_step_kinds(
     guard: MemoryGuard, pace: Pace, state: Tree, batch: tuple[mx.array, mx.array], step: int
 ) -> None:
     """Time the kinds of steps that are still to come, without training. It takes about six steps.

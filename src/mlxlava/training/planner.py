@@ -14,8 +14,8 @@ from mlxlava.training.pace import Pace, describe_length
 from mlxlava.training.schedule import d_start
 from mlxlava.training.session import TrainingSession
 
-_DECISION_COUNT = 40  # in the minutes of a run
-_LEAST_CHANGE = 0.005  # of the steps that are left: less is not worth a decision
+_DECISIONS_PER_RUN = 40  # in the minutes of a run
+_MIN_CHANGE_OF_LENGTH = 0.005  # of the steps that are left: less is not worth a decision
 _LONG_RUN_STEPS = 100  # steps: of a run that has so many to make, it is said how long that takes
 
 
@@ -66,7 +66,7 @@ class Planner:
         minutes = self._guard.trainer.schedule.minutes
         if minutes is None:
             return False
-        due = self._session.total_seconds - self._decided_at >= 60 * minutes / _DECISION_COUNT
+        due = self._session.total_seconds - self._decided_at >= 60 * minutes / _DECISIONS_PER_RUN
         return bool(max_over_ranks(rank() == 0 and due))
 
     def _decide(self, step: int, lengthen: bool) -> None:
@@ -75,15 +75,15 @@ class Planner:
         assert schedule.minutes is not None
         self._decided_at = self._session.total_seconds
         left = max(0.0, 60 * schedule.minutes - self._decided_at - self._last_save)
-        total = pace.steps_in(left, schedule, step)
+        total = pace.total_steps_within(left, schedule, step)
         total = max_over_ranks(total if rank() == 0 else 0)
-        small = _LEAST_CHANGE * (schedule.total_steps - step)
+        small = _MIN_CHANGE_OF_LENGTH * (schedule.total_steps - step)
         if abs(total - schedule.total_steps) <= small and step > self._first_step:
             return
         if lengthen:
             trainer.schedule = schedule.lengthen(step, total, d_start(trainer.recipe))
         else:
-            trainer.schedule = schedule.decide(step, total)
+            trainer.schedule = schedule.with_decision(step, total)
         speeds = pace.describe(trainer.schedule, step)
         reason = f"the run is finished after {schedule.minutes:.3g} minutes; {speeds}"
         change_schedule(self._run, trainer.schedule, [Choice("training.steps", total, reason)])

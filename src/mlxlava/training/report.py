@@ -39,14 +39,16 @@ from mlxlava.training.schedule import Schedule
 
 REPORT_FILE, MESSAGES_FILE, SCORES_FILE = "report.html", "messages.jsonl", "scores.jsonl"
 
-_MOST_PREVIEWS = 24
-_MOST_PREVIEW_BYTES = 1_500_000  # of all previews of a page together
+_MAX_PREVIEWS = 24
+_MAX_PREVIEW_BYTES = 1_500_000  # of all previews of a page together
 _PREVIEW_SIDE = 1056  # pixels; a longer side is made smaller
 _PREVIEW_QUALITY = 80
-_MOST_LINES = 300  # of messages and of scores
+_MAX_KEPT_LINES = 300  # of messages and of scores
 # A page is written anew only if so many times its own writing time has passed since the last time.
-_WRITING_SHARE = 50
-_LAST_SHARE = 0.05  # the share of the steps, at the end, whose means are judged by ``_signs_of_illness``
+_WRITING_TIMES_BETWEEN_WRITES = 50
+_JUDGED_SHARE_OF_STEPS = (
+    0.05  # the share of the steps, at the end, whose means are judged by ``_warning_signs``
+)
 
 
 class Pictures:
@@ -66,9 +68,9 @@ class Pictures:
         found = sorted(int(path.stem) for path in self._folder.glob("*.png") if path.stem.isdigit())
         while True:
             steps = list(dict.fromkeys([*found[:: self._stride], *found[-1:]]))
-            if len(steps) <= _MOST_PREVIEWS:
+            if len(steps) <= _MAX_PREVIEWS:
                 self._encoded = {step: self._encode(step) for step in steps}
-                if len(steps) <= 2 or sum(map(len, self._encoded.values())) <= _MOST_PREVIEW_BYTES:
+                if len(steps) <= 2 or sum(map(len, self._encoded.values())) <= _MAX_PREVIEW_BYTES:
                     return {step: data for step, data in self._encoded.items() if data}
             self._stride *= 2
 
@@ -130,7 +132,7 @@ class ReportWriter(Callbacks):
         self._write_if_cheap()
 
     def _write_if_cheap(self) -> None:
-        if time.monotonic() - self._written >= _WRITING_SHARE * self._cost:
+        if time.monotonic() - self._written >= _WRITING_TIMES_BETWEEN_WRITES * self._cost:
             self.write(Status("training", True, self._report))
 
     def write(self, status: Status) -> None:
@@ -220,7 +222,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects in the last lines of a file; lines that cannot be read are left out."""
     found: list[dict[str, Any]] = []
     with contextlib.suppress(OSError):
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines()[-_MOST_LINES:]:
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines()[-_MAX_KEPT_LINES:]:
             with contextlib.suppress(ValueError, RecursionError):
                 line = json.loads(text)
                 if isinstance(line, dict):
@@ -255,7 +257,7 @@ def _render(
         "TITLE": html.escape(_name_of(run)),
         "SUMMARY": _summary(config, recipe, curves, total, status),
         "PROGRESS": f"{min(1.0, curves.last_step / total) if total else 0:.4f}",
-        "WARNINGS": _list_section("Warnings", _signs_of_illness(curves)),
+        "WARNINGS": _list_section("Warnings", _warning_signs(curves)),
         "SCORES": _score_section(scores),
         "CHOICES": _choice_section(config.get("choices")),
         "COMMANDS": _command_section(run, config),
@@ -340,9 +342,9 @@ def _first_step_with_d(config: Mapping[str, Any], total: int) -> int | None:
     return step if 0 < step < total else None
 
 
-def _signs_of_illness(curves: Curves) -> list[str]:
+def _warning_signs(curves: Curves) -> list[str]:
     """What the last steps show to be wrong, in words (the table in docs/training.md)."""
-    count = max(1, round(_LAST_SHARE * len(curves.steps)))
+    count = max(1, round(_JUDGED_SHARE_OF_STEPS * len(curves.steps)))
     if len(curves.steps) < 2 or curves.last_step < 100:
         return []
     terms = curves.terms()

@@ -95,7 +95,7 @@ class Schedule:
         stretches = [each for each in self.decisions if each.stretched and joins < each.step <= step]
         return joins / stretches[-1].total if stretches else self.progress(joins)
 
-    def decide(self, step: int, total: int, *, stretched: bool = False) -> Schedule:
+    def with_decision(self, step: int, total: int, *, stretched: bool = False) -> Schedule:
         """The schedule with another number of steps from ``step`` on, without decisions for later steps."""
         kept = tuple(each for each in self.decisions if each.step < step)
         return dataclasses.replace(self, decisions=(*kept, Decision(step, max(total, step), stretched)))
@@ -108,7 +108,7 @@ class Schedule:
         discriminator joins in.
         """
         begun = step >= min(self.first_step_at(joins_at), self.total_steps)
-        return self.decide(step, total, stretched=begun and total > self.total_steps)
+        return self.with_decision(step, total, stretched=begun and total > self.total_steps)
 
     def _pieces(self) -> list[tuple[int, float, int]]:
         """For each decision: its step, the progress there, and the number of steps in all."""

@@ -1,0 +1,123 @@
+"""The formats that can be written, and opening a writer of one.
+
+To add a format, write its class in raw.py or ffmpeg.py and list it in ``WRITER_OF_FORMAT``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+from mlxlava.config import did_you_mean
+from mlxlava.errors import UserError
+from mlxlava.playback.writers.base import (
+    DEFAULT_QUALITY,
+    FormatWriter,
+    OutputFile,
+    PipeClosed,
+)
+from mlxlava.playback.writers.ffmpeg import ApngWriter, GifWriter, Mp4Writer, WebmWriter, WebpWriter
+from mlxlava.playback.writers.raw import RawWriter, Y4mWriter
+
+WRITER_OF_FORMAT: dict[str, type[FormatWriter]] = {
+    "mp4": Mp4Writer,
+    "webm": WebmWriter,
+    "gif": GifWriter,
+    "apng": ApngWriter,
+    "webp": WebpWriter,
+    "y4m": Y4mWriter,
+    "raw": RawWriter,
+}
+
+
+def choose_format(target: str, name: str | None = None) -> str:
+    """The format to write: ``name`` (``--format``) if it is given, or else by the ending of ``target``.
+
+    Raises:
+        UserError: the format is unknown, or ``target`` is ``-`` (stdout) and the format cannot be piped.
+    """
+    pipes = " or ".join(key for key, kind in WRITER_OF_FORMAT.items() if kind.can_be_piped)
+    endings = {ending: key for key, kind in WRITER_OF_FORMAT.items() for ending in kind.endings}
+    if name is None and target == "-":
+        raise UserError(f"output: - (stdout) needs a format that can be piped; give --format {pipes}")
+    word = name if name is not None else Path(target).suffix
+    found = endings.get(word.lower().lstrip("."))
+    if found is None:
+        hint, known = (
+            did_you_mean(word.lower().lstrip("."), list(endings)),
+            f"known: {', '.join(WRITER_OF_FORMAT)}",
+        )
+        advice = f"{hint} ({known})" if hint.startswith("did you") else known
+        if name is not None:
+            raise UserError(f"--format: unknown format {name!r}; {advice}")
+        raise UserError(f"output: the ending of {target} names no format; {advice}; or give --format")
+    if target == "-" and not WRITER_OF_FORMAT[found].can_be_piped:
+        raise UserError(f"output: {found} cannot go to stdout; give --format {pipes}, or a file with -o")
+    return found
+
+
+def check_quality(name: str, quality: int | None) -> None:
+    """Refuse a quality that is out of range, or any quality for a lossless format (UserError)."""
+    if quality is None:
+        return
+    if WRITER_OF_FORMAT[name].encoder_settings is None:
+        raise UserError(f"--quality: {name} loses nothing; leave it out, or write another format")
+    if not 0 <= quality <= 100:
+        raise UserError(f"--quality: must be from 0 to 100, not {quality}")
+
+
+@contextlib.contextmanager
+def open_writer(
+    target: str,
+    *,
+    size: tuple[int, int],
+    fps: float,
+    format: str | None = None,
+    scale: int = 1,
+    quality: int | None = None,
+) -> Iterator[OutputFile]:
+    """Open a file, or stdout for ``-``, to write frames to. Leaving the block finishes the file.
+
+    The file has a temporary name until it is finished (``paths.Draft``). A user may end a lamp at any time.
+    So ``PipeClosed``, Ctrl-C and ``SystemExit`` finish the file too. Any other exception removes it. If no
+    frame was written, no file is left.
+
+    Args:
+        target: a file's name, or ``-`` for stdout.
+        size: height and width of the frames that will be written.
+        fps: frames per second.
+        format: a key of ``WRITER_OF_FORMAT``; the ending of ``target`` decides if None.
+        scale: whole factor by which the frames are enlarged.
+        quality: 0 to 100, for lossy formats; ``DEFAULT_QUALITY`` if None.
+
+    Raises:
+        UserError: the format is unknown or has no quality to choose, the place cannot be written, the disk
+            is full, or the encoder failed.
+        PipeClosed: the reader of stdout has closed the pipe.
+    """
+    name = choose_format(target, format)
+    if scale < 1 or not fps > 0:
+        raise UserError(f"output: fps and scale must be positive, not {fps:g} and {scale}")
+    check_quality(name, quality)
+    if target == "-" and sys.stdout.isatty():
+        raise UserError("output: - is the terminal; pipe it into a player, for example … | ffplay -")
+    # 29.97002997 → 30000/1001; 29.97 → 2997/100.
+    rate = Fraction(fps).limit_denominator(1001)
+    writer = OutputFile(
+        target, WRITER_OF_FORMAT[name], size, rate, scale, DEFAULT_QUALITY if quality is None else quality
+    )
+    try:
+        yield writer
+    except PipeClosed:
+        writer.close()
+        raise
+    except Exception:
+        writer.abort()
+        raise
+    except BaseException:
+        writer.close()
+        raise
+    writer.close()
