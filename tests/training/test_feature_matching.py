@@ -11,6 +11,7 @@ import pytest
 import mlxlava
 from mlxlava.backend import Tree, mx, tree_map
 from mlxlava.config import Recipe, override
+from mlxlava.models.array_files import load_arrays
 from mlxlava.training.feature_matching import FeatureMatching, add_step_to_sums
 from tests.conftest import StopAtNextStep
 
@@ -71,7 +72,7 @@ def test_micro_batches_give_what_the_whole_batch_gives(matching: FeatureMatching
     halves = [matching.loss(sums, real[at], drawn[at], TIMES[at]) for at in (slice(4), slice(4, 8))]
     assert float(whole) == pytest.approx(np.mean([float(loss) for loss, _ in halves]), rel=1e-4)
     mean = tree_map(lambda a, b: (a + b) / 2, halves[0][1], halves[1][1])
-    for name in ("means", "spreads", "changes"):
+    for name in ("means", "squares", "changes", "speeds", "accelerations"):
         np.testing.assert_allclose(added["drawn"][name], mean["drawn"][name], rtol=1e-4, atol=1e-6)
 
 
@@ -107,4 +108,56 @@ def test_the_amount_of_wax_counts_where_blocks_alone_would_not_tell(matching: Fe
             drawn = varied(100 + step, together)
             sums = add_step_to_sums(sums, matching.loss(sums, varied(step, False), drawn, TIMES)[1])
         errors.append(float(matching.error_of_averages(sums)))
-    assert errors[1] > 100 * errors[0]
+    assert errors[1] > 10 * errors[0]
+
+
+def test_half_transparent_wax_is_told_from_wax_of_the_same_mean_colour(matching: FeatureMatching) -> None:
+    def frames(seed: int, transparent: bool) -> mx.array:
+        rng = np.random.default_rng(seed)
+        wax = 0.15 + 0.7 * (rng.random((8, 3, 16, 16, 1)) < 0.3)
+        shown = 0.15 + 0.7 * 0.3 + 0 * wax if transparent else wax
+        return mx.array(np.broadcast_to(shown, (8, 3, 16, 16, 3)), mx.float32)
+
+    errors = []
+    for transparent in (False, True):
+        sums = matching.init_sums()
+        for step in range(40):
+            drawn = frames(100 + step, transparent)
+            sums = add_step_to_sums(sums, matching.loss(sums, frames(step, False), drawn, TIMES)[1])
+        errors.append(float(matching.error_of_averages(sums)))
+    assert errors[1] > 20 * errors[0]
+
+
+def test_trembling_is_told_from_the_same_motion_without_it(matching: FeatureMatching) -> None:
+    """Both clips change as much in a step; one goes on in its direction, and the other turns back."""
+    times = mx.array(np.tile(np.array([[0, 1, 2]], np.int32), (8, 1)))
+
+    def frames(seed: int, turns_back: bool) -> mx.array:
+        rng = np.random.default_rng(seed)
+        start = rng.uniform(0.3, 0.5, (8, 1, 1, 1, 1))
+        at = np.array([0.0, 0.1, 0.0 if turns_back else 0.2]).reshape(1, 3, 1, 1, 1)
+        return mx.array(np.broadcast_to(start + at, (8, 3, 16, 16, 3)), mx.float32)
+
+    sums = {False: matching.init_sums(), True: matching.init_sums()}
+    for turns_back, ours in sums.items():
+        for step in range(20):
+            drawn = frames(100 + step, turns_back)
+            ours = add_step_to_sums(ours, matching.loss(ours, frames(step, False), drawn, times)[1])
+        sums[turns_back] = ours
+    same = float(matching.error_of_averages(sums[False]))
+    assert float(matching.error_of_averages(sums[True])) > 20 * same
+
+
+def test_a_run_whose_sums_are_of_an_older_version_goes_on(tiny: Recipe, tmp_path: Path) -> None:
+    settings = {"data.lamp_minutes": 0.1, "loss.feature_matching": 10.0, "loss.d_start": 0.2}
+    recipe = override(dataclasses.replace(tiny), settings)
+    mx.disable_compile()
+    try:
+        cut = mlxlava.train(recipe=recipe, run=tmp_path / "cut", steps=5, callbacks=[StopAtNextStep()])
+        file = max((cut.run / "checkpoints").glob("*/state.safetensors"))
+        arrays = {name: array for name, array in load_arrays(file).items() if name[:9] != "features."}
+        arrays |= {"features.steps": mx.array(3.0), "features.real.spreads": mx.zeros((7,))}
+        mx.save_safetensors(str(file), arrays)
+        assert mlxlava.resume(cut.run).step == 5
+    finally:
+        mx.enable_compile()

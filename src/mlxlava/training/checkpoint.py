@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlxlava.backend import Tree
+from mlxlava.backend import Tree, arrays_by_name, mx
 from mlxlava.models.array_files import atomic_array_folder, check_arrays, fill_tree, load_arrays, save_arrays
 from mlxlava.paths import checkpoint_folders, read_json
+
+# An array of the sums of feature matching that only older checkpoints have.
+_OLD_FEATURE_SUMS = "features.steps"
 
 
 def playable_arrays(state: Tree) -> Tree:
@@ -47,7 +50,8 @@ def load_checkpoint(folder: Path, example: Tree) -> tuple[Tree, dict[str, Any]]:
 
     Args:
         folder: folder of the checkpoint.
-        example: a run state of the same recipe; the checkpoint must have the same names and shapes.
+        example: a run state of the same recipe at its first step; the checkpoint must have the same names
+            and shapes. Sums of feature matching that an older version has written begin anew.
 
     Returns:
         The run state and its progress.
@@ -55,6 +59,17 @@ def load_checkpoint(folder: Path, example: Tree) -> tuple[Tree, dict[str, Any]]:
     Raises:
         UserError: it is damaged or belongs to other networks.
     """
-    arrays = load_arrays(folder / "state.safetensors")
+    arrays = _with_present_feature_sums(load_arrays(folder / "state.safetensors"), example)
     check_arrays(arrays, example, f"checkpoint: {folder}")
     return fill_tree(example, arrays), read_json(folder / "progress.json", "checkpoint")
+
+
+def _with_present_feature_sums(arrays: Mapping[str, mx.array], example: Tree) -> dict[str, mx.array]:
+    """Arrays of a checkpoint; if its sums are of other features than those of ``example``, with those there.
+
+    The sums are averages over some hundred steps, so a run that goes on with new ones loses little.
+    """
+    if _OLD_FEATURE_SUMS not in arrays or "features" not in example:
+        return dict(arrays)
+    kept = {name: array for name, array in arrays.items() if not name.startswith("features.")}
+    return kept | {f"features.{name}": array for name, array in arrays_by_name(example["features"]).items()}
