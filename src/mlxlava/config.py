@@ -76,7 +76,7 @@ class Generator:
     last_width: int = _setting(16, "shuffle: channels at full resolution, before the last convolution")
     background: bool = _setting(
         False,
-        "shuffle: pixels rest at the footage's mean and move where they do there: what stands still is given",
+        "shuffle: a frame is the footage's mean plus a change, and still parts of the footage do not change",
     )
     upsampler_widths: tuple[int, ...] = _setting(
         (),

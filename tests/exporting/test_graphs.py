@@ -148,7 +148,7 @@ def test_a_folder_of_something_else_is_left_alone_and_an_older_one_replaced(
     weights = fresh_weights(tiny)
     lamp = make_portable(weights)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="something that is no lamp"):
+    with pytest.raises(UserError, match="something that is not a lamp"):
         write_graphs(lamp, tmp_path, weights)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     folder = tmp_path / "lamp"

@@ -83,7 +83,7 @@ def test_half_is_half_the_size_and_plays_alike(trained: Path, tmp_path: Path) ->
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run with a checkpoint"):
+    with pytest.raises(UserError, match="not a run with a checkpoint"):
         export(tmp_path, tmp_path / "mine")
 
 

@@ -144,11 +144,11 @@ def test_choices_scores_and_warnings_are_shown(tmp_path: Path) -> None:
     page = write_report(tmp_path / "run").read_text()
     assert "wax moves 0.6 pixels in a frame" in page
     assert "<td>1.23</td>" in page and "b.mp4" in page
-    assert "The discriminator has won" in page and "All lamps do the same (" not in page
+    assert "The discriminator is always right" in page and "All lamps show the same (" not in page
 
 
 def test_what_is_no_run_has_no_report(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no run"):
+    with pytest.raises(UserError, match="is not a run"):
         write_report(tmp_path)
 
 

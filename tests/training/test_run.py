@@ -374,7 +374,7 @@ def test_a_folder_that_is_taken_is_not_written_to(tiny: Recipe, footage: Footage
         begin(tmp_path / "run", tiny, footage)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/holiday.jpg").touch()
-    with pytest.raises(UserError, match="no run"):
+    with pytest.raises(UserError, match="not a run"):
         begin(tmp_path / "photos", tiny, footage)
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["holiday.jpg"]
     (tmp_path / "seen").mkdir()

@@ -41,7 +41,7 @@ def export(
         example ``steps`` and ``pace`` (``pace`` is missing if the footage is gone).
 
     Raises:
-        UserError: nothing to write is given, ``weights`` is no run or has no checkpoint, ``score`` is no
+        UserError: nothing to write is given, ``weights`` is not a run or has no checkpoint, ``score`` is no
             score, the lamp's networks have no such form, or something cannot be written.
     """
     from mlxlava.exporting.portable import load_portable_weights, make_portable

@@ -63,7 +63,7 @@ def write_graphs(lamp: PortableLamp, folder: Path, weights: Weights) -> None:
         UserError: the package ``onnx`` is missing, or the folder holds something else or cannot be written.
     """
     if is_taken(folder) and not (folder / _STEP).is_file():
-        raise UserError(f"export: {folder} holds something that is no lamp as ONNX; give a new folder")
+        raise UserError(f"export: {folder} holds something that is not a lamp as ONNX; give a new folder")
     generator, step = make_generator_graph(lamp), make_step_graph(lamp)
     card = _CARD_TEMPLATE.format(
         name=folder.resolve().name,

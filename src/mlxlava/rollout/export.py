@@ -114,7 +114,9 @@ def averaged_weights(run: Path, score: dict[str, Any] | None = None) -> Weights:
         raise UserError("export: --score is not what mlxlava score --json prints")
     latest = latest_checkpoint_folder(run)
     if latest is None:
-        raise UserError(f"export: {run} is no run with a checkpoint; give a folder that mlxlava train made")
+        raise UserError(
+            f"export: {run} is not a run with a checkpoint; give a folder that mlxlava train made"
+        )
     weights = load_weights(run)
     progress = read_json(latest / "progress.json", "checkpoint")
     footage = weights.about.get("footage", {})

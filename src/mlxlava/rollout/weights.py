@@ -62,7 +62,9 @@ def save_weights(weights: Weights, folder: Path, *, card: str = "", sample: byte
         UserError: the folder holds something else, or cannot be written.
     """
     if is_taken(folder) and not (folder / "config.json").is_file():
-        raise UserError(f"export: {folder} holds something that is no weights; give an empty or a new folder")
+        raise UserError(
+            f"export: {folder} holds something that is not weights; give an empty or a new folder"
+        )
     config = {
         "format": FORMAT_VERSION,
         "step_fps": weights.step_fps,
@@ -138,7 +140,7 @@ def find_weights_folder(name_or_path: str | Path | None) -> Path:
     for folder in (path, path / SMALL_LAMP_FOLDER):
         if (folder / "config.json").is_file():
             return folder
-    why = "is no folder of weights and no run" if path.exists() else "is not there"
+    why = "is neither a folder of weights nor a run" if path.exists() else "is not there"
     advice = did_you_mean(name, list(shipped)) if shipped else "train a lamp with mlxlava train"
     raise UserError(f"weights: {name} {why}; {advice}")
 

@@ -108,7 +108,7 @@ def require_free_folder(run: Path) -> None:
     if checkpoint_folders(run):
         raise UserError(f"train: {run} is a run already; add --resume to go on, or give another -o")
     if list_names(run) - {"config.json", "checkpoints", GROWTH_PLAN_FILE, SMALL_LAMP_FOLDER}:
-        raise UserError(f"train: {run} holds something that is no run; give another -o")
+        raise UserError(f"train: {run} holds something that is not a run; give another -o")
 
 
 def count_steps(recipe: Recipe, footage: Footage) -> int:

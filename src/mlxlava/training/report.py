@@ -183,7 +183,7 @@ def write_report(run: Path) -> Path:
             finished = 0 < total <= curves.last_step
             _write_page(folder, curves, Pictures(folder), Status("finished" if finished else "not finished"))
             return folder / REPORT_FILE
-    raise UserError(f"report: {run} is no run, or it has not made a step yet")
+    raise UserError(f"report: {run} is not a run, or it has not made a step yet")
 
 
 def add_score(run: Path, step: int, result: Mapping[str, Any], against: str) -> None:
@@ -343,7 +343,7 @@ def _first_step_with_d(config: Mapping[str, Any], total: int) -> int | None:
 
 
 def _warning_signs(curves: Curves) -> list[str]:
-    """What the last steps show to be wrong, in words (the table in docs/training.md)."""
+    """What is wrong in the last steps, in words (the table in docs/training.md)."""
     count = max(1, round(_JUDGED_SHARE_OF_STEPS * len(curves.steps)))
     if len(curves.steps) < 2 or curves.last_step < 100:
         return []
@@ -357,16 +357,16 @@ def _warning_signs(curves: Curves) -> list[str]:
     loss, spread, drawn, real = map(last, ("loss_d", "state_spread", "motion_drawn", "motion_real"))
     if loss is not None and loss < 0.01:
         warnings.append(
-            "The discriminator has won (loss_d below 0.01): the generator learns nothing any more."
+            "The discriminator is always right (loss_d below 0.01), so the generator learns nothing any more."
         )
     if spread is not None and spread < 0.1:
-        warnings.append("All lamps do the same (state_spread near 0).")
+        warnings.append("All lamps show the same (state_spread near 0).")
     if drawn is not None and real and drawn / real < 0.3:
         warnings.append(f"The lamp hardly moves: {drawn / real:.2f} times the motion of the footage.")
     errors = [value for value in terms.get("reconstruction", []) if value is not None]
     error = last("reconstruction")
     if error is not None and error > 2 * min(errors):
-        warnings.append(f"The error of drawing again has risen from {min(errors):.3g} to {error:.3g}.")
+        warnings.append(f"The reconstruction error has risen from {min(errors):.3g} to {error:.3g}.")
     return warnings
 
 
@@ -419,8 +419,8 @@ def _score_section(scores: Sequence[Mapping[str, Any]]) -> str:
         return ""
     names = ("step", "image", "motion", "against")
     about = (
-        "<p>Distance of the lamp from real footage, divided by the distance of real footage from other real "
-        "footage of the same lamp. 1 is as good as real.</p>"
+        "<p>The distance of the lamp from real footage, divided by the distance between two parts of real "
+        "footage. 1 is as good as real footage.</p>"
     )
     table = _html_table(([_with_two_decimals(line.get(name)) for name in names] for line in scores), names)
     ratios = _dict_or_empty(scores[-1].get("ratios"))
@@ -448,7 +448,7 @@ def _footage_rows(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _message_section(messages: Sequence[Mapping[str, Any]]) -> str:
     rows = [(str(each.get("time", "")), str(each.get("text", ""))) for each in messages]
-    return _section("What was said", _html_table(rows)) if rows else ""
+    return _section("Messages", _html_table(rows)) if rows else ""
 
 
 def _settings_section(recipe: Mapping[str, Any]) -> str:
@@ -466,8 +466,8 @@ def _command_section(run: Path, config: Mapping[str, Any]) -> str:
     grows = run.name == SMALL_LAMP_FOLDER and (run.parent / GROWTH_PLAN_FILE).is_file()
     whole, this = shlex.quote(str(run.parent if grows else run)), shlex.quote(str(run))
     rows = {
-        "begun by": str(config.get("command", "")),
-        "go on": f"mlxlava train --resume -o {whole}",
+        "started by": str(config.get("command", "")),
+        "continue": f"mlxlava train --resume -o {whole}",
         **next_commands(this, config),
     }
     body = "".join(

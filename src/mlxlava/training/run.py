@@ -168,7 +168,7 @@ def resume_run(
             memory, or another process trains it.
     """
     if not (folder / "config.json").is_file():
-        raise UserError(f"train: {folder} is no run; leave --resume out to begin one")
+        raise UserError(f"train: {folder} is not a run; leave --resume out to begin one")
     before = read_json(folder / "config.json", "run")
     try:
         recipe = recipe_from_dict(before["recipe"])
