@@ -75,10 +75,10 @@ def test_new_weights_replace_old_ones_but_nothing_else(
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "weights.safetensors"]
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/holiday.jpg").touch()
-    with pytest.raises(UserError, match="no weights"):
+    with pytest.raises(UserError, match="not weights"):
         save_weights(weights, tmp_path / "photos")
     assert (tmp_path / "photos/holiday.jpg").exists()
-    with pytest.raises(UserError, match="no weights"):
+    with pytest.raises(UserError, match="not weights"):
         save_weights(weights, tmp_path / "photos/holiday.jpg")
     assert (tmp_path / "photos/holiday.jpg").is_file()
 

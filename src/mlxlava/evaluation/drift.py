@@ -39,7 +39,7 @@ WINDOW_STEPS = 64  # learned steps of a window; all of them are drawn
 MIN_STEPS = 1_000  # learned steps that a slope needs at least
 FOLLOWED_MEASURES = ("image.frechet", "image.sharpness", "image.colour", "motion.frechet", "motion.energy")
 _STEPS_PER_COMPARISON = 64  # learned steps after which states are compared with earlier states
-_MAX_LAG_STEPS = 1_000  # longest lag in learned steps, so that states that hardly move are compared as well
+_MAX_LAG_STEPS = 1_000  # longest lag in learned steps, so that states that hardly move are compared too
 _LYAPUNOV_STEPS = 512  # learned steps over which the exponent is measured
 # Distance of two lamps: far above the rounding of float32, far below the deviation of states, which is 1.
 _LYAPUNOV_INITIAL_DISTANCE = 1e-3
@@ -58,7 +58,7 @@ def slope_per_decade(steps: Iterable[float], values: Iterable[float], slope_coun
         steps: learned steps.
         values: value of a measure at each of these steps.
         slope_count: number of slopes that are judged together. Of thirteen 95 % intervals, one misses its
-            true slope by chance about every second time. So there is a wider interval as well (Šidák 1967):
+            true slope by chance about every second time. So there is a wider interval too (Šidák 1967):
             with a probability of 95 %, or more, the wider intervals of all slopes hold the true slopes.
 
     Returns:
@@ -142,8 +142,8 @@ def lyapunov_exponent(weights: Weights, states: NumpyArray, seed: int) -> dict[s
     """The largest Lyapunov exponent: how fast the distance of two lamps with the same noise grows.
 
     The lamps differ by 0.001 at first, and the difference is scaled back to 0.001 after every step (Benettin
-    1980). With an exponent above zero the lamps part: this is chaos, so there is no loop. Below zero, all
-    lamps with the same noise become equal.
+    1980). If the exponent is above zero, the lamps part: this is chaos, so there is no loop. If it is below
+    zero, all lamps with the same noise become equal.
 
     Args:
         weights: a learned lamp.

@@ -1,7 +1,7 @@
 """Features of clips, from which measures are computed: principal components, patches, colours, change, wax.
 
 A clip is uint8 (L, H, W, 3), one frame for each learned step. The principal components are those of the
-reference frames alone. So no network has to be downloaded, and the judged clips do not affect the features.
+reference frames alone. So no network is downloaded, and the judged clips do not affect the features.
 NumPy is used, and SciPy for connected pieces of wax.
 """
 
@@ -65,8 +65,8 @@ class FittedFeatures:
     """Computes features of clips after it was fitted to reference clips, each uint8 (L, H, W, 3).
 
     Attributes:
-        pca: gives the principal components of frames.
-        wax: gives the pixels that are wax.
+        pca: computes the principal components of frames.
+        wax: tells which pixels are wax.
 
     Raises:
         ValueError: nothing changes in the reference.

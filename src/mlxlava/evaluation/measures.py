@@ -168,7 +168,7 @@ def _motion_correlation_time(clips: ClipFeatures) -> float:
 
 
 def motion_correlation_time_ratio(reference: ClipFeatures, other: ClipFeatures) -> float:
-    """Ratio of the correlation times of motion: 2 means half as fast."""
+    """Ratio of the correlation times of motion: 2 means motion of half the speed."""
     return _motion_correlation_time(other) / _motion_correlation_time(reference)
 
 

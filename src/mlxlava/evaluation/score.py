@@ -1,4 +1,4 @@
-"""Scores weights against real footage. Each measure stands beside its value for real footage itself.
+"""Scores weights against real footage. Each measure has a floor: its value for other real footage.
 
 Real footage is split into two halves: the *reference* and the *held-out* footage. Features are fitted to the
 reference. The weights draw as many clips as a half has. The floor of a measure is its value for held-out
@@ -28,9 +28,9 @@ from mlxlava.rollout.weights import Weights
 CANDIDATE_CLIP_LENGTHS = (256, 128, 64, 32, 16)
 MAX_CLIPS = 256  # most clips of a half
 MAX_FRAMES = 16_384  # most frames of a half, by default
-_PREFERRED_CLIP_COUNTS = (16, 8)  # a half should have so many clips; if it has fewer, shorter clips are tried
-_MIN_CLIPS = 4  # measures need at least so many clips of a half
-# Footage is cut into so many blocks, which in turns belong to the reference and are held out.
+_PREFERRED_CLIP_COUNTS = (16, 8)  # a half should have so many clips; else shorter clips are tried
+_MIN_CLIPS = 4  # a half needs at least so many clips
+# Footage is cut into so many blocks. Every second one is held out; the others are the reference.
 _FOOTAGE_BLOCK_COUNT = 8
 _WARM_UP_STEPS = 256  # learned steps that are rolled before the first frame is drawn
 LAMPS_AT_ONCE = 32  # number of lamps that are rolled together

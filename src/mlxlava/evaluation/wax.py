@@ -1,4 +1,4 @@
-"""Finds the pixels that are wax, in any footage in which one matter moves in another.
+"""Finds the pixels that are wax, in any footage in which one material moves in another.
 
 The pixels that change have two kinds of colour. Both kinds are separated by an axis in colour space and a
 threshold on it, fitted to reference frames alone: the axis along which colours vary most, and the threshold
@@ -57,7 +57,7 @@ class WaxMask:
 
         Returns:
             Quantiles (EDGE_QUANTILE_COUNT,) of the change from a pixel to the next across an edge. 1 is the
-            whole difference between both matters. All are 0 if there is no edge.
+            whole difference between both materials. All are 0 if there is no edge.
         """
         x = (matmul(frames.astype(np.float32), self._axis) - self._threshold) / self._contrast
         height, width = x.shape[1:]

@@ -1,17 +1,17 @@
-"""Colours of video: from what a file has to sRGB.
+"""Converts the colours of video to sRGB.
 
-Code numbers follow ITU-T H.273, as in the files themselves and in ffmpeg.
+Code numbers are those of ITU-T H.273, which video files and ffmpeg use too.
 
 - Matrix and range (BT.601, 709, 2020 …; limited or full) give R′G′B′. A file without a matrix is taken as
   BT.601 below 720 lines and as BT.709 from there on, as players do.
-- The usual curves of standard dynamic range are kept as they are, as players do: what is coded for a BT.1886
-  display is shown as sRGB.
+- The usual curves of standard dynamic range are not changed, as in players: numbers that are coded for a
+  BT.1886 display are shown as sRGB.
 - HLG and PQ (BT.2100) become light in cd/m². 203 cd/m², the reference white of BT.2408, becomes the white of
-  standard dynamic range. Above three quarters of it a Möbius curve rolls off, so that 1000 cd/m² becomes
-  white; the largest of R, G and B is mapped and the hue is kept. The result is coded for BT.1886 again. HLG's
-  system gamma works on R, G and B each, as that of standard dynamic range does, and not on luminance, as on a
-  display of BT.2100: so a film has the colours that the same phone gives it in standard dynamic range.
-- Other primaries become those of BT.709, in linear light. What lies outside is clipped.
+  standard dynamic range. Above three quarters of it, a Möbius curve compresses the light, so that 1000 cd/m²
+  becomes white. The largest of R, G and B is mapped, and the hue is kept. The result is coded for BT.1886
+  again. HLG's system gamma is applied to R, G and B each, as in standard dynamic range. A BT.2100 display
+  applies it to luminance. So a film has the colours that the same phone gives it in standard dynamic range.
+- Other primaries become those of BT.709, in linear light. Colours outside of BT.709 are clipped.
 """
 
 from __future__ import annotations
@@ -63,16 +63,16 @@ _BRADFORD_MATRIX = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367
 
 _REFERENCE_WHITE_NITS = 203.0  # cd/m² of reference white (BT.2408)
 _PEAK_WHITE_NITS = 1000.0  # cd/m²
-_ROLL_OFF_KNEE = 0.75  # of white: below it light stays as it is
+_ROLL_OFF_KNEE = 0.75  # share of white; light below it is not changed
 _BT1886_GAMMA = 2.4
 
 
 @dataclasses.dataclass(frozen=True)
 class ColourEncoding:
-    """How the numbers of a frame are to be read. Codes are those of H.273; 2 stands for unknown.
+    """What the numbers of a frame mean. Codes are those of H.273; 2 means unknown.
 
     Attributes:
-        matrix: ``RGB`` where the three planes are R, G and B.
+        matrix: ``RGB_CODE`` if the three planes are R, G and B.
         full: whether the numbers use the full range.
         transfer: the curve between numbers and light.
         primaries: the colours of R, G and B.
@@ -87,7 +87,7 @@ class ColourEncoding:
 
     @property
     def black_and_neutral(self) -> tuple[float, float]:
-        """The numbers of black in the first plane, and of no colour in the other two."""
+        """The number that means black in the first plane, and the one that means grey in the other two."""
         if self.matrix == RGB_CODE:
             return 0.0, 0.0
         return (0.0 if self.full else 16.0 * 2 ** (self.depth - 8)), 2.0 ** (self.depth - 1)
@@ -99,18 +99,18 @@ def is_known_matrix(matrix: int) -> bool:
 
 
 def guess_matrix(lines: int, transfer: int = UNKNOWN_CODE, primaries: int = UNKNOWN_CODE) -> int:
-    """The matrix of a video that names none."""
+    """The matrix that is assumed for a video whose file has none."""
     if primaries == BT2020_CODE or transfer in (_PQ_CODE, _HLG_CODE):
         return BT2020_CODE
     return BT709_CODE if lines >= 720 else BT601_CODE
 
 
 def to_srgb(planes: FloatArray, colours: ColourEncoding) -> npt.NDArray[np.uint8]:
-    """Planes of numbers to sRGB.
+    """Convert the planes of a frame to sRGB.
 
     Args:
-        planes: float32 (3, H, W), Y′CbCr or R′G′B′; (1, H, W) where there is no colour.
-        colours: how they are to be read.
+        planes: float32 (3, H, W), Y′CbCr or R′G′B′; (1, H, W) for grey pictures.
+        colours: what the numbers mean.
 
     Returns:
         uint8 (H, W, 3).
@@ -187,7 +187,7 @@ def _decode_to_light(picture: FloatArray, curve: int) -> npt.NDArray[Any]:
 
 
 def _encode_light(light: npt.NDArray[Any], curve: int) -> npt.NDArray[Any]:
-    """Linear light to R′G′B′: by the curve of sRGB where it came from it or from no curve, else BT.1886's."""
+    """Linear light to R′G′B′, by sRGB's curve if the source had it or was linear, else by BT.1886's."""
     if curve in (8, 13):
         return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
     return light ** (1 / _BT1886_GAMMA)
@@ -207,7 +207,7 @@ def _roll_off_highlights(light: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _matrix_to_bt709(primaries: int) -> FloatArray:
-    """The matrix from linear light with these primaries to that with BT.709's (white to white, Bradford)."""
+    """The matrix from linear light with these primaries to BT.709's; white becomes white (Bradford)."""
     source, target = _matrix_to_xyz(primaries), _matrix_to_xyz(BT709_CODE)
     cones = [matmul(_BRADFORD_MATRIX, matrix.sum(axis=1)) for matrix in (target, source)]
     adapt = matmul(matmul(np.linalg.inv(_BRADFORD_MATRIX), np.diag(cones[0] / cones[1])), _BRADFORD_MATRIX)

@@ -1,4 +1,4 @@
-"""Which region of a picture the frames are taken from: the centre, the moving part, or one that is given."""
+"""Chooses the region of a picture that becomes a frame: the centre, the lamp, or a given box."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from mlxlava.errors import UserError
 
 Box = tuple[int, int, int, int]  # x, y, width, height in source pixels
 
-_MAX_GRID_CELLS = 160  # cells along the longer side of the grid that motion is looked for on
-_ENOUGH_PICTURES = 16  # pictures that show what moves
-_LEAST_SPREAD = 2.0  # grey levels of 255: what varies less is noise
-_LEAST_FRACTION = 0.25  # of the deviation of the part that moves most: what varies less is its glow
+_MAX_GRID_CELLS = 160  # cells along the longer side of the grid on which motion is measured
+_ENOUGH_PICTURES = 16  # so many pictures are enough to see what moves
+_LEAST_SPREAD = 2.0  # grey levels of 255; a smaller deviation is noise
+_LEAST_FRACTION = 0.25  # of the largest deviation; a smaller one is only the glow of moving parts
 
-# What stands still belongs to the lamp where it is joined to what moves and is unlike the wall beside it …
+# A still part belongs to the lamp if it is joined to moving parts and differs from the wall beside it by both
+# of these contrasts.
 _LEAST_CONTRAST = 16.0  # levels of 255
-_CONTRAST_SHARE = 0.3  # … by this share of the contrast of what moves.
-_SEARCH_MARGIN = 0.6  # how far from what moves it is looked for, in heights of what moves
-_MARGIN_OF_LAMP = 0.03  # left free on either side of the lamp, in its height
-_MARGIN_OF_MOTION = 0.12  # the same around what moves, where the lamp does not stand out from the wall
+_CONTRAST_SHARE = 0.3  # share of the contrast between moving parts and the wall
+_SEARCH_MARGIN = 0.6  # still parts are searched for so far from moving parts, in heights of the moving region
+_MARGIN_OF_LAMP = 0.03  # free space on either side of the lamp, as a share of its height
+_MARGIN_OF_MOTION = 0.12  # the same around moving parts, if the lamp does not stand out from the wall
 
-# Two lamps: columns with motion that have others without between them, and wall in those.
-_STILL_COLUMN_MOTION_RATIO = 0.02  # of the column that moves most
+# Two lamps are two groups of columns with motion; the columns between them show no motion, only the wall.
+_STILL_COLUMN_MOTION_RATIO = 0.02  # of the motion of the column that moves most
 _MIN_GAP_WIDTH_RATIO = 0.2  # of the width of the narrower lamp
 _MIN_LAMP_MOTION_SHARE = 0.15  # of all motion
 
@@ -37,10 +38,10 @@ class Region:
     """What ``auto`` finds in a source.
 
     Attributes:
-        lamps: a box in source pixels around each lamp, with its still surroundings; the one that moves most
-            is the first.
-        stands_out: whether the first lamp stands out from the wall. If not, the box is what moves, with a
-            margin.
+        lamps: a box in source pixels around each lamp, with its still parts. The first lamp is the one that
+            moves most.
+        stands_out: whether the first lamp stands out from the wall. If not, the box is that of the moving
+            parts, with a margin.
     """
 
     lamps: tuple[Box, ...]
@@ -63,7 +64,7 @@ class PictureSums:
 
     def cells(self, image: Image.Image) -> Image.Image:
         """A picture on the grid."""
-        # Means of cells, not a picture; in a small picture several cells repeat one pixel.
+        # A cell is the mean of its pixels. In a smaller picture, several cells repeat one pixel.
         return image.convert("RGB").resize(self.grid, Image.Resampling.BOX)
 
     def add(self, cells: Image.Image) -> None:
@@ -102,15 +103,16 @@ def choose_box(
     """The region to take from each picture of a source.
 
     Args:
-        crop: ``centre``, ``auto`` (the lamp, found by what moves), or ``X,Y,W,H`` in pixels. With ``@WxH``
-            after that, in pixels of a picture of that width and height: the box is scaled for others.
+        crop: ``centre``, ``auto`` (the lamp, found by its motion), or ``X,Y,W,H`` in pixels. ``@WxH`` may
+            follow: then the pixels are those of a picture of that width and height, and the box is scaled
+            to pictures of another size.
         picture: width and height of the source.
-        size: height and width of the frames, whose aspect the box gets unless it is given.
+        size: height and width of the frames. The box has their aspect ratio, unless ``crop`` is a box.
         runs: samples of the source's pictures, the cheapest first; read only for ``auto``.
-        path: of the source, for errors.
+        path: path of the source, for errors.
 
     Returns:
-        The box, and False where nothing moves, so that ``auto`` took the centre.
+        The box; and False if nothing moves, so that ``auto`` took the centre, else True.
 
     Raises:
         UserError: ``crop`` cannot be read, or does not lie in the picture.
@@ -127,7 +129,7 @@ def choose_box(
 
 
 def centre_box(picture: tuple[int, int], size: tuple[int, int]) -> Box:
-    """The largest box of the aspect of ``size`` (H, W) in the middle of a picture (width, height)."""
+    """The largest box with the aspect ratio of ``size`` (H, W) in the middle of a picture (width, height)."""
     return _box_around((picture[0] / 2, picture[1] / 2), (0, 0), picture, size)
 
 
@@ -135,7 +137,7 @@ def _parse_box(crop: str, picture: tuple[int, int], path: Path) -> Box:
     box, _, of = crop.partition("@")
     try:
         x, y, width, height = (int(part) for part in box.split(","))
-        if of:  # of the same view, in pictures of another size
+        if of:  # the box was chosen on pictures of another size
             sizes = zip(picture, (int(part) for part in of.split("x")), strict=True)
             across, down = (side / other for side, other in sizes)
             x, width = round(x * across), max(1, round(width * across))
@@ -156,8 +158,11 @@ def _parse_box(crop: str, picture: tuple[int, int], path: Path) -> Box:
 def _box_around(
     middle: tuple[float, float], least: tuple[float, float], picture: tuple[int, int], size: tuple[int, int]
 ) -> Box:
-    """A box of the frame's aspect around a middle point: ``least`` wide and high (0: the largest)."""
-    most = min(picture[0] / size[1], picture[1] / size[0])  # source pixels a frame pixel
+    """A box with the frame's aspect ratio around a middle point.
+
+    It is at least ``least`` wide and high; if ``least`` is 0, it is the largest one that fits.
+    """
+    most = min(picture[0] / size[1], picture[1] / size[0])  # source pixels for each frame pixel
     scale = min(max(least[0] / size[1], least[1] / size[0]) or most, most)
     width, height = max(1, round(scale * size[1])), max(1, round(scale * size[0]))
     x = min(max(round(middle[0] - width / 2), 0), picture[0] - width)
@@ -166,16 +171,16 @@ def _box_around(
 
 
 def fit_box(region: Box, picture: tuple[int, int], size: tuple[int, int]) -> Box:
-    """The smallest box of the aspect of ``size`` (H, W) around a region; it lies in the picture.
+    """The smallest box with the aspect ratio of ``size`` (H, W) around a region, within the picture.
 
-    Where the picture is too small for it, the largest box that fits.
+    If the picture is too small for it, the largest box that fits.
     """
     x, y, width, height = region
     return _box_around((x + width / 2, y + height / 2), (width, height), picture, size)
 
 
 def find_region(sums: PictureSums) -> Region | None:
-    """The lamps in a source; None where nothing moves."""
+    """Find the lamps in a source; None if nothing moves."""
     moving = sums.moving
     if not moving.any():
         return None
@@ -190,7 +195,7 @@ def find_region(sums: PictureSums) -> Region | None:
 
 
 def _sums_of_first_long_run(runs: Iterable[Iterable[Image.Image]], picture: tuple[int, int]) -> PictureSums:
-    """The sums of the first of several samples with at least 16 pictures; of the last one where none has."""
+    """The sums of the first sample with at least 16 pictures; if there is none, of the last sample."""
     sums = PictureSums(picture)
     for run in runs:
         sums = PictureSums(picture)
@@ -202,13 +207,13 @@ def _sums_of_first_long_run(runs: Iterable[Iterable[Image.Image]], picture: tupl
 
 
 def _range_without_outliers(weights: np.ndarray) -> tuple[int, int]:
-    """The range of cells without 1 % of the weight on either side, so that a far speck does not count."""
+    """The range of cells that leaves out 1 % of the weight on either side, to ignore distant specks."""
     cumulative = np.cumsum(weights) / weights.sum()
     return int(np.searchsorted(cumulative, 0.01)), int(np.searchsorted(cumulative, 0.99)) + 1
 
 
 def _column_ranges_of_lamps(moving: np.ndarray, mean: np.ndarray) -> list[tuple[int, int]]:
-    """Ranges of columns that have a lamp each, the one that moves most first."""
+    """The range of columns of each lamp; the lamp that moves most is the first."""
     columns = moving.sum(axis=0)
     busy = np.flatnonzero(columns > _STILL_COLUMN_MOTION_RATIO * columns.max())
     groups = [
@@ -233,14 +238,15 @@ def _column_ranges_of_lamps(moving: np.ndarray, mean: np.ndarray) -> list[tuple[
 
 
 def _box_of(moving: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Columns and rows of what moves."""
+    """The ranges of columns and rows that move."""
     return _range_without_outliers(moving.sum(axis=0)), _range_without_outliers(moving.sum(axis=1))
 
 
 def _unlike_wall(mean: np.ndarray, box: tuple[tuple[int, int], tuple[int, int]]) -> np.ndarray:
-    """How unlike the wall each cell is: (rows, columns), the largest difference of a colour.
+    """How much each cell differs from the wall: the largest difference over R, G and B, (rows, columns).
 
-    The wall is the median of each row outside of the box; where there is none, the border of the picture.
+    The colour of the wall is the median of each row outside of the box. If too little of the picture lies
+    outside of the box, it is the median of the picture's border.
     """
     (left, right), _ = box
     beside = np.concatenate([mean[:, :left], mean[:, right:]], axis=1)
@@ -263,7 +269,7 @@ def _contrast_threshold(
 def _lamp_around(
     moving: np.ndarray, mean: np.ndarray, columns: tuple[int, int]
 ) -> tuple[tuple[float, float], tuple[float, float], bool]:
-    """Columns and rows of the lamp that moves in some columns, and whether it stands out from the wall."""
+    """Columns and rows of the lamp that moves in ``columns``, and whether it stands out from the wall."""
     here = np.zeros_like(moving)
     here[:, slice(*columns)] = moving[:, slice(*columns)]
     box = (left, right), (top, bottom) = _box_of(here)
@@ -279,7 +285,7 @@ def _lamp_around(
     for axis, (low, high), size in ((0, (left, right), cells), (1, (top, bottom), rows)):
         found = np.flatnonzero(lamp.sum(axis=axis) >= 2)
         first, last = (int(found[0]), int(found[-1]) + 1) if len(found) else (low, high)
-        # What reaches the window's end, but not the picture's, is no lamp: shelves, or a table.
+        # A region that reaches the end of the window, but not of the picture, is a table or a shelf.
         ends.append((min(first, low), max(last, high), size, low - reach, high + reach))
     if any(first <= near > 0 or last >= far < size for first, last, size, near, far in ends):
         margin = _MARGIN_OF_MOTION * (bottom - top)
@@ -296,7 +302,7 @@ def _lamp_around(
 
 
 def _connected_to_seeds(seeds: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The cells of a mask that are joined to seeds, over edges."""
+    """The cells of a mask that are connected to seeds through their edges."""
     joined: np.ndarray = seeds & mask
     while True:
         grown = joined.copy()

@@ -1,4 +1,4 @@
-"""Hard cuts: frames that begin a new scene."""
+"""Finds hard cuts: frames that begin a new scene."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from mlxlava.resize import resize
 
-# A hard cut: the thumbnails of two neighbouring frames differ by more than this (of 255) …
+# At a hard cut, the thumbnails of two neighbouring frames differ by more than this (of 255) …
 MIN_CUT_CHANGE = 4.0
 # … and by more than this many times the usual difference of neighbours within half a second. In a real lamp
 # at 30 fps, neighbours differed by 0.2 and at most by 0.8, and frames 8 s apart by at least 6.5. In a
@@ -24,9 +24,9 @@ def find_cuts(changes: np.ndarray) -> list[int]:
     """Find hard cuts. Motion, flicker, time-lapse and single flashes do not count as cuts.
 
     Args:
-        changes: (N, 3), three mean absolute differences (0 … 255) of each frame's thumbnail: to the one
-            before it; to that one, scaled to the same brightness; to the last but one, scaled as well. 0
-            where there is none before.
+        changes: (N, 3), three mean absolute differences (0 … 255) of each frame's thumbnail: to the frame
+            before it; to that frame, scaled to the same brightness; to the frame before that, scaled as well.
+            0 if there is no such frame.
 
     Returns:
         Rising indices of the frames that begin a new scene.
@@ -37,9 +37,9 @@ def find_cuts(changes: np.ndarray) -> list[int]:
         nearby = np.concatenate(
             [plain[max(1, at - FRAMES_ON_EITHER_SIDE) : at], plain[at + 1 : at + 1 + FRAMES_ON_EITHER_SIDE]]
         )
-        # Not the median: a slow source in a faster container repeats most of its frames.
+        # The median would be zero for a slow source in a faster container, which repeats most of its frames.
         typical = float(np.percentile(nearby, 85)) if len(nearby) else math.inf
-        # The neighbours on either side of a single odd frame are alike.
+        # At a single flash, the frames before and after it are alike.
         before = at < 2 or skip[at] > 0.5 * change[at]
         after = at + 1 >= len(change) or skip[at + 1] > 0.5 * change[at]
         if change[at] > MIN_RATIO_TO_USUAL_CHANGE * typical and before and after:

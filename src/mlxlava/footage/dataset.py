@@ -22,13 +22,13 @@ FOOTAGE_FORMAT_VERSION = 1  # of the folder; it is part of every key
 
 @dataclasses.dataclass(frozen=True)
 class Footage:
-    """Prepared footage: frames on disk and where clips may lie.
+    """Prepared footage: frames on disk, and the places of its clips.
 
     Attributes:
         path: the folder.
         frames: uint8 (N, H, W, 3), memory-mapped.
         fps: frames a second before ``every_nth``.
-        every_nth: one of so many frames was kept.
+        every_nth: every n-th frame was kept.
         size: height and width in pixels.
         cuts: rising indices of the frames that begin a new segment; no clip crosses one.
         key: hash of the sources and the settings.
@@ -48,7 +48,7 @@ class Footage:
         return self.fps / self.every_nth
 
     def _segment_starts_and_clip_counts(self, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
-        """First frame of each segment, and the clips in it."""
+        """The first frame of each segment, and the number of clips in it."""
         bounds = np.array([0, *self.cuts, len(self.frames)], dtype=np.int64)
         return bounds[:-1], np.maximum(np.diff(bounds) - seq_len + 1, 0)
 
@@ -63,7 +63,7 @@ class Footage:
 
     @property
     def longest_piece(self) -> int:
-        """Frames of the longest piece without a cut."""
+        """Number of frames of the longest piece without a cut."""
         return int(self._segment_starts_and_clip_counts(1)[1].max())
 
     def require_clip(self, seq_len: int) -> None:
@@ -85,20 +85,20 @@ class Footage:
         context_frames: int = 0,
         rows: slice = slice(None),
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Draw a batch of clips: a pure function of its arguments, whatever was drawn before.
+        """Draw a batch of clips. The result depends only on the arguments.
 
         Args:
             seed: seed of the run.
             step: training step.
-            batch_size: clips, B; their starts are uniform among all valid ones.
+            batch_size: number of clips, B. Their starts are drawn uniformly from all valid ones.
             seq_len: learned steps that a clip spans.
-            drawn_frames: frames of each clip to return, K (see ``draw_frame_times``); 0 for all.
-            context_frames: evenly spaced frames of each clip, V, which are returned before those K.
+            drawn_frames: number of frames of each clip, K (see ``draw_frame_times``); 0 for all.
+            context_frames: number of evenly spaced frames of each clip, V. They come before the K frames.
             rows: clips of the batch to read; all by default.
 
         Returns:
-            Frames of those clips, uint8 (rows, V + K, H, W, 3), and the times in the clip of the whole
-            batch's frames, int32 (B, V + K).
+            Frames of the clips in ``rows``, uint8 (rows, V + K, H, W, 3); and the learned step of each frame
+            in its clip, for all clips of the batch, int32 (B, V + K).
 
         Raises:
             UserError: the footage is shorter than one clip.
@@ -119,10 +119,10 @@ class Footage:
 
 
 def open_footage(path: str | Path) -> Footage:
-    """Open a folder of prepared footage; its frames stay on disk.
+    """Open a folder of prepared footage. Its frames stay on disk.
 
     Raises:
-        UserError: the folder is no prepared footage, or is damaged.
+        UserError: the folder is not prepared footage, or is damaged.
     """
     return read_footage(Path(path))[0]
 
@@ -137,7 +137,7 @@ def reopen_footage(path: str | Path, key: str) -> Footage | None:
 
 
 def size_of_prepared_footage(sources: Sequence[str | Path]) -> tuple[int, int] | None:
-    """Height and width of prepared footage; None where the sources are something else.
+    """Height and width of prepared footage; None if the sources are something else.
 
     Raises:
         UserError: the prepared footage is damaged.
@@ -148,7 +148,7 @@ def size_of_prepared_footage(sources: Sequence[str | Path]) -> tuple[int, int] |
 
 
 def read_footage(path: Path) -> tuple[Footage, dict[str, Any]]:
-    """``open_footage``, and what ``footage.json`` says of it."""
+    """Like ``open_footage``; also returns the contents of ``footage.json``."""
     again = "prepare it again"
     try:
         about = json.loads((path / "footage.json").read_text(encoding="utf-8"))
@@ -174,11 +174,11 @@ def read_footage(path: Path) -> tuple[Footage, dict[str, Any]]:
 def draw_frame_times(
     rng: np.random.Generator, batch_size: int, seq_len: int, drawn_frames: int
 ) -> np.ndarray:
-    """Draw the times in each clip of which frames are returned, in learned steps.
+    """Draw the times of the frames that are returned of each clip, in learned steps.
 
     The span (last − first) is log-uniform over K − 1 … seq_len − 1. So short gaps, which show motion, are as
     common as long ones. The first time is uniform over all places where the span fits. The times between are
-    distinct and uniform.
+    uniform and distinct.
 
     Args:
         rng: source of randomness.
@@ -202,7 +202,7 @@ def draw_frame_times(
     span = np.floor(shortest * (seq_len / shortest) ** rng.random(batch_size)).astype(np.int64)
     span = np.minimum(span, seq_len - 1)
     first = rng.integers(0, seq_len - span)
-    # The K − 2 smallest of span − 1 random keys pick that many distinct inner times.
+    # Of span − 1 random keys, the K − 2 smallest choose K − 2 distinct times between.
     keys = rng.random((batch_size, seq_len - 1))
     keys[np.arange(seq_len - 1) >= (span - 1)[:, None]] = np.inf
     inner = np.sort(np.argsort(keys, axis=1)[:, : drawn_frames - 2], axis=1) + 1

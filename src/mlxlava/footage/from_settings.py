@@ -1,4 +1,4 @@
-"""Footage, prepared with the ``data`` settings of a recipe."""
+"""Prepares footage with the ``data`` settings of a recipe."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from mlxlava.footage.prepare import prepare, prepare_lamp
 def prepare_from_settings(
     sources: Sequence[str | Path], data: Data, *, seed: int = 0, folder: Path | None = None
 ) -> Footage:
-    """Prepare footage, or reopen it if that was done before; shows progress and warnings on stderr.
+    """Prepare footage, or reopen it if it was prepared before. Shows progress and warnings on stderr.
 
     Args:
-        sources: videos, folders of images, or one folder of prepared footage; the built-in lamp when empty.
+        sources: videos, folders of images, or one folder of prepared footage; if empty, the built-in lamp.
         data: size, crop and frame step; length, rate and colours of the built-in lamp.
-        seed: of the built-in lamp.
-        folder: where it goes; the cache when None. The built-in lamp always goes into the cache.
+        seed: seed of the built-in lamp.
+        folder: folder to write; the cache if None. The built-in lamp is always written to the cache.
 
     Raises:
         UserError: a source cannot be read, or the folder cannot be written.

@@ -1,4 +1,4 @@
-"""A look at a source before it is prepared: where its lamp stands, how fast it moves, and what is amiss.
+"""Examines a source before it is prepared: where its lamp is, how fast it moves, and what is wrong.
 
 Some stretches of consecutive pictures are read, not the whole source.
 """
@@ -28,37 +28,35 @@ from mlxlava.footage.pictures import (
 from mlxlava.footage.timing import measure_timing
 from mlxlava.footage.video import FPS_IF_UNKNOWN, sample_stretches, survey_video
 
-_STRETCH_COUNT, _STRETCH_PICTURE_COUNT = 12, 60  # as of videos
+_STRETCH_COUNT, _STRETCH_PICTURE_COUNT = 12, 60  # for videos and for folders of pictures
 _MAX_PICTURE_SIDE = 256  # pixels of the longer side of the pictures that are kept
 
-_MIN_EXPLAINED_CHANGE = (
-    0.5  # share of the change between two pictures that a camera which moves explains, at least
-)
-_MIN_CAMERA_SHIFT_CELLS = 0.5  # cells of the grid of 160: less is no matter
-_FARTHEST_SHIFT = 0.15  # of the picture: what seems to be more is something else
-_MIN_SHIFTED_PAIR_SHARE = 0.15  # share of the pairs of pictures that show it
+_MIN_EXPLAINED_CHANGE = 0.5  # a moving camera explains at least this share of the change between two pictures
+_MIN_CAMERA_SHIFT_CELLS = 0.5  # cells of the grid of 160; a smaller shift is ignored
+_FARTHEST_SHIFT = 0.15  # of the picture; a larger shift has another cause
+_MIN_SHIFTED_PAIR_SHARE = 0.15  # share of the pairs of pictures that must be shifted
 _PICTURE_PAIR_COUNT = 24
 
-_SWITCH_BRIGHTNESS_RATIO = 1.8  # ratio of the brightness before and after a lamp is switched
+_SWITCH_BRIGHTNESS_RATIO = 1.8  # least ratio of the brightness before and after a lamp is switched
 _SWITCH_BRIGHTNESS_RATIO_ACROSS_GAP = 3.0  # the same between two stretches, in which a lamp may warm up
 _MIN_SWITCH_GREY_LEVELS = 12.0  # least difference, of 255
-_STEADY_PICTURE_COUNT = 5  # pictures on either side
-_MOST_SWITCHES = 6  # more of them are a flash, or cuts
-_LIT_BRIGHTNESS_SHARE = 0.6  # of the brightest picture: what is darker is not lit
+_STEADY_PICTURE_COUNT = 5  # pictures that are averaged before and after
+_MOST_SWITCHES = 6  # if there are more, they are flashes or cuts
+_LIT_BRIGHTNESS_SHARE = 0.6  # of the brightest picture; in a darker picture the lamp is off
 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What a look at a source has shown.
+    """What is known of a source after ``look``.
 
     Attributes:
         path: the source.
         picture: width and height in pixels.
         fps: true frames a second.
-        frames: how many there are.
-        region: its lamps; None where nothing moves.
-        camera_moves: by how many source pixels the camera moves, at most; 0 where it stands still.
-        switched: when the light is switched, in seconds, and whether on.
+        frames: number of frames.
+        region: its lamps; None if nothing moves.
+        camera_moves: largest movement of the camera in source pixels; 0 if it stands still.
+        switched: the times at which the light is switched, in seconds, and whether it is switched on.
     """
 
     path: Path
@@ -72,11 +70,11 @@ class Look:
 
     @property
     def seconds(self) -> float:
-        """True length."""
+        """True length in seconds."""
         return self.frames / self.fps
 
     def speed(self, box: Box, size: tuple[int, int]) -> float:
-        """Speed of what moves fastest, in pixels a picture, once ``box`` has become frames of ``size``."""
+        """Speed of the fastest edges, in frame pixels a picture, if ``box`` becomes frames of ``size``."""
         scale = max(self._stretches[0].shape[1:]) / max(self.picture)
         x, y, width, height = (scale * side for side in box)
         region = (x, y, x + width, y + height)
@@ -91,7 +89,7 @@ class Look:
         )
 
     def warnings(self, *, cropped: bool = False) -> list[str]:
-        """What a user should know of the source, a line each; of several lamps only if it is not cropped."""
+        """Warnings for the user, one line each. ``cropped``: do not warn of several lamps."""
         lines = []
         if self.camera_moves:
             lines.append(
@@ -119,7 +117,7 @@ def look(path: Path, source_fps: float | None = None) -> Look:
 
     Args:
         path: the source.
-        source_fps: its true rate; None for the one that its stamps tell.
+        source_fps: its true frame rate; None for the rate of its time stamps.
 
     Raises:
         UserError: it cannot be read.
@@ -186,20 +184,20 @@ def _look(
     least = _LIT_BRIGHTNESS_SHARE * max(map(max, levels)) if switched else 0.0
     for coarse, level in zip(cells, levels, strict=True):
         for each, bright in zip(coarse, level, strict=True):
-            if bright >= least:  # where the lamp is off, all of the picture is other than where it is on
+            if bright >= least:  # a picture with the lamp off would make everything seem to move
                 sums.add(each)
     moves = _camera_shift(grids) * max(size) / max(sums.grid)
     return Look(path, size, fps, frames, find_region(sums), moves, switched, tuple(kept))
 
 
 def _camera_shift(stretches: list[list[np.ndarray]]) -> float:
-    """By how many cells the camera moves, at most; 0 where it stands still."""
-    # Shake shows in pictures that are close to each other in time, drift in the means of stretches.
+    """The largest movement of the camera, in cells; 0 if it stands still."""
+    # Shaking is seen in pictures that are close in time, slow drift in the means of stretches.
     chains = [[np.mean(stretch, axis=0) for stretch in stretches]]
     farthest = _camera_shift_in(chains)
     for gap in (1, 4, 15, 30):
         length = max(2, _PICTURE_PAIR_COUNT // len(stretches))
-        # Of long stretches, pieces; in each piece the pictures follow each other.
+        # Long stretches are cut into pieces. In a piece the pictures follow each other.
         chains = [
             stretch[start::gap][: length // 2 + 1]
             for stretch in stretches
@@ -210,7 +208,7 @@ def _camera_shift(stretches: list[list[np.ndarray]]) -> float:
 
 
 def _camera_shift_in(chains: list[list[np.ndarray]]) -> float:
-    """The same in chains of pictures that follow each other."""
+    """Like ``_camera_shift``, for chains of pictures that follow each other."""
     ways, pairs, extent = 0, 0, 0.0
     for chain in chains:
         path = [np.zeros(2)]
@@ -230,7 +228,7 @@ def _camera_shift_in(chains: list[list[np.ndarray]]) -> float:
 def _find_light_switches(
     stretches: list[list[np.ndarray]], seconds: float, fps: float
 ) -> tuple[tuple[float, bool], ...]:
-    """When the light is switched, and whether on."""
+    """The times at which the light is switched, and whether it is switched on."""
     levels = np.array([float(grid.mean()) for stretch in stretches for grid in stretch])
     lengths = [len(stretch) for stretch in stretches]
     begins = np.linspace(0, max(0.0, seconds - lengths[-1] / fps), len(stretches))
@@ -251,7 +249,7 @@ def _find_light_switches(
             if any(at - _STEADY_PICTURE_COUNT < joint < at + _STEADY_PICTURE_COUNT for joint in joints)
             else _SWITCH_BRIGHTNESS_RATIO
         )
-        # The largest step nearby is the time of switching.
+        # The light was switched at the largest change of brightness nearby.
         if high > ratio * low and high - low > _MIN_SWITCH_GREY_LEVELS:
             near = np.abs(np.diff(levels[at - _STEADY_PICTURE_COUNT : at + _STEADY_PICTURE_COUNT]))
             place = at - _STEADY_PICTURE_COUNT + 1 + int(near.argmax())

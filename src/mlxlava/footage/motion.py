@@ -1,4 +1,4 @@
-"""How fast things move in pictures, and whether the camera moves."""
+"""Measures how fast things move in pictures, and how the camera moves."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_MEASURED_SHIFT = 0.8  # pixels: where the fastest things have moved as far, their speed is read off
-_MIN_EDGE_STEEPNESS = 4.0  # grey levels a pixel: what is flatter tells nothing about motion
-_SPEED_QUANTILE = 0.95  # of all edges, weighed by their steepness, this share is slower
+_MEASURED_SHIFT = 0.8  # pixels; the speed is measured over the time in which the fastest edges move so far
+_MIN_EDGE_STEEPNESS = 4.0  # grey levels a pixel; flatter places say nothing about motion
+_SPEED_QUANTILE = 0.95  # this share of all edges, weighted by their steepness, is slower
 _PICTURE_PAIR_COUNT = 48  # pairs of pictures that are compared for each distance in time
 
 
 def speed(stretches: Sequence[np.ndarray]) -> float:
-    """Speed of what moves fastest, in pixels a picture; 0 where nothing moves.
+    """Speed of the fastest edges, in pixels a picture; 0 if nothing moves.
 
-    An edge that moves changes pixels by its gradient times its way (Lucas and Kanade 1981). Of all edges,
-    that way is taken which 5 % exceed: most edges stand still. Pictures are compared that are so far apart
-    in time that this way is about a pixel. On shorter ways noise counts for more; on longer ones the gradient
-    is another one.
+    A moving edge changes a pixel by its gradient times its shift (Lucas and Kanade 1981). Most edges stand
+    still, so the shift is taken that 5 % of the edges exceed. The compared pictures are so far apart in time
+    that this shift is about a pixel. If they were closer, noise would matter more. If they were farther
+    apart, the gradient at a pixel would be another one.
 
     Args:
-        stretches: grey levels (pictures, rows, columns) of consecutive pictures each.
+        stretches: stretches of consecutive pictures; each is an array of grey levels (pictures, rows,
+            columns).
     """
     found, gap = 0.0, 1
     longest = max(map(len, stretches))
@@ -51,13 +52,14 @@ def speed(stretches: Sequence[np.ndarray]) -> float:
 
 
 def camera_shift(before: np.ndarray, after: np.ndarray) -> tuple[float, float, float]:
-    """How far the camera has moved between two pictures, if it has.
+    """How far the camera has moved between two pictures.
 
     Args:
         before, after: grey levels (rows, columns).
 
     Returns:
-        The way across and down in cells, and the share of the change between the pictures that it explains.
+        The shift to the right and down, in cells; and the share of the change between the pictures that this
+        shift explains.
     """
     one, other = _smooth_3x3(before), _smooth_3x3(after)
     change = float(((other - one) ** 2).sum())
@@ -89,7 +91,7 @@ def camera_shift(before: np.ndarray, after: np.ndarray) -> tuple[float, float, f
 
 
 def _whole_shift(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """The shift in whole cells by phase correlation (Kuglin and Hines 1975)."""
+    """The shift in whole cells, by phase correlation (Kuglin and Hines 1975)."""
     window = np.outer(np.hanning(one.shape[0]), np.hanning(one.shape[1]))
     first, second = (np.fft.rfft2((image - image.mean()) * window) for image in (one, other))
     cross = second * np.conj(first)
@@ -102,7 +104,7 @@ def _whole_shift(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
 
 
 def _shift_image(image: np.ndarray, across: float, down: float) -> np.ndarray:
-    """A picture moved by a part of cells, by linear interpolation; its edges are repeated."""
+    """Shift a picture by a fraction of cells, with linear interpolation. Its edges are repeated."""
     for axis, way in ((0, down), (1, across)):
         at = np.clip(np.arange(image.shape[axis]) - way, 0, image.shape[axis] - 1)
         low = np.minimum(np.floor(at).astype(int), image.shape[axis] - 2)
@@ -112,7 +114,7 @@ def _shift_image(image: np.ndarray, across: float, down: float) -> np.ndarray:
 
 
 def _smooth_3x3(image: np.ndarray) -> np.ndarray:
-    """Means of three by three cells, which have a third of the noise."""
+    """Means of three by three cells. Their noise is a third of that of cells."""
     padded = np.pad(image.astype(np.float64), 1, mode="edge")
     rows, columns = image.shape
     total = sum(padded[i : i + rows, j : j + columns] for i in range(3) for j in range(3))

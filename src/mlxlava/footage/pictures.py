@@ -1,4 +1,4 @@
-"""The one reader of picture files, for footage and for pictures that a lamp starts from."""
+"""Reads picture files, for footage and for ``mlxlava loop --from``. No other module reads pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mlxlava.errors import UserError
 from mlxlava.paths import is_system_file, list_names
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff")
-# Of all that Pillow knows; some of the rest start other programs (PostScript) or read other files.
+# Pillow knows more formats. Some of those start other programs (PostScript) or read other files.
 _PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "PPM")
 UNREADABLE_SUFFIXES = (
     ".heic",
@@ -49,41 +49,41 @@ _VIDEO_SUFFIXES = (
     ".3gp",
     ".wmv",
 )
-_EXIF_ORIENTATION_TAG = 0x0112  # the EXIF tag; with values of 5 and more, width and height are exchanged
+_EXIF_ORIENTATION_TAG = 0x0112  # with values of 5 and more, width and height are exchanged
 
 
 def read_picture(path: str | Path, what: str = "footage", advice: str = "repair or remove it") -> Image.Image:
     """Read a picture: upright (its EXIF orientation is applied), sRGB, 8 bits a channel.
 
-    - Colours are converted from the picture's ICC profile, if it has one; else they are taken as sRGB.
-    - What is transparent lies over black.
-    - Sixteen bits of grey are scaled to eight, and floating point from 0 … 1. Integers of 32 bits are
-      refused, since nothing tells their scale.
-    - A picture of more pixels than Pillow allows (twice ``Image.MAX_IMAGE_PIXELS``, 179 megapixels) is
-      refused, since a small file can ask for any memory.
-    - Of an animation, the first picture is taken.
+    - Colours are converted by the picture's ICC profile. Without a profile they are read as sRGB.
+    - Transparent pixels are blended over black.
+    - Grey levels of 16 bits, and floating point numbers of 0 … 1, are scaled to 8 bits. Integers of 32 bits
+      are refused, since their scale is not known.
+    - A picture with more pixels than Pillow allows (twice ``Image.MAX_IMAGE_PIXELS``, 179 megapixels) is
+      refused, since a small file could use up all memory.
+    - Of an animation, the first picture is read.
 
     Args:
         path: the file.
-        what: stands before an error.
+        what: first word of an error message.
         advice: what the user can do about a picture that cannot be read.
 
     Raises:
-        UserError: the file is not there, is no picture, is damaged or too large.
+        UserError: the file does not exist, is not a picture, is damaged or too large.
     """
     with _errors_on_one_line(path, what, advice):
         with Image.open(path, formats=_PILLOW_FORMATS) as file:
-            file.load()  # a TIFF is turned by this, and says so
+            file.load()  # Pillow turns a TIFF upright here, and changes its tag
             profile = file.info.get("icc_profile")
             image: Image.Image = ImageOps.exif_transpose(file)
         return _to_srgb(_to_eight_bits(image), profile)
 
 
 def read_animation(path: Path) -> Iterator[tuple[float, Image.Image]]:
-    """The pictures of an animated PNG, WebP or AVIF, as ``read_picture`` gives them, each with its time.
+    """Read the pictures of an animated PNG, WebP or AVIF as ``read_picture`` does, with their times.
 
     Yields:
-        Seconds from the beginning, and the picture.
+        The time from the start in seconds, and the picture.
 
     Raises:
         UserError: as ``read_picture``.
@@ -113,13 +113,13 @@ def animation_times(path: Path) -> list[float]:
         times = [0.0]
         for number in range(getattr(file, "n_frames", 1)):
             file.seek(number)
-            file.load()  # some formats know the time only then
+            file.load()  # some formats have the time only after this
             times.append(times[-1] + float(file.info.get("duration", 0)) / 1000)
         return times[:-1]
 
 
 def read_picture_header(path: Path) -> tuple[tuple[int, int], bool]:
-    """Width and height of an upright picture, and whether it is an animation; reads the header only.
+    """Width and height of an upright picture, and whether it is an animation. Only the header is read.
 
     Raises:
         UserError: as ``read_picture``.
@@ -135,7 +135,7 @@ def read_picture_header(path: Path) -> tuple[tuple[int, int], bool]:
 
 
 def require_common_size(paths: Sequence[Path]) -> tuple[tuple[int, int], list[Path]]:
-    """Width and height that all pictures share, and those of them that are animations.
+    """The width and height that all pictures have, and the list of those that are animations.
 
     Raises:
         UserError: two of them differ, or one cannot be read.
@@ -156,7 +156,7 @@ def require_common_size(paths: Sequence[Path]) -> tuple[tuple[int, int], list[Pa
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """The pictures in a folder in natural order (img2 before img10); hidden and other files are left out.
+    """The pictures in a folder, in natural order (img2 before img10). Hidden and other files are left out.
 
     Raises:
         UserError: there are none.
@@ -176,9 +176,9 @@ def list_pictures(folder: Path) -> list[Path]:
 
 
 def describe_files_not_read(folder: Path) -> str:
-    """What in a folder may be meant as footage and is not read, in a few words; empty where there is nothing.
+    """Name the files in a folder that look like footage but are not read; empty if there are none.
 
-    Other files, notes for example, are not named.
+    Other files, for example notes, are not named.
     """
     found: Counter[str] = Counter()
     for name in sorted(list_names(folder)):
@@ -195,7 +195,7 @@ def describe_files_not_read(folder: Path) -> str:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """A picture with 8 bits a channel. Pillow's own conversion would cut off what is brighter than 255."""
+    """Convert to 8 bits a channel. Pillow's own conversion would clip all levels above 255."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode == "I":
@@ -209,7 +209,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """RGB in sRGB; transparency over black."""
+    """Convert to sRGB, and blend transparent pixels over black."""
     alpha = None
     if image.has_transparency_data:
         if image.mode == "P" or image.mode in ("La", "RGBa") or image.mode in ("L", "RGB"):
@@ -226,7 +226,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def _convert_by_icc_profile(image: Image.Image, profile: bytes | None) -> Image.Image | None:
-    """Convert by an ICC profile; None where the profile is damaged or is for other pictures."""
+    """Convert by an ICC profile; None if the profile is damaged or does not fit the picture."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile)) if profile else ImageCms.createProfile("LAB")
         return ImageCms.profileToProfile(
@@ -243,17 +243,17 @@ def _convert_by_icc_profile(image: Image.Image, profile: bytes | None) -> Image.
 
 def _natural_sort_key(name: str) -> list[str | int]:
     """A sort key by which img2 comes before img10."""
-    # Texts and numbers alternate, so that no text is ever compared with a number.
+    # Texts and numbers alternate, so a text is never compared with a number.
     return [int(part) if odd % 2 else part for odd, part in enumerate(re.split("([0-9]+)", name.lower()))]
 
 
 @contextmanager
 def _errors_on_one_line(path: str | Path, what: str, advice: str) -> Iterator[None]:
-    """Turn whatever goes wrong while a picture is read into one UserError."""
+    """Turn every error while a picture is read into a UserError of one line."""
     try:
         with warnings.catch_warnings():
-            # Pillow warns already at half the size that it refuses; a phone's 108 megapixels are no attack.
-            # It also warns of tags that a picture can do without.
+            # Pillow warns at half of the size that it refuses. Phones take pictures of 108 megapixels.
+            # It also warns of damaged tags that are not needed.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)
             yield
@@ -267,7 +267,7 @@ def _errors_on_one_line(path: str | Path, what: str, advice: str) -> Iterator[No
 
 
 def _describe_read_error(error: Exception) -> str:
-    """What is wrong with a picture, on one line."""
+    """Describe in one line what is wrong with a picture."""
     if isinstance(error, Image.DecompressionBombError):
         return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels"
     text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__

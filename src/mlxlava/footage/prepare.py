@@ -1,7 +1,7 @@
 """Videos, folders of pictures or the built-in lamp → prepared footage (its folder: see dataset.py).
 
-Frames are written one by one, so memory does not grow with the length. Footage that was prepared before,
-from the same sources with the same settings, is opened again.
+Frames are written one by one, so memory does not grow with the length. If the same sources were prepared
+before with the same settings, that footage is opened again.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from mlxlava.footage.timing import TimeGrid
 from mlxlava.paths import atomic_folder, cache_folder, is_system_file, is_taken
 from mlxlava.resize import resize
 
-LAMP_COUNT = 4  # different lamps in the built-in footage, so that a model cannot memorise a single one
+LAMP_COUNT = 4  # different lamps in the built-in footage, so that a model cannot memorise one lamp
 
 _NPY_HEADER_BYTES = 128  # bytes of the header of frames.npy
-_VIDEO_READER_VERSION = 2  # of videos: which reader wrote the frames; it is part of their keys
-_MAX_RATE_DIFFERENCE = 0.01  # a relative difference of rates that is none
+_VIDEO_READER_VERSION = 2  # version of the reader of videos; it is part of the key of their footage
+_MAX_RATE_DIFFERENCE = 0.01  # rates with a smaller relative difference count as equal
 
 OnProgress = Callable[[int, "int | None"], None]
 OnWarning = Callable[[str], None]
@@ -51,25 +51,25 @@ def prepare(
     on_progress: OnProgress | None = None,
     on_warning: OnWarning | None = None,
 ) -> Footage:
-    """Turn videos and folders of images into prepared footage, or reopen it if that was done before.
+    """Turn videos and folders of images into prepared footage, or reopen it if it was prepared before.
 
     The sources are hashed each time, so footage is reused only while they are unchanged. A single
-    source that is prepared footage already is opened as it is; if it is 2, 3 … times as large, it is
+    source that is prepared footage already is opened as it is. If it is 2, 3 … times as large, it is
     averaged down.
 
-    Frames are kept that are evenly spaced in time, by the stamps that the file has. What is odd about a
-    source is said: frames that are repeated, left out, out of order or damaged, holes, changes of size. No
-    clip crosses a hole or a change of size. Of sources with different rates, frames are kept at the lowest.
+    Frames are kept at evenly spaced times, by the time stamps of the file. Irregularities of a source are
+    reported: frames that are repeated, left out, out of order or damaged, holes, changes of size. No clip
+    crosses a hole or a change of size. If sources have different rates, frames are kept at the lowest rate.
 
     Args:
         sources: videos, pictures, and folders of images (taken in natural order).
-        out: folder to write; None for one in the user's cache, named after sources and settings.
+        out: folder to write. None for a folder in the user's cache, named by a hash of sources and settings.
         size: height and width of the prepared frames, multiples of 16.
-        crop: ``centre``, ``auto`` (the lamp, found for each source by what moves) or ``X,Y,W,H`` in pixels.
+        crop: ``centre``, ``auto`` (the lamp of each source, found by its motion) or ``X,Y,W,H`` in pixels.
         every_nth: keep every n-th frame of each source.
-        source_fps: true frames a second, where the files do not tell it, or tell that of a time-lapse.
+        source_fps: true frames per second, if the files have no rate, or have the rate of a time-lapse.
         on_progress: called with the frames kept so far and the expected number, if known.
-        on_warning: called with one line for what is odd but usable.
+        on_warning: called with one line for each irregularity that does not prevent the use of a source.
 
     Raises:
         UserError: the sources cannot be used or the folder cannot be written.
@@ -101,7 +101,7 @@ def prepare(
     settings = {"size": list(size), "crop": crop.replace(" ", ""), "every_nth": every_nth}
     if source_fps is not None:
         settings["source_fps"] = source_fps
-    # Pictures have been read alike since the first version, but for the mended cases.
+    # The reader of pictures has not changed since the first version, except for cases that failed before.
     reader = {} if all(path.is_dir() for path in paths) else {"reader": _VIDEO_READER_VERSION}
     key = _hash_settings({"sources": hashes, **settings, **reader})
 
@@ -130,7 +130,7 @@ def _average_down(
     out: Path | None,
     on_progress: OnProgress | None,
 ) -> Footage:
-    """Prepared footage, made smaller by a whole number, or reopened if that was done before."""
+    """Make prepared footage smaller by a whole factor, or reopen it if that was done before."""
     smaller = {**about, "size": list(size)}
 
     def write(frames: IO[bytes]) -> dict[str, Any]:
@@ -157,9 +157,9 @@ def source_paths(sources: Sequence[str | Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise UserError(f"footage: {path} does not exist; give a video file or a folder of images")
-        if is_system_file(path.name):  # in some shells * matches hidden files too
+        if is_system_file(path.name):  # in some shells * also matches hidden files
             raise UserError(f"footage: {path} was made by the system and is no footage; leave it out")
-        if not path.is_dir() and not path.is_file():  # it would be read to its end before its frames are
+        if not path.is_dir() and not path.is_file():  # a pipe can be read only once, but files are read twice
             raise UserError(f"footage: {path} is a pipe or a device; write it to a file first, and give that")
         if (path / "footage.json").is_file() and len(paths) > 1:
             raise UserError(f"footage: {path} is prepared already; give it alone, or the original files")
@@ -167,7 +167,7 @@ def source_paths(sources: Sequence[str | Path]) -> list[Path]:
 
 
 def _assumed_rate_warnings(about: dict[str, Any]) -> list[str]:
-    """A line for each source whose rate is unknown."""
+    """A warning for each source whose rate is unknown."""
     return [
         f"footage: {source['path']}: nothing tells its rate; taken as {source['fps']:g} frames a second; "
         "give the true one with --source-fps"
@@ -187,7 +187,7 @@ def prepare_lamp(
     theme: str,
     on_progress: OnProgress | None = None,
 ) -> Footage:
-    """Render the built-in lamp as prepared footage, or reopen it if that was done before.
+    """Render the built-in lamp as prepared footage, or reopen it if it was rendered before.
 
     There are four lamps, each for a quarter of the time. Only the frames that are kept are rendered, at
     ``fps / every_nth``.
@@ -195,10 +195,10 @@ def prepare_lamp(
     Args:
         out: folder to write; None for one in the user's cache.
         size: height and width in pixels, multiples of 16.
-        minutes: length of all four lamps together.
+        minutes: total length of all four lamps.
         fps: frames a second before ``every_nth``.
         every_nth: keep every n-th frame.
-        seed: other seeds give other lamps.
+        seed: seed of the lamps.
         theme: colour theme of the lamp.
         on_progress: called with the frames rendered and their number.
 
@@ -243,7 +243,7 @@ def _hash_settings(inputs: dict[str, Any]) -> str:
 def _reopen_or_write(
     out: Path | None, key: str, write: Callable[[IO[bytes]], dict[str, Any]]
 ) -> tuple[Footage, dict[str, Any]]:
-    """Open the folder if it holds the footage of this key; else write it."""
+    """Open the folder if it holds the footage with this key; else write it."""
     path = (out or cache_folder() / "footage" / key).expanduser().resolve()
     found = _reopen_if_unchanged(path, key)
     if found:
@@ -255,7 +255,7 @@ def _reopen_or_write(
     def is_write_error(error: Exception) -> bool:
         return isinstance(error, OSError)
 
-    # The cache folder holds libraries as well, which no other user may replace: hence private.
+    # The cache is private, since it also holds libraries, which other users must not replace.
     with atomic_folder(path, "footage", is_write_error, advice=advice, private=out is None) as draft:
         with (draft / "frames.npy").open("wb") as frames:
             frames.write(bytes(_NPY_HEADER_BYTES))
@@ -277,7 +277,7 @@ def _reopen_if_unchanged(path: Path, key: str) -> tuple[Footage, dict[str, Any]]
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """A .npy header of fixed length: it is written last, when the number of frames is known."""
+    """A .npy header of fixed length. It is written last, when the number of frames is known."""
     text = repr({"descr": "|u1", "fortran_order": False, "shape": shape})
     length = _NPY_HEADER_BYTES - 10  # without the magic string, the version and the length itself
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", length) + text.ljust(length - 1).encode() + b"\n"
@@ -301,14 +301,14 @@ def _read_sources(
     every_nth: int,
     on_progress: OnProgress | None,
 ) -> dict[str, Any]:
-    """Give the frames to keep of all sources to ``keep``; returns what footage.json says about them."""
+    """Call ``keep`` with the frames of all sources. Returns their entries for footage.json."""
     fps, warnings = sources[0].fps, []
     slowest = min(source.fps for source in sources)
     if any(abs(source.fps - fps) > _MAX_RATE_DIFFERENCE * fps for source in sources):
         fps = slowest
         rates = ", ".join(f"{source.path} has {source.fps:.4g}" for source in sources)
         warnings.append(f"footage: rates differ ({rates} frames a second); {fps:.4g} of each are taken")
-    # Sources of one rate keep their own: 29.97 and 30 need no frame repeated.
+    # Sources of about the same rate keep their own. So 29.97 and 30 together repeat no frame.
     rates_kept = [
         source.fps if abs(source.fps - fps) <= _MAX_RATE_DIFFERENCE * fps else fps for source in sources
     ]
@@ -350,9 +350,9 @@ def _read_source(
     counts: OddityCounts,
     problems: list[str],
 ) -> list[int]:
-    """Give the frames that are nearest to evenly spaced times to ``take``; returns cuts between them."""
+    """Call ``take`` with the frames nearest to evenly spaced times. Returns the cuts between these frames."""
     finder, begins = CutFinder(), []
-    origins = array("q")  # the number of each kept frame among all frames
+    origins = array("q")  # for each kept frame, its number among all frames
     grid, every_frame = TimeGrid(period), TimeGrid(1 / source.fps)
     before: np.ndarray | None = None
 
@@ -374,14 +374,14 @@ def _read_source(
         finder.add_frame(moment.frame)
         before = moment.frame
     if before is not None:
-        counts.decoded += 1  # as if one more had come
+        counts.decoded += 1  # take_before expects one more frame
         take_before(grid.finish(1 / source.fps), every_frame.finish(1 / source.fps))
         counts.decoded -= 1
     return [bisect.bisect_left(origins, cut) for cut in sorted({*finder.cuts(), *begins})]
 
 
 def _describe_source(source: Source, frames: int, counts: OddityCounts) -> dict[str, Any]:
-    """What footage.json says of a source."""
+    """The entry of a source in footage.json."""
     entry: dict[str, Any] = {
         "path": str(source.path.resolve()),
         "sha256": "",

@@ -1,7 +1,7 @@
-"""One decoded frame of video: cropped and scaled plane by plane, then turned upright and brought to sRGB.
+"""Turns a decoded frame of video into a picture: crops and scales its planes, turns it, converts it to sRGB.
 
-The planes are scaled before their colours are changed. A mean over an area commutes with the matrix, so this
-gives the same picture as the other order, and costs a few milliseconds less for a frame in full HD.
+The planes are scaled before their colours are converted. The matrix is linear, so a mean over an area gives
+the same picture in either order. Scaling first saves a few milliseconds for a frame in full HD.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from mlxlava.footage.crop import Box
 _PLANAR_FORMAT = re.compile(
     r"(?P<kind>yuv|yuvj|yuva|gray|gbr|gbra)(?:4\d\d)?p?(?P<depth>9|10|12|14|16)?(?:le)?"
 )
-_LIMITED_RANGE, _FULL_RANGE = 1, 2  # as ffmpeg numbers the ranges
-# Codecs of video, without a word on range.
+_LIMITED_RANGE, _FULL_RANGE = 1, 2  # ffmpeg's numbers of the ranges
+# These codecs do not store the range.
 _CODECS_WITH_LIMITED_GREY = ("h264", "hevc", "av1", "libdav1d", "vp9")
 
 
 @dataclasses.dataclass(frozen=True)
 class Orientation:
-    """How a stored picture becomes upright: first its axes are exchanged, then it is mirrored."""
+    """How a stored picture is turned upright: first its axes are exchanged, then it is mirrored."""
 
     exchanged: bool = False
     left_right: bool = False
@@ -62,7 +62,7 @@ class Orientation:
         return np.ascontiguousarray(picture)
 
     def stored_box(self, box: tuple[float, ...], upright: tuple[float, float]) -> tuple[float, ...]:
-        """Where a box (x, y, width, height) of the upright picture (width, height) lies in the stored one."""
+        """Where a box (x, y, width, height) of the upright picture (width, height) is in the stored one."""
         x, y, width, height = box
         if self.left_right:
             x = upright[0] - x - width
@@ -76,14 +76,14 @@ class DecodedFrame:
 
     Args:
         frame: an ``av.VideoFrame``.
-        stamp: when it is shown, in seconds; None where nothing says so.
-        turn: how it becomes upright.
-        aspect: width of a pixel over its height.
+        stamp: time at which it is shown, in seconds; None if unknown.
+        turn: how it is turned upright.
+        aspect: width of a pixel divided by its height.
         codec: name of the decoder.
 
     Attributes:
-        size: width and height once it is upright and its pixels are square.
-        stamp: when it is shown, in seconds; None where nothing says so.
+        size: width and height of the upright picture with square pixels.
+        stamp: time at which it is shown, in seconds; None if unknown.
     """
 
     def __init__(
@@ -103,11 +103,11 @@ class DecodedFrame:
         self.size: tuple[int, int] = (height, width) if self._turn.exchanged else (width, height)
 
     def to_picture(self, size: tuple[int, int], box: Box | None = None) -> npt.NDArray[np.uint8]:
-        """Crop and resize, as ``mlxlava.resize`` does.
+        """Crop and resize like ``mlxlava.resize``.
 
         Args:
             size: height and width of the result.
-            box: the region to take (x, y, width, height) of the upright picture; all of it when None.
+            box: region of the upright picture (x, y, width, height); the whole picture if None.
 
         Returns:
             sRGB, uint8 (H, W, 3).
@@ -127,7 +127,7 @@ class DecodedFrame:
         return self._turn.make_upright(to_srgb(np.stack(scaled), colours))
 
     def _colour_planes(self) -> tuple[list[Image.Image], ColourEncoding]:
-        """The colour planes, with alpha applied, and what their numbers mean."""
+        """The colour planes, blended over black, and the meaning of their numbers."""
         frame, name = self._frame, self._frame.format.name
         found = _PLANAR_FORMAT.fullmatch(name)
         if found is None:
@@ -163,7 +163,7 @@ class DecodedFrame:
 
 
 def _to_planar(frame: Any) -> Any:
-    """A frame in another format (packed, with a palette, big-endian …) as planes, its numbers unchanged."""
+    """Convert a frame of another format (packed, with a palette, big-endian …) to planes."""
     parts, name = frame.format.components, frame.format.name
     deep = max(part.bits for part in parts) > 8
     alpha = any(part.is_alpha for part in parts) or name == "pal8"
@@ -172,7 +172,7 @@ def _to_planar(frame: Any) -> Any:
         target = ("yuva444p" if alpha else "yuv444p") + ("16le" if deep else "")
     else:  # RGB_CODE, grey and palettes: the same numbers as R, G and B
         target = ("gbrap" if alpha else "gbrp") + ("16le" if deep else "")
-    # With equal ranges, the numbers are only shifted.
+    # If both ranges are equal, the numbers are only shifted.
     same = {}
     if coloured:
         same = {"src_color_range": _LIMITED_RANGE, "dst_color_range": _LIMITED_RANGE}
@@ -180,13 +180,13 @@ def _to_planar(frame: Any) -> Any:
 
 
 def _plane_array(plane: Any, deep: bool) -> npt.NDArray[Any]:
-    """A plane's numbers without its padding; a view."""
+    """The numbers of a plane without its padding, as a view."""
     numbers = np.frombuffer(plane, "<u2" if deep else np.uint8).reshape(plane.height, -1)
     return numbers[:, : plane.width]
 
 
 def _plane_image(array: npt.NDArray[Any]) -> Image.Image:
-    """A plane as a picture of Pillow. It shares the memory where lines follow each other closely."""
+    """A plane as a picture of Pillow. If the plane has no padding, the memory is shared."""
     mode = {"uint8": "L", "uint16": "I;16"}.get(array.dtype.name, "F")
     return Image.frombuffer(mode, array.shape[::-1], np.ascontiguousarray(array), "raw", mode, 0, 1)
 
@@ -194,7 +194,7 @@ def _plane_image(array: npt.NDArray[Any]) -> Image.Image:
 def _blend_over_black(
     planes: list[npt.NDArray[Any]], alpha: npt.NDArray[Any], colours: ColourEncoding
 ) -> list[Image.Image]:
-    """Lay planes over black. It is done before scaling, so that hidden colours do not bleed into others."""
+    """Blend planes over black. This is done before scaling, so that hidden colours do not mix with others."""
     opaque = (alpha / np.float32(2**colours.depth - 1)).astype(np.float32)
     luma, chroma = (np.float32(zero) for zero in colours.black_and_neutral)
     laid = []
@@ -214,10 +214,10 @@ def _crop_and_scale_plane(
     size: tuple[int, int],
     reducing: bool,
 ) -> FloatArray:
-    """A part of a plane as float32 (height, width).
+    """Crop and scale a plane: float32 (height, width).
 
     Args:
-        plane: it may have fewer lines and columns than the whole picture.
+        plane: plane, which may have fewer lines and columns than the whole picture.
         box: left, top, right and bottom, in pixels of the whole picture.
         whole: width and height of the whole picture.
         size: width and height of the result.
@@ -231,7 +231,7 @@ def _crop_and_scale_plane(
         how = Image.Resampling.BILINEAR
     else:
         how = Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC
-    # Where a pixel covers eight or more, whole pixels are added up first, which is twice as fast. Its borders
-    # are then off by an eighth of it at most.
+    # If a pixel of the result covers eight or more pixels, whole pixels are added first. This is twice as
+    # fast. The borders are then off by an eighth of it at most.
     gap = 4.0 if smaller else None
     return np.asarray(plane.resize(size, how, (left, top, right, bottom), gap), dtype=np.float32)

@@ -1,11 +1,11 @@
-"""The built-in lava lamp: procedural, endless, seeded, any size; NumPy only.
+"""Simulates the built-in lava lamp: endless, seeded, of any size; NumPy only.
 
 Five blobs of wax warm up at the bottom of the glass, rise, cool down at the top and sink. The wax is drawn
-where a smooth field lies above a level. The field is a sum of Gaussians: one for each blob, and a flat one
+where a smooth field is above a level. The field is a sum of Gaussians: one for each blob, and a flat one
 for the pool at the bottom. So wax merges and splits smoothly ("A generalization of algebraic surface
-drawing", Blinn, 1982). In every picture the level is chosen such that the area of the wax never changes.
+drawing", Blinn, 1982). In every picture, the level is chosen such that the area of the wax is constant.
 
-Lengths are in heights of the glass: y runs from 0 at its bottom to 1 at its top, x is 0 on its axis.
+The unit of length is the height of the glass. y is 0 at its bottom and 1 at its top. x is 0 on its axis.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mlxlava.errors import UserError
 from mlxlava.playback.session import FrameSource
 from mlxlava.products import matmul
 
-# Raise it when the pictures change. Footage that was prepared with another version is not used again.
+# Raise it if the pictures change. Footage that was prepared with another version is not reused.
 LAMP_VERSION = 1
 
 FloatArray = NDArray[np.float32]
@@ -34,10 +34,10 @@ class Theme:
     """The colours of a lamp, sRGB 0 … 255.
 
     Attributes:
-        room: the background near the lamp; it darkens away from it.
-        liquid: the liquid at the top, in the middle and at the lit bottom.
-        wax: the wax from the least to the most lit, at equal distances on a ramp of brightness.
-        metal: base and cap where the light falls on them.
+        room: the background near the lamp. It is darker farther away.
+        liquid: the liquid at the top, in the middle, and at the bottom, which is lit.
+        wax: the wax, from the darkest to the brightest light, at equal steps of brightness.
+        metal: base and cap where they are lit.
     """
 
     room: Color
@@ -101,10 +101,10 @@ _NOISE_CORRELATION_SECONDS = 15.0  # correlation time of a blob's noise in secon
 _BLOB_RADII = np.array([0.154, 0.136, 0.119, 0.102, 0.084])
 _MAX_BLOB_HEIGHTS = 0.93 - 0.6 * _BLOB_RADII
 _WAX_POOL_CENTRE_AND_RADII = (0.0, -0.03, 0.70, 0.115)  # x, y and the two radii of the pool's Gaussian
-_WAX_AREA_FRACTION = 0.32  # fraction of the glass's area that is wax
-# Rows and columns of points that the level is computed from; the same for every size.
+_WAX_AREA_FRACTION = 0.32  # fraction of the area of the glass that is wax
+# Rows and columns of points from which the level is computed. They are the same for every size.
 _LEVEL_GRID_SHAPE = (72, 44)
-# Slope of the field, per length, below which an edge is drawn wider, so that necks part softly.
+# If the slope of the field is below this (per unit of length), an edge is drawn wider. So necks part softly.
 _MIN_EDGE_SLOPE = 5.0
 
 
@@ -138,15 +138,18 @@ class _WaxMotion:
         self.x = self.rng.uniform(-0.1, 0.1, count)
         self.vx, self.vy = np.zeros(count), np.zeros(count)
         self.heat = self.rng.uniform(-0.7, 0.7, count)
-        # Of heating, and of sideways drift. An Ornstein-Uhlenbeck process, N(0, 1) at any time.
+        # Noise of heating and of sideways motion: Ornstein–Uhlenbeck processes, N(0, 1) at any time.
         self.noise = self.rng.standard_normal((2, count))
         self.reach = (1.05 * (_BLOB_RADII[:, None] + _BLOB_RADII[None, :])) ** 2
-        self.draws, self.used = np.empty((0, 2, count)), 0  # random numbers in stock, and how many were used
+        self.draws, self.used = (
+            np.empty((0, 2, count)),
+            0,
+        )  # random numbers drawn in advance, and how many were used
         for _ in range(600):
             self.step(_WARM_UP_SECONDS / 600)
 
     def step(self, dt: float = _SIMULATION_STEP_SECONDS) -> None:
-        """Move on by ``dt`` seconds (semi-implicit Euler)."""
+        """Simulate ``dt`` seconds (semi-implicit Euler)."""
         if self.used == len(self.draws):
             self.draws, self.used = self.rng.standard_normal((256, *self.noise.shape)), 0
         x, y = self.x, self.y
@@ -154,15 +157,16 @@ class _WaxMotion:
         self.noise = keep * self.noise + math.sqrt(1 - keep * keep) * self.draws[self.used]
         self.used += 1
 
-        # The lamp heats at the bottom and cools at the top. Between them wax stays hot (1) or cold (-1), the
-        # two stable states. At either end it rests until its heat has changed sign, for a random time.
+        # The lamp heats at the bottom and cools at the top. Between them wax stays hot (1) or cold (-1):
+        # these are the two stable states. At either end it rests for a random time, until its heat has
+        # changed sign.
         below, above = 1 / (1 + np.exp((y - 0.19) / 0.04)), 1 / (1 + np.exp((0.70 - y) / 0.04))
         supply = (0.12 * below - 0.14 * above) * np.exp(0.45 * self.noise[0]) + 0.08 * (0.45 - y)
         self.heat += dt * (0.25 * (self.heat - self.heat * self.heat * self.heat) + supply)
         push_y = 0.054 * np.tanh(2.0 * self.heat)
         push_x = 0.010 * self.noise[1]
 
-        # Blobs that overlap push one another away, softly. They merge, but none hides behind another.
+        # Blobs that overlap push each other away softly. They merge, but one does not hide behind another.
         dx, dy = x[:, None] - x, y[:, None] - y
         near = np.maximum(0.0, 1 - (dx * dx + dy * dy) / self.reach)
         push_x = push_x + 0.45 * (near * dx).sum(1)
@@ -194,7 +198,7 @@ class _WaxField:
 
     def __init__(self, x: FloatArray, y: FloatArray) -> None:
         self.x, self.y = x, y
-        # Near the glass the field is smaller, so that blobs stay round there. The pool touches the glass.
+        # Near the glass the field is smaller, so that blobs stay round there. But the pool touches the glass.
         wall = _outline_half_widths(_GLASS_OUTLINE, y)[:, None] - np.abs(x)[None, :]
         free = 1 / (1 + np.exp(-(y[:, None] - 0.20) / 0.03))
         self.fall = (-0.9 * free * np.exp(-np.maximum(wall, 0) / 0.022)).astype(np.float32)
@@ -204,7 +208,7 @@ class _WaxField:
     def __call__(self, blobs: NDArray[np.float64]) -> tuple[FloatArray, FloatArray, FloatArray]:
         """The logarithm of the field and its two derivatives: (H, W) each.
 
-        A Gaussian is a product of one in x and one in y, so the sum is a matrix product.
+        A Gaussian is the product of one in x and one in y, so the sum is a matrix product.
         """
         cx, cy, rx, ry = blobs.astype(np.float32).T[:, :, None]
         dx, dy = (self.x - cx) / rx, (self.y - cy) / ry
@@ -218,12 +222,12 @@ class _WaxField:
 class SimulatedLamp:
     """An endless lava lamp: iterate over it for uint8 frames of shape (H, W, 3).
 
-    The same seed and settings always give the same frames. Another rate samples the same motion.
+    The same seed and settings always give the same frames. At another rate the motion is the same.
 
     Args:
-        size: height and width in pixels, multiples of 16. The lamp stands in the middle, never distorted.
-        fps: pictures per second of the lamp's time.
-        seed: of the motion.
+        size: height and width in pixels, multiples of 16. The lamp stands in the middle. It is not distorted.
+        fps: frames per second of the lamp's time.
+        seed: seed of the motion.
         theme: a key of ``THEMES``.
 
     Raises:
@@ -250,12 +254,12 @@ class SimulatedLamp:
         return self
 
     def __next__(self) -> NDArray[np.uint8]:
-        """The next frame, uint8 (H, W, 3); the array is the caller's to keep."""
+        """The next frame, uint8 (H, W, 3). The array is not used again, so the caller may keep it."""
         self._frame += 1
         return self._frame_at((self._frame - 1) / self._fps)
 
     def play(self, times: Iterable[float]) -> Iterator[tuple[float, NDArray[np.uint8]]]:
-        """Frames at rising times (seconds): pairs of time and frame, uint8 (H, W, 3)."""
+        """Yield pairs of time and frame, uint8 (H, W, 3), at the given times in seconds, which must rise."""
         for at in times:
             yield at, self._frame_at(at)
 
@@ -278,20 +282,20 @@ class SimulatedLamp:
         y = ((height / 2 - np.arange(height) - 0.5) / scale + (low + high) / 2).astype(np.float32)
         self._pixel = 1 / scale
 
-        # The room: lit faintly by the lamp.
+        # The room is faintly lit by the lamp.
         far = np.hypot(x[None, :] / 0.75, (y[:, None] - 0.35) / 1.0)
         picture = _colour_array(theme.room) * (0.25 + 1.1 * np.exp(-2.2 * far * far))[..., None]
 
         metal = _colour_array(theme.metal) / 255
         for profile in (_BASE_OUTLINE, _CAP_OUTLINE):
             across = x[None, :] / _outline_half_widths(profile, y)[:, None]
-            # A polished cylinder: a bright band left of the middle, a thin reflection on the right.
+            # Polished cylinders have a bright band left of the middle, and a thin reflection on the right.
             shine = 0.16 + 0.62 * np.exp(-(((across + 0.38) / 0.24) ** 2))
             shine = shine + 0.22 * np.exp(-(((across - 0.66) / 0.13) ** 2))
             inside = _pixel_coverage(profile, x, y, self._pixel)[..., None]
             picture = picture + inside * (255 * shine[..., None] * metal - picture)
 
-        # Only the glass's bounding box changes from frame to frame.
+        # Only the bounding box of the glass changes from frame to frame.
         glass = _pixel_coverage(_GLASS_OUTLINE, x, y, self._pixel)
         rows, columns = np.flatnonzero(glass.any(1)), np.flatnonzero(glass.any(0))
         self._box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
@@ -305,7 +309,7 @@ class SimulatedLamp:
         streak = np.exp(-(((across + 0.72) / 0.09) ** 2)) + 0.45 * np.exp(-(((across - 0.80) / 0.06) ** 2))
         streak = streak * (np.clip(y / 0.15, 0, 1) * np.clip((1 - y) / 0.1, 0, 1))[:, None]
         gloss = 34 * streak[..., None]
-        # Fixed noise in place of rounding, since smooth dark areas would show bands.
+        # Constant noise is added before rounding. Without it, smooth dark areas would show bands.
         grain = np.random.default_rng(0).random((height, width, 1))
         self._background = (picture + grain).astype(np.uint8)
         self._room_and_gloss = (picture[self._box] * (1 - glass) + glass * gloss + 0.5).astype(np.float32)
@@ -347,7 +351,7 @@ class SimulatedLamp:
         steep = along_x * along_x + along_y * along_y
         cover = np.clip(field / (np.sqrt(steep + _MIN_EDGE_SLOPE**2) * self._pixel) + 0.5, 0, 1)[..., None]
 
-        # The slope of the field tilts the normal of the surface outwards: blobs look round, lit from below.
+        # The slope of the field tilts the surface normal outwards. So blobs look round and lit from below.
         upright = 1 / np.sqrt(1 + (0.055 * 0.055) * steep)
         lean_x, lean_y = along_x * upright * -0.055, along_y * upright * -0.055
         shade = self._light * (0.70 + 0.30 * upright) - 0.16 * lean_y
@@ -367,19 +371,19 @@ class SimulatedLamp:
 def frames(
     size: tuple[int, int] = (64, 64), *, fps: float = 30.0, seed: int = 0, theme: str = "classic"
 ) -> Iterator[NDArray[np.uint8]]:
-    """Endless uint8 frames (H, W, 3) of a lamp; the arguments are those of ``SimulatedLamp``."""
+    """Endless frames of a lamp, uint8 (H, W, 3). The arguments are those of ``SimulatedLamp``."""
     return iter(SimulatedLamp(size, fps=fps, seed=seed, theme=theme))
 
 
 class ThemeLibrary:
-    """The built-in lamp in each of its colours, as a player's library."""
+    """The library of a player that has the built-in lamp in each of its themes."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         self._size = size
         self.names: Sequence[str] = list(THEMES)
 
     def open(self, name: str, seed: int) -> FrameSource:
-        """The lamp of a seed.
+        """The lamp with this theme and seed.
 
         Raises:
             UserError: there is no theme of that name.
@@ -392,7 +396,7 @@ def _colour_array(color: Color) -> FloatArray:
 
 
 def _colours_on_ramp(colors: FloatArray, position: NDArray[np.floating]) -> FloatArray:
-    """Colours at ``position`` (0 … 1) on an even ramp: (..., 3)."""
+    """Colours at ``position`` (0 … 1) on a ramp of evenly spaced colours: (..., 3)."""
     knots = np.linspace(0, 1, len(colors))
     return np.stack([np.interp(position, knots, channel) for channel in colors.T], axis=-1).astype(np.float32)
 
@@ -400,7 +404,7 @@ def _colours_on_ramp(colors: FloatArray, position: NDArray[np.floating]) -> Floa
 def _pixel_coverage(
     profile: tuple[tuple[float, float], ...], x: FloatArray, y: FloatArray, pixel: float
 ) -> FloatArray:
-    """How much of each pixel lies within an outline, 0 … 1: (H, W)."""
+    """The share of each pixel that is inside an outline, 0 … 1: (H, W)."""
     side = (_outline_half_widths(profile, y)[:, None] - np.abs(x)[None, :]) / pixel + 0.5
     above = (y - profile[0][0]) / pixel + 0.5
     below = (profile[-1][0] - y) / pixel + 0.5

@@ -1,4 +1,4 @@
-"""A video, an animation, or a folder of pictures: its frames one by one, with their times and what is odd."""
+"""Reads a video, an animation or a folder of pictures: frames one by one, their times, and irregularities."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from mlxlava.resize import resize
 
 Frame = npt.NDArray[np.uint8]
 
-# A frame as it is read: its stamp, its width and height, and what crops and resizes it.
+# A frame as it is read: its stamp, its width and height, and the function that crops and resizes it.
 _RawFrame = tuple[float | None, tuple[int, int], Callable[[tuple[int, int], Box], Frame]]
 _FrameReader = Callable[["OddityCounts", list[str]], Iterator[_RawFrame]]
 
-_MIN_INTERVALS_BACK_TO_RESTART = 4  # intervals: a stamp that lies further back begins a new count of time
-_MAX_PICTURES_FOR_AUTO_CROP = 64  # of a folder, looked at for what moves
+_MIN_INTERVALS_BACK_TO_RESTART = 4  # a stamp that is more intervals earlier begins a new count of time
+_MAX_PICTURES_FOR_AUTO_CROP = 64  # so many pictures of a folder are examined for motion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +43,8 @@ class SourceFrame:
 
     Attributes:
         frame: cropped and resized, uint8 (H, W, 3).
-        stamp: when it is shown, in seconds.
-        begins: whether it begins a new segment: there is a hole before it, or its size is another one.
+        stamp: time at which it is shown, in seconds.
+        begins: whether it begins a new segment: there is a hole before it, or the size has changed.
     """
 
     frame: Frame
@@ -54,16 +54,16 @@ class SourceFrame:
 
 @dataclasses.dataclass
 class OddityCounts:
-    """What was odd while a source was read.
+    """Counts of irregularities that were found while a source was read.
 
     Attributes:
         decoded: frames that were read.
-        repeated: frames that were taken twice, since the source is slower there.
-        left_out: frames that were left out, since it is faster there.
-        out_of_order: frames that are not later than the one before, left out as well.
+        repeated: frames that were taken twice, where the source has fewer frames than its rate.
+        left_out: frames that were left out, where the source has more frames than its rate.
+        out_of_order: frames that are not later than the frame before; they were left out too.
         holes: gaps in time.
         sizes: changes of size.
-        damaged: frames that could not be decoded, or need one that could not.
+        damaged: frames that could not be decoded, or that need such a frame.
     """
 
     decoded: int = 0
@@ -77,18 +77,18 @@ class OddityCounts:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A source that can be read, and what is known of it before that.
+    """A source that can be read, and what is known before it is read.
 
     Attributes:
         path: the file or folder.
-        size: height and width of the frames to give.
-        box: the region that is taken of each picture.
-        fps: true frames a second.
-        stamped_fps: frames a second by the stamps. It differs from ``fps`` where the true rate was given.
-        rate: how the rate is known: ``stamps``, ``given`` or ``assumed``.
-        expected: number of frames, where it is known.
-        timing: of the stamps; None where there are none.
-        notes: what is odd, a line each.
+        size: height and width of the prepared frames.
+        box: the region of each picture that becomes a frame.
+        fps: true frames per second.
+        stamped_fps: frames per second by the stamps. It differs from ``fps`` if the user gave the true rate.
+        rate: where the rate is from: ``stamps``, ``given`` or ``assumed``.
+        expected: number of frames, if it is known.
+        timing: timing of the stamps; None if there are none.
+        notes: irregularities, one line each.
     """
 
     path: Path
@@ -103,18 +103,18 @@ class Source:
     _frames: _FrameReader
 
     def timed_frames(self, counts: OddityCounts, problems: list[str]) -> Iterator[SourceFrame]:
-        """All frames, in order, with true times.
+        """Yield all frames in order, with true times.
 
         Args:
-            counts: what was odd is counted here.
-            problems: what ended the reading early is added here.
+            counts: irregularities are counted here.
+            problems: if reading ends early, the reason is added here.
         """
-        slower = self.stamped_fps / self.fps  # true seconds in a second of the stamps
+        slower = self.stamped_fps / self.fps  # true seconds in one second of the stamps
         last: float | None = None
         kept: tuple[int, int] | None = None
         box = self.box
         for stamp, size, picture in self._frames(counts, problems):
-            if stamp is None:  # a frame without a stamp among others that have one
+            if stamp is None:  # a frame without a stamp, while others have stamps
                 stamp = counts.decoded / self.stamped_fps if last is None else last + 1 / self.stamped_fps
             begins = False
             if last is not None:
@@ -134,13 +134,13 @@ class Source:
 
 
 def open_source(path: Path, size: tuple[int, int], crop: str, source_fps: float | None) -> Source:
-    """Look at a source, and choose the region to take from each frame.
+    """Examine a source, and choose the region of each picture that becomes a frame.
 
     Args:
         path: a video, an animated picture, a picture or a folder of pictures.
-        size: height and width of the frames to give.
+        size: height and width of the prepared frames.
         crop: see ``prepare``.
-        source_fps: the true rate; None to find it.
+        source_fps: the true rate; None if it is to be read from the stamps.
 
     Raises:
         UserError: it cannot be read.
@@ -166,7 +166,7 @@ def _open_video(path: Path, size: tuple[int, int], crop: str, source_fps: float 
         number = 0
         with Video(path, errors_mean_damage=found.errors_mean_damage) as video:
             for frame in video:
-                # Frames that all have one stamp, or none, are counted.
+                # If all frames have the same stamp, or none, they are counted.
                 stamp = frame.stamp if found.timing else number / FPS_IF_UNKNOWN
                 number += 1
                 yield stamp, frame.size, frame.to_picture
@@ -255,7 +255,7 @@ def _make_source(
 
 
 def describe_oddities(source: Source, counts: OddityCounts, problems: list[str]) -> list[str]:
-    """What was odd about a source that has been read, a line each."""
+    """Describe the irregularities of a source that has been read, one line each."""
     lines = list(source.notes)
     if problems or counts.damaged:
         why = problems[0] if problems else "some frames do not decode"

@@ -1,4 +1,4 @@
-"""Time stamps of frames: the rate that they tell, and a grid of evenly spaced times."""
+"""Time stamps of frames: finds the frame rate, and the frames at evenly spaced times."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_AVERAGED_INTERVALS = 8  # intervals that are averaged, so that jitter does not count
-_INTERVALS_PER_PIECE = 2**16  # intervals whose medians are found together
-_MAX_DIFFERENCE_OF_ONE_RATE = 0.15  # relative difference of averaged intervals that belong to one rate
-_MIN_HOLE_INTERVALS = 3.5  # intervals: a longer gap is a hole
-_MIN_UNEVENNESS = 0.1  # of an interval: what differs less is rounding
+_AVERAGED_INTERVALS = 8  # so many intervals are averaged, to remove jitter
+_INTERVALS_PER_PIECE = 2**16  # medians of so many intervals are computed at once
+_MAX_DIFFERENCE_OF_ONE_RATE = 0.15  # averaged intervals of one rate differ by no more (relative)
+_MIN_HOLE_INTERVALS = 3.5  # a gap of more intervals is a hole
+_MIN_UNEVENNESS = 0.1  # of an interval; smaller differences are rounding
 _MAX_ROUNDING_SECONDS = 0.0015  # seconds; containers with coarser stamps have a fixed rate
 
 
@@ -20,11 +20,11 @@ class Timing:
     """When the frames of a video are shown.
 
     Attributes:
-        fps: frames a second, for most of the time.
+        fps: frames per second, for most of the time.
         frames: number of different stamps.
         uneven: whether the intervals differ by more than rounding, holes aside.
-        stamps, intervals: the usual interval around each stamp, rising; float64 (frames,), in seconds. Empty
-            where time begins again.
+        stamps: the stamps, rising; float64 (frames,), in seconds. Empty if time begins again.
+        intervals: the usual interval around each stamp, in the same form.
     """
 
     fps: float
@@ -34,7 +34,7 @@ class Timing:
     intervals: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0), repr=False)
 
     def is_hole(self, before: float, after: float) -> bool:
-        """Whether nothing between two stamps is a hole: much longer than the intervals around it."""
+        """Whether the gap between two stamps is a hole: much longer than the intervals around it."""
         usual = 1 / self.fps
         if len(self.stamps):
             usual = float(self.intervals[np.searchsorted(self.stamps, after).clip(max=len(self.stamps) - 1)])
@@ -44,18 +44,18 @@ class Timing:
 def measure_timing(
     runs: Sequence[np.ndarray], tick: float = 0.0, declared: Sequence[float] = ()
 ) -> Timing | None:
-    """The rate that stamps tell: that which holds for most of the time.
+    """Find the frame rate from time stamps: the rate that holds for most of the time.
 
-    Jitter is averaged, and holes do not count. A rate that differs from a usual one by no more than the
-    rounding of the stamps is taken as the usual one.
+    Jitter is averaged, and holes are ignored. If the rate differs from a usual rate by no more than the
+    rounding of the stamps, it is the usual rate.
 
     Args:
-        runs: stamps in seconds, of each stretch in which time only rises.
-        tick: unit of the stamps, in seconds: how coarse they are.
-        declared: rates that the file's header names; taken if the stamps allow it.
+        runs: stamps in seconds; an array for each stretch in which time only rises.
+        tick: unit of the stamps, in seconds.
+        declared: rates in the header of the file. Such a rate is used if it agrees with the stamps.
 
     Returns:
-        None where the stamps tell no rate: fewer than two frames, or stamps that are all alike.
+        The timing; None if the stamps have no rate: there are fewer than two frames, or all stamps are equal.
     """
     runs = [np.unique(run) for run in runs]
     frames = sum(len(run) for run in runs)
@@ -64,7 +64,7 @@ def measure_timing(
         return None
     usual = [_running_median(run) for run in steps]
     width = int(np.clip(sum(map(len, steps)) // 4, 1, _AVERAGED_INTERVALS))
-    # Means over some intervals have no jitter; those with a hole in them are left out.
+    # Means over several intervals have little jitter. Those that contain a hole are left out.
     means = []
     for run, around in zip(steps, usual, strict=True):
         total = np.cumsum(np.concatenate([[0.0], run]))
@@ -78,7 +78,7 @@ def measure_timing(
     )
     if not len(averaged):
         averaged = np.sort(inside)
-    # Of all rates, the one that holds for the longest time; of two such, the slower one.
+    # The rate that holds for the longest time is used; if two hold equally long, the slower one.
     time = np.concatenate([[0.0], np.cumsum(averaged)])
     first = np.searchsorted(averaged, averaged * (1 - _MAX_DIFFERENCE_OF_ONE_RATE))
     last = np.searchsorted(averaged, averaged * (1 + _MAX_DIFFERENCE_OF_ONE_RATE), side="right")
@@ -86,7 +86,7 @@ def measure_timing(
     best = int(np.flatnonzero(held >= held.max() * (1 - 1e-9))[-1])
     alike = averaged[first[best] : last[best]]
     typical = float(np.median(alike))
-    # The mean over all intervals has the least rounding, but is wrong where there are several rates.
+    # The mean over all intervals has the smallest rounding error, but it is wrong if there are several rates.
     interval = float(inside.mean()) if len(alike) == len(averaged) else typical
     rounding = 2 * min(tick, _MAX_ROUNDING_SECONDS) / float(inside.sum()) + 1e-9
     uneven = float(np.ptp(inside)) > 2.5 * tick + _MIN_UNEVENNESS * interval
@@ -98,13 +98,13 @@ def measure_timing(
 
 
 def _running_median(steps: np.ndarray) -> np.ndarray:
-    """The median of each interval and the ones around it."""
+    """The running median of intervals."""
     half = _AVERAGED_INTERVALS // 2
     if len(steps) <= half:
         return np.full(len(steps), np.median(steps))
     padded = np.pad(steps, half, mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
-    # In pieces, since the median copies all windows.
+    # It is computed in pieces, since the median copies all windows.
     pieces = [
         np.median(windows[at : at + _INTERVALS_PER_PIECE], axis=1)
         for at in range(0, len(windows), _INTERVALS_PER_PIECE)
@@ -113,7 +113,7 @@ def _running_median(steps: np.ndarray) -> np.ndarray:
 
 
 def _snap_to_usual_rate(fps: float, rounding: float, declared: Sequence[float]) -> float:
-    """The usual rate within the relative rounding of a measured one; the measured one where there is none."""
+    """The usual rate that equals a measured rate within its relative rounding; else the measured rate."""
     whole = round(fps)
     candidates = [*declared, float(whole), whole * 1000 / 1001]
     if fps < 1:
@@ -125,20 +125,20 @@ def _snap_to_usual_rate(fps: float, rounding: float, declared: Sequence[float]) 
 
 
 def split_where_time_restarts(stamps: Sequence[float], order: Sequence[float]) -> list[np.ndarray]:
-    """Cut stamps where time starts again, as it does where files were joined.
+    """Split stamps where time starts again. This happens where files were joined.
 
     Args:
-        stamps: when frames are shown, in the order of the file.
-        order: when they are decoded, which rises within a run.
+        stamps: times at which frames are shown, in the order of the file.
+        order: times at which they are decoded. They rise within a run.
     """
     breaks = np.flatnonzero(np.diff(np.asarray(order, dtype=np.float64)) < 0) + 1
     return np.split(np.asarray(stamps, dtype=np.float64), breaks)
 
 
 class TimeGrid:
-    """Evenly spaced times, and for each the frame whose stamp is nearest.
+    """Chooses, for each of evenly spaced times, the frame whose stamp is nearest.
 
-    Frames come one by one. How often a frame is taken is known once the next one has come.
+    Stamps are added one by one. How often a frame is taken is known when the next stamp is added.
 
     Args:
         period: seconds from one time to the next.
@@ -151,7 +151,7 @@ class TimeGrid:
         self._taken = 0
 
     def add_stamp(self, stamp: float) -> int:
-        """Take the next stamp, which is later than those before; says how often the frame before is taken."""
+        """Add the next stamp, which must be later. Returns how often the frame before it is taken."""
         count = 0
         if self._start is None:
             self._start = stamp
@@ -161,7 +161,7 @@ class TimeGrid:
         return count
 
     def finish(self, interval: float) -> int:
-        """End the grid, which starts again at the next stamp; says how often the last frame is taken.
+        """End the grid; it starts again at the next stamp. Returns how often the last frame is taken.
 
         Args:
             interval: how long the last frame is shown, in seconds.
@@ -174,7 +174,7 @@ class TimeGrid:
         """How many times of the grid lie before this one and are not taken yet."""
         assert self._start is not None
         before = self._taken
-        # Multiplied, not added up, so that rounding does not grow.
+        # The time is a product and not a sum, so that rounding errors do not add up.
         while self._start + self._taken * self._period < time:
             self._taken += 1
         return self._taken - before

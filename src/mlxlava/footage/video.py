@@ -1,4 +1,4 @@
-"""Videos: which files are tried, when their frames are shown, and the frames themselves.
+"""Reads videos: opens files, and yields their time stamps and their frames.
 
 PyAV (ffmpeg's libraries) decodes, with one thread for each core.
 """
@@ -25,10 +25,10 @@ from mlxlava.errors import UserError
 from mlxlava.footage.raster import DecodedFrame, Orientation
 from mlxlava.footage.timing import Timing, measure_timing, split_where_time_restarts
 
-FPS_IF_UNKNOWN = 30.0  # where nothing tells a rate
+FPS_IF_UNKNOWN = 30.0  # frames per second, if no rate is known
 
-# Containers that are tried. There are no playlists, no lists of files and no pictures among them, so a file
-# makes nothing else be read.
+# Only these containers are read. None of them is a playlist or a list of files, so a file cannot make other
+# files be read. Pictures have their own reader.
 _READABLE_CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,hevc,h263,m4v,vc1,mjpeg,mjpeg_2000,"
     "ivf,obu,av1,flv,asf,ogg,gif,apng,yuv4mpegpipe,nut,mxf,dv,rm,wtv,gxf,smjpeg,mpjpeg,wav,mp3,flac"
@@ -40,12 +40,12 @@ _READABLE_CODECS = (
     "huffyuv ffvhuff utvideo magicyuv lagarith rawvideo v210 v308 v408 v410 r210 r10k qtrle rpza png "
     "apng gif webp bmp tiff msrle msvideo1 zmbv flashsv flashsv2 vp6 vp6f vp6a hap speedhq "
 )
-# Bare streams of pictures, without stamps. Some have a rate in them, which is often wrong.
+# Bare streams have no time stamps. Some contain a rate, but it is often wrong.
 _CONTAINERS_WITHOUT_STAMPS = "h264 hevc h263 m4v vc1 mjpeg mjpeg_2000 mpegvideo obu av1 mpjpeg smjpeg"
-_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # ffmpeg's own leave the alpha out
-_MAX_FRAME_PIXELS = 178_956_970  # as of pictures
-_PROBED_FRAMES = 16  # packets that are decoded to see whether a file keeps to its format
-_MAX_FRAMES_SKIPPED_AFTER_DAMAGE = 300  # frames that are left out after a damaged one, at most
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # ffmpeg's own decoders ignore alpha
+_MAX_FRAME_PIXELS = 178_956_970  # the same as for pictures (pictures.py)
+_PROBED_FRAMES = 16  # so many packets are decoded to see whether a file follows its format
+_MAX_FRAMES_SKIPPED_AFTER_DAMAGE = 300  # most frames that are left out after a damaged one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +54,11 @@ class VideoSurvey:
 
     Attributes:
         size: width and height of its first frame, upright.
-        timing: from its stamps; None where there are none.
-        frames: how many are expected.
-        errors_mean_damage: whether its beginning keeps to the format, so that errors mean damage.
-        streams: video streams in the file, of which one is taken.
-        problem: why it ends early; empty where it does not.
+        timing: timing of its stamps; None if there are none.
+        frames: expected number of frames.
+        errors_mean_damage: whether its first packets follow the format. Then later errors mean damage.
+        streams: number of video streams in the file. One of them is read.
+        problem: why it ends early; empty if it does not.
     """
 
     size: tuple[int, int]
@@ -70,23 +70,23 @@ class VideoSurvey:
 
 
 class Video:
-    """An opened video. Iterate over it for the frames that can be decoded; use it in a ``with`` statement.
+    """An opened video. Use it in a ``with`` statement, and iterate over it for its frames.
 
-    Frames come once each, in the order of showing. Damaged ones are left out, and so are those after them, up
-    to the next that needs no other.
+    Each frame that can be decoded comes once, in the order of showing. Damaged frames are left out, and so
+    are the frames after them up to the next key frame.
 
     Args:
         path: the file.
         errors_mean_damage: see ``VideoSurvey``.
-        key_frames_only: leave out all frames that need others: this is fast.
+        key_frames_only: read only key frames, which is fast.
 
     Attributes:
-        damaged: frames that have been left out because they are damaged.
-        errors: packets that could not be decoded.
-        problem: what ended the reading early; empty where nothing did.
+        damaged: number of frames that were left out because of damage.
+        errors: number of packets that could not be decoded.
+        problem: why reading ended early; empty if it did not.
 
     Raises:
-        UserError: the file is no video, or none that is read.
+        UserError: the file is not a video, or its format is not supported.
     """
 
     def __init__(self, path: Path, *, errors_mean_damage: bool = True, key_frames_only: bool = False) -> None:
@@ -107,7 +107,7 @@ class Video:
             self._container.close()
             raise
         self.timed = self._container.format.name not in _CONTAINERS_WITHOUT_STAMPS.split()
-        # AVI tells when frames are decoded, not when they are shown: the same times in another order.
+        # AVI has times of decoding and not of showing. They are the same times in another order.
         self._by_order = self._container.format.name == "avi"
         self._raw_size = 0
         self._turns: dict[int, Orientation] = {}
@@ -124,7 +124,7 @@ class Video:
     def __iter__(self) -> Iterator[DecodedFrame]:
         aspect = float(self._stream.sample_aspect_ratio or 1)
         waiting = 0
-        decoding: list[int] = []  # times of the packets whose frames have not come yet
+        decoding: list[int] = []  # times of the packets whose frames have not been decoded yet
         for packet in self._packets():
             if self._by_order and packet is not None and packet.dts is not None and packet.size:
                 heapq.heappush(decoding, packet.dts)
@@ -160,16 +160,16 @@ class Video:
                 )
 
     def _is_incomplete_packet(self, packet: Any) -> bool:
-        """Whether a packet lacks its end. Raw pictures would be drawn nevertheless."""
+        """Whether the end of a packet is missing. ffmpeg decodes raw pictures even then."""
         if self._decoder.name == "rawvideo" and packet.size:
             self._raw_size = max(self._raw_size, packet.size)
             return bool(packet.size < self._raw_size)
-        # Where MPEG transport streams were joined, whole packets are marked too.
+        # Complete packets are marked too, where MPEG transport streams were joined.
         joined = self._container.format.name == "mpegts"
         return self._errors_mean_damage and bool(packet.is_corrupt) and not joined
 
     def _packets(self) -> Iterator[Any]:
-        """All packets, then an empty one that asks for the frames that the decoder still holds."""
+        """Yield all packets, then an empty one, which makes the decoder return its last frames."""
         try:
             yield from self._container.demux(self._stream)
         except av.error.FFmpegError as error:
@@ -177,10 +177,10 @@ class Video:
             yield None
 
     def _orientation_of(self, frame: Any) -> Orientation:
-        """How a frame becomes upright.
+        """How a frame is turned upright.
 
-        A frame and its side data refer to each other once they have been asked for, so that only Python's
-        garbage collector frees them, which comes too late for pictures. So each angle is asked for once.
+        After the side data of a frame is read, the frame and the data refer to each other. Then only Python's
+        garbage collector frees them, and it runs too late for pictures. So each angle is read only once.
         """
         angle = frame.rotation
         if angle not in self._turns:
@@ -189,7 +189,7 @@ class Video:
         return self._turns[angle]
 
     def seek(self, seconds: float) -> bool:
-        """Go on from the last key frame before a time of the stream's stamps; False where that fails."""
+        """Continue from the last key frame before a time of the stream's stamps. False if that fails."""
         base = self._stream.time_base
         if base is None or not self.timed or self._by_order:
             return False
@@ -200,9 +200,9 @@ class Video:
         return True
 
     def read_timing(self) -> tuple[Timing | None, int]:
-        """Read all stamps without decoding: the timing, and the number of frames. ``problem`` is set too.
+        """Read all stamps without decoding: the timing and the number of frames. Also sets ``problem``.
 
-        Nothing can be decoded after that.
+        After this, no frame can be decoded.
         """
         base = self._stream.time_base or Fraction(1, 1000)
         shown, order = array("q"), array("q")  # 16 bytes a frame: 17 MB for ten hours
@@ -238,7 +238,7 @@ class Video:
         return timing, frames
 
     def _header_duration_seconds(self) -> float:
-        """Seconds that the header names; 0 where it may mean another stream."""
+        """The duration in the header, in seconds; 0 if it may be that of another stream."""
         if self._stream.duration is not None and self._stream.time_base is not None:
             return float(self._stream.duration * self._stream.time_base)
         alone = len(self._container.streams) == 1 and self._container.duration is not None
@@ -246,10 +246,10 @@ class Video:
 
 
 def survey_video(path: Path) -> VideoSurvey:
-    """Look at a video: all its stamps, and its first frames.
+    """Examine a video: read all stamps, and decode the first frames.
 
     Raises:
-        UserError: it is no video, or no frame of it can be decoded.
+        UserError: it is not a video, or no frame can be decoded.
     """
     size, errors_mean_damage, problem = _probe_first_frames(path, errors_mean_damage=True)
     if size is None or not errors_mean_damage:
@@ -266,7 +266,7 @@ def survey_video(path: Path) -> VideoSurvey:
 
 
 def _probe_first_frames(path: Path, *, errors_mean_damage: bool) -> tuple[tuple[int, int] | None, bool, str]:
-    """Size of the first frame, whether most of the first packets decode, and what went wrong first."""
+    """Size of the first frame, whether most of the first packets decode, and the first error."""
     size, count = None, 0
     with Video(path, errors_mean_damage=errors_mean_damage) as video:
         for frame in video:
@@ -278,11 +278,11 @@ def _probe_first_frames(path: Path, *, errors_mean_damage: bool) -> tuple[tuple[
 
 
 def sample_pictures(path: Path, size: tuple[int, int], longest: int = 640) -> Iterator[Iterator[Image.Image]]:
-    """Samples of a video's pictures, the cheapest first: its key frames, which decode fast, then all frames.
+    """Samples of the pictures of a video. The first has only key frames, which are fast; the second has all.
 
     Args:
         path: the video.
-        size: width and height of the pictures to give; others in the file are left out.
+        size: width and height; pictures of another size in the file are left out.
         longest: pictures are made smaller, so that no side is longer than this.
     """
     scale = min(1.0, longest / max(size))
@@ -295,13 +295,13 @@ def sample_pictures(path: Path, size: tuple[int, int], longest: int = 640) -> It
 def sample_stretches(
     path: Path, found: VideoSurvey, stretches: int = 12, length: int = 60, longest: int = 256
 ) -> Iterator[list[Image.Image]]:
-    """Stretches of consecutive pictures, evenly spread over a video.
+    """Yield stretches of consecutive pictures, evenly spread over a video.
 
     Args:
         path: the video.
-        found: what is known of it.
-        stretches: how many to give of a long video. A video that is not much longer than them is given as a
-            whole, in one stretch; so is the beginning of one in which no time can be gone to.
+        found: what is known of the video.
+        stretches: number of stretches of a long video. A video that is not much longer than all stretches is
+            one stretch. If the video cannot be searched, its beginning is one stretch.
         length: pictures in a stretch.
         longest: pictures are made smaller, so that no side is longer than this.
     """
@@ -346,14 +346,14 @@ def _open_container(path: Path) -> Any:
 
 @contextlib.contextmanager
 def _capture_ffmpeg_errors(logs: list[str]) -> Iterator[None]:
-    """Collect what ffmpeg logs as errors: that says more than its error codes.
+    """Collect the errors that ffmpeg logs. They say more than its error codes.
 
-    It is not for decoding: ffmpeg's threads would wait for Python's lock to log.
+    Do not use it while decoding: ffmpeg's threads would wait for Python's lock.
     """
     level, skip = av.logging.get_level(), av.logging.get_skip_repeated()
     try:
         av.logging.set_level(av.logging.ERROR)
-        av.logging.set_skip_repeated(False)  # else what was said of one file may be missing for the next
+        av.logging.set_skip_repeated(False)  # else an error of one file may be missing for the next
         with av.logging.Capture() as found:
             try:
                 yield
@@ -365,7 +365,7 @@ def _capture_ffmpeg_errors(logs: list[str]) -> Iterator[None]:
 
 
 def _choose_stream(container: Any, path: Path) -> tuple[Any, int]:
-    """The video stream that players show: the default one, then the largest. Also how many there are."""
+    """The video stream that players show (the default one, else the largest); and the number of streams."""
     still = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
     streams = [stream for stream in container.streams.video if not stream.disposition & still]
     if not streams:
@@ -389,12 +389,12 @@ def _choose_stream(container: Any, path: Path) -> tuple[Any, int]:
 
 
 def _choose_decoder(stream: Any) -> Any:
-    """The stream's decoder, or for video with alpha one that knows alpha."""
+    """The decoder of the stream; for video with alpha, a decoder that supports alpha."""
     own = stream.codec_context
     if stream.metadata.get("alpha_mode") == "1" and own.name in _ALPHA_DECODERS:
         try:
             other = av.CodecContext.create(_ALPHA_DECODERS[own.name], "r")
-        except (av.error.FFmpegError, ValueError):  # an ffmpeg without it
+        except (av.error.FFmpegError, ValueError):  # this ffmpeg does not have it
             return own
         other.extradata = own.extradata
         return other
@@ -402,5 +402,5 @@ def _choose_decoder(stream: Any) -> Any:
 
 
 def _describe_ffmpeg_error(error: Exception) -> str:
-    """What ffmpeg says of an error, in a few words."""
+    """The text of an ffmpeg error, in a few words."""
     return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
