@@ -1,4 +1,4 @@
-"""Links between documents lead somewhere, and the index of decisions is complete."""
+"""Links between documents and names of files lead somewhere, and the index of decisions is complete."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ RECORDS = sorted((ROOT / "docs/decisions").glob("[0-9]*.md"))
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ +(.+?) *$", re.MULTILINE)
 _CODE_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+_SOURCE_NAME = re.compile(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|cpp|toml|sh|js|c))`")
 _DOCUMENT_NAME = re.compile(r"\bdocs/[\w./-]+\.md\b")
 
 
@@ -43,6 +44,13 @@ def test_its_links_lead_to_files_and_headings_that_exist(document: Path) -> None
         if not target.exists() or (anchor and anchor not in anchors(target)):
             broken.append(link)
     assert not broken
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_the_source_files_that_it_names_exist(document: Path) -> None:
+    folders = [ROOT, ROOT / "src", ROOT / "src/mlxlava", ROOT / "tests"]
+    named = _SOURCE_NAME.findall(read_prose(document))
+    assert not [name for name in named if not any((folder / name).is_file() for folder in folders)]
 
 
 def test_the_source_names_only_documents_that_exist() -> None:
