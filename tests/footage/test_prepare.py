@@ -269,9 +269,9 @@ def test_given_folder_is_reused_replaced_or_refused(tmp_path: Path) -> None:
     assert len(prepare(source, out=out).frames) == 3
     assert {path.name for path in out.iterdir()} == {"frames.npy", "footage.json"}
     (out / "footage.json").unlink()
-    with pytest.raises(UserError, match="is no prepared footage; give another -o"):
+    with pytest.raises(UserError, match="is not prepared footage; give another -o"):
         prepare(source, out=out)
-    with pytest.raises(UserError, match="is no prepared footage; give another -o"):
+    with pytest.raises(UserError, match="is not prepared footage; give another -o"):
         prepare(source, out=source / "img1.png")
 
 
@@ -286,7 +286,7 @@ def test_what_the_system_puts_into_folders_is_in_nobodys_way(tmp_path: Path) -> 
         prepare(tmp_path / "b")
     note = tmp_path / "._lamp.mov"
     note.write_bytes(bytes.fromhex("00051607"))
-    with pytest.raises(UserError, match=r"\._lamp\.mov was made by the system .*leave it out"):
+    with pytest.raises(UserError, match=r"\._lamp\.mov is a file of the operating system, .*leave it out"):
         prepare(video(tmp_path / "lamp.mov", moving(4)), note)
 
 

@@ -137,5 +137,5 @@ def _as_state(start: object, size: int) -> State:
     if state.shape != (size,):
         raise UserError(f"{wanted}, not of shape {state.shape}")
     if not np.isfinite(state).all():
-        raise UserError("frames: start holds numbers that are not finite")
+        raise UserError("frames: start contains numbers that are not finite")
     return state

@@ -572,7 +572,7 @@ def _cells_of_other_rows(row: Row) -> tuple[str, ...]:
 
 _TRAIN_COLUMNS = (
     *("who", "step", "median, s", "min … max (times)", "clips/s", "frames/s"),
-    *("÷ floor", "mlxlava ÷ it", "arrays, GB", "process", "of 16 left"),
+    *("÷ floor", "mlxlava ÷ it", "arrays, GB", "process", "left of 16 GB"),
 )
 _OTHER_COLUMNS = ("what", "median, s", "min … max (times)", "rate", "arrays, GB", "process", "at the end")
 
