@@ -634,7 +634,7 @@ def main(quick: bool = False, only: str = "", save: bool = False, memory: float 
         memory: memory in GB that measurements may take; the memory of the machine when None.
 
     Raises:
-        UserError: ``only`` is no regular expression or matches nothing.
+        UserError: ``only`` is not a regular expression or matches nothing.
         KeyboardInterrupt: Ctrl-C was pressed. The results so far have been shown and saved.
     """
     began = time.monotonic()
