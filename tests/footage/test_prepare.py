@@ -286,7 +286,7 @@ def test_what_the_system_puts_into_folders_is_in_nobodys_way(tmp_path: Path) -> 
         prepare(tmp_path / "b")
     note = tmp_path / "._lamp.mov"
     note.write_bytes(bytes.fromhex("00051607"))
-    with pytest.raises(UserError, match=r"\._lamp\.mov is a file of the operating system, .*leave it out"):
+    with pytest.raises(UserError, match=r"\._lamp\.mov was made by the system .*leave it out"):
         prepare(video(tmp_path / "lamp.mov", moving(4)), note)
 
 

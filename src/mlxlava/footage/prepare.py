@@ -158,7 +158,7 @@ def source_paths(sources: Sequence[str | Path]) -> list[Path]:
         if not path.exists():
             raise UserError(f"footage: {path} does not exist; give a video file or a folder of images")
         if is_system_file(path.name):  # in some shells * matches hidden files too
-            raise UserError(f"footage: {path} is a file of the operating system, not footage; leave it out")
+            raise UserError(f"footage: {path} was made by the system and is no footage; leave it out")
         if not path.is_dir() and not path.is_file():  # it would be read to its end before its frames are
             raise UserError(f"footage: {path} is a pipe or a device; write it to a file first, and give that")
         if (path / "footage.json").is_file() and len(paths) > 1:

@@ -65,7 +65,7 @@ def begin_first_stage(folder: Path, plan: SecondStagePlan) -> Run:
             cannot grow.
     """
     if list_names(folder):
-        raise UserError(f"train: {folder} is not empty; give another -o, or add --resume to continue a run")
+        raise UserError(f"train: {folder} holds something; give another -o, or --resume")
     run = begin_run(
         folder / SMALL_LAMP_FOLDER,
         recipe_of_smaller_lamp(plan.recipe),
