@@ -222,7 +222,7 @@ def test_closing_the_window_does_not_end_the_training(tmp_path: Path) -> None:
             until(lambda: xdotool("getwindowname", number).startswith(title))
             xdotool("windowfocus", "--sync", number)
             xdotool("key", "q")
-            read_until(process, "window: it was closed; the training goes on")
+            read_until(process, "window: it was closed; the training continues")
             process.send_signal(signal.SIGINT)
             read_until(process, "mlxlava train --resume -o run")
         finally:

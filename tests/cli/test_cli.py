@@ -412,7 +412,7 @@ def test_a_lamp_goes_on_from_a_picture(run: Run, video: Path, tmp_path: Path) ->
     assert re.search(r"from: the nearest frame differs from photo.png by \d+\.\d of 255", said)
     (tmp_path / "notes.txt").write_text("no picture")
     status, said = run("loop", "--from", "notes.txt", "--frames", "2", "-o", "b.gif")
-    assert status == 2 and "notes.txt is no picture" in said
+    assert status == 2 and "notes.txt is not a picture" in said
     assert not (tmp_path / "b.gif").exists()
 
 
@@ -468,14 +468,14 @@ def test_weights_that_are_not_finite_are_one_line(run: Run, weights: Path) -> No
     arrays["generator.out.bias"] = arrays["generator.out.bias"] + float("nan")
     mx.save_safetensors(str(file), arrays)
     for command in ("score", "drift"):
-        refuses(run(command, str(weights)), "generator.out.bias holds numbers that are not finite")
+        refuses(run(command, str(weights)), "generator.out.bias contains numbers that are not finite")
 
 
 def test_weights_of_another_recipe_are_one_line(run: Run, weights: Path) -> None:
     config = json.loads((weights / "config.json").read_text())
     config["recipe"]["dynamics"]["couplings"] += 1
     (weights / "config.json").write_text(json.dumps(config))
-    refuses(run("loop", "--weights", str(weights)), "lacks dynamics.coupling4")
+    refuses(run("loop", "--weights", str(weights)), "does not have dynamics.coupling4")
 
 
 # --- judging ---

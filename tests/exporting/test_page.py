@@ -94,7 +94,7 @@ def test_what_is_there_is_replaced_only_if_it_is_a_page(tiny: Recipe, tmp_path: 
     lamp = make_portable(fresh_weights(tiny))
     for file in (tmp_path, tmp_path / "notes.html"):
         (tmp_path / "notes.html").write_text("<!doctype html>mine")
-        with pytest.raises(UserError, match="no page of a lamp"):
+        with pytest.raises(UserError, match="not the page of a lamp"):
             write_page(lamp, file, "tiny")
     assert (tmp_path / "notes.html").read_text() == "<!doctype html>mine"
     for name in ("one", "two"):

@@ -269,9 +269,9 @@ def test_given_folder_is_reused_replaced_or_refused(tmp_path: Path) -> None:
     assert len(prepare(source, out=out).frames) == 3
     assert {path.name for path in out.iterdir()} == {"frames.npy", "footage.json"}
     (out / "footage.json").unlink()
-    with pytest.raises(UserError, match="is no prepared footage; give another -o"):
+    with pytest.raises(UserError, match="is not prepared footage; give another -o"):
         prepare(source, out=out)
-    with pytest.raises(UserError, match="is no prepared footage; give another -o"):
+    with pytest.raises(UserError, match="is not prepared footage; give another -o"):
         prepare(source, out=source / "img1.png")
 
 

@@ -78,7 +78,7 @@ def test_a_file_and_its_pixels_start_alike(tmp_path: Path) -> None:
 
 def test_what_is_no_picture_is_said(tmp_path: Path) -> None:
     (tmp_path / "notes.png").write_text("no picture")
-    for name, words in (("notes.png", "no picture"), ("nowhere.png", "No such file"), ("", "cannot read")):
+    for name, words in (("notes.png", "not a picture"), ("nowhere.png", "No such file"), ("", "cannot read")):
         with pytest.raises(UserError, match=words) as caught:
             crop_to_frame(tmp_path / name, (16, 16))
         assert "\n" not in str(caught.value)

@@ -152,7 +152,7 @@ def test_clips_are_shorter_where_cuts_are_many_and_some_footage_is_refused() -> 
 def test_what_is_too_short_or_does_not_move_is_refused(tmp_path: Path) -> None:
     recipe, free = load_recipe("lava"), free_settings("lava", ())
     frames = lamp_in_a_room(20, 10)
-    with pytest.raises(UserError, match=r"short.mp4 is 0.9 s long; a second is needed"):
+    with pytest.raises(UserError, match=r"short.mp4 is 0.9 s long; at least a second is needed"):
         choose_before_preparing(recipe, [write(tmp_path / "short.mp4", frames[:9])], free)
     with pytest.raises(UserError, match=r"nothing moves in .*still.mp4"):
         choose_before_preparing(recipe, [write(tmp_path / "still.mp4", frames[:1] * 20)], free)

@@ -36,7 +36,7 @@ def score_finished_run(run: Path) -> str:
     """Score a run quickly, and put the score into its report.
 
     Of a user's footage every second eighth is set against the other eighths. The lamp has learned from all of
-    it, so this is no test on footage that it has not seen. The built-in lamp is rendered from another seed.
+    it, so this is not a test on unseen footage. The built-in lamp is rendered from another seed.
 
     Returns:
         A sentence with the score, or why there is none.

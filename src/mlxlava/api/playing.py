@@ -64,8 +64,8 @@ class LavaLamp:
             Frames, uint8 (H, W, 3).
 
         Raises:
-            UserError: fps, speed or seconds are not positive and finite, ``start`` is no state of this lamp,
-                or a seamless clip cannot be made.
+            UserError: fps, speed or seconds are not positive and finite, ``start`` is not a state of this
+                lamp, or a seamless clip cannot be made.
         """
         require_positive("frames: fps", fps)
         require_positive("frames: speed", speed)
@@ -128,7 +128,7 @@ def _require_picture(picture: object) -> None:
 
 
 def _as_state(start: object, size: int) -> State:
-    """The start state as float32 (Z,). Raises UserError if it is no state."""
+    """The start state as float32 (Z,). Raises UserError if it is not a state."""
     wanted = f"frames: start must be a state of {size} numbers, as from_picture gives"
     try:
         state = np.asarray(start, np.float32)
@@ -137,5 +137,5 @@ def _as_state(start: object, size: int) -> State:
     if state.shape != (size,):
         raise UserError(f"{wanted}, not of shape {state.shape}")
     if not np.isfinite(state).all():
-        raise UserError("frames: start holds numbers that are not finite")
+        raise UserError("frames: start contains numbers that are not finite")
     return state

@@ -103,7 +103,7 @@ class Viewer(Callbacks):
             save_weights(weights, self._weights)
         except UserError as error:
             self._ended = True
-            say(f"train: nothing can be watched any more: {error}")
+            say(f"train: --watch has stopped: {error}; the training continues")
         self._written = time.monotonic()
         self._cost = self._written - began
 
@@ -117,7 +117,7 @@ class Viewer(Callbacks):
         why = _last_error_line(text) if kind == "error" else "it was closed"
         if kind != "error" and self._process.returncode:
             why = f"it failed with status {self._process.returncode}"
-        say(f"train: {self._screen}: {why}; the training goes on")
+        say(f"train: {self._screen}: {why}; the training continues")
         return True
 
     def __exit__(

@@ -572,7 +572,7 @@ def _cells_of_other_rows(row: Row) -> tuple[str, ...]:
 
 _TRAIN_COLUMNS = (
     *("who", "step", "median, s", "min … max (times)", "clips/s", "frames/s"),
-    *("÷ floor", "mlxlava ÷ it", "arrays, GB", "process", "of 16 left"),
+    *("÷ floor", "mlxlava ÷ it", "arrays, GB", "process", "left of 16 GB"),
 )
 _OTHER_COLUMNS = ("what", "median, s", "min … max (times)", "rate", "arrays, GB", "process", "at the end")
 
@@ -634,7 +634,7 @@ def main(quick: bool = False, only: str = "", save: bool = False, memory: float 
         memory: memory in GB that measurements may take; the memory of the machine when None.
 
     Raises:
-        UserError: ``only`` is no regular expression or matches nothing.
+        UserError: ``only`` is not a regular expression or matches nothing.
         KeyboardInterrupt: Ctrl-C was pressed. The results so far have been shown and saved.
     """
     began = time.monotonic()

@@ -124,7 +124,7 @@ def print_drift_table(result: Result) -> None:
             f"ratio {returns['ratio']:.3f} {_format_interval(returns['interval'])}, 1 without loops"
         )
     if result["died_at"] is not None:
-        print(f"the lamp died: its states are not finite after {result['died_at']:,} steps")
+        print(f"the roll-out ended early: its states are not finite after {result['died_at']:,} steps")
     if "loops" not in result:
         return
     loops, chaos = result["loops"], result["lyapunov"]

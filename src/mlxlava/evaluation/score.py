@@ -157,7 +157,7 @@ def draw_clips(
         rollout.roll_states(warm_up)
         states = rollout.roll_states(length)
         if not np.isfinite(states).all():
-            raise UserError(f"score: the lamp died: states are not finite after {warm_up + length} steps")
+            raise UserError(f"score: the states of the lamp are not finite after {warm_up + length} steps")
         for lamp in states[: count - group * LAMPS_AT_ONCE]:
             yield rollout.draw(lamp)
 

@@ -125,13 +125,13 @@ def make_portable(weights: Weights) -> PortableLamp:
     recipe, arrays = weights.recipe, weights.arrays
     if recipe.dynamics.kind != "stationary":
         raise UserError(
-            f"export: weights of the recipe {recipe.name} cannot be written so: the state step "
-            f"{recipe.dynamics.kind} rolls many lamps together to play one; only stationary is written"
+            f"export: weights of the recipe {recipe.name} cannot be exported to this format: the "
+            f"state step {recipe.dynamics.kind} rolls many lamps together to play one; only stationary can be"
         )
     if recipe.generator.kind != "shuffle":
         raise UserError(
-            f"export: weights of the recipe {recipe.name} cannot be written so: its generator is "
-            f"{recipe.generator.kind}; only shuffle is written"
+            f"export: weights of the recipe {recipe.name} cannot be exported to this format: its "
+            f"generator is {recipe.generator.kind}; only shuffle can be"
         )
     generator, step = ShuffleGenerator(recipe), StationaryStep(recipe)
     changes = step.basis_changes(fixed_bases(arrays))

@@ -65,7 +65,7 @@ def write_page(lamp: PortableLamp, file: Path, name: str) -> int:
 
 
 def check_page_file(file: Path) -> None:
-    """Refuse to replace a file that is no page of a lamp.
+    """Refuse to replace a file that is not the page of a lamp.
 
     Raises:
         UserError: it is something else.
@@ -76,7 +76,7 @@ def check_page_file(file: Path) -> None:
         with file.open("rb") as opened:
             if opened.read(len(_HTML_HEAD.encode())) == _HTML_HEAD.encode():
                 return
-    raise UserError(f"export: {file} exists and is no page of a lamp; give another file")
+    raise UserError(f"export: {file} exists and is not the page of a lamp; give another file")
 
 
 def make_page(lamp: PortableLamp, name: str) -> str:

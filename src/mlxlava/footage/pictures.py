@@ -258,7 +258,9 @@ def _errors_on_one_line(path: str | Path, what: str, advice: str) -> Iterator[No
             warnings.simplefilter("ignore", UserWarning)
             yield
     except UnidentifiedImageError as error:
-        raise UserError(f"{what}: {path} is no picture that is read (PNG, JPEG …); {advice}") from error
+        raise UserError(
+            f"{what}: {path} is not a picture in a supported format (PNG, JPEG …); {advice}"
+        ) from error
     # A damaged file makes decoders fail in many ways: struct.error, EOFError, SyntaxError, IndexError …
     except Exception as error:
         raise UserError(

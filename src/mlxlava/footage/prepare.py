@@ -249,7 +249,7 @@ def _reopen_or_write(
     if found:
         return found
     if out and is_taken(path) and not (path / "footage.json").is_file():
-        raise UserError(f"footage: {path} exists and is no prepared footage; give another -o")
+        raise UserError(f"footage: {path} exists and is not prepared footage; give another -o")
     advice = "free some space or give another -o"
 
     def is_write_error(error: Exception) -> bool:

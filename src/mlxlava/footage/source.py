@@ -150,7 +150,9 @@ def open_source(path: Path, size: tuple[int, int], crop: str, source_fps: float 
     if path.suffix.lower() in PICTURE_SUFFIXES:
         return _open_picture(path, size, crop, source_fps)
     if path.suffix.lower() in UNREADABLE_SUFFIXES and path.suffix.lower() != ".gif":
-        raise UserError(f"footage: {path} is a kind of picture that is not read; convert it to PNG or JPEG")
+        raise UserError(
+            f"footage: {path} is a picture in a format that is not supported; convert it to PNG or JPEG"
+        )
     return _open_video(path, size, crop, source_fps)
 
 

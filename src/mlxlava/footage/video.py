@@ -338,7 +338,7 @@ def _open_container(path: Path) -> Any:
     except av.error.FFmpegError as error:
         why = logs[0] if logs else _describe_ffmpeg_error(error)
         if "whitelist" in why:
-            why = "its format is none of those that are read"
+            why = "its format is not supported"
         raise UserError(
             f"footage: {path} cannot be read as a video ({why}); give a video file or a folder of images"
         ) from error
@@ -373,7 +373,7 @@ def _choose_stream(container: Any, path: Path) -> tuple[Any, int]:
 
     known = [stream for stream in streams if stream.codec_context is not None]
     if not known:
-        raise UserError(f"footage: {path} has no video of a known kind; convert it, for example to H.264")
+        raise UserError(f"footage: {path} has no video in a known codec; convert it, for example to H.264")
 
     def rank(stream: Any) -> tuple[bool, int]:
         default = bool(stream.disposition & av.stream.Disposition.default)
@@ -382,7 +382,7 @@ def _choose_stream(container: Any, path: Path) -> tuple[Any, int]:
     chosen = max(known, key=rank)
     if chosen.codec_context.name not in _READABLE_CODECS.split():
         raise UserError(
-            f"footage: {path} is coded as {chosen.codec_context.name}, which is not read; "
+            f"footage: {path} has the codec {chosen.codec_context.name}, which is not supported; "
             "convert it, for example to H.264"
         )
     return chosen, len(streams)

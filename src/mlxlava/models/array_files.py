@@ -50,7 +50,7 @@ def load_arrays(path: Path) -> dict[str, mx.array]:
     except (RuntimeError, ValueError) as error:
         if explain_device_failure(error):
             raise
-        raise UserError(f"weights: {path} is damaged or no safetensors file ({error})") from error
+        raise UserError(f"weights: {path} is damaged or not a safetensors file ({error})") from error
     assert isinstance(arrays, dict)
     return arrays
 
@@ -62,11 +62,11 @@ def check_arrays(arrays: Mapping[str, mx.array], tree: Tree, where: str) -> None
     extra = [name for name in arrays if name not in expected]
     if missing and extra:
         raise UserError(
-            f"{where} is of another recipe than its config.json: it has {_first_name_and_count(extra)} "
-            f"too many and lacks {_first_name_and_count(missing)}"
+            f"{where} does not match the recipe in its config.json: it has {_first_name_and_count(extra)} "
+            f"and does not have {_first_name_and_count(missing)}"
         )
     if missing:
-        raise UserError(f"{where} lacks {_first_name_and_count(missing)}")
+        raise UserError(f"{where} does not have {_first_name_and_count(missing)}")
     if extra:
         raise UserError(
             f"{where} has {_first_name_and_count(extra)}, which its config.json does not describe"
@@ -75,8 +75,8 @@ def check_arrays(arrays: Mapping[str, mx.array], tree: Tree, where: str) -> None
     if misshapen:
         name = misshapen[0]
         raise UserError(
-            f"{where} is of another recipe than its config.json: {name} is {_format_shape(arrays[name])}, "
-            f"not {_format_shape(expected[name])}"
+            f"{where} does not match the recipe in its config.json: {name} is "
+            f"{_format_shape(arrays[name])}, not {_format_shape(expected[name])}"
             + (f" ({len(misshapen) - 1} more differ)" if misshapen[1:] else "")
         )
     for name, array in arrays.items():
@@ -87,7 +87,7 @@ def check_arrays(arrays: Mapping[str, mx.array], tree: Tree, where: str) -> None
             raise UserError(f"{where}: {name} is {array.dtype}, not {expected[name].dtype}")
     bad = find_non_finite(arrays)
     if bad:
-        raise UserError(f"{where}: {bad} holds numbers that are not finite")
+        raise UserError(f"{where}: {bad} contains numbers that are not finite")
 
 
 def find_non_finite(tree: Mapping[str, Any]) -> str | None:

@@ -144,7 +144,7 @@ class StationaryStep:
         The mixture is cos(a) · states + sin(a) · noise. For a whole step, cos(a) is rho. For a share of a
         step, the angle a is that share of the whole angle. This keeps N(0, I), and states move at an even
         speed. In the process itself the noise grows with √dt, which would jolt the lamp after each learned
-        step (docs/decisions.md, "Even between learned steps").
+        step (docs/decisions/023-equal-sub-steps.md).
         """
         if self.keeps_norm:
             return states

@@ -100,7 +100,7 @@ class PlaybackOptions:
         elif screen == "window" and not has_display():
             raise UserError("play: --screen window, but there is no display; try --screen terminal")
         elif screen == "terminal" and not understands_escape_sequences():
-            raise UserError("play: --screen terminal, but stdout is no terminal; write a file with -o")
+            raise UserError("play: --screen terminal, but stdout is not a terminal; write a file with -o")
         elif screen == "none" and target is None:
             raise UserError("play: --screen none needs a file to write; give one with -o")
         if screen == "none" and target is None:

@@ -85,7 +85,7 @@ def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any]
     arrays = weights.arrays
     if half:
         # The statistics stay float32. Rounded bases are not orthogonal, so each step makes a state a little
-        # smaller. After a million steps its deviation was 0.95 (docs/decisions.md, "What drift found").
+        # smaller. After a million steps its deviation was 0.95 (docs/decisions/009-bases-stay-float32.md).
         learned = {part: arrays[part] for part in ("generator", "dynamics")}
         arrays = {**arrays, **tree_map(lambda a: a.astype(mx.float16), learned)}
     sample = io.BytesIO()

@@ -55,7 +55,7 @@ def crop_to_frame(picture: str | Path | Frame, size: tuple[int, int]) -> Frame:
         size: height and width of the lamp's frames.
 
     Raises:
-        UserError: the file cannot be read as a picture, or the array is no picture.
+        UserError: the file cannot be read as a picture, or the array is not a picture.
     """
     if isinstance(picture, (str, Path)):
         image = read_picture(picture, what="picture", advice="give another PNG or JPEG")

@@ -105,11 +105,11 @@ def choose_before_preparing(
     seconds = sum(each.seconds for each in looks)
     if seconds < _MIN_FOOTAGE_SECONDS:
         raise UserError(
-            f"footage: {looks[0].path} is {seconds:.2g} s long; a second is needed, a minute is a beginning"
+            f"footage: {looks[0].path} is {seconds:.2g} s long; at least a second is needed, better a minute"
         )
     for each in looks:
         if each.region is None:
-            raise UserError(f"footage: nothing moves in {each.path}; give footage of a lamp that is warm")
+            raise UserError(f"footage: nothing moves in {each.path}; give footage of a warm lamp")
         for line in each.warnings(cropped=not automatic):
             say(line)
     has_encoder = recipe.encoder.context_frames > 0

@@ -16,7 +16,7 @@ from mlxlava.training.schedule import Schedule, d_start
 from mlxlava.training.step import StepKind
 from mlxlava.training.trainer import AnyTrainer
 
-# A gap this long, and so many times as long as a step, is no work: the machine slept, or the process was
+# A gap this long, and so many times as long as a step, is not work: the machine slept, or the process was
 # stopped. (time.monotonic() stands still while a Mac or a Linux machine sleeps, but not in all cases, and not
 # while a process is stopped.)
 _MIN_PAUSE_SECONDS, _MIN_PAUSE_STEPS = 120.0, 20.0

@@ -85,7 +85,7 @@ def fit_to_memory(recipe: Recipe, gigabytes: float | None) -> Recipe:
     except UserError as error:
         if asked:
             raise
-        raise UserError(f"{error}; or try it all the same, with a larger --memory") from error
+        raise UserError(f"{error}; or try it anyway with a larger --memory") from error
     if asked or fitted != recipe:
         training = fitted.training
         again = ", frames recomputed" if training.recompute else ""

@@ -202,7 +202,7 @@ def test_a_mode_can_be_forced(programs: list[Program], monkeypatch: pytest.Monke
     program.assert_restored()
     assert ATTRIBUTES not in program.said
     monkeypatch.setenv("MLXLAVA_TERMINAL", "kity")
-    with pytest.raises(UserError, match="none of auto, kitty"):
+    with pytest.raises(UserError, match="must be one of auto, kitty"):
         Terminal(io.BytesIO())
 
 

@@ -135,7 +135,7 @@ def test_quality_is_paid_for_in_bytes(name: str, tmp_path: Path) -> None:
     "name", [name for name, kind in WRITER_OF_FORMAT.items() if kind.encoder_settings is None]
 )
 def test_what_loses_nothing_has_no_quality(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"--quality: {name} loses nothing"):
+    with pytest.raises(UserError, match=f"--quality: {name} is lossless"):
         write(tmp_path / f"lava.{name}", moving(1), quality=50)
     with pytest.raises(UserError, match="from 0 to 100"):
         write(tmp_path / "lava.gif", moving(1), quality=101)

@@ -10,7 +10,7 @@ def keep_freed_pages() -> None:
     """Stop glibc from giving large blocks back to the kernel, which zeroes them anew each time.
 
     Otherwise every array above 32 MB is mapped and cleared anew, which takes a third of a training step
-    (docs/decisions.md, "Allocator"). Without mapping and trimming, freed blocks stay in the heap.
+    (docs/decisions/002-allocator.md). Without mapping and trimming, freed blocks stay in the heap.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -49,7 +49,7 @@ def preload_blas() -> tuple[str, str] | None:
     """Load oneDNN or OpenBLAS before MLX. The Linux wheel of MLX brings only the slow reference BLAS.
 
     Symbols of a library that was loaded with RTLD_GLOBAL come before those of MLX's own BLAS. So no
-    LD_PRELOAD is needed (docs/decisions.md, "OpenBLAS", "oneDNN").
+    LD_PRELOAD is needed (docs/decisions/001-openblas.md, docs/decisions/027-onednn.md).
 
     Returns:
         Name and path of the library; None if MLX's own is used.
@@ -87,7 +87,7 @@ def limit_to_one_thread(library: str) -> None:
     """Let OpenBLAS use one thread for a matrix product. The shim of oneDNN does so itself.
 
     Two threads gain nothing on one small frame. If another process uses the second core, each product waits
-    for it: a frame takes 130 ms and not 4 (docs/decisions.md, "OpenBLAS").
+    for it: a frame takes 130 ms and not 4 (docs/decisions/001-openblas.md).
     """
     loaded = ctypes.CDLL(library)
     for name in ("scipy_openblas_set_num_threads", "openblas_set_num_threads"):

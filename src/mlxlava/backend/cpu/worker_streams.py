@@ -4,8 +4,8 @@ They compute the chunks of a batch in parallel.
 
 In MLX's CPU back end a stream has one thread. Only BLAS could use more threads, and these would idle in a
 busy loop while everything else runs on one thread. So BLAS gets one thread, and the chunks are spread over
-the worker streams (docs/decisions.md, "Side by side"). On a GPU and on macOS there is one stream, that of the
-device.
+the worker streams (docs/decisions/025-worker-streams.md). On a GPU and on macOS there is one stream, that of
+the device.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def mode_from_environment() -> str:
     """
     mode = os.environ.get("MLXLAVA_TERMINAL", "") or "auto"
     if mode not in TERMINAL_MODES:
-        raise UserError(f"play: MLXLAVA_TERMINAL={mode} is none of {', '.join(TERMINAL_MODES)}")
+        raise UserError(f"play: MLXLAVA_TERMINAL must be one of {', '.join(TERMINAL_MODES)}, not {mode}")
     return mode
 
 

@@ -32,7 +32,7 @@ EncoderSettings = (
 
 
 class PipeClosed(Exception):
-    """Nobody reads or watches any more. This ends the play, and is no failure."""
+    """Nobody reads or watches any more. This ends playing, and is not a failure."""
 
 
 class Writer(Protocol):

@@ -53,7 +53,7 @@ def choose_format(target: str, name: str | None = None) -> str:
         advice = f"{hint} ({known})" if hint.startswith("did you") else known
         if name is not None:
             raise UserError(f"--format: unknown format {name!r}; {advice}")
-        raise UserError(f"output: the ending of {target} names no format; {advice}; or give --format")
+        raise UserError(f"output: no format has the file ending of {target}; {advice}; or give --format")
     if target == "-" and not WRITER_OF_FORMAT[found].can_be_piped:
         raise UserError(f"output: {found} cannot go to stdout; give --format {pipes}, or a file with -o")
     return found
@@ -64,7 +64,7 @@ def check_quality(name: str, quality: int | None) -> None:
     if quality is None:
         return
     if WRITER_OF_FORMAT[name].encoder_settings is None:
-        raise UserError(f"--quality: {name} loses nothing; leave it out, or write another format")
+        raise UserError(f"--quality: {name} is lossless; leave --quality out, or write another format")
     if not 0 <= quality <= 100:
         raise UserError(f"--quality: must be from 0 to 100, not {quality}")
 
