@@ -82,7 +82,7 @@ def _name_with_version(package: str) -> str:
 
 
 def _ffmpeg_version() -> str:
-    """The version of the FFmpeg that writes files. It is that of imageio-ffmpeg, unless a variable names one."""
+    """The version of the FFmpeg that writes files: imageio-ffmpeg's own, unless a variable names another."""
     try:
         import imageio_ffmpeg
 
