@@ -33,6 +33,9 @@ check: $(VENV)/.dev  ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+reference: $(VENV)/.dev  ## docs/reference.md, written from the code
+	$(BIN)/python tools/reference.py
+
 bench: $(VENV)/.dev  ## everything measured on this machine, and saved
 	$(BIN)/mlxlava bench --save
 
@@ -72,4 +75,4 @@ $(VENV)/.peer: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[peer]"
 	@touch $@
 
-.PHONY: help setup loop train test test-slow test-gpu-path test-minimum check bench bench-peer bench-compare clean
+.PHONY: help setup loop train test test-slow test-gpu-path test-minimum check reference bench bench-peer bench-compare clean

@@ -76,10 +76,20 @@ def test_duralava_is_the_published_recipe() -> None:
 
 
 def test_an_unknown_key_names_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"'generator\.withs'; did you mean widths"):
+    with pytest.raises(UserError, match=r"'generator\.withs'; did you mean generator\.widths\?"):
         override(Recipe(), {"generator.withs": [8]})
     with pytest.raises(UserError, match="did you mean training"):
         recipe_from_dict({"trainig": {"steps": 3}})
+
+
+def test_a_setting_is_found_in_another_section() -> None:
+    for given in ("batch_size", "training.batch_size", "datta.batchsize"):
+        with pytest.raises(UserError, match=r"did you mean data\.batch_size\?"):
+            override(Recipe(), {given: 8})
+    with pytest.raises(UserError, match=r"generator\.widths or discriminator\.widths or encoder\.widths"):
+        override(Recipe(), {"widths": [8]})
+    with pytest.raises(UserError, match="known: size, every_nth"):
+        override(Recipe(), {"data.zzz": 8})
 
 
 @pytest.mark.parametrize(

@@ -419,7 +419,8 @@ def keys(work: Path) -> dict[str, str]:
 def helps(work: Path) -> dict[str, str]:
     """The help of mlxlava itself and of each command, 80 columns wide, by name of the command."""
     (top,) = mlxlava(["--help"], folder=work)
-    commands = [line.split()[0] for line in top.partition("Commands:")[2].splitlines() if line.strip()]
+    listed = top.partition("Commands:\n")[2].partition("\n\n")[0]
+    commands = [line.split()[0] for line in listed.splitlines()]
     texts = mlxlava(*([command, "--help"] for command in commands), folder=work)
     named = {"mlxlava": top, **dict(zip(commands, texts, strict=True))}
     # However it was started.

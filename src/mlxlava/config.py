@@ -452,6 +452,19 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
 
 
+def _did_you_mean_setting(path: str, known: Sequence[str]) -> str:
+    """A clause for a message: settings of the same name elsewhere, the nearest setting, or ``known``."""
+    names = [name for name, _, _ in setting_rows(Recipe())]
+    section, _, key = path.rpartition(".")
+    found = [name for name in names if name.endswith(f".{key}")]
+    if not found:
+        found = difflib.get_close_matches(path, names, n=1, cutoff=0.75)
+    if not found:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        found = [f"{section}.{name}".lstrip(".") for name in near]
+    return f"did you mean {' or '.join(found)}?" if found else f"known: {', '.join(known)}"
+
+
 def _convert_value(value: Any, kind: Any, where: str) -> Any:
     """Check the type of a value. Lists become tuples."""
     origin = get_origin(kind)
@@ -481,7 +494,7 @@ def _build_section(cls: type, values: Mapping[str, Any], where: str = "") -> Any
         if path in _REMOVED_SETTINGS:
             continue
         if key not in fields:
-            raise UserError(f"recipe: unknown key {path!r}; {did_you_mean(key, list(fields))}")
+            raise UserError(f"recipe: unknown key {path!r}; {_did_you_mean_setting(path, list(fields))}")
         kind = hints[key]
         if dataclasses.is_dataclass(kind):
             if not isinstance(value, Mapping):
@@ -547,9 +560,8 @@ def override(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
         table = values
         for section in sections:
             if not isinstance(table.get(section), dict):
-                raise UserError(
-                    f"recipe: unknown section {section!r}; {did_you_mean(section, _section_names())}"
-                )
+                advice = _did_you_mean_setting(path, _section_names())
+                raise UserError(f"recipe: unknown section {section!r}; {advice}")
             table = table[section]
         if isinstance(table.get(key), dict):
             raise UserError(f"recipe: {path} is a section; name a setting in it")

@@ -24,6 +24,7 @@ _APPLE_DOUBLE_PREFIX = "._"
 _DRAFT_NAME_PATTERN = re.compile(r"\.(?P<name>.+)\.mlxlava-[0-9a-f]{8}\.(?P<kind>tmp|old)")
 
 
+RUNS_FOLDER = Path("runs")  # in the working folder
 SMALL_LAMP_FOLDER = "small"  # in the folder of a run that grows: the run of the smaller lamp
 GROWTH_PLAN_FILE = "growth.json"  # in the same folder: what the larger lamp will be
 
@@ -74,6 +75,19 @@ def make_private_folder(folder: Path) -> Path:
         if not each.is_dir():
             each.mkdir(mode=0o700, exist_ok=True)
     return folder
+
+
+def shipped_weights_folders() -> list[Path]:
+    """The weights that come with the package, sorted by name."""
+    package = Path(__file__).parent / "weights"  # in a wheel
+    root = package if package.is_dir() else Path(__file__).parents[2] / "weights"  # in a checkout
+    return sorted(path.parent for path in root.glob("*/config.json"))
+
+
+def known_lamps() -> list[str]:
+    """What can be played without a search: names of shipped weights, and the runs in ``runs/``."""
+    runs = sorted({path.parent for path in RUNS_FOLDER.glob("*/log.jsonl")})
+    return [*(path.name for path in shipped_weights_folders()), *map(str, runs)]
 
 
 def checkpoint_folders(run: Path) -> list[Path]:

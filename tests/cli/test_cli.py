@@ -88,19 +88,34 @@ def refuses(outcome: tuple[int, str], *words: str) -> None:
 # --- every command ---
 
 
-def test_every_command_and_option_has_help_and_the_readme_names_it() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_every_command_and_option_has_help() -> None:
     for name, command in cli.commands.items():
         assert command.help, name
-        assert f"mlxlava {name}" in readme, f"the README does not name mlxlava {name}"
         for option in command.params:
             if isinstance(option, click.Option):
                 assert option.help, f"{name} {option.opts}"
 
 
+def test_without_a_command_the_help_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, said, errors = run_command(monkeypatch, capsys)
+    assert status == 0 and not errors
+    assert "Commands:\n" in said and "\n  loop " in said
+
+
 def test_a_mistyped_command_or_option_is_one_line(run: Run) -> None:
-    refuses(run("lop"), "lop")
-    refuses(run("loop", "--sead", "3"), "--sead")
+    refuses(run("lop"), "lop", "did you mean loop?")
+    refuses(run("loop", "--sead", "3"), "--sead", "--seed")
+    refuses(run("loop", "--weights", "lawa"), "lawa", "did you mean lava?")
+    refuses(run("train", "--recipe", "duralaba"), "did you mean duralava?")
+    refuses(run("train", "--set", "batch_size=3"), "did you mean data.batch_size?")
+
+
+def test_a_mistyped_run_is_one_line_that_names_it(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "runs/evening").mkdir(parents=True)
+    (tmp_path / "runs/evening/log.jsonl").touch()
+    refuses(run("loop", "--weights", "runs/evenign"), "did you mean runs/evening?")
 
 
 # --- train and footage ---

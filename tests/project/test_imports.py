@@ -25,6 +25,7 @@ LAYERS = [
     {"paths"},
     {"config", "console", "normality"},
     {"backend", "playback"},
+    {"machine"},
     {"footage", "models"},
     {"training", "rollout"},
     {"evaluation", "exporting"},
@@ -170,7 +171,7 @@ def test_without_a_back_end_one_line_names_the_extra() -> None:
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name == 'mlx.core': raise ImportError('libmlx.so: cannot open shared object file')\n"
         "sys.meta_path.insert(0, Blocker())\n"
-        "sys.argv = ['mlxlava', 'info']\n"
+        "sys.argv = ['mlxlava', 'loop', '--frames', '1', '-o', 'never.gif']\n"
         "from mlxlava.cli import main; main()"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

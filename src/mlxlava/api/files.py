@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,8 +95,10 @@ def info(weights: str | Path | None = None) -> dict[str, str]:
         weights: shipped weights by name, a folder of weights, or a run. The machine is described when None.
 
     Returns:
-        Names and texts, as ``mlxlava info`` shows them. A machine is described by versions, device, memory,
-        the library for matrix products, the cache folder and the shipped weights.
+        Names and texts, as ``mlxlava info`` shows them. A machine is described by all that a report
+        of a fault needs: versions, device, memory, the library for matrix products, the compiler, the
+        terminal, variables that are set, the cache folder and the shipped weights. This works even where MLX
+        cannot be loaded.
 
     Raises:
         UserError: there are no such weights, or they are damaged.
@@ -108,19 +109,9 @@ def info(weights: str | Path | None = None) -> dict[str, str]:
 
         return weights_facts(load_weights(weights))
 
-    from mlxlava import __version__
-    from mlxlava.backend import device_facts
-    from mlxlava.paths import cache_folder
-    from mlxlava.rollout.weights import shipped_weights_folders
+    from mlxlava.machine import machine_facts
 
-    return {
-        "mlxlava": __version__,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        **device_facts(),
-        "cache": str(cache_folder()),
-        "weights": ", ".join(path.name for path in shipped_weights_folders()) or "none",
-    }
+    return machine_facts()
 
 
 def settings(recipe: str | Path | Recipe = "lava") -> list[tuple[str, Any, str]]:

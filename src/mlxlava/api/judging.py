@@ -173,11 +173,11 @@ def check(only: str = "", *, on_group: Callable[[str, Sequence[Result]], None] |
     Raises:
         UserError: ``only`` is no regular expression or matches nothing.
     """
-    from mlxlava.checks import machine_facts, run_checks
+    from mlxlava.checks import checked_machine_facts, run_checks
 
     began, results = time.monotonic(), []
     for group, found in run_checks(only):
         results += found
         if on_group is not None:
             on_group(group, found)
-    return CheckReport(machine_facts(), results, time.monotonic() - began)
+    return CheckReport(checked_machine_facts(), results, time.monotonic() - began)

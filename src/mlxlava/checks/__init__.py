@@ -6,13 +6,10 @@ no GPU, the code for GPUs is compared with the code for CPUs, and compiled funct
 
 from __future__ import annotations
 
-import platform
 import re
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 
-from mlxlava import __version__
-from mlxlava.backend import device_facts, limit_memory, memory_budget_gb
+from mlxlava.backend import limit_memory
 from mlxlava.checks.arithmetic import (
     convolution_checks,
     half_precision_checks,
@@ -25,6 +22,7 @@ from mlxlava.checks.playing import PLAYED_FRAMES, endurance_checks, frame_checks
 from mlxlava.checks.training import compiled_step_checks, full_step_checks, tiny_step_checks
 from mlxlava.console import progress
 from mlxlava.errors import UserError
+from mlxlava.machine import machine_facts
 
 # The order matters: first come the groups on which later ones depend.
 CHECK_GROUPS: dict[str, Callable[[], list[Check]]] = {
@@ -97,17 +95,6 @@ def _make_checks_of_group(make: Callable[[], list[Check]]) -> list[Check]:
     return [Check("to be made", "no error", "None of these checks could be made. Report it.", fail)]
 
 
-def machine_facts() -> dict[str, str]:
-    """Versions of packages and facts about the machine, for a report."""
-    rows = {"mlxlava": __version__, "python": platform.python_version(), "system": platform.platform()}
-    for package in ("numpy", "pillow", "imageio-ffmpeg"):
-        try:
-            rows[package] = version(package)
-        except PackageNotFoundError:
-            rows[package] = "not installed"
-    return {
-        **rows,
-        **device_facts(),
-        "memory budget": f"{memory_budget_gb():.1f} GB",
-        "compared": describe_comparison(),
-    }
+def checked_machine_facts() -> dict[str, str]:
+    """What ``mlxlava info`` says of the machine, and what is compared on it."""
+    return {**machine_facts(), "compared": describe_comparison()}

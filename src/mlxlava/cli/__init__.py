@@ -12,7 +12,9 @@ import click
 
 from mlxlava import __version__
 from mlxlava.cli.benchmark import bench
+from mlxlava.cli.completion import COMPLETION_VARIABLE, completion
 from mlxlava.cli.files import export, footage, info, report
+from mlxlava.cli.help import CommandGroup, example
 from mlxlava.cli.judging import check, drift, score
 from mlxlava.cli.options import debug_option
 from mlxlava.cli.playing import lamp, loop
@@ -21,14 +23,36 @@ from mlxlava.errors import UserError
 from mlxlava.failures import DeviceFailed, explain_device_failure
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=CommandGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=example("mlxlava loop", "play a learned lamp until q"),
+    invoke_without_command=True,
+)
 @click.version_option(__version__)
 @debug_option
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Learn a lava lamp from footage and play it for ever."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
-for _command in (bench, check, drift, export, footage, info, lamp, loop, plan, report, score, train):
+for _command in (
+    bench,
+    check,
+    completion,
+    drift,
+    export,
+    footage,
+    info,
+    lamp,
+    loop,
+    plan,
+    report,
+    score,
+    train,
+):
     cli.add_command(_command)
 
 
@@ -38,7 +62,7 @@ def main() -> None:
     A user's mistake is one line on stderr and exit status 2, a failure of MLX's device one line and 1.
     """
     try:
-        cli.main(standalone_mode=False)
+        cli.main(standalone_mode=False, complete_var=COMPLETION_VARIABLE)
     except (UserError, click.ClickException, KeyboardInterrupt, click.Abort) as error:
         if "--debug" in sys.argv:
             raise

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import click
 
+from mlxlava.cli.help import example
 from mlxlava.cli.options import debug_option
 
 
-@click.command()
+@click.command(
+    epilog=example("mlxlava bench --quick", "training, playing and preparing, measured within two minutes")
+)
 @click.option("--quick", is_flag=True, help="Fewer repeats, training at 64×64 alone: under two minutes.")
 @click.option("--only", metavar="PATTERN", default="", help="Measurements whose name this pattern matches.")
 @click.option(

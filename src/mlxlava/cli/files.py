@@ -10,13 +10,15 @@ from typing import Any
 import click
 
 import mlxlava
+from mlxlava.cli.completion import complete_recipes, complete_weights
+from mlxlava.cli.help import example
 from mlxlava.cli.options import cropping_options, debug_option
 from mlxlava.config import Data, check_size, format_size
 from mlxlava.errors import UserError
 
 
-@click.command()
-@click.argument("sources", nargs=-1, required=True, metavar="FOOTAGE...")
+@click.command(epilog=example("mlxlava footage lamp.mp4 -o data", "a video as footage for several runs"))
+@click.argument("sources", nargs=-1, required=True, metavar="FOOTAGE...", type=click.Path())
 @click.option(
     "-o", "folder", required=True, metavar="DATA", type=click.Path(path_type=Path), help="Folder to write."
 )
@@ -39,8 +41,10 @@ def footage(sources: tuple[str, ...], folder: Path, **changes: Any) -> None:
     )
 
 
-@click.command()
-@click.argument("weights", metavar="RUN|NAME")
+@click.command(
+    epilog=example("mlxlava export lava --web lamp.html", "a page that plays the lamp in any browser")
+)
+@click.argument("weights", metavar="RUN|NAME", shell_complete=complete_weights)
 @click.option(
     "-o", "folder", metavar="DIR", type=click.Path(path_type=Path), help="Folder of weights to write."
 )
@@ -87,7 +91,7 @@ def export(
         say(f"export: {onnx}: generator.onnx and state_step.onnx; play them: python {onnx / 'play.py'}")
 
 
-@click.command()
+@click.command(epilog=example("mlxlava report runs/mine", "write the page again"))
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 @debug_option
 def report(run: Path) -> None:
@@ -98,9 +102,14 @@ def report(run: Path) -> None:
     click.echo(mlxlava.report(run))
 
 
-@click.command()
-@click.argument("name", required=False, metavar="[WEIGHTS|RUN]")
-@click.option("--recipe", metavar="NAME|FILE", help="Show every setting of a recipe, for train --set.")
+@click.command(epilog=example("mlxlava info lava", "what the shipped lamp was learned from, and how"))
+@click.argument("name", required=False, metavar="[WEIGHTS|RUN]", shell_complete=complete_weights)
+@click.option(
+    "--recipe",
+    metavar="NAME|FILE",
+    shell_complete=complete_recipes,
+    help="Show every setting of a recipe, for train --set.",
+)
 @debug_option
 def info(name: str | None, recipe: str | None) -> None:
     """Show the machine, what weights were learned from and how, or a recipe's settings."""

@@ -9,18 +9,24 @@ from pathlib import Path
 import click
 
 import mlxlava
+from mlxlava.cli.completion import complete_weights
+from mlxlava.cli.help import example
 from mlxlava.cli.options import combine_options, debug_option
 
 _footage_options = combine_options(
-    click.argument("name", metavar="WEIGHTS"),
+    click.argument("name", metavar="WEIGHTS", shell_complete=complete_weights),
     click.option(
         "--footage",
         "source",
         metavar="FOOTAGE",
+        type=click.Path(),
         help="What they were trained on; may be left out for the built-in lamp.",
     ),
     click.option(
-        "--held-out", metavar="FOOTAGE", help="Footage of the same lamp that they were not trained on."
+        "--held-out",
+        metavar="FOOTAGE",
+        type=click.Path(),
+        help="Footage of the same lamp that they were not trained on.",
     ),
 )
 _output_options = combine_options(
@@ -34,7 +40,9 @@ _output_options = combine_options(
 )
 
 
-@click.command()
+@click.command(
+    epilog=example("mlxlava score runs/mine --footage lamp.mp4 -o score.png", "a table, and a picture")
+)
 @_footage_options
 @click.option(
     "--frames", type=click.IntRange(1), default=16384, show_default=True, help="Frames to draw, at most."
@@ -60,7 +68,9 @@ def score(
     print(json.dumps(result)) if as_json else print_score_table(result)
 
 
-@click.command()
+@click.command(
+    epilog=example("mlxlava drift runs/mine --footage lamp.mp4 -o drift.png", "a table, and a picture")
+)
 @_footage_options
 @click.option(
     "--frames", type=click.IntRange(1), default=100_000, show_default=True, help="Learned steps to roll."
@@ -88,7 +98,7 @@ def drift(
         raise KeyboardInterrupt
 
 
-@click.command()
+@click.command(epilog=example("mlxlava check --json", "what to paste into an issue"))
 @click.option(
     "--only", metavar="PATTERN", default="", help="Checks whose group or name this pattern matches."
 )
@@ -100,14 +110,14 @@ def check(only: str, as_json: bool) -> None:
     To be run first on a new machine, above all on a Mac. What the GPU computes is compared with what the CPU
     does. The exit status is 1 if a check fails; what that means stands below its line.
     """
-    from mlxlava.checks import machine_facts, table
+    from mlxlava.checks import checked_machine_facts, table
     from mlxlava.console import print_rows as print_rows
 
     if as_json:
         report = mlxlava.check(only)
         click.echo(table.results_as_json(report.about, report.results, report.seconds))
     else:
-        print_rows(machine_facts())
+        print_rows(checked_machine_facts())
         click.echo(f"\n{table.format_heading()}")
         report = mlxlava.check(
             only, on_group=lambda group, found: click.echo(f"{table.format_group(group, found)}\n")

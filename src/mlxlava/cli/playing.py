@@ -7,11 +7,15 @@ from typing import Any
 
 import click
 
+from mlxlava.cli.completion import complete_weights
+from mlxlava.cli.help import example
 from mlxlava.cli.options import SIZE_TYPE, combine_options, debug_option
 from mlxlava.config import SCREENS
 
 playing_options = combine_options(
-    click.option("-o", "target", metavar="FILE|-", help="File to write, or - for a pipe on stdout."),
+    click.option(
+        "-o", "target", metavar="FILE|-", type=click.Path(), help="File to write, or - for a pipe on stdout."
+    ),
     click.option(
         "--format", metavar="NAME", help="mp4, webm, gif, apng, webp, y4m, raw; by the ending of FILE."
     ),
@@ -57,9 +61,17 @@ playing_options = combine_options(
 )
 
 
-@click.command()
+@click.command(
+    epilog=example(
+        "mlxlava loop --seed 7 --seconds 10 -o lava.mp4", "ten seconds of another lamp, as a video"
+    )
+)
 @click.option(
-    "--weights", "name", metavar="NAME|PATH", help="Shipped weights, a folder of weights, or a run."
+    "--weights",
+    "name",
+    metavar="NAME|PATH",
+    shell_complete=complete_weights,
+    help="Shipped weights, a folder of weights, or a run.",
 )
 @click.option(
     "--from",
@@ -83,7 +95,7 @@ def loop(name: str | None, seed: int, picture: Path | None, seamless: bool, **pl
     play_lamp(library, options, library.names[0], seed)
 
 
-@click.command()
+@click.command(epilog=example("mlxlava lamp --seconds 60 -o lamp.mp4", "a minute of it, as a video"))
 @click.option("--size", type=SIZE_TYPE, default="256", help="Height and width; 256 when not given.")
 @click.option("--theme", metavar="NAME", default="classic", show_default=True, help="Colours.")
 @playing_options

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import mlxlava
+from mlxlava.cli.completion import complete_recipes, complete_settings, complete_weights
+from mlxlava.cli.help import example
 from mlxlava.cli.options import SIZE_TYPE, cropping_options, debug_option
 from mlxlava.config import WATCH_SCREENS, format_size, parse_settings
 from mlxlava.errors import UserError
@@ -19,14 +21,26 @@ if TYPE_CHECKING:
     from mlxlava.training.memory_plan import PlanRow
 
 
-@click.command()
-@click.argument("sources", nargs=-1, metavar="[FOOTAGE]...")
+@click.command(
+    epilog=example("mlxlava train lamp.mp4 --minutes 60 -o runs/mine", "learn a video within an hour")
+)
+@click.argument("sources", nargs=-1, metavar="[FOOTAGE]...", type=click.Path())
 @click.option("-o", "run", metavar="RUN", type=click.Path(path_type=Path), help="Folder of the run.")
-@click.option("--recipe", metavar="NAME|FILE", help="What to train and how; lava when not given.")
+@click.option(
+    "--recipe",
+    metavar="NAME|FILE",
+    shell_complete=complete_recipes,
+    help="What to train and how; lava when not given.",
+)
 @cropping_options
 @click.option("--seq-len", type=click.IntRange(1), help="Learned steps a clip spans.")
 @click.option("--batch-size", type=click.IntRange(1), help="Clips a training step looks at.")
-@click.option("--init", metavar="WEIGHTS", help="Weights to start from; smaller ones grow to --size.")
+@click.option(
+    "--init",
+    metavar="WEIGHTS",
+    shell_complete=complete_weights,
+    help="Weights to start from; smaller ones grow to --size.",
+)
 @click.option("--steps", type=click.IntRange(1), help="Training steps in all.")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Be finished after so many minutes.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Seed of weights, clips and states.")
@@ -35,6 +49,7 @@ if TYPE_CHECKING:
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
+    shell_complete=complete_settings,
     help="Any setting of the recipe; mlxlava info --recipe lava lists them.",
 )
 @click.option(
@@ -143,17 +158,29 @@ def _require_no_changes(sources: Sequence[str], changes: Mapping[str, Any]) -> N
         raise UserError(f"train: --resume goes on as the run began, so {what} cannot be given")
 
 
-@click.command()
+@click.command(epilog=example("mlxlava plan --memory 8 --size 128", "what fits into 8 GB at 128×128"))
 @click.option(
     "--memory", type=click.FloatRange(0, min_open=True), metavar="GB", help="This machine's when not given."
 )
 @click.option(
-    "--recipe", metavar="NAME|FILE", default="lava", show_default=True, help="What to train and how."
+    "--recipe",
+    metavar="NAME|FILE",
+    default="lava",
+    show_default=True,
+    shell_complete=complete_recipes,
+    help="What to train and how.",
 )
 @click.option("--size", "sizes", type=SIZE_TYPE, multiple=True, help="Sizes to plan for; 64, 128 and 256.")
 @click.option("--seq-len", "lengths", type=click.IntRange(1), multiple=True, help="Lengths; 20 and 200.")
 @click.option("--batch-size", "batches", type=click.IntRange(1), multiple=True, help="Batches; 8, 16 and 32.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting of the recipe.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    shell_complete=complete_settings,
+    help="Any setting of the recipe.",
+)
 @debug_option
 def plan(
     memory: float | None,

@@ -10,11 +10,12 @@ import numpy.typing as npt
 
 from mlxlava.console import progress, say
 from mlxlava.normality import pooled_moments
+from mlxlava.paths import shipped_weights_folders
 from mlxlava.playback.session import FrameSource
 from mlxlava.rollout.from_picture import crop_to_frame, find_state
 from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.seamless import SeamlessLoop
-from mlxlava.rollout.weights import Weights, load_weights, shipped_weights_folders
+from mlxlava.rollout.weights import Weights, load_weights
 
 # Above this fraction of the lamp's own motion, the steering of a closed path becomes visible.
 _VISIBLE_STEERING_SHARE = 0.5

@@ -29,7 +29,14 @@ from mlxlava.models.array_files import (
 )
 from mlxlava.models.registry import make_generator
 from mlxlava.models.state_step import make_dynamics
-from mlxlava.paths import SMALL_LAMP_FOLDER, is_taken, latest_checkpoint_folder, read_json
+from mlxlava.paths import (
+    SMALL_LAMP_FOLDER,
+    is_taken,
+    known_lamps,
+    latest_checkpoint_folder,
+    read_json,
+    shipped_weights_folders,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,13 +125,6 @@ def load_weights(name_or_path: str | Path | None = None) -> Weights:
     return Weights(recipe, step_fps, tree, config)
 
 
-def shipped_weights_folders() -> list[Path]:
-    """The weights that come with the package, sorted by name."""
-    package = Path(__file__).parents[1] / "weights"  # in a wheel
-    root = package if package.is_dir() else Path(__file__).parents[3] / "weights"  # in a checkout
-    return sorted(path.parent for path in root.glob("*/config.json"))
-
-
 def find_weights_folder(name_or_path: str | Path | None) -> Path:
     """The folder of shipped weights by name, or a weights or run folder by path.
 
@@ -141,7 +141,8 @@ def find_weights_folder(name_or_path: str | Path | None) -> Path:
         if (folder / "config.json").is_file():
             return folder
     why = "is neither a folder of weights nor a run" if path.exists() else "is not there"
-    advice = did_you_mean(name, list(shipped)) if shipped else "train a lamp with mlxlava train"
+    known = known_lamps()
+    advice = did_you_mean(name, known) if known else "train a lamp with mlxlava train"
     raise UserError(f"weights: {name} {why}; {advice}")
 
 

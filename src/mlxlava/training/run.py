@@ -16,7 +16,7 @@ from mlxlava.console import say
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage, reopen_footage
 from mlxlava.footage.from_settings import prepare_from_settings
-from mlxlava.paths import SMALL_LAMP_FOLDER, read_json
+from mlxlava.paths import RUNS_FOLDER, SMALL_LAMP_FOLDER, read_json
 from mlxlava.training.checkpoint import load_checkpoint
 from mlxlava.training.choices import Choice, choose_for_footage, say_choices
 from mlxlava.training.folder import checkpoint_folder_to_resume, lock_run, make_run_folder, write_config
@@ -24,8 +24,6 @@ from mlxlava.training.loop import clips_of_this_rank
 from mlxlava.training.memory_plan import predict_peak_gb, split_to_fit_memory
 from mlxlava.training.schedule import Schedule, d_start
 from mlxlava.training.trainer import make_trainer
-
-RUNS_FOLDER = Path("runs")  # in the working folder
 
 
 @dataclasses.dataclass(frozen=True)
