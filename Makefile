@@ -16,6 +16,9 @@ loop: $(VENV)/.run  ## play the shipped lamp
 train: $(VENV)/.run  ## learn the built-in lamp
 	$(BIN)/mlxlava train
 
+gallery: $(VENV)/.run  ## the shipped lamps and a flame as web pages in docs/gallery
+	@$(BIN)/python tools/gallery.py $(LAMPS)
+
 test: $(VENV)/.dev  ## quick tests
 	$(BIN)/python -m pytest
 
@@ -75,4 +78,4 @@ $(VENV)/.peer: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[peer]"
 	@touch $@
 
-.PHONY: help setup loop train test test-slow test-gpu-path test-minimum check reference bench bench-peer bench-compare clean
+.PHONY: help setup loop train gallery test test-slow test-gpu-path test-minimum check reference bench bench-peer bench-compare clean

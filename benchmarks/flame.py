@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,16 @@ def frames(size: int, fps: float, seed: int) -> Iterator[Array]:
         number += 1
 
 
+def write_clip(target: Path, seconds: float, size: int = 64, fps: float = 15, seed: int = 0) -> None:
+    """Write a clip, ``seconds`` long."""
+    # Quality 9: what a camera's codec adds is not to be learned.
+    writer = imageio_ffmpeg.write_frames(str(target), (size, size), fps=fps, quality=9, macro_block_size=16)
+    writer.send(None)
+    for frame in islice(frames(size, fps, seed), round(seconds * fps)):
+        writer.send(frame)
+    writer.close()
+
+
 def main() -> None:
     """Write the clip."""
     parser = argparse.ArgumentParser(description="Write a clip of a flame.")
@@ -78,15 +89,7 @@ def main() -> None:
     parser.add_argument("--fps", type=float, default=15)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    # Quality 9: what a camera's codec adds is not to be learned.
-    writer = imageio_ffmpeg.write_frames(
-        str(args.target), (args.size, args.size), fps=args.fps, quality=9, macro_block_size=16
-    )
-    writer.send(None)
-    stream = frames(args.size, args.fps, args.seed)
-    for _ in range(round(args.seconds * args.fps)):
-        writer.send(next(stream))
-    writer.close()
+    write_clip(args.target, args.seconds, args.size, args.fps, args.seed)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-import onnx
 import psutil
 from aiohttp import web
 
@@ -129,6 +128,8 @@ async def measure_pages(folder: Path, lamps: Sequence[tuple[str, int]]) -> None:
 
 def _prepare_lamp(name: str, folder: Path) -> None:
     """Write what all ways to draw need of a lamp, and what its first frame should be."""
+    import onnx  # from its extra, which pages without a runtime do not need
+
     weights = mlxlava.export(name, onnx=folder)
     # WebGL of onnxruntime takes no batch of any size.
     model = onnx.load(folder / "generator.onnx")

@@ -12,6 +12,13 @@ from mlxlava.cli.help import example
 from mlxlava.cli.options import SIZE_TYPE, combine_options, debug_option
 from mlxlava.config import SCREENS
 
+
+def _parse_window_id(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
+    from mlxlava.playback.screens.foreign_window import parse_window_id
+
+    return None if text is None else parse_window_id(text, "--window-id")
+
+
 playing_options = combine_options(
     click.option(
         "-o", "target", metavar="FILE|-", type=click.Path(), help="File to write, or - for a pipe on stdout."
@@ -57,6 +64,12 @@ playing_options = combine_options(
         "--port",
         type=click.IntRange(0, 65535),
         help="Port of --screen web; the first free one from 8765 on when not given, any free one with 0.",
+    ),
+    click.option(
+        "--window-id",
+        metavar="NUMBER",
+        callback=_parse_window_id,
+        help="X window to play in, as xscreensaver gives it; also XSCREENSAVER_WINDOW.",
     ),
 )
 

@@ -35,6 +35,10 @@ _SHARED_MODULE = "stage"
 _HTML_HEAD = """<!doctype html>
 <!-- A lava lamp, written by mlxlava. SPDX-License-Identifier: MIT, (c) The mlxlava developers. -->
 """
+# On a phone's home screen the page opens without the browser's bars.
+_HOME_SCREEN = """<meta name="mobile-web-app-capable" content="yes">
+<meta name="apple-mobile-web-app-capable" content="yes">
+<meta name="apple-mobile-web-app-status-bar-style" content="black-translucent">"""
 _CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src {scripts} 'wasm-unsafe-eval'; style-src {style}; img-src data:; "
     "base-uri 'none'; form-action 'none'"
@@ -93,7 +97,7 @@ def make_page(lamp: PortableLamp, name: str) -> str:
             '<meta charset="utf-8">',
             f'<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{policy}">',
         ),
-        ("<title>Lava lamp</title>", f"<title>Lava lamp {html.escape(name)}</title>"),
+        ("<title>Lava lamp</title>", f"<title>Lava lamp {html.escape(name)}</title>\n{_HOME_SCREEN}"),
         ('href="lamp.svg"', f'href="{icon}"'),
         ('<link rel="stylesheet" href="lamp.css">', f"<style>{style}</style>"),
         ('<script type="module" src="lamp.js"></script>\n', ""),

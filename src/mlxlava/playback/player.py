@@ -19,6 +19,7 @@ from mlxlava.console import format_duration, progress, say
 from mlxlava.errors import UserError
 from mlxlava.playback.clock import WallClock
 from mlxlava.playback.screens import Screen
+from mlxlava.playback.screens.foreign_window import named_window
 from mlxlava.playback.screens.terminal import Terminal, understands_escape_sequences
 from mlxlava.playback.session import FrameSource, Library, Session
 from mlxlava.playback.writers import OutputFile, PipeClosed, Writer, check_quality, choose_format, open_writer
@@ -63,6 +64,8 @@ class PlaybackOptions:
         name: file to write when there is neither a screen nor a target.
         host: address on which a web page listens; None for this machine only.
         port: port on which a web page listens; None for the first free one.
+        window_id: number of another program's X window to play in. If None, the one that a screen saver names
+            in the environment, where it does.
     """
 
     target: str | None = None
@@ -78,6 +81,7 @@ class PlaybackOptions:
     name: str = "lava.mp4"
     host: str | None = None
     port: int | None = None
+    window_id: int | None = None
 
     def resolve(self) -> PlaybackOptions:
         """Decide on ``target`` and ``screen``, and return the options with them.
@@ -89,8 +93,10 @@ class PlaybackOptions:
             raise UserError("play: give one of --forever, --seconds and --frames")
         if self.screen != "web" and (self.host is not None or self.port is not None):
             raise UserError("play: --host and --port are for --screen web")
-        target, screen = self.target, self.screen
-        if screen is None:
+        target, screen, window_id = self.target, self.screen, self._given_window()
+        if window_id is not None:
+            screen = "window"
+        elif screen is None:
             screen = "auto" if target is None else "none"
         if screen == "auto":
             screen = "terminal" if target != "-" and understands_escape_sequences() else "none"
@@ -110,7 +116,16 @@ class PlaybackOptions:
             say(f"play: there is no terminal, so this writes {target}; -o names another file")
         if target is not None:
             check_quality(choose_format(target, self.format), self.quality)
-        return dataclasses.replace(self, target=target, screen=screen)
+        return dataclasses.replace(self, target=target, screen=screen, window_id=window_id)
+
+    def _given_window(self) -> int | None:
+        """Number of the other program's window to play in. None where no window is wanted or named."""
+        if self.screen not in (None, "auto", "window"):
+            if self.window_id is not None:
+                raise UserError("play: --window-id is for --screen window")
+            return None
+        writes_only = self.screen is None and self.target is not None
+        return named_window() if self.window_id is None and not writes_only else self.window_id
 
     @property
     def file_fps(self) -> float:
@@ -276,7 +291,7 @@ def open_screen(options: PlaybackOptions, session: Session) -> Screen:
             from mlxlava.playback.screens.window import Window
         except ImportError as error:
             raise UserError(f'play: {error.name} is missing; install "mlxlava[window]"') from error
-        return Window(session)
+        return Window(session, window_id=options.window_id)
     if options.screen == "web":
         try:
             from mlxlava.playback.screens.web import DEFAULT_HOST, WebPage

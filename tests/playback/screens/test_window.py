@@ -22,6 +22,7 @@ from mlxlava.errors import UserError
 from mlxlava.playback import player
 from mlxlava.playback.clock import WallClock
 from mlxlava.playback.player import PlaybackOptions, can_show_window, has_display, play_lamp
+from mlxlava.playback.screens.foreign_window import parse_window_id
 from mlxlava.playback.session import SPEED_RANGE, FrameSource, Session
 from mlxlava.playback.writers import Frame
 
@@ -368,10 +369,117 @@ def until(condition: Callable[[], Any]) -> Any:
     return found
 
 
-@pytest.mark.skipif(
+on_a_real_display = pytest.mark.skipif(
     not (shutil.which("Xvfb") and shutil.which("xdotool") and features.check("xcb")),
     reason="needs Xvfb, xdotool and a Pillow with XCB",
 )
+
+# Another program with a window of its own, 300×200 in the upper left corner. It says its number, and makes
+# the window larger when it is told to.
+_HOST = """
+import pygame, sys
+pygame.display.init()
+window = pygame.Window("host", (300, 200), (0, 0), borderless=True)
+window.get_surface().fill((0, 0, 255))
+window.flip()
+print(window.handle, flush=True)
+sys.stdin.readline()
+window.size = (400, 300)
+pygame.event.get()
+sys.stdin.readline()
+"""
+
+
+@on_a_real_display
+@pytest.mark.parametrize("ended_by", ["host", "signal"])
+def test_a_lamp_fills_the_window_that_a_screen_saver_names(
+    ended_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SDL_VIDEODRIVER")
+    with x_server() as display:
+        monkeypatch.setenv("DISPLAY", display)
+        command = [sys.executable, "-c", _HOST]
+        host = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert host.stdin is not None and host.stdout is not None
+        number = next(line for line in host.stdout if line.strip().isdigit())
+        monkeypatch.setenv("XSCREENSAVER_WINDOW", hex(int(number)))
+
+        def is_filled(width: int, height: int) -> bool:
+            """Whether the lamp is all over the upper left corner, and nowhere else."""
+            seen = np.array(ImageGrab.grab(xdisplay=display).convert("RGB")).astype(int)
+            inside, beside = seen[:height, :width], seen.copy()
+            beside[:height, :width] = 0
+            lit = inside.any(-1).all() and (inside[..., 2] < 255).all()  # neither black nor the host's blue
+            return bool(lit and np.ptp(inside) > 100 and not beside.any())
+
+        # Its stdout is no terminal, as under a screen saver.
+        command = [sys.executable, "-m", "mlxlava", "lamp", "--size", "32"]
+        saver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            until(lambda: is_filled(300, 200) or saver.poll() is not None)
+            host.stdin.write("larger\n")
+            host.stdin.flush()
+            until(lambda: is_filled(400, 300) or saver.poll() is not None)
+            subprocess.run(["xdotool", "key", "q"], check=True)  # keys are the screen saver's
+            time.sleep(0.3)
+            assert saver.poll() is None, saver.communicate()
+            if ended_by == "host":
+                host.kill()
+            else:
+                saver.terminate()
+            assert saver.communicate(timeout=60)[0] == ""
+            assert saver.returncode == 0
+        finally:
+            saver.kill()
+            host.kill()
+            host.communicate()
+
+
+@on_a_real_display
+def test_a_window_that_is_not_there(
+    session: Session, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("SDL_VIDEODRIVER")
+    with x_server() as display:
+        monkeypatch.setenv("DISPLAY", display)
+        with pytest.raises(UserError, match="no X window 0x4711;"), Window(session, window_id=0x4711):
+            pass
+        # What is there can be played in afterwards.
+        with Window(session, size=(300, 200)) as window:
+            window.show(plain())
+    assert capfd.readouterr().err == ""
+
+
+def test_a_foreign_window_needs_x11(session: Session) -> None:
+    with pytest.raises(UserError, match="needs X11, but SDL uses dummy"), Window(session, window_id=1):
+        pass
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "0x1ffffffff", "root"])
+def test_a_window_that_is_no_number(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"--window-id must be the number of an X window.*, not "):
+        parse_window_id(text, "--window-id")
+    monkeypatch.setenv("XSCREENSAVER_WINDOW", text)
+    if text:
+        with pytest.raises(UserError, match="XSCREENSAVER_WINDOW must be"):
+            PlaybackOptions().resolve()
+    else:
+        assert PlaybackOptions(target="a.gif").resolve().window_id is None
+
+
+def test_a_named_window_is_the_screen_unless_another_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert PlaybackOptions(window_id=7).resolve().screen == "window"
+    monkeypatch.setenv("XSCREENSAVER_WINDOW", "0x2a")
+    found = PlaybackOptions().resolve()
+    assert (found.screen, found.window_id) == ("window", 42)
+    assert PlaybackOptions(window_id=7).resolve().window_id == 7
+    for options in (PlaybackOptions(target="a.gif"), PlaybackOptions(screen="web")):
+        assert options.resolve().window_id is None
+    with pytest.raises(UserError, match="--window-id is for --screen window"):
+        PlaybackOptions(screen="web", window_id=7).resolve()
+
+
+@on_a_real_display
 def test_real_keys_on_a_real_display(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SDL_VIDEODRIVER")
     with x_server() as display:

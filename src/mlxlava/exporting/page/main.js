@@ -100,6 +100,7 @@ async function watchRate(rate) {
   const half = await openDrawer(setting("draw"), true);
   if (half === null) return;
   use(half, true);
+  if (setting("controls") === "0") return; // a wallpaper has no texts
   note("This machine is slow, so the picture is drawn at half its size.");
   setTimeout(() => note(""), NOTE);
 }

@@ -20,6 +20,7 @@ from PIL import Image
 
 from mlxlava.errors import UserError
 from mlxlava.playback.keys import WINDOW, actions_by_key, help_rows, perform_action
+from mlxlava.playback.screens.foreign_window import ForeignWindow
 from mlxlava.playback.screens.surround import Surround
 from mlxlava.playback.session import Session
 from mlxlava.playback.writers import Frame
@@ -104,6 +105,7 @@ class Window:
         session: what plays; keys change it.
         folder: folder for saved pictures; the current folder if None.
         size: width and height at first, in points; if None, they are chosen for the frame.
+        window_id: number of another program's X window. The lamp fills it, and no key changes the lamp.
 
     Attributes:
         hidden: whether the window is minimised. SDL 2 does not tell whether other windows cover it.
@@ -111,11 +113,17 @@ class Window:
     """
 
     def __init__(
-        self, session: Session, folder: Path | None = None, size: tuple[int, int] | None = None
+        self,
+        session: Session,
+        folder: Path | None = None,
+        size: tuple[int, int] | None = None,
+        window_id: int | None = None,
     ) -> None:
         self.hidden = False
         self.fps: float | None = _DEFAULT_FPS
         self._session, self._folder, self._size = session, Path() if folder is None else folder, size
+        self._window_id = window_id
+        self._foreign: ForeignWindow | None = None
         self._window: pygame.Window | None = None
         self._renderer: Renderer  # exists while there is a window
         self._texture: Texture | None = None
@@ -136,6 +144,8 @@ class Window:
         pygame.event.set_blocked(None)
         pygame.event.set_allowed(_HANDLED_EVENTS)
         self.fps = float(max([*pygame.display.get_desktop_refresh_rates(), 0])) or _DEFAULT_FPS
+        if self._window_id is not None:
+            self._open_foreign_window(self._window_id)
         return self
 
     def __exit__(
@@ -147,15 +157,22 @@ class Window:
             self._texture = None
             self._beside = []
             del self._renderer
-            self._window.destroy()
+            if self._foreign is None:
+                self._window.destroy()
+            else:
+                self._close_adopted_window(self._window, self._foreign)
             self._window = None
         pygame.quit()
+        if self._foreign is not None:
+            self._foreign.close()
 
     def show(self, frame: Frame) -> None:
         """Show a frame, uint8 (H, W, 3)."""
         self._frame = frame
         if self._window is None:
             self._open_window(frame)
+        elif self._foreign is not None:
+            self._follow_foreign_window(self._foreign)
         # Events are handled here too, because a slow machine never idles.
         self._handle_events(pygame.event.get())
         self._draw()
@@ -178,7 +195,7 @@ class Window:
 
     def _open_window(self, frame: Frame) -> None:
         height, width = frame.shape[:2]
-        size = self._size
+        size = self._size if self._foreign is None else self._foreign.size()
         if size is None:
             desktop = pygame.display.get_desktop_sizes()[0]
             factor = max(_INITIAL_SIDE_POINTS / (height * width) ** 0.5, 1.0)
@@ -195,11 +212,42 @@ class Window:
             self._renderer = Renderer(window, vsync=True)
         except RuntimeError as error:  # pygame.error, and the renderer's own kind
             raise UserError(f"play: no window can be opened ({error}); try --screen terminal") from None
-        window.minimum_size = (128, 128)
-        window.set_icon(pygame.image.frombuffer(frame.tobytes(), (width, height), "RGB"))
+        if self._foreign is None:
+            window.minimum_size = (128, 128)
+            window.set_icon(pygame.image.frombuffer(frame.tobytes(), (width, height), "RGB"))
+        else:
+            self._foreign.adopt(window.handle)
+            pygame.mouse.set_visible(False)
         window.show()
         self._window = window
         pygame.display.set_allow_screensaver(True)
+
+    def _open_foreign_window(self, number: int) -> None:
+        if pygame.display.get_driver() != "x11":
+            raise UserError(
+                f"play: a window of another program needs X11, but SDL uses {pygame.display.get_driver()}"
+            )
+        self._foreign = ForeignWindow(number)
+        # Keys and the mouse are the other program's.
+        pygame.event.set_blocked((pygame.KEYDOWN, pygame.QUIT))
+
+    def _follow_foreign_window(self, foreign: ForeignWindow) -> None:
+        """Fill the foreign window, whose size may have changed: SDL does not know of it, so it is asked."""
+        assert self._window is not None
+        size = foreign.size()
+        if size is None:
+            self._session.end()
+        elif size != self._window.size:
+            self._window.size = size
+
+    @staticmethod
+    def _close_adopted_window(window: pygame.Window, foreign: ForeignWindow) -> None:
+        """Close a window that may be gone already, with the foreign one."""
+        other = pygame.Window(size=(1, 1), hidden=True)
+        foreign.release(window.handle, other.handle)
+        window.destroy()
+        # SDL waits for the server here, and so for its complaints: pygame.quit() takes their handler away.
+        other.size = (2, 2)
 
     @property
     def _title(self) -> str:
