@@ -1,11 +1,12 @@
-"""Does the score see what it says it sees? Graded corruptions of real footage, every measure on each.
+"""Tests whether each measure of the score detects the corruptions of real footage that it should detect.
 
     python -m benchmarks.corruptions [--minutes 60] [--save]
 
 Three built-in lamps that share no frame: one is the reference, one is held out (the floor), one is
-corrupted. Prints Markdown: ratios to the floor at every grade, and the claims of ``measures.MEASURES``,
-each checked: at its floor without the corruption, moving away from it monotonically with the grade, and
-well away at the end. The exit status is 1 if a claim does not hold.
+corrupted in grades. Prints Markdown tables: the ratios to the floor at every grade, and the corruptions
+that each measure detects (``measures.MEASURES``). Each is checked: without the corruption the measure is at
+its floor, it changes monotonically with the grade, and it is far from the floor at the last grade. The exit
+status is 1 if a check fails.
 """
 
 from __future__ import annotations
