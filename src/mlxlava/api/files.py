@@ -44,13 +44,15 @@ def export(
             score, the lamp's networks have no such form, or something cannot be written.
     """
     from mlxlava.exporting.portable import load_portable_weights, make_portable
-    from mlxlava.exporting.web_page import write_page
+    from mlxlava.exporting.web_page import check_page_file, write_page
     from mlxlava.rollout.export import export as export_run
 
     if folder is None and web is None and onnx is None:
         raise UserError("export: nothing to write; give -o (weights), --web (a page) or --onnx (graphs)")
     if folder is None and (half or score is not None):
         raise UserError("export: half and score are for a folder of weights (-o), which was not given")
+    if web is not None:
+        check_page_file(Path(web))  # before anything is written
     if folder is not None:
         written = export_run(
             Path(weights), Path(folder), half=half, score=None if score is None else dict(score)
