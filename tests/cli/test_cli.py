@@ -24,7 +24,7 @@ from mlxlava.backend import mx, on_gpu_path, use_gpu_path
 from mlxlava.cli import cli, main
 from mlxlava.config import Recipe, recipe_from_dict
 from mlxlava.footage import simulated_lamp
-from mlxlava.playback.writers import open_writer
+from mlxlava.playback.writers import WRITER_OF_FORMAT, open_writer
 from mlxlava.training.memory_plan import gigabytes_for_more_micro_batches
 from mlxlava.training.step import Trainer
 from tests.conftest import run_command
@@ -94,6 +94,12 @@ def test_every_command_and_option_has_help() -> None:
         for option in command.params:
             if isinstance(option, click.Option):
                 assert option.help, f"{name} {option.opts}"
+
+
+def test_the_help_names_every_format() -> None:
+    (option,) = (each for each in cli.commands["loop"].params if each.name == "format")
+    assert isinstance(option, click.Option) and option.help is not None
+    assert option.help.partition(";")[0].split(", ") == list(WRITER_OF_FORMAT)
 
 
 def test_without_a_command_the_help_is_shown(

@@ -28,6 +28,7 @@ from mlxlava.failures import DeviceFailed, explain_device_failure
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=example("mlxlava loop", "play a learned lamp until q"),
     invoke_without_command=True,
+    subcommand_metavar="[COMMAND] [ARGS]...",
 )
 @click.version_option(__version__)
 @debug_option
