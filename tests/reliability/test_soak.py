@@ -22,9 +22,9 @@ LENGTH = int(os.environ.get("MLXLAVA_RELIABILITY", "1"))  # so many times as lon
 _MINUTES = 2.5 * LENGTH
 _LONG = 24  # from this length on, an hour for each screen, slopes and lateness are judged as well
 
-# MB that caches and a heap without returned pages may take after the first fifth. The leaks that were found
-# once, 17.5 kB a frame and 116 MB an hour, take 63 and 4 MB in two minutes.
-_MOST_GROWTH_MB = 3.0
+# MB that caches and a heap without returned pages may take after the first half. The leaks that were found
+# once, 17.5 kB a frame and 116 MB an hour, take 39 and 2.4 MB in 75 seconds.
+_MOST_GROWTH_MB = {"pipe": 2.0, "web": 4.0, "terminal": 2.0, "window": 2.0}  # a page's heap grows for longest
 _NEEDED = {"web": "aiohttp", "window": "pygame"}
 
 
@@ -40,7 +40,7 @@ def test_playing_for_long_takes_no_more_than_playing_for_a_minute(screen: str) -
     print(dataclasses.asdict(found))
     assert found.errors == ""
     assert found.frames > 100
-    assert found.blocks_mb[-1] - found.blocks_mb[0] < _MOST_GROWTH_MB
+    assert found.blocks_mb[-1] - found.blocks_mb[0] < _MOST_GROWTH_MB[screen]
     assert found.threads[0] == found.threads[1]
     connections = VIEWERS + 8 if screen == "web" else 0  # a viewer may come before another's line is closed
     assert found.descriptors[1] - found.descriptors[0] <= connections
