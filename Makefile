@@ -39,10 +39,12 @@ check: $(VENV)/.dev  ## format, lint and types
 reference: $(VENV)/.dev  ## docs/reference.md, written from the code
 	$(BIN)/python tools/reference.py
 
-audit: $(VENV)/.dev $(VENV)-audit/.run  ## known holes in the dependencies, those installed here and the oldest allowed
-	$(VENV)-audit/bin/pip-audit --skip-editable --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-	@$(PYTHON) tools/minimum_versions.py > $(VENV)-audit/constraints.txt
-	$(VENV)-audit/bin/pip-audit --disable-pip --no-deps --requirement $(VENV)-audit/constraints.txt
+audit: $(VENV)/.dev $(VENV)-audit/.run  ## known holes in the dependencies: those installed here, and the oldest allowed
+	@$(BIN)/python -m pip freeze --exclude-editable > $(VENV)-audit/installed.txt
+	@$(PYTHON) tools/minimum_versions.py > $(VENV)-audit/oldest.txt
+	for list in installed oldest; do \
+	  $(VENV)-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement $(VENV)-audit/$$list.txt || exit 1; \
+	done
 
 bench: $(VENV)/.dev  ## everything measured on this machine, and saved
 	$(BIN)/mlxlava bench --save
