@@ -39,6 +39,13 @@ check: $(VENV)/.dev  ## format, lint and types
 reference: $(VENV)/.dev  ## docs/reference.md, written from the code
 	$(BIN)/python tools/reference.py
 
+audit: $(VENV)/.dev $(VENV)-audit/.run  ## known holes in the dependencies: those installed here, and the oldest allowed
+	@$(BIN)/python -m pip freeze --exclude-editable > $(VENV)-audit/installed.txt
+	@$(PYTHON) tools/minimum_versions.py > $(VENV)-audit/oldest.txt
+	for list in installed oldest; do \
+	  $(VENV)-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement $(VENV)-audit/$$list.txt || exit 1; \
+	done
+
 bench: $(VENV)/.dev  ## everything measured on this machine, and saved
 	$(BIN)/mlxlava bench --save
 
@@ -49,7 +56,7 @@ bench-compare: $(VENV)/.run  ## the last saved benchmark against the one before,
 	@$(BIN)/python -m benchmarks.compare $(WITH)
 
 clean:  ## remove what can be made again; runs stay
-	rm -rf $(VENV) $(VENV)-minimum dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-minimum $(VENV)-audit dist .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # pip is told `cpu` on every system: the extra is empty outside Linux.
@@ -73,9 +80,14 @@ $(VENV)-minimum/.dev: pyproject.toml tools/minimum_versions.py
 	  --constraint $(VENV)-minimum/constraints.txt --editable ".[all,dev]"
 	@touch $@
 
+$(VENV)-audit/.run:
+	@$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check "pip-audit>=2.9"
+	@touch $@
+
 # On Linux pip may bring the CUDA build of PyTorch, some GB; the CPU build is enough.
 $(VENV)/.peer: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[peer]"
 	@touch $@
 
-.PHONY: help setup loop train gallery test test-slow test-gpu-path test-minimum check reference bench bench-peer bench-compare clean
+.PHONY: help setup loop train gallery test test-slow test-gpu-path test-minimum check reference audit bench bench-peer bench-compare clean
