@@ -31,7 +31,13 @@ from PIL import Image
 from mlxlava.config import format_size
 from mlxlava.console import format_duration, take_messages
 from mlxlava.errors import UserError
-from mlxlava.paths import GROWTH_PLAN_FILE, SMALL_LAMP_FOLDER, read_json, write_text_atomically
+from mlxlava.paths import (
+    GROWTH_PLAN_FILE,
+    SMALL_LAMP_FOLDER,
+    append_lines,
+    read_json,
+    write_text_atomically,
+)
 from mlxlava.training.callbacks import Callbacks, StepReport
 from mlxlava.training.curves import Curves, read_curves
 from mlxlava.training.log import log_line
@@ -204,8 +210,7 @@ def _add_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     if not lines:
         return
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+        append_lines(path, [json.dumps(line) for line in lines])
     except OSError as error:
         raise UserError(f"train: cannot write {path}: {error.strerror}; the checkpoints are kept") from error
 
