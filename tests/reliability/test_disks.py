@@ -54,7 +54,9 @@ class AtStep(Callbacks):
             self._what()
 
 
-@pytest.mark.parametrize("how", ["removed", "renamed", "replaced"])
+@pytest.mark.parametrize(
+    "how", ["removed", *(pytest.param(how, marks=pytest.mark.slow) for how in ("renamed", "replaced"))]
+)
 def test_a_run_whose_folder_is_gone_ends_with_an_error(
     how: str, tiny: Recipe, footage: Footage, tmp_path: Path
 ) -> None:
@@ -75,7 +77,7 @@ def test_a_run_whose_folder_is_gone_ends_with_an_error(
         assert require_sound(tmp_path / "elsewhere") >= 0
 
 
-@pytest.mark.parametrize("limit", [30_000, 200_000])
+@pytest.mark.parametrize("limit", [30_000, pytest.param(200_000, marks=pytest.mark.slow)])
 def test_a_file_that_cannot_grow_ends_the_run_in_one_line_and_loses_nothing(
     limit: int, tiny: Recipe, footage: Footage, tmp_path: Path
 ) -> None:
@@ -106,8 +108,8 @@ def test_a_disk_that_is_full_at_any_time_ends_the_run_in_one_line(tmp_path: Path
             endings.add(outcome[0])
             if outcome[0]:
                 assert "cannot write" in require_one_line(outcome)
-            kept = require_sound(run)
             (disk / "ballast").unlink()
+            kept = require_sound(run)
             again = RESUME if kept >= 0 else BEGIN
             status, said = finish([*again, "-o", str(run), *([] if kept >= 0 else ["--steps", "12"])])
             assert status == 0 and require_sound(run) == 12, said

@@ -88,6 +88,7 @@ def test_after_three_tries_a_run_stops_and_says_why(tiny: Recipe, footage: Foota
     assert train(tmp_path, tiny, footage).step == 6
 
 
+@pytest.mark.slow
 def test_an_explosion_is_found_before_it_is_saved(
     tiny: Recipe, footage: Footage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
