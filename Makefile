@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 help:  ## this list
-	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "%-15s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "%-16s %s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/.dev  ## a .venv with everything
 

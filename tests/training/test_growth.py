@@ -252,7 +252,7 @@ def staged(tiny: Recipe, tmp_path: Path) -> Path:
 
 
 def test_a_first_stage_that_was_killed_early_can_begin_again(staged: Path, tmp_path: Path) -> None:
-    """It was killed after the plan of both stages was written, and before the smaller lamp had a checkpoint."""
+    """It was killed after the plan of both stages, and before the smaller lamp had a checkpoint."""
     run = tmp_path / "run"
     (run / "small").mkdir(parents=True)
     (run / "growth.json").write_text("{}")
