@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 help:  ## this list
-	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "%-15s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "%-16s %s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/.dev  ## a .venv with everything
 
@@ -24,6 +24,9 @@ test: $(VENV)/.dev  ## quick tests
 
 test-slow: $(VENV)/.dev  ## all tests, also the long ones
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+test-reliability: $(VENV)/.dev  ## kills, full disks, lost power (minutes; MLXLAVA_RELIABILITY=20: hours)
+	$(BIN)/python -m pytest -m "slow or not slow" tests/reliability
 
 test-gpu-path: $(VENV)/.dev  ## the tests that compute, on the code that GPUs take
 	MLXLAVA_GPU_PATH=1 $(BIN)/python -m pytest -m "device and not slow"
@@ -90,4 +93,4 @@ $(VENV)/.peer: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[peer]"
 	@touch $@
 
-.PHONY: help setup loop train gallery test test-slow test-gpu-path test-minimum check reference audit bench bench-peer bench-compare clean
+.PHONY: help setup loop train gallery test test-slow test-reliability test-gpu-path test-minimum check reference audit bench bench-peer bench-compare clean

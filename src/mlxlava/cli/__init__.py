@@ -6,7 +6,9 @@ their functions, so that ``--help`` loads none of them.
 
 from __future__ import annotations
 
+import signal
 import sys
+from typing import Any
 
 import click
 
@@ -57,12 +59,17 @@ for _command in (
     cli.add_command(_command)
 
 
-def main() -> None:
+def main(ctrl_c_handler: Any = None) -> None:
     """Run the command line.
 
     A user's mistake is one line on stderr and exit status 2, a failure of MLX's device one line and 1.
+
+    Args:
+        ctrl_c_handler: What handles SIGINT from now on, if it was handled otherwise while this was loaded.
     """
     try:
+        if ctrl_c_handler is not None:
+            signal.signal(signal.SIGINT, ctrl_c_handler)
         cli.main(standalone_mode=False, complete_var=COMPLETION_VARIABLE)
     except (UserError, click.ClickException, KeyboardInterrupt, click.Abort) as error:
         if "--debug" in sys.argv:

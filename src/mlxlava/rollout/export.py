@@ -14,10 +14,11 @@ from mlxlava.config import format_size
 from mlxlava.console import format_duration
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import open_footage
+from mlxlava.integrity import read_progress
 from mlxlava.models.sheet import draw_sheet
-from mlxlava.paths import latest_checkpoint_folder, read_json
+from mlxlava.paths import latest_checkpoint_folder
 from mlxlava.rollout.speed_matching import match_pace
-from mlxlava.rollout.weights import Weights, load_weights, save_weights
+from mlxlava.rollout.weights import Weights, load_weights_of_run, save_weights
 
 _MODEL_CARD_TEMPLATE = """# {name}
 
@@ -112,13 +113,12 @@ def averaged_weights(run: Path, score: dict[str, Any] | None = None) -> Weights:
     """
     if score is not None and not set(_SCORE_KEYS) <= score.keys():
         raise UserError("export: --score is not what mlxlava score --json prints")
-    latest = latest_checkpoint_folder(run)
-    if latest is None:
+    if latest_checkpoint_folder(run) is None:
         raise UserError(
             f"export: {run} is not a run with a checkpoint; give a folder that mlxlava train made"
         )
-    weights = load_weights(run)
-    progress = read_json(latest / "progress.json", "checkpoint")
+    weights, checkpoint = load_weights_of_run(run)
+    progress = read_progress(checkpoint)
     footage = weights.about.get("footage", {})
     about = {
         "footage": {
