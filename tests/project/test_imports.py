@@ -22,7 +22,8 @@ MODULES = sorted(
 # Rooms and modules from low to high: each imports from those before it, or from its own room.
 LAYERS = [
     {"awake", "errors", "failures", "products", "resize"},
-    {"paths"},
+    {"schema"},
+    {"paths", "records"},
     {"config", "console", "normality"},
     {"backend", "playback"},
     {"machine"},
@@ -66,7 +67,9 @@ WITHOUT_MLX = [
     "playback.session",
     "playback.writers",
     "products",
+    "records",
     "resize",
+    "schema",
     "training.curves",
     "training.memory_plan",
     "training.report",

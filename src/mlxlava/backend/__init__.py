@@ -31,6 +31,7 @@ from mlxlava.backend.memory import (
     peak_held_memory_gb,
     peak_memory_gb,
     resident_memory_gb,
+    system_memory_gb,
 )
 
 __all__ = [

@@ -16,8 +16,10 @@ from mlxlava.errors import UserError
 from mlxlava.footage.dataset import open_footage
 from mlxlava.models.sheet import draw_sheet
 from mlxlava.paths import latest_checkpoint_folder, read_json
+from mlxlava.records import PROGRESS, SCORE
 from mlxlava.rollout.speed_matching import match_pace
 from mlxlava.rollout.weights import Weights, load_weights, save_weights
+from mlxlava.schema import Mismatch
 
 _MODEL_CARD_TEMPLATE = """# {name}
 
@@ -110,15 +112,18 @@ def averaged_weights(run: Path, score: dict[str, Any] | None = None) -> Weights:
         UserError: ``run`` is not a run or has no checkpoint, or ``score`` is not the output of ``mlxlava
             score --json``.
     """
-    if score is not None and not set(_SCORE_KEYS) <= score.keys():
-        raise UserError("export: --score is not what mlxlava score --json prints")
+    if score is not None:
+        try:
+            SCORE(score, "")
+        except Mismatch as problem:
+            raise UserError(f"export: --score is not what mlxlava score --json prints: {problem}") from None
     latest = latest_checkpoint_folder(run)
     if latest is None:
         raise UserError(
             f"export: {run} is not a run with a checkpoint; give a folder that mlxlava train made"
         )
     weights = load_weights(run)
-    progress = read_json(latest / "progress.json", "checkpoint")
+    progress = read_json(latest / "progress.json", "checkpoint", PROGRESS)
     footage = weights.about.get("footage", {})
     about = {
         "footage": {
@@ -130,7 +135,7 @@ def averaged_weights(run: Path, score: dict[str, Any] | None = None) -> Weights:
         "seconds": round(progress["seconds"]),
         "command": weights.about.get("command"),
         "machine": {
-            key: value for key, value in weights.about.get("machine", {}).items() if "/" not in value
+            key: value for key, value in weights.about.get("machine", {}).items() if "/" not in str(value)
         },
     }
     if score is not None:

@@ -11,6 +11,7 @@ from typing import Any
 from mlxlava.backend import Tree, arrays_by_name, mx
 from mlxlava.models.array_files import atomic_array_folder, check_arrays, fill_tree, load_arrays, save_arrays
 from mlxlava.paths import checkpoint_folders, read_json
+from mlxlava.records import PROGRESS
 
 # An array of the sums of feature matching that only older checkpoints have.
 _OLD_FEATURE_SUMS = "features.steps"
@@ -61,7 +62,7 @@ def load_checkpoint(folder: Path, example: Tree) -> tuple[Tree, dict[str, Any]]:
     """
     arrays = _with_present_feature_sums(load_arrays(folder / "state.safetensors"), example)
     check_arrays(arrays, example, f"checkpoint: {folder}")
-    return fill_tree(example, arrays), read_json(folder / "progress.json", "checkpoint")
+    return fill_tree(example, arrays), read_json(folder / "progress.json", "checkpoint", PROGRESS)
 
 
 def _with_present_feature_sums(arrays: Mapping[str, mx.array], example: Tree) -> dict[str, mx.array]:

@@ -29,6 +29,7 @@ from mlxlava.paths import (
     read_json,
     write_text_atomically,
 )
+from mlxlava.records import RUN_CONFIG
 from mlxlava.training import growth
 from mlxlava.training.checkpoint import load_checkpoint, save_checkpoint
 from mlxlava.training.choices import Choice
@@ -136,7 +137,9 @@ def write_config(run: Path, config: Mapping[str, Any]) -> None:
 def change_recipe(run: Path, recipe: Recipe) -> None:
     """Replace the recipe of a run by one that fits its checkpoints; on the first rank only."""
     if rank() == 0:
-        write_config(run, {**read_json(run / "config.json", "run"), "recipe": recipe_to_dict(recipe)})
+        write_config(
+            run, {**read_json(run / "config.json", "run", RUN_CONFIG), "recipe": recipe_to_dict(recipe)}
+        )
 
 
 def checkpoint_folder_to_resume(run: Path) -> Path:
@@ -155,7 +158,7 @@ def change_schedule(run: Path, schedule: Schedule, choices: Sequence[Choice] = (
     """Replace the schedule of a run, and choices of the same settings; on the first rank only."""
     if rank():
         return
-    config = read_json(run / "config.json", "run")
+    config = read_json(run / "config.json", "run", RUN_CONFIG)
     chosen = {each["setting"]: each for each in config.get("choices", [])}
     chosen |= {choice.setting: dataclasses.asdict(choice) for choice in choices}
     write_config(run, {**config, **schedule.to_config(), "choices": list(chosen.values())})
@@ -165,7 +168,7 @@ def schedule_of_run(run: Path) -> Schedule:
     """The schedule of a run, on every rank as the first one reads it."""
     numbers, minutes = [0], 0.0
     if rank() == 0:
-        found = Schedule.from_config(read_json(run / "config.json", "run"))
+        found = Schedule.from_config(read_json(run / "config.json", "run", RUN_CONFIG))
         numbers = [int(number) for each in found.decisions for number in each]
         minutes = -1.0 if found.minutes is None else found.minutes
     count = max_over_ranks(len(numbers))

@@ -286,6 +286,16 @@ def micro_batch_counts(clips: int, at_least: int = 1) -> list[int]:
     return [count for count in range(at_least, clips + 1) if clips % count == 0]
 
 
+def require_memory(recipe: Recipe, gigabytes: float, ranks: int = 1) -> None:
+    """Raise UserError if a step of a recipe takes more than all memory of a machine (on a CPU)."""
+    peak = predict_peak_gb(recipe, ranks)
+    if peak > gigabytes:
+        raise UserError(
+            f"train: a step would take about {peak:.3g} GB, and this machine has {gigabytes:.3g}; "
+            "give --memory, which works on a batch in parts, or a smaller --size, --seq-len or --batch-size"
+        )
+
+
 def split_to_fit_memory(recipe: Recipe, gigabytes: float, ranks: int = 1, *, gpu: bool = False) -> Recipe:
     """The recipe with as few micro-batches as fit into memory. If none fit, frames are recomputed too.
 

@@ -19,6 +19,7 @@ import io
 import json
 import shlex
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -31,7 +32,10 @@ from PIL import Image
 from mlxlava.config import format_size
 from mlxlava.console import format_duration, take_messages
 from mlxlava.errors import UserError
+from mlxlava.footage.pictures import read_picture
 from mlxlava.paths import GROWTH_PLAN_FILE, SMALL_LAMP_FOLDER, read_json, write_text_atomically
+from mlxlava.records import MESSAGE_LINE, SCORE_LINE
+from mlxlava.schema import Check, read_lines
 from mlxlava.training.callbacks import Callbacks, StepReport
 from mlxlava.training.curves import Curves, read_curves
 from mlxlava.training.log import log_line
@@ -78,9 +82,8 @@ class Pictures:
         """A preview as WebP; empty if the file cannot be read."""
         if step not in self._encoded:
             buffer = io.BytesIO()
-            with contextlib.suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-                with Image.open(self._folder / f"{step:06d}.png") as opened:
-                    picture = opened.convert("RGB")
+            with contextlib.suppress(UserError, OSError, ValueError):
+                picture = read_picture(self._folder / f"{step:06d}.png", "report")
                 picture.thumbnail((_PREVIEW_SIDE, 2 * _PREVIEW_SIDE), Image.Resampling.BOX)
                 picture.save(buffer, "WEBP", quality=_PREVIEW_QUALITY, method=2)
             self._encoded[step] = buffer.getvalue()
@@ -218,16 +221,12 @@ def _now() -> str:
     return datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def _last_lines(path: Path, check: Check) -> list[dict[str, Any]]:
     """The objects in the last lines of a file; lines that cannot be read are left out."""
-    found: list[dict[str, Any]] = []
+    found: deque[dict[str, Any]] = deque(maxlen=_MAX_KEPT_LINES)
     with contextlib.suppress(OSError):
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines()[-_MAX_KEPT_LINES:]:
-            with contextlib.suppress(ValueError, RecursionError):
-                line = json.loads(text)
-                if isinstance(line, dict):
-                    found.append(line)
-    return found
+        found.extend(line for _, line in read_lines(path, check))
+    return list(found)
 
 
 def _as_int(value: object) -> int:
@@ -251,7 +250,7 @@ def _render(
     run: Path, config: Mapping[str, Any], curves: Curves, pictures: Mapping[int, bytes], status: Status
 ) -> str:
     """The page as text."""
-    scores, recipe = _read_lines(run / SCORES_FILE), _dict_or_empty(config.get("recipe"))
+    scores, recipe = _last_lines(run / SCORES_FILE, SCORE_LINE), _dict_or_empty(config.get("recipe"))
     total = _as_int(config.get("total_steps"))
     parts = {
         "TITLE": html.escape(_name_of(run)),
@@ -261,7 +260,7 @@ def _render(
         "SCORES": _score_section(scores),
         "CHOICES": _choice_section(config.get("choices")),
         "COMMANDS": _command_section(run, config),
-        "MESSAGES": _message_section(_read_lines(run / MESSAGES_FILE)),
+        "MESSAGES": _message_section(_last_lines(run / MESSAGES_FILE, MESSAGE_LINE)),
         "FOOTAGE": _rows_section("Footage", _footage_rows(config)),
         "MACHINE": _rows_section("Hardware", _dict_or_empty(config.get("machine"))),
         "SETTINGS": _settings_section(recipe),

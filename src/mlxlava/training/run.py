@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from mlxlava.backend import Tree, has_slow_blas, memory_budget_gb, on_gpu_path
+from mlxlava.backend import Tree, has_slow_blas, memory_budget_gb, on_gpu_path, system_memory_gb
 from mlxlava.backend.ranks import max_over_ranks, rank, rank_count, run_on_first_rank_first
 from mlxlava.config import Recipe, recipe_from_dict, recipe_to_dict
 from mlxlava.console import say
@@ -17,11 +17,12 @@ from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage, reopen_footage
 from mlxlava.footage.from_settings import prepare_from_settings
 from mlxlava.paths import RUNS_FOLDER, SMALL_LAMP_FOLDER, read_json
+from mlxlava.records import PROGRESS, RUN_CONFIG
 from mlxlava.training.checkpoint import load_checkpoint
 from mlxlava.training.choices import Choice, choose_for_footage, say_choices
 from mlxlava.training.folder import checkpoint_folder_to_resume, lock_run, make_run_folder, write_config
 from mlxlava.training.loop import clips_of_this_rank
-from mlxlava.training.memory_plan import predict_peak_gb, split_to_fit_memory
+from mlxlava.training.memory_plan import predict_peak_gb, require_memory, split_to_fit_memory
 from mlxlava.training.schedule import Schedule, d_start
 from mlxlava.training.trainer import make_trainer
 
@@ -71,11 +72,12 @@ def fit_to_memory(recipe: Recipe, gigabytes: float | None) -> Recipe:
         The recipe with ``training.micro_batches`` and ``training.recompute`` set so that a step fits.
 
     Raises:
-        UserError: the step does not fit with any number of micro-batches.
+        UserError: the step does not fit with any number of micro-batches, or on a CPU into all its memory.
     """
     gpu, asked = on_gpu_path(), gigabytes is not None
     if gigabytes is None:
         if not gpu:
+            require_memory(recipe, system_memory_gb(), rank_count())
             return recipe
         gigabytes = -max_over_ranks(-int(1000 * memory_budget_gb())) / 1000
     try:
@@ -167,15 +169,14 @@ def resume_run(
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"train: {folder} is not a run; leave --resume out to begin one")
-    before = read_json(folder / "config.json", "run")
-    try:
-        recipe = recipe_from_dict(before["recipe"])
-        kept = before["footage"]
-        sources, key, prepared = list(kept["sources"]), str(kept["key"]), str(kept["prepared"])
-        schedule = Schedule.from_config(before)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"train: {folder}/config.json lacks {error}; it is no run") from error
-    made = read_json(checkpoint_folder_to_resume(folder) / "progress.json", "checkpoint")
+    before = read_json(folder / "config.json", "run", RUN_CONFIG)
+    recipe, kept, schedule = (
+        recipe_from_dict(before["recipe"]),
+        before["footage"],
+        Schedule.from_config(before),
+    )
+    sources, key, prepared = kept["sources"], kept["key"], kept["prepared"]
+    made = read_json(checkpoint_folder_to_resume(folder) / "progress.json", "checkpoint", PROGRESS)
     if steps is not None:
         if steps < made["step"]:
             raise UserError(
