@@ -36,6 +36,7 @@ SCREENS = (
 _MAX_SIDE = 8192  # pixels of a frame's side
 _MAX_FRAME_PIXELS = 2**24
 _MAX_LIST_LENGTH = 32  # entries of a setting
+_MAX_TEXT = 1000  # characters of a setting
 _MAX_BASES = 2**24  # numbers in the fixed bases of a state step; 4 of 2048² are made in 10 s
 _MAX_FIRST_MAP = 2**24  # numbers in the coarsest map of a network, or in the layer behind it
 _MAX_RECIPE_BYTES = 2**20
@@ -87,7 +88,7 @@ class Data:
         3, "frames of each clip that are drawn and judged; 0 for all of them", within="[0, 1e5]"
     )
     lamp_minutes: float = _setting(
-        60.0, "minutes of the built-in lamp to learn when no footage is given", within="(0, 1e6]"
+        60.0, "minutes of the built-in lamp to learn when no footage is given", within="(0, 1e5]"
     )
     lamp_fps: float = _setting(
         5.0, "frames a second of the built-in lamp when it is learned", within="(0, 1000]"
@@ -257,7 +258,7 @@ class Training:
     """Settings of optimisers, schedules, checkpoints and memory."""
 
     optimizer: str = _setting("adam", "adam or sgd", ("adam", "sgd"))
-    learning_rate: float = _setting(4e-4, "step size at the start, for G, R and D", within="(0, 1e6]")
+    learning_rate: float = _setting(4e-4, "step size at the start, for G, R and D", within="(0, 1e38]")
     betas: tuple[float, float] = _setting(
         (0.0, 0.99), "adam: decay of the two moments, for G, R and E", within="[0, 1)"
     )
@@ -402,6 +403,8 @@ def _check_ranges(recipe: Recipe) -> None:
     for path, value, field in _settings(recipe):
         values = value if isinstance(value, (tuple, list)) else (value,)
         _require(len(values) <= _MAX_LIST_LENGTH, f"{path} must have at most {_MAX_LIST_LENGTH} entries")
+        if isinstance(value, str):
+            _require(len(value) <= _MAX_TEXT, f"{path} has more than {_MAX_TEXT} characters")
         bounds = field.metadata["within"]
         for each in values if bounds else ():
             _require(each in bounds, f"{path} must lie in {bounds and bounds.text}, not {show(each)}")

@@ -21,7 +21,7 @@ MODULES = sorted(
 
 # Rooms and modules from low to high: each imports from those before it, or from its own room.
 LAYERS = [
-    {"awake", "errors", "failures", "products", "resize"},
+    {"awake", "errors", "failures", "products", "resize", "text"},
     {"schema"},
     {"paths", "records"},
     {"config", "console", "normality"},
@@ -70,6 +70,7 @@ WITHOUT_MLX = [
     "records",
     "resize",
     "schema",
+    "text",
     "training.curves",
     "training.memory_plan",
     "training.report",

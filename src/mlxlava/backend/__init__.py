@@ -56,6 +56,7 @@ __all__ = [
     "processor_name",
     "resident_memory_gb",
     "start_computing",
+    "system_memory_gb",
     "tree_map",
     "use_gpu_path",
 ]

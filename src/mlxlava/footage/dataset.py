@@ -156,7 +156,7 @@ def read_footage(path: Path) -> tuple[Footage, dict[str, Any]]:
     for name in ("footage.json", "frames.npy"):
         if not (path / name).is_file():
             raise UserError(f"footage: {path} is no prepared footage: no {name}")
-    about = read_json(path / "footage.json", "footage")
+    about = read_json(path / "footage.json", f"footage: {path} is damaged")
     if about.get("format") != FOOTAGE_FORMAT_VERSION:
         raise UserError(
             f"footage: {path} has format {show(about.get('format'))}, not {FOOTAGE_FORMAT_VERSION}; {again}"

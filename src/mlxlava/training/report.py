@@ -36,6 +36,7 @@ from mlxlava.footage.pictures import read_picture
 from mlxlava.paths import GROWTH_PLAN_FILE, SMALL_LAMP_FOLDER, read_json, write_text_atomically
 from mlxlava.records import MESSAGE_LINE, SCORE_LINE
 from mlxlava.schema import Check, read_lines
+from mlxlava.text import clean_text
 from mlxlava.training.callbacks import Callbacks, StepReport
 from mlxlava.training.curves import Curves, read_curves
 from mlxlava.training.log import log_line
@@ -47,6 +48,7 @@ _MAX_PREVIEWS = 24
 _MAX_PREVIEW_BYTES = 1_500_000  # of all previews of a page together
 _PREVIEW_SIDE = 1056  # pixels; a longer side is made smaller
 _PREVIEW_QUALITY = 80
+_MAX_CELL = 5000  # characters
 _MAX_KEPT_LINES = 300  # of messages and of scores
 # A page is written anew only if so many times its own writing time has passed since the last time.
 _WRITING_TIMES_BETWEEN_WRITES = 50
@@ -253,7 +255,7 @@ def _render(
     scores, recipe = _last_lines(run / SCORES_FILE, SCORE_LINE), _dict_or_empty(config.get("recipe"))
     total = _as_int(config.get("total_steps"))
     parts = {
-        "TITLE": html.escape(_name_of(run)),
+        "TITLE": html.escape(clean_text(_name_of(run))),
         "SUMMARY": _summary(config, recipe, curves, total, status),
         "PROGRESS": f"{min(1.0, curves.last_step / total) if total else 0:.4f}",
         "WARNINGS": _list_section("Warnings", _warning_signs(curves)),
@@ -325,7 +327,9 @@ def _summary(
     second.append(f"written {_now()}")
     if status.live:
         second.append("load this page again for news")
-    return "".join(f"<p>{html.escape(' · '.join(line))}</p>" for line in (first, second))
+    return "".join(
+        f"<p>{html.escape(clean_text(' · '.join(line), _MAX_CELL))}</p>" for line in (first, second)
+    )
 
 
 def _first_step_with_d(config: Mapping[str, Any], total: int) -> int | None:
@@ -391,11 +395,10 @@ def _html_table(rows: Iterable[Sequence[object]], heading: Sequence[str] = ()) -
 
 
 def _as_text(value: object) -> str:
-    if isinstance(value, str):
-        return value
     if isinstance(value, float):
         return f"{value:g}"
-    return json.dumps(value, ensure_ascii=False, default=str)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return clean_text(text, _MAX_CELL)
 
 
 def _rows_section(title: str, rows: Mapping[str, Any]) -> str:
@@ -470,7 +473,7 @@ def _command_section(run: Path, config: Mapping[str, Any]) -> str:
         **next_commands(this, config),
     }
     body = "".join(
-        f"<dt>{html.escape(name)}</dt><dd><code>{html.escape(command)}</code></dd>"
+        f"<dt>{html.escape(name)}</dt><dd><code>{html.escape(clean_text(command, _MAX_CELL))}</code></dd>"
         for name, command in rows.items()
         if command
     )
