@@ -16,7 +16,7 @@ import mlxlava
 from mlxlava.config import Recipe, recipe_to_dict
 from mlxlava.footage.dataset import Footage
 
-_NASTY_VALUES = (
+_NASTY_VALUES: tuple[Any, ...] = (
     *(None, True, "", "a\0b", "\x1b[2J", "\udcff", "x" * 5000, [], [[]], {}, -1, 0, 1, 2**31, 2**32, 2**63),
     *(2**64, 10**400, -(2**63), 1e308, -1e308, 1e-320, float("nan"), float("inf"), "lava", [1] * 50),
 )

@@ -16,6 +16,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +84,20 @@ def _read_pictures(folder: Path) -> None:
     from mlxlava.footage.pictures import read_animation, read_picture
 
     for path in folder.iterdir():
-        _allow_refusal(lambda path=path: read_picture(path))
+        _allow_refusal(partial(read_picture, path))
         if path.name == "moving.png":
-            _allow_refusal(lambda path=path: list(read_animation(path)))
+            _allow_refusal(partial(_read_all, read_animation, path))
+
+
+def _read_all(read: Callable[[Path], Any], path: Path) -> None:
+    list(read(path))
 
 
 def _read_videos(folder: Path) -> None:
     from mlxlava.footage.prepare import prepare
 
     for path in folder.iterdir():
-        _allow_refusal(lambda path=path: prepare([path], folder.parent / "out" / path.name, size=(16, 16)))
+        _allow_refusal(partial(prepare, [path], folder.parent / "out" / path.name, size=(16, 16)))
     shutil.rmtree(folder.parent / "out", ignore_errors=True)
 
 
@@ -115,6 +120,14 @@ def _allow_refusal(read: Callable[[], Any]) -> None:
     except UserError as error:
         text = str(error)
         assert text and len(text) < 10_000
+
+
+def _peak_megabytes() -> float:
+    """The most memory that the process has had. On Linux getrusage would count that of its parent too."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
 
 
 def _forbid_side_effects(scratch: Path) -> None:
@@ -146,7 +159,7 @@ def main(kind: str, inputs: Path, scratch: Path, seed: int, count: int) -> int:
     rng = np.random.default_rng(seed)
     tried = scratch / "tried"
     _allow_refusal(lambda: read(shutil.copytree(inputs / source, scratch / "whole", dirs_exist_ok=True)))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_megabytes()
     refused = 0
     _forbid_side_effects(scratch)
     for number in range(count):
@@ -170,7 +183,7 @@ def main(kind: str, inputs: Path, scratch: Path, seed: int, count: int) -> int:
             )
             return 1
         signal.alarm(0)
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        grown = _peak_megabytes() - before
         if grown > MEGABYTES:
             print(json.dumps({"number": number, "file": chosen.name, "grown": grown}))
             return 1

@@ -73,13 +73,12 @@ def read_picture(path: str | Path, what: str = "footage", advice: str = "repair 
     Raises:
         UserError: the file does not exist, is not a picture, is damaged or too large.
     """
-    with _errors_on_one_line(path, what, advice):
-        with Image.open(path, formats=_PILLOW_FORMATS) as file:
-            _require_few_pixels(file)
-            file.load()  # Pillow turns a TIFF upright here, and changes its tag
-            profile = file.info.get("icc_profile")
-            ImageOps.exif_transpose(file, in_place=True)  # no copy: a large picture fills much memory
-            return _to_srgb(_to_eight_bits(file), profile)
+    with _errors_on_one_line(path, what, advice), Image.open(path, formats=_PILLOW_FORMATS) as file:
+        _require_few_pixels(file)
+        file.load()  # Pillow turns a TIFF upright here, and changes its tag
+        profile = file.info.get("icc_profile")
+        ImageOps.exif_transpose(file, in_place=True)  # no copy: a large picture fills much memory
+        return _to_srgb(_to_eight_bits(file), profile)
 
 
 def read_animation(path: Path) -> Iterator[tuple[float, Image.Image]]:

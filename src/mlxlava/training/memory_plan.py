@@ -80,12 +80,12 @@ def _count_weights(recipe: Recipe) -> float:
         end = (pixels if more else math.prod(recipe.encoder_input_size)) / 4.0 ** len(widths)
         if recipe.discriminator.kind == "frames" and more:
             seen = recipe.data.drawn_frames or recipe.data.seq_len
-            total += 16 * widths[-1] ** 2 * (seen + 0.5) + end / 4 * widths[-1] * hidden[0]
+            total += 16 * widths[-1] ** 2 * (seen + 0.5) + end / 4 * widths[-1] * (*hidden, 1)[0]
         elif more:
             inner = recipe.discriminator.features + recipe.discriminator.state
             total += end * widths[-1] * recipe.discriminator.features + _count_dense_weights((inner, *hidden))
         else:
-            total += recipe.encoder.context_frames * end * widths[-1] * hidden[0]
+            total += recipe.encoder.context_frames * end * widths[-1] * (*hidden, 1)[0]
     return total + _count_dense_weights((state, *recipe.dynamics.hidden, state))
 
 
