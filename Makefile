@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 help:  ## this list
-	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "%-15s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "%-16s %s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/.dev  ## a .venv with everything
 
@@ -25,6 +25,9 @@ test: $(VENV)/.dev  ## quick tests
 test-slow: $(VENV)/.dev  ## all tests, also the long ones
 	$(BIN)/python -m pytest -m "slow or not slow"
 
+test-reliability: $(VENV)/.dev  ## kills, full disks, lost power (minutes; MLXLAVA_RELIABILITY=20: hours)
+	$(BIN)/python -m pytest -m "slow or not slow" tests/reliability
+
 test-gpu-path: $(VENV)/.dev  ## the tests that compute, on the code that GPUs take
 	MLXLAVA_GPU_PATH=1 $(BIN)/python -m pytest -m "device and not slow"
 
@@ -39,6 +42,13 @@ check: $(VENV)/.dev  ## format, lint and types
 reference: $(VENV)/.dev  ## docs/reference.md, written from the code
 	$(BIN)/python tools/reference.py
 
+audit: $(VENV)/.dev $(VENV)-audit/.run  ## known holes in the dependencies: those installed here, and the oldest allowed
+	@$(BIN)/python -m pip freeze --exclude-editable > $(VENV)-audit/installed.txt
+	@$(PYTHON) tools/minimum_versions.py > $(VENV)-audit/oldest.txt
+	for list in installed oldest; do \
+	  $(VENV)-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement $(VENV)-audit/$$list.txt || exit 1; \
+	done
+
 bench: $(VENV)/.dev  ## everything measured on this machine, and saved
 	$(BIN)/mlxlava bench --save
 
@@ -49,7 +59,7 @@ bench-compare: $(VENV)/.run  ## the last saved benchmark against the one before,
 	@$(BIN)/python -m benchmarks.compare $(WITH)
 
 clean:  ## remove what can be made again; runs stay
-	rm -rf $(VENV) $(VENV)-minimum dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-minimum $(VENV)-audit dist .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # pip is told `cpu` on every system: the extra is empty outside Linux.
@@ -73,9 +83,14 @@ $(VENV)-minimum/.dev: pyproject.toml tools/minimum_versions.py
 	  --constraint $(VENV)-minimum/constraints.txt --editable ".[all,dev]"
 	@touch $@
 
+$(VENV)-audit/.run:
+	@$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check "pip-audit>=2.9"
+	@touch $@
+
 # On Linux pip may bring the CUDA build of PyTorch, some GB; the CPU build is enough.
 $(VENV)/.peer: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[peer]"
 	@touch $@
 
-.PHONY: help setup loop train gallery test test-slow test-gpu-path test-minimum check reference bench bench-peer bench-compare clean
+.PHONY: help setup loop train gallery test test-slow test-reliability test-gpu-path test-minimum check reference audit bench bench-peer bench-compare clean

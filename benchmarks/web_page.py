@@ -4,11 +4,11 @@
     python -m benchmarks.web_page FOLDER         # the page of other weights, whole and at half size
     python -m benchmarks.web_page --runtimes     # beside onnxruntime-web and TensorFlow.js; needs npm
 
-The first prints the size of each page, the time to its first frame, frames a second (the page asks for 30),
-the share of a processor that all processes of the browser take, and how many frames a second of a processor
-give, which depends less on what else runs. The second prints, for each way to draw,
-what it would add to a page, and the least time of nine frames, in three rounds. Least, since other programs
-may run. WebGL is computed on the processor here (SwiftShader), which says little about a GPU.
+The first prints a table: the size of each page, the time to its first frame, frames a second (the page asks
+for 30), the share of a processor that all processes of the browser take, and how many frames a second of a
+processor give, which depends less on what else runs. The second prints, for each way to draw, what it would
+add to a page, and the least time of nine frames, in three rounds. Least, since other programs may run. WebGL
+is computed on the processor here (SwiftShader), which says little about a GPU.
 """
 
 from __future__ import annotations
@@ -103,8 +103,9 @@ async def _play(browser: Browser, page: Path, how: str, half: int) -> dict[str, 
         _processor_seconds() - used,
     )
     said = await tab.run("document.getElementById('count').textContent")
+    size = "×".join(map(str, await tab.run("mlxlava.about.size")))
     row = {
-        "page": page.name,
+        "page": f"{page.stem}, {size}",
         "MB": round(page.stat().st_size / 1e6, 2),
         "drawn by": re.sub(".* by ", "", said),
         "first frame, s": round(await tab.run("firstFrame") / 1000, 2),
@@ -117,13 +118,18 @@ async def _play(browser: Browser, page: Path, how: str, half: int) -> dict[str, 
 
 
 async def measure_pages(folder: Path, lamps: Sequence[tuple[str, int]]) -> None:
-    """Print a line for each lamp (name or folder of weights, 1 for half its size) and each way to draw it."""
+    """Print a row for each lamp (name or folder of weights, 1 for half its size) and way to draw."""
+    headed = False
     for how in ("wasm", "webgl"):
         async with chromium(webgl=how == "webgl") as browser:
             for name, half in lamps:
                 page = folder / f"{Path(name).name}.html"
                 mlxlava.export(name, web=page)
-                print(json.dumps(await _play(browser, page, how, half)), flush=True)
+                row = await _play(browser, page, how, half)
+                if not headed:
+                    print(f"| {' | '.join(row)} |\n{'|---' * len(row)}|")
+                    headed = True
+                print(f"| {' | '.join(map(str, row.values()))} |", flush=True)
 
 
 def _prepare_lamp(name: str, folder: Path) -> None:

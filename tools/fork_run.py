@@ -49,7 +49,10 @@ def main() -> None:
     for optimizer in state["optimizer"].values():
         optimizer["step"] = mx.array(0, optimizer["step"].dtype)
     arguments.new.mkdir(parents=True)
-    config |= {"recipe": recipe_to_dict(recipe), "total_steps": recipe.training.steps}
+    command = " ".join(
+        ("python tools/fork_run.py", str(arguments.old), str(arguments.new), *arguments.settings)
+    )
+    config |= {"recipe": recipe_to_dict(recipe), "total_steps": recipe.training.steps, "command": command}
     config.pop("schedule", None)
     (arguments.new / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     save_checkpoint(arguments.new, state, {"step": 0, "seconds": 0.0}, 3)

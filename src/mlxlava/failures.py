@@ -59,6 +59,7 @@ _CAUSES_AND_ADVICE = (
     ),
     (r"", "the GPU failed", "try again, and report it if it fails again", True),
 )
+_CAUSES_OF_MEMORY = (0, 1)  # the rows above whose cause is a lack of memory
 _MAX_TEXT_CHARACTERS = 200  # characters of MLX's own text that are shown
 
 
@@ -70,15 +71,34 @@ class DeviceFailureExplanation:
         what: the cause in plain words, with the beginning of MLX's own text.
         advice: what the user can do.
         less_work_helps: whether less work at once would help.
+        out_of_memory: whether the cause was a lack of memory.
     """
 
     what: str
     advice: str
     less_work_helps: bool
+    out_of_memory: bool = False
 
 
 class DeviceFailed(Exception):
-    """MLX's device failed during work that can be continued. The text says how (exit status 1)."""
+    """MLX's device failed during work that can be continued. The text says how (exit status 1).
+
+    Attributes:
+        out_of_memory: whether the cause was a lack of memory.
+    """
+
+    def __init__(self, text: str, *, out_of_memory: bool = False) -> None:
+        super().__init__(text)
+        self.out_of_memory = out_of_memory
+
+
+# What MLX says when a kernel cannot be compiled on a Linux CPU, also when Ctrl-C has ended its compiler.
+_COMPILER_FAILURE_PATTERN = re.compile(r"Could not load C\+\+|\[Compile::eval_cpu\]|Failed to compile")
+
+
+def is_compiler_failure(error: BaseException) -> bool:
+    """Whether an error is that MLX could not compile a kernel."""
+    return isinstance(error, RuntimeError) and _COMPILER_FAILURE_PATTERN.search(str(error)) is not None
 
 
 def explain_device_failure(error: BaseException) -> DeviceFailureExplanation | None:
@@ -88,6 +108,7 @@ def explain_device_failure(error: BaseException) -> DeviceFailureExplanation | N
         text = f"[malloc] Unable to allocate: {text or 'no memory'}"
     elif not isinstance(error, RuntimeError) or not _DEVICE_FAILURE_PATTERN.match(text):
         return None
-    what, advice, too_much = next(cause[1:] for cause in _CAUSES_AND_ADVICE if re.search(cause[0], text))
+    which = next(at for at, cause in enumerate(_CAUSES_AND_ADVICE) if re.search(cause[0], text))
+    what, advice, too_much = _CAUSES_AND_ADVICE[which][1:]
     shown = text if len(text) <= _MAX_TEXT_CHARACTERS else text[:_MAX_TEXT_CHARACTERS] + " …"
-    return DeviceFailureExplanation(f"{what} ({shown})", advice, too_much)
+    return DeviceFailureExplanation(f"{what} ({shown})", advice, too_much, which in _CAUSES_OF_MEMORY)

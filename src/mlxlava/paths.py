@@ -9,7 +9,8 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,7 +23,11 @@ _SYSTEM_FILE_NAMES = {".ds_store", ".localized", "thumbs.db", "desktop.ini"}
 _APPLE_DOUBLE_PREFIX = "._"
 # The name of a draft (``Draft``), or of the old folder that a draft replaces.
 _DRAFT_NAME_PATTERN = re.compile(r"\.(?P<name>.+)\.mlxlava-[0-9a-f]{8}\.(?P<kind>tmp|old)")
+# Names of drafts of the first version: checkpoints with the number of their process, and footage.
+_FIRST_DRAFT_NAME_PATTERN = re.compile(r"\.\d{8}\.(?P<process>\d+)\.tmp|\.[0-9a-f]{32}\.[0-9a-f]{8}\.partial")
+_FIRST_DRAFT_SECONDS = 86400.0  # an older draft of footage was left by a process that is gone
 
+LOCK_FILE = "lock"  # in the folder of a run: locked while a process begins or trains it
 
 RUNS_FOLDER = Path("runs")  # in the working folder
 SMALL_LAMP_FOLDER = "small"  # in the folder of a run that grows: the run of the smaller lamp
@@ -92,6 +97,33 @@ def known_lamps() -> list[str]:
     return [*(path.name for path in shipped_weights_folders()), *map(str, runs)]
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and its missing parents, on the disk: after a loss of power they are still there.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        sync_folder(each.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder. A process that is killed meanwhile leaves all of it, or a draft, which is not seen.
+
+    The rest of such a folder is removed by the next ``Draft`` beside it.
+    """
+    with contextlib.suppress(OSError):
+        folder = folder.rename(folder.with_name(f".{folder.name}.mlxlava-{secrets.token_hex(4)}.tmp"))
+    _remove_path(folder)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run that has begun, perhaps in its first stage."""
+    return any((folder / name).is_file() for name in ("config.json", GROWTH_PLAN_FILE))
+
+
 def checkpoint_folders(run: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     return sorted(path.parent for path in (run / "checkpoints").glob("[0-9]*/progress.json"))
@@ -141,7 +173,8 @@ class Draft:
             # The name is random, since processes in different containers may have the same number.
             self.path = target.with_name(f".{target.name}.mlxlava-{secrets.token_hex(4)}.tmp")
             if is_folder:
-                self.path.mkdir(parents=True)
+                make_folder(self.path.parent)
+                self.path.mkdir()
             else:
                 self.path.touch(exist_ok=False)
             self._lock = _try_lock(self.path, wait=True)
@@ -167,7 +200,7 @@ class Draft:
             self._replace_folder()
         else:
             self.path.replace(self._target)
-            _sync_folder(self._target.parent)
+            sync_folder(self._target.parent)
         self.discard()
 
     def discard(self) -> None:
@@ -188,7 +221,7 @@ class Draft:
                 if old.exists():
                     old.rename(self._target)
                 raise
-            _sync_folder(self._target.parent)
+            sync_folder(self._target.parent)
             _remove_path(old)
         finally:
             _unlock(lock)
@@ -200,12 +233,36 @@ def write_text_atomically(path: Path, text: str) -> None:
     Raises:
         OSError: the file cannot be written.
     """
+    write_bytes_atomically(path, text.encode())
+
+
+def write_bytes_atomically(path: Path, data: bytes) -> None:
+    """Write a file to the disk. If that fails, the old file stays.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     with Draft(path) as draft:
-        with draft.path.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with draft.path.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         draft.finish()
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Append lines to a text file (UTF-8). A last line that was cut off does not swallow the first one.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with path.open("ab+") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write("".join(f"{line}\n" for line in lines).encode())
 
 
 @contextlib.contextmanager
@@ -239,6 +296,7 @@ def atomic_folder(
             for file in draft.path.iterdir():
                 with file.open("rb+") as opened:
                     os.fsync(opened.fileno())
+            sync_folder(draft.path)  # the names of the files
             draft.finish()
     # MLX reports a failed write as a RuntimeError.
     except (OSError, RuntimeError) as error:
@@ -250,6 +308,7 @@ def atomic_folder(
 
 def _remove_leftovers(folder: Path) -> None:
     """Remove the drafts that killed processes have left in a folder."""
+    _remove_leftovers_of_first_version(folder)
     for path in folder.glob(".*.mlxlava-*.*"):
         found = _DRAFT_NAME_PATTERN.fullmatch(path.name)
         lock = _try_lock(path) if found else None
@@ -263,6 +322,30 @@ def _remove_leftovers(folder: Path) -> None:
         else:
             _remove_path(path)
         _unlock(lock)
+
+
+def _remove_leftovers_of_first_version(folder: Path) -> None:
+    """Remove the drafts that processes of the first version have left. They had no locks."""
+    for path in (*folder.glob(".*.tmp"), *folder.glob(".*.partial")):
+        found = _FIRST_DRAFT_NAME_PATTERN.fullmatch(path.name)
+        if found is None:
+            continue
+        with contextlib.suppress(OSError):
+            process = found["process"]
+            age = time.time() - path.stat().st_mtime
+            if not _is_process(int(process)) if process else age > _FIRST_DRAFT_SECONDS:
+                _remove_path(path)
+
+
+def _is_process(number: int) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(number, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _remove_path(path: Path) -> None:
@@ -295,7 +378,8 @@ def _unlock(handle: int | None) -> None:
         os.close(handle)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Write to the disk which names a folder holds, where the system can."""
     with contextlib.suppress(OSError):  # not every system syncs a folder
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -22,7 +22,7 @@ from mlxlava.schema import (
     text,
 )
 
-_MOST_STEPS = 10**12
+_MOST_STEPS = 2**31 - 1
 _STEP = integer(0, _MOST_STEPS)
 _SECONDS = number(0, 1e12)
 _PATH = text(4096)

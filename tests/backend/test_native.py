@@ -340,6 +340,31 @@ def test_mlx_keeps_its_kernels_where_only_this_user_writes(
     assert stat.S_IMODE((folder / "mlx").stat().st_mode) == 0o700
 
 
+@pytest.mark.parametrize("left", [0, 100, 8000, "no pages"])
+def test_a_kernel_that_was_not_written_to_its_end_is_compiled_again(
+    cache: Path, tmp_path: Path, left: int | str
+) -> None:
+    """As a loss of power leaves it. MLX would load it: an error, or SIGBUS."""
+    expected = python(COMPILES, TMPDIR=str(tmp_path))
+    (kernel,) = kernels(tmp_path)
+    whole = kernel.stat().st_size
+    os.truncate(kernel, left if isinstance(left, int) else 0)
+    if left == "no pages":  # the file system knew the length only
+        os.truncate(kernel, whole)
+    ended = python(COMPILES, TMPDIR=str(tmp_path))
+    assert (ended.returncode, ended.stdout) == (0, expected.stdout), ended.stderr
+    assert kernel.stat().st_size == whole
+
+
+def test_kernels_that_are_whole_are_compiled_once(cache: Path, tmp_path: Path) -> None:
+    python(COMPILES, TMPDIR=str(tmp_path))
+    (kernel,) = kernels(tmp_path)
+    before = kernel.stat()
+    python(COMPILES, TMPDIR=str(tmp_path))
+    after = kernel.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 @pytest.mark.parametrize("open_one", ["mlx", "mlx/0.32.4/cpu"])
 def test_mlx_takes_no_kernels_from_where_others_write(cache: Path, tmp_path: Path, open_one: str) -> None:
     folder = tmp_path / "tmp"

@@ -24,7 +24,7 @@ from mlxlava.backend import mx, on_gpu_path, use_gpu_path
 from mlxlava.cli import cli, main
 from mlxlava.config import Recipe, recipe_from_dict
 from mlxlava.footage import simulated_lamp
-from mlxlava.playback.writers import open_writer
+from mlxlava.playback.writers import WRITER_OF_FORMAT, open_writer
 from mlxlava.training.memory_plan import gigabytes_for_more_micro_batches
 from mlxlava.training.step import Trainer
 from tests.conftest import run_command
@@ -94,6 +94,12 @@ def test_every_command_and_option_has_help() -> None:
         for option in command.params:
             if isinstance(option, click.Option):
                 assert option.help, f"{name} {option.opts}"
+
+
+def test_the_help_names_every_format() -> None:
+    (option,) = (each for each in cli.commands["loop"].params if each.name == "format")
+    assert isinstance(option, click.Option) and option.help is not None
+    assert option.help.partition(";")[0].split(", ") == list(WRITER_OF_FORMAT)
 
 
 def test_without_a_command_the_help_is_shown(
@@ -198,11 +204,12 @@ def test_a_run_that_cannot_be_resumed_stays_as_it_was(run: Run, video: Path, tmp
     with (mine / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         refuses(run(*resume), "another process")
-    checkpoint = mine / "checkpoints/00000001/state.safetensors"
-    whole = checkpoint.read_bytes()
-    checkpoint.write_bytes(whole[: len(whole) // 2])
+    kept = {path: path.read_bytes() for path in mine.glob("checkpoints/*/state.safetensors")}
+    for path, whole in kept.items():
+        path.write_bytes(whole[: len(whole) // 2])
     refuses(run(*resume), "state.safetensors")
-    checkpoint.write_bytes(whole)
+    for path, whole in kept.items():
+        path.write_bytes(whole)
     shutil.move(mine / "checkpoints", tmp_path / "aside")
     refuses(run(*resume), "no checkpoint")
     shutil.move(tmp_path / "aside", mine / "checkpoints")
@@ -344,7 +351,8 @@ def test_a_gpu_that_fails_in_training_is_one_line(
 ) -> None:
     monkeypatch.setattr(Trainer, "__call__", out_of_memory)
     outcome = run("train", str(video), "-o", "mine", "--steps", "2", *TINY)
-    fails(outcome, "at step 1", "mine/checkpoints/00000000", "--resume -o mine --memory")
+    fails(outcome, "at step 1", "mine/checkpoints/00000000", "--resume -o mine")
+    assert "micro-batches" in outcome[1]  # it has tried with smaller ones
 
 
 @pytest.mark.parametrize(
@@ -477,6 +485,7 @@ def test_weights_that_are_damaged_are_one_line(run: Run, weights: Path) -> None:
 
 @needs_score
 def test_weights_that_are_not_finite_are_one_line(run: Run, weights: Path) -> None:
+    (weights / "SHA256SUMS").unlink()
     file = weights / "weights.safetensors"
     arrays: Any = mx.load(str(file))
     mx.eval(arrays)  # they are read when they are needed, and the file is about to be written over
@@ -487,6 +496,7 @@ def test_weights_that_are_not_finite_are_one_line(run: Run, weights: Path) -> No
 
 
 def test_weights_of_another_recipe_are_one_line(run: Run, weights: Path) -> None:
+    (weights / "SHA256SUMS").unlink()
     config = json.loads((weights / "config.json").read_text())
     config["recipe"]["dynamics"]["couplings"] += 1
     (weights / "config.json").write_text(json.dumps(config))

@@ -92,7 +92,8 @@ def test_numbers_of_the_state_step_lose_nothing(tiny: Recipe) -> None:
 
 def test_what_is_there_is_replaced_only_if_it_is_a_page(tiny: Recipe, tmp_path: Path) -> None:
     lamp = make_portable(fresh_weights(tiny))
-    for file in (tmp_path, tmp_path / "notes.html"):
+    (tmp_path / "folder.html").mkdir()
+    for file in (tmp_path / "folder.html", tmp_path / "notes.html"):
         (tmp_path / "notes.html").write_text("<!doctype html>mine")
         with pytest.raises(UserError, match="not the page of a lamp"):
             write_page(lamp, file, "tiny")
@@ -102,6 +103,10 @@ def test_what_is_there_is_replaced_only_if_it_is_a_page(tiny: Recipe, tmp_path: 
     assert "<title>Lava lamp two</title>" in (tmp_path / "lamp.html").read_text(encoding="utf-8")
     with pytest.raises(UserError, match="cannot write"):
         write_page(lamp, tmp_path / "nowhere/lamp.html", "tiny")
+    for name in ("lamp", "lamp.txt", ""):
+        with pytest.raises(UserError, match=r"ends in \.html"):
+            write_page(lamp, tmp_path / name, "tiny")
+    assert not (tmp_path / "lamp").exists()
 
 
 def test_a_recipe_that_has_no_such_form_is_refused(tiny_duralava: Recipe) -> None:

@@ -14,7 +14,8 @@ import pytest
 from mlxlava.backend import Tree, arrays_by_name, mx, tree_map
 from mlxlava.config import Recipe
 from mlxlava.errors import UserError
-from mlxlava.rollout.weights import Weights, load_weights, save_weights
+from mlxlava.integrity import check_digests
+from mlxlava.rollout.weights import Weights, load_weights, save_weights, shipped_weights_folders
 from mlxlava.training.checkpoint import playable_arrays
 from mlxlava.training.step import Trainer
 
@@ -38,7 +39,8 @@ def folder(weights: Weights, tmp_path: Path) -> Path:
 
 
 def change(folder: Path, edit: Callable[[dict[str, mx.array]], Any]) -> None:
-    """Rewrite the tensors of a folder."""
+    """Rewrite the tensors of a folder, as an older version would: without digests."""
+    (folder / "SHA256SUMS").unlink()
     file = folder / "weights.safetensors"
     arrays = mx.load(str(file))
     assert isinstance(arrays, dict)
@@ -72,7 +74,11 @@ def test_new_weights_replace_old_ones_but_nothing_else(
     weights: Weights, folder: Path, tmp_path: Path
 ) -> None:
     save_weights(weights, folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "weights.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "SHA256SUMS",
+        "config.json",
+        "weights.safetensors",
+    ]
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/holiday.jpg").touch()
     with pytest.raises(UserError, match="not weights"):
@@ -125,7 +131,11 @@ def test_a_file_that_vanishes_meanwhile_is_no_failure(
     save_weights(weights, folder)
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "weights.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "SHA256SUMS",
+        "config.json",
+        "weights.safetensors",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -146,6 +156,7 @@ def test_tensors_that_do_not_fit_are_named(folder: Path, edit: Callable[[Any], A
 
 
 def test_weights_of_another_recipe_are_refused(folder: Path) -> None:
+    (folder / "SHA256SUMS").unlink()
     config = json.loads((folder / "config.json").read_text())
     config["recipe"]["generator"]["widths"] = [10, 6]
     (folder / "config.json").write_text(json.dumps(config))
@@ -164,6 +175,7 @@ def test_weights_of_another_recipe_are_refused(folder: Path) -> None:
     ],
 )
 def test_damaged_files_are_named(folder: Path, name: str, text: str, said: str) -> None:
+    (folder / "SHA256SUMS").unlink()
     (folder / name).write_text(text)
     with pytest.raises(UserError, match=said):
         load_weights(folder)
@@ -176,7 +188,23 @@ def test_a_truncated_file_is_named(folder: Path) -> None:
         load_weights(folder)
 
 
+@pytest.mark.parametrize("name", ["config.json", "weights.safetensors"])
+def test_one_changed_bit_is_refused(folder: Path, name: str) -> None:
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(UserError, match=f"{name} is damaged") as error:
+        load_weights(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_shipped_weights_have_digests() -> None:
+    for folder in shipped_weights_folders():
+        assert check_digests(folder, "weights"), folder
+
+
 def test_a_true_speed_that_cannot_be_is_refused(folder: Path) -> None:
+    (folder / "SHA256SUMS").unlink()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "step_fps": 0}))
     with pytest.raises(UserError, match="step_fps"):

@@ -251,6 +251,14 @@ def staged(tiny: Recipe, tmp_path: Path) -> Path:
     return recipe
 
 
+def test_a_first_stage_that_was_killed_early_can_begin_again(staged: Path, tmp_path: Path) -> None:
+    """It was killed after the plan of both stages, and before the smaller lamp had a checkpoint."""
+    run = tmp_path / "run"
+    (run / "small").mkdir(parents=True)
+    (run / "growth.json").write_text("{}")
+    assert mlxlava.train(recipe=staged, run=run).step == 3
+
+
 def test_a_recipe_learns_the_small_lamp_and_grows(staged: Path, tmp_path: Path) -> None:
     done = mlxlava.train(recipe=staged, run=tmp_path / "run")
     assert (done.run, done.step) == (tmp_path / "run", 3)

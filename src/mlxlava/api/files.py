@@ -44,13 +44,15 @@ def export(
             score, the lamp's networks have no such form, or something cannot be written.
     """
     from mlxlava.exporting.portable import load_portable_weights, make_portable
-    from mlxlava.exporting.web_page import write_page
+    from mlxlava.exporting.web_page import check_page_file, write_page
     from mlxlava.rollout.export import export as export_run
 
     if folder is None and web is None and onnx is None:
         raise UserError("export: nothing to write; give -o (weights), --web (a page) or --onnx (graphs)")
     if folder is None and (half or score is not None):
         raise UserError("export: half and score are for a folder of weights (-o), which was not given")
+    if web is not None:
+        check_page_file(Path(web))  # before anything is written
     if folder is not None:
         written = export_run(
             Path(weights), Path(folder), half=half, score=None if score is None else dict(score)
@@ -88,11 +90,13 @@ def report(run: str | Path) -> Path:
     return write_report(Path(run))
 
 
-def info(weights: str | Path | None = None) -> dict[str, str]:
+def info(weights: str | Path | None = None, *, verify: bool = False) -> dict[str, str]:
     """Describe this machine, or describe weights and how they were learned.
 
     Args:
         weights: shipped weights by name, a folder of weights, or a run. The machine is described when None.
+        verify: instead, say whether the weights, or the checkpoints of the run, are as they were written; of
+            all shipped weights when ``weights`` is None.
 
     Returns:
         Names and texts, as ``mlxlava info`` shows them. A machine is described by all that a report
@@ -101,8 +105,12 @@ def info(weights: str | Path | None = None) -> dict[str, str]:
         cannot be loaded.
 
     Raises:
-        UserError: there are no such weights, or they are damaged.
+        UserError: there are no such weights, or they are damaged. With ``verify``, damage is no error.
     """
+    if verify:
+        from mlxlava.rollout.verify import verify_weights
+
+        return verify_weights(weights)
     if weights is not None:
         from mlxlava.rollout.export import weights_facts
         from mlxlava.rollout.weights import load_weights

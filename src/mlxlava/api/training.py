@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxlava.api.arguments import require_integer, require_positive
-from mlxlava.api.training_start import find_training_start
+from mlxlava.api.training_start import TrainingStart, find_training_start
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.errors import UserError
+from mlxlava.paths import is_run
 from mlxlava.rollout.weights import load_weights
 from mlxlava.training.memory_plan import PlanRow, plan_rows
 from mlxlava.training.outcome import TrainedRun
@@ -73,11 +75,7 @@ def train(
         Diverged: a loss or a weight is not finite any more (``mlxlava.training.failures``).
         ProcessLost: another process that trained this run is gone (``mlxlava.training.failures``).
     """
-    from mlxlava.training.choices import Choice, choose_before_preparing, say_choices
     from mlxlava.training.folder import require_free_folder
-    from mlxlava.training.loop import train as train_run
-    from mlxlava.training.run import absolute_paths, begin_run, next_run_folder
-    from mlxlava.training.stages import SecondStagePlan, begin_first_stage
 
     began = time.monotonic()
     _require_training_options("train", steps, minutes, memory, tensorboard)
@@ -85,13 +83,54 @@ def train(
     options: dict[str, Any] = {"memory": memory, "tensorboard": tensorboard, "callbacks": callbacks}
     start = find_training_start(recipe, _as_sources(footage), settings, steps=steps, init=init)
     name = recipe.name if isinstance(recipe, Recipe) else Path(recipe).stem
-    folder = next_run_folder(name) if run is None else Path(run)
-    require_free_folder(folder)
+    with contextlib.ExitStack() as stack:
+        folder = _lock_new_folder(stack, None if run is None else Path(run), name)
+        require_free_folder(folder)
+        return _begin_and_train(folder, start, init is None, minutes, command, began, options)
+
+
+def _lock_new_folder(stack: contextlib.ExitStack, run: Path | None, name: str) -> Path:
+    """Lock the folder of a new run; when ``run`` is None, the first of ``runs/name-001`` … that is free."""
+    from mlxlava.backend.ranks import max_over_ranks, rank_count
+    from mlxlava.training.lock import RunIsLocked, lock_new_run
+    from mlxlava.training.run import next_run_folder
+
+    while True:
+        folder = next_run_folder(name) if run is None else run
+        max_over_ranks(0)  # each process has found the same folder before the first one makes it
+        try:
+            stack.enter_context(lock_new_run(folder))
+            return folder
+        except RunIsLocked:  # by a process that has made the same folder at the same moment
+            if run is not None or rank_count() > 1:
+                raise
+
+
+def _begin_and_train(
+    folder: Path,
+    start: TrainingStart,
+    may_grow: bool,
+    minutes: float | None,
+    command: str,
+    began: float,
+    options: Mapping[str, Any],
+) -> TrainedRun:
+    """Begin a run in a folder that is locked, and train it.
+
+    ``may_grow`` is whether the recipe may have two stages. ``began`` is when this session did
+    (time.monotonic()). ``options`` are those of ``training.loop.train``. Everything else: see :func:`train`.
+    """
+    from mlxlava.training.choices import Choice, choose_before_preparing, say_choices
+    from mlxlava.training.loop import train as train_run
+    from mlxlava.training.run import absolute_paths, begin_run
+    from mlxlava.training.stages import SecondStagePlan, begin_first_stage
+
+    memory = options["memory"]
     chosen, choices = start.recipe, list[Choice]()
     if start.sources and not start.is_prepared:
         chosen, choices = choose_before_preparing(chosen, start.sources, start.free)
         say_choices(choices)
-    if init is None and chosen.growth.start_recipe:
+    if may_grow and chosen.growth.start_recipe:
         plan = SecondStagePlan(
             chosen, absolute_paths(start.sources), memory, command, sorted(start.free), choices, minutes
         )
@@ -134,22 +173,33 @@ def resume(
             as it was.
         DeviceFailed, Diverged, ProcessLost: for the same reasons as in :func:`train`.
     """
-    from mlxlava.training.loop import train as train_run
+    from mlxlava.training.lock import lock_run
     from mlxlava.training.run import latest_run_folder
-    from mlxlava.training.run import resume_run as take_up
-    from mlxlava.training.stages import is_in_first_stage, resume_first_stage
 
     began = time.monotonic()
     _require_training_options("resume", steps, minutes, memory, tensorboard)
     _mute_other_processes()
     options: dict[str, Any] = {"memory": memory, "tensorboard": tensorboard, "callbacks": callbacks}
     folder = latest_run_folder() if run is None else Path(run)
+    with lock_run(folder) if is_run(folder) else contextlib.nullcontext():
+        return _resume_and_train(folder, steps, minutes, began, options)
+
+
+def _resume_and_train(
+    folder: Path, steps: int | None, minutes: float | None, began: float, options: Mapping[str, Any]
+) -> TrainedRun:
+    """Continue a run whose folder is locked. Arguments: see :func:`_begin_and_train` and :func:`resume`."""
+    from mlxlava.training.loop import train as train_run
+    from mlxlava.training.run import resume_run
+    from mlxlava.training.stages import is_in_first_stage, resume_first_stage
+
+    memory = options["memory"]
     if is_in_first_stage(folder):
         if steps is not None:
             raise UserError("resume: a lamp that has not grown yet keeps its steps; leave --steps out")
         small = resume_first_stage(folder, memory, minutes)
         return _train_in_two_stages(folder, small, began, minutes is not None, options)
-    ready = take_up(folder, steps=steps, minutes=minutes, memory=memory)
+    ready = resume_run(folder, steps=steps, minutes=minutes, memory=memory)
     spent = time.monotonic() - began
     longer = minutes is not None
     return train_run(ready.folder, ready.recipe, ready.footage, spent=spent, lengthen=longer, **options)

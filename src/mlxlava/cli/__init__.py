@@ -7,8 +7,9 @@ their functions, so that ``--help`` loads none of them.
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -33,6 +34,7 @@ _MAX_LINE = 2000  # characters of an error
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=example("mlxlava loop", "play a learned lamp until q"),
     invoke_without_command=True,
+    subcommand_metavar="[COMMAND] [ARGS]...",
 )
 @click.version_option(__version__)
 @debug_option
@@ -61,13 +63,18 @@ for _command in (
     cli.add_command(_command)
 
 
-def main() -> None:
+def main(ctrl_c_handler: Any = None) -> None:
     """Run the command line.
 
     A user's mistake is one line on stderr and exit status 2, a failure of MLX's device one line and 1. A file
     that the system does not let us use counts as a mistake too. Nothing is said where nobody reads any more.
+
+    Args:
+        ctrl_c_handler: What handles SIGINT from now on, if it was handled otherwise while this was loaded.
     """
     try:
+        if ctrl_c_handler is not None:
+            signal.signal(signal.SIGINT, ctrl_c_handler)
         cli.main(standalone_mode=False, complete_var=COMPLETION_VARIABLE)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more

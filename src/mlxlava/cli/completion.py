@@ -54,14 +54,15 @@ complete_settings = complete_names(_setting_names, or_files=False)
 
 
 @click.command(epilog=example("mlxlava completion", "for the shell that you use"))
-@click.argument("shell", required=False, type=click.Choice(SHELLS))
+# A metavar of our own, here and for the commands: those of click differ from version to version.
+@click.argument("shell", required=False, metavar="[SHELL]", type=click.Choice(SHELLS))
 @click.option("--show", is_flag=True, help="Print the script, and install nothing.")
 @debug_option
 def completion(shell: str | None, show: bool) -> None:
     """Install completion: Tab then completes commands, options, weights, recipes and settings.
 
-    SHELL is the one of $SHELL when not given. For bash and zsh one line is added to the file that the shell
-    reads when it starts. bash has to be 4.4 or newer; that of macOS is older.
+    SHELL is bash, zsh or fish; that of $SHELL when not given. For bash and zsh one line is added to the file
+    that the shell reads when it starts. bash has to be 4.4 or newer; that of macOS is older.
     """
     chosen = shell or Path(os.environ.get("SHELL", "")).name
     if chosen not in SHELLS:

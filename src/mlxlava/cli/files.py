@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +112,23 @@ def report(run: Path) -> None:
     shell_complete=complete_recipes,
     help="Show every setting of a recipe, for train --set.",
 )
+@click.option("--verify", is_flag=True, help="Check whether weights, or all checkpoints of RUN, are intact.")
 @debug_option
-def info(name: str | None, recipe: str | None) -> None:
-    """Show the machine, what weights were learned from and how, or a recipe's settings."""
+def info(name: str | None, recipe: str | None, verify: bool) -> None:
+    """Show the machine, what weights were learned from and how, or a recipe's settings.
+
+    With --verify the exit status is 1 if something is damaged.
+    """
     from mlxlava.console import print_rows
 
+    if verify:
+        if recipe is not None:
+            raise UserError("info: --verify is for weights and runs, not for --recipe")
+        rows = mlxlava.info(name, verify=True)
+        print_rows(rows)
+        if any(verdict.startswith("damaged") for verdict in rows.values()):
+            sys.exit(1)
+        return
     if recipe is not None:
         if name is not None:
             raise UserError("info: give weights or --recipe, not both")

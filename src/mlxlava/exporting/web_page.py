@@ -57,7 +57,7 @@ def write_page(lamp: PortableLamp, file: Path, name: str) -> int:
         The size of the file in bytes.
 
     Raises:
-        UserError: the file holds something else, or cannot be written.
+        UserError: the file is not named as a page, holds something else, or cannot be written.
     """
     check_page_file(file)
     text = make_page(lamp, name)
@@ -69,11 +69,14 @@ def write_page(lamp: PortableLamp, file: Path, name: str) -> int:
 
 
 def check_page_file(file: Path) -> None:
-    """Refuse to replace a file that is not the page of a lamp.
+    """Refuse a file that would not open as a page, and one that holds something else.
 
     Raises:
-        UserError: it is something else.
+        UserError: its name does not end in .html, or it is not the page of a lamp.
     """
+    if file.suffix.lower() not in (".html", ".htm"):
+        # Servers, and some browsers, know a page by its name.
+        raise UserError(f"export: a page's name ends in .html, as lamp.html, not {file.name!r}")
     if not file.exists():
         return
     if file.is_file():

@@ -14,11 +14,12 @@ from mlxlava.config import format_size
 from mlxlava.console import format_duration
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import open_footage
+from mlxlava.integrity import read_progress
 from mlxlava.models.sheet import draw_sheet
-from mlxlava.paths import latest_checkpoint_folder, read_json
-from mlxlava.records import PROGRESS, SCORE
+from mlxlava.paths import latest_checkpoint_folder
+from mlxlava.records import SCORE
 from mlxlava.rollout.speed_matching import match_pace
-from mlxlava.rollout.weights import Weights, load_weights, save_weights
+from mlxlava.rollout.weights import Weights, load_weights_of_run, save_weights
 from mlxlava.schema import Mismatch
 from mlxlava.text import clean_text, markdown_cell, markdown_code
 
@@ -119,13 +120,12 @@ def averaged_weights(run: Path, score: dict[str, Any] | None = None) -> Weights:
             SCORE(score, "")
         except Mismatch as problem:
             raise UserError(f"export: --score is not what mlxlava score --json prints: {problem}") from None
-    latest = latest_checkpoint_folder(run)
-    if latest is None:
+    if latest_checkpoint_folder(run) is None:
         raise UserError(
             f"export: {run} is not a run with a checkpoint; give a folder that mlxlava train made"
         )
-    weights = load_weights(run)
-    progress = read_json(latest / "progress.json", "checkpoint", PROGRESS)
+    weights, checkpoint = load_weights_of_run(run)
+    progress = read_progress(checkpoint)
     footage = weights.about.get("footage", {})
     about = {
         "footage": {

@@ -19,6 +19,7 @@ from mlxlava.config import (
     recipe_to_dict,
 )
 from mlxlava.errors import UserError
+from mlxlava.integrity import check_digests, read_last_intact_checkpoint, write_digests
 from mlxlava.models.array_files import (
     FORMAT_VERSION,
     atomic_array_folder,
@@ -87,6 +88,7 @@ def save_weights(weights: Weights, folder: Path, *, card: str = "", sample: byte
             (draft / "README.md").write_text(card, encoding="utf-8")
         if sample:
             (draft / "sample.png").write_bytes(sample)
+        write_digests(draft, ["weights.safetensors", "config.json"])
 
 
 def load_weights(name_or_path: str | Path | None = None) -> Weights:
@@ -96,9 +98,38 @@ def load_weights(name_or_path: str | Path | None = None) -> Weights:
         name_or_path: ``lava``, a weights folder or a run folder; the shipped ``lava`` when None.
 
     Raises:
-        UserError: there are no weights, or a tensor is missing, not expected, misshapen or not finite.
+        UserError: there are no weights, or a tensor is missing, not expected, misshapen or not finite, or a
+            file is not as it was written.
     """
     folder = find_weights_folder(name_or_path)
+    if (folder / "checkpoints").is_dir():
+        return load_weights_of_run(folder)[0]
+    check_digests(folder, "weights")
+    return _load_weights(folder, folder / "weights.safetensors", "")
+
+
+def load_weights_of_run(run: Path) -> tuple[Weights, Path]:
+    """Read the averaged weights of the last checkpoint of a run that is intact.
+
+    Returns:
+        The weights, and the folder of the checkpoint.
+
+    Raises:
+        UserError: there is no checkpoint, or none is intact.
+    """
+    if latest_checkpoint_folder(run) is None:
+        raise UserError(f"weights: {run} is a run without a checkpoint yet; let it train on")
+
+    def read(checkpoint: Path) -> Weights:
+        check_digests(checkpoint, "checkpoint")
+        return _load_weights(run, checkpoint / "state.safetensors", "ema.")
+
+    checkpoint, weights = read_last_intact_checkpoint(run, read)
+    return weights, checkpoint
+
+
+def _load_weights(folder: Path, file: Path, prefix: str) -> Weights:
+    """The weights in a file of a folder; those of a run have a prefix."""
     config = read_json(folder / "config.json", "weights")
     if config.get("format") != FORMAT_VERSION:
         raise UserError(
@@ -106,12 +137,6 @@ def load_weights(name_or_path: str | Path | None = None) -> Weights:
         )
     config = read_json(folder / "config.json", "weights", WEIGHTS_CONFIG)
     recipe, step_fps = recipe_from_dict(config.pop("recipe")), float(config.pop("step_fps"))
-    file, prefix = folder / "weights.safetensors", ""
-    if (folder / "checkpoints").is_dir():
-        latest = latest_checkpoint_folder(folder)
-        if latest is None:
-            raise UserError(f"weights: {folder} is a run without a checkpoint yet; let it train on")
-        file, prefix = latest / "state.safetensors", "ema."
     arrays = load_arrays(file)
     if prefix:
         names = (name for name in arrays if name.startswith((prefix, "stats.")))

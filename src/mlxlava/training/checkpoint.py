@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mlxlava.backend import Tree, arrays_by_name, mx
+from mlxlava.integrity import check_digests, read_last_intact_checkpoint, read_progress, write_digests
 from mlxlava.models.array_files import atomic_array_folder, check_arrays, fill_tree, load_arrays, save_arrays
-from mlxlava.paths import checkpoint_folders, read_json
-from mlxlava.records import PROGRESS
+from mlxlava.paths import checkpoint_folders, remove_folder
 
 # An array of the sums of feature matching that only older checkpoints have.
 _OLD_FEATURE_SUMS = "features.steps"
@@ -41,8 +40,9 @@ def save_checkpoint(run: Path, state: Tree, progress: Mapping[str, Any], checkpo
     with atomic_array_folder(folder, "checkpoint") as draft:
         save_arrays(draft / "state.safetensors", state)
         (draft / "progress.json").write_text(json.dumps(dict(progress)), encoding="utf-8")
+        write_digests(draft, ["state.safetensors", "progress.json"])
     for old in checkpoint_folders(run)[:-checkpoints_to_keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        remove_folder(old)
     return folder
 
 
@@ -60,9 +60,34 @@ def load_checkpoint(folder: Path, example: Tree) -> tuple[Tree, dict[str, Any]]:
     Raises:
         UserError: it is damaged or belongs to other networks.
     """
+    check_digests(folder, "checkpoint")
     arrays = _with_present_feature_sums(load_arrays(folder / "state.safetensors"), example)
     check_arrays(arrays, example, f"checkpoint: {folder}")
-    return fill_tree(example, arrays), read_json(folder / "progress.json", "checkpoint", PROGRESS)
+    return fill_tree(example, arrays), read_progress(folder)
+
+
+def load_last_intact_checkpoint(run: Path, example: Tree) -> tuple[Tree, dict[str, Any]]:
+    """Read the latest checkpoint that is intact, to go on from it.
+
+    Damaged ones that are later are renamed to ``damaged-…``, since the run will make those steps again.
+
+    Args:
+        run: folder of the run, which this process has locked.
+        example: see :func:`load_checkpoint`.
+
+    Returns:
+        The run state and its progress.
+
+    Raises:
+        UserError: none is intact. All of them stay.
+    """
+    folder, found = read_last_intact_checkpoint(run, lambda folder: load_checkpoint(folder, example))
+    for later in checkpoint_folders(run):
+        if later.name > folder.name:
+            aside = later.with_name(f"damaged-{later.name}")
+            remove_folder(aside)
+            later.rename(aside)
+    return found
 
 
 def _with_present_feature_sums(arrays: Mapping[str, mx.array], example: Tree) -> dict[str, mx.array]:

@@ -6,7 +6,7 @@ Each message is one line. It names the last checkpoint and says how to go on.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mlxlava.backend import on_gpu_path
@@ -18,16 +18,38 @@ from mlxlava.training.memory_plan import gigabytes_for_more_micro_batches
 
 
 class Diverged(Exception):
-    """A loss, a state or a weight is not finite any more; earlier checkpoints are kept."""
+    """A loss, a state or a weight is not finite any more, or has exploded; earlier checkpoints are kept.
 
-    def __init__(self, run: Path, name: str, step: int) -> None:
-        """``name`` is what was not finite at training step ``step``."""
+    Attributes:
+        name: what it was.
+        step: the training step at which it was seen.
+        what: what is wrong with it, in words.
+    """
+
+    def __init__(self, run: Path, name: str, step: int, what: str = "is not finite", tries: str = "") -> None:
+        """``tries`` is a clause about tries that were made to go on."""
+        self.name, self.step, self.what, self._run = name, step, what, run
         last = latest_checkpoint_folder(run)
         kept = f"the last good checkpoint is {last}" if last else "there is no good checkpoint"
+        advice = "other settings or footage" if tries else "a lower training.learning_rate"
         super().__init__(
-            f"train: {name} is not finite at step {step}, so the run stopped; {kept}; "
-            f"start again from it with --init {run} and a lower training.learning_rate"
+            f"train: {name} {what} at step {step}, so the run stopped; {kept}{tries}; "
+            f"start again from it with --init {run} and {advice}"
         )
+
+    def after_tries(self, failures: Sequence[Diverged], last_rate: float) -> Diverged:
+        """The same failure, with what was tried in vain.
+
+        Args:
+            failures: the failures of the tries.
+            last_rate: the learning rate of the last try, the lowest one.
+        """
+        ends = ", ".join(f"{each.name} {each.what} at step {each.step}" for each in failures)
+        tries = (
+            f"; {len(failures)} tries from there, with learning rates down to {last_rate:.3g}, ended alike "
+            f"({ends}), so the learning rate is hardly the cause"
+        )
+        return Diverged(self._run, self.name, self.step, self.what, tries)
 
 
 class ProcessLost(Exception):
@@ -71,5 +93,6 @@ def explain_failures(run: Path, recipe: Callable[[], Recipe], step: Callable[[],
         how = f" --memory {less:g}, which works on fewer clips at a time" if less else f"; {failure.advice}"
         raise DeviceFailed(
             f"train: {failure.what} at step {step() + 1}; the last checkpoint is {last}; "
-            f"go on: mlxlava train --resume -o {run}{how}"
+            f"go on: mlxlava train --resume -o {run}{how}",
+            out_of_memory=failure.out_of_memory,
         ) from error

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +14,24 @@ import numpy as np
 
 from mlxlava.backend import Tree, device_facts, mx, tree_map
 from mlxlava.backend.ranks import copy_from_first_rank, max_over_ranks, rank
-from mlxlava.config import Recipe, recipe_to_dict
+from mlxlava.config import Recipe, recipe_from_dict, recipe_to_dict
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage
 from mlxlava.models.array_files import FORMAT_VERSION
 from mlxlava.paths import (
     GROWTH_PLAN_FILE,
+    LOCK_FILE,
     SMALL_LAMP_FOLDER,
     checkpoint_folders,
     latest_checkpoint_folder,
     list_names,
+    make_folder,
     read_json,
     write_text_atomically,
 )
 from mlxlava.records import RUN_CONFIG
 from mlxlava.training import growth
-from mlxlava.training.checkpoint import load_checkpoint, save_checkpoint
+from mlxlava.training.checkpoint import load_last_intact_checkpoint, save_checkpoint
 from mlxlava.training.choices import Choice
 from mlxlava.training.schedule import Decision, Schedule
 from mlxlava.training.trainer import AnyTrainer, make_trainer
@@ -97,7 +97,7 @@ def make_run_folder(
         "machine": {"system": platform.platform(), **device_facts()},
     }
     try:
-        run.mkdir(parents=True, exist_ok=True)
+        make_folder(run)
     except OSError as error:
         raise UserError(f"train: cannot write {run}: {error.strerror}") from error
     write_config(run, config)
@@ -108,7 +108,7 @@ def require_free_folder(run: Path) -> None:
     """Raise UserError unless a run can begin in a folder: it does not exist, or holds no other files."""
     if checkpoint_folders(run):
         raise UserError(f"train: {run} is a run already; add --resume to go on, or give another -o")
-    if list_names(run) - {"config.json", "checkpoints", GROWTH_PLAN_FILE, SMALL_LAMP_FOLDER}:
+    if list_names(run) - {"config.json", "checkpoints", GROWTH_PLAN_FILE, LOCK_FILE, SMALL_LAMP_FOLDER}:
         raise UserError(f"train: {run} holds something that is not a run; give another -o")
 
 
@@ -134,12 +134,30 @@ def write_config(run: Path, config: Mapping[str, Any]) -> None:
         raise UserError(f"train: cannot write {path}: {error.strerror}") from error
 
 
-def change_recipe(run: Path, recipe: Recipe) -> None:
-    """Replace the recipe of a run by one that fits its checkpoints; on the first rank only."""
+def recipe_of_run(run: Path) -> Recipe:
+    """The recipe in the config of a run.
+
+    Raises:
+        UserError: the config cannot be read, or has none.
+    """
+    return recipe_from_dict(read_json(run / "config.json", "run", RUN_CONFIG)["recipe"])
+
+
+def change_recipe(run: Path, recipe: Recipe, choices: Sequence[Choice] = ()) -> None:
+    """Replace the recipe of a run by one that fits its checkpoints; on the first rank only.
+
+    ``choices`` say why; they replace those of the same settings.
+    """
     if rank() == 0:
-        write_config(
-            run, {**read_json(run / "config.json", "run", RUN_CONFIG), "recipe": recipe_to_dict(recipe)}
-        )
+        config = read_json(run / "config.json", "run", RUN_CONFIG)
+        write_config(run, {**_with_choices(config, choices), "recipe": recipe_to_dict(recipe)})
+
+
+def _with_choices(config: Mapping[str, Any], choices: Sequence[Choice]) -> dict[str, Any]:
+    """The config of a run with choices that replace those of the same settings."""
+    chosen = {each["setting"]: each for each in config.get("choices", [])}
+    chosen |= {choice.setting: dataclasses.asdict(choice) for choice in choices}
+    return {**config, "choices": list(chosen.values())}
 
 
 def checkpoint_folder_to_resume(run: Path) -> Path:
@@ -159,9 +177,7 @@ def change_schedule(run: Path, schedule: Schedule, choices: Sequence[Choice] = (
     if rank():
         return
     config = read_json(run / "config.json", "run", RUN_CONFIG)
-    chosen = {each["setting"]: each for each in config.get("choices", [])}
-    chosen |= {choice.setting: dataclasses.asdict(choice) for choice in choices}
-    write_config(run, {**config, **schedule.to_config(), "choices": list(chosen.values())})
+    write_config(run, {**_with_choices(config, choices), **schedule.to_config()})
 
 
 def schedule_of_run(run: Path) -> Schedule:
@@ -181,7 +197,7 @@ def schedule_of_run(run: Path) -> Schedule:
 
 
 def open_run(run: Path, recipe: Recipe) -> tuple[AnyTrainer, Tree, int, float]:
-    """Open a run at its latest checkpoint. The first rank reads it and sends it to the others.
+    """Open a run at its latest checkpoint that is intact. The first rank reads it and sends it to the others.
 
     Returns:
         The trainer, the run state, the training steps made, and the seconds they took.
@@ -189,35 +205,16 @@ def open_run(run: Path, recipe: Recipe) -> tuple[AnyTrainer, Tree, int, float]:
     Raises:
         UserError: there is no checkpoint, or it is damaged.
     """
-    seconds, step, found = 0.0, 0, None
+    seconds, step = 0.0, 0
     if rank() == 0:
-        found = checkpoint_folder_to_resume(run)
+        checkpoint_folder_to_resume(run)
     trainer = make_trainer(recipe, schedule_of_run(run))
     state = trainer.init()
-    if found is not None:
-        state, kept = load_checkpoint(found, state)
+    if rank() == 0:
+        state, kept = load_last_intact_checkpoint(run, state)
         step, seconds = int(kept["step"]), float(kept["seconds"])
     state, at = copy_from_first_rank((state, mx.array(step)))
     return trainer, state, int(at.item()), seconds
-
-
-@contextlib.contextmanager
-def lock_run(run: Path) -> Iterator[None]:
-    """Lock a run inside a block, since two processes that train it would overwrite each other's files.
-
-    Raises:
-        UserError: another process has locked it, or it cannot be written.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            held = stack.enter_context((run / "lock").open("w", encoding="utf-8"))
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            what = "is being trained by another process; wait for it, or stop it"
-            raise UserError(f"train: {run} {what}") from error
-        except OSError as error:
-            raise UserError(f"train: cannot write {run}: {error.strerror}") from error
-        yield
 
 
 def _set_background(state: Tree, footage: Footage) -> None:

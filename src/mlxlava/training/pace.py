@@ -164,16 +164,24 @@ class StepTimer:
 
 
 def time_step_kinds(
-    guard: MemoryGuard, pace: Pace, state: Tree, batch: tuple[mx.array, mx.array], step: int
+    guard: MemoryGuard,
+    pace: Pace,
+    state: Tree,
+    batch: tuple[mx.array, mx.array],
+    step: int,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> None:
     """Time the kinds of steps that are still to come, without training. It takes about six steps.
 
-    Each kind is compiled here, which counts as no step's time, and then timed once.
+    Each kind is compiled here, which counts as no step's time, and then timed once. ``is_stopped`` says
+    whether the training is to stop, so that no more has to be compiled; all processes must agree on it.
     """
     trainer = guard.trainer
     joined = step >= min(trainer.first_step_with_d, trainer.total_steps)
     kinds = [kind for kind in trainer.step_kinds if kind.adversarial or not joined] or trainer.step_kinds
     for kind in kinds:
+        if is_stopped():
+            return
         guard.before_step(step, state, *batch, kind)
         new, terms = guard.trainer(state, *batch, step, kind=kind)
         mx.eval(new, terms)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import io
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from mlxlava.config import Recipe
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage
 from mlxlava.models.sheet import draw_random_lamps, draw_states, film_strip, preview_columns_and_gap
+from mlxlava.paths import sync_folder, write_bytes_atomically
 from mlxlava.training.callbacks import Callbacks
 from mlxlava.training.checkpoint import playable_arrays
 from mlxlava.training.trainer import AnyTrainer
@@ -34,12 +35,13 @@ class PreviewWriter(Callbacks):
     def on_preview(self, step: int, sheet: npt.NDArray[np.uint8], states: npt.NDArray[np.float32]) -> None:
         """Write the picture."""
         path = self._folder / f"{step:06d}.png"
+        picture = io.BytesIO()
+        Image.fromarray(sheet).save(picture, "png")
         try:
-            path.parent.mkdir(exist_ok=True)
-            Image.fromarray(sheet).save(path)
+            path.parent.mkdir(exist_ok=True)  # without parents: a run that was removed is not made again
+            sync_folder(self._folder.parent)
+            write_bytes_atomically(path, picture.getvalue())
         except OSError as error:
-            with contextlib.suppress(OSError):
-                path.unlink()
             raise UserError(f"train: cannot write {path}: {error}; the checkpoints are kept") from error
 
 

@@ -30,10 +30,16 @@ import numpy.typing as npt
 from PIL import Image
 
 from mlxlava.config import format_size
-from mlxlava.console import format_duration, take_messages
+from mlxlava.console import format_duration, say, take_messages
 from mlxlava.errors import UserError
 from mlxlava.footage.pictures import read_picture
-from mlxlava.paths import GROWTH_PLAN_FILE, SMALL_LAMP_FOLDER, read_json, write_text_atomically
+from mlxlava.paths import (
+    GROWTH_PLAN_FILE,
+    SMALL_LAMP_FOLDER,
+    append_lines,
+    read_json,
+    write_text_atomically,
+)
 from mlxlava.records import MESSAGE_LINE, SCORE_LINE
 from mlxlava.schema import Check, read_lines
 from mlxlava.text import clean_text
@@ -52,6 +58,7 @@ _MAX_CELL = 5000  # characters
 _MAX_KEPT_LINES = 300  # of messages and of scores
 # A page is written anew only if so many times its own writing time has passed since the last time.
 _WRITING_TIMES_BETWEEN_WRITES = 50
+_QUIET_SHARE_OF_STEPS = 0.25  # the share of the steps, at the beginning, in which no warning sign is said
 _JUDGED_SHARE_OF_STEPS = (
     0.05  # the share of the steps, at the end, whose means are judged by ``_warning_signs``
 )
@@ -122,6 +129,7 @@ class ReportWriter(Callbacks):
         self._report: StepReport | None = None
         self._written = -1e9  # when the page was last written
         self._cost = 0.0  # seconds that writing took
+        self._said: set[str] = set()  # names of warning signs
 
     def on_step(self, report: StepReport) -> None:
         """Add the step to the curves."""
@@ -137,8 +145,22 @@ class ReportWriter(Callbacks):
         self._write_if_cheap()
 
     def _write_if_cheap(self) -> None:
+        self._say_new_warnings()
         if time.monotonic() - self._written >= _WRITING_TIMES_BETWEEN_WRITES * self._cost:
             self.write(Status("training", True, self._report))
+
+    def _say_new_warnings(self) -> None:
+        """Say each warning sign once, so that a run that has collapsed does not go on for a night unseen.
+
+        At the beginning of a run nothing is said: no lamp moves yet.
+        """
+        report = self._report
+        if report is None or report.step < _QUIET_SHARE_OF_STEPS * report.total_steps:
+            return
+        for name, text in _warning_signs(self._curves).items():
+            if name not in self._said:
+                self._said.add(name)
+                say(f"train: {text} (step {report.step}; docs/training.md says what may help)")
 
     def write(self, status: Status) -> None:
         """Write the page now."""
@@ -209,8 +231,7 @@ def _add_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     if not lines:
         return
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+        append_lines(path, [json.dumps(line) for line in lines])
     except OSError as error:
         raise UserError(f"train: cannot write {path}: {error.strerror}; the checkpoints are kept") from error
 
@@ -258,7 +279,7 @@ def _render(
         "TITLE": html.escape(clean_text(_name_of(run))),
         "SUMMARY": _summary(config, recipe, curves, total, status),
         "PROGRESS": f"{min(1.0, curves.last_step / total) if total else 0:.4f}",
-        "WARNINGS": _list_section("Warnings", _warning_signs(curves)),
+        "WARNINGS": _list_section("Warnings", list(_warning_signs(curves).values())),
         "SCORES": _score_section(scores),
         "CHOICES": _choice_section(config.get("choices")),
         "COMMANDS": _command_section(run, config),
@@ -345,31 +366,33 @@ def _first_step_with_d(config: Mapping[str, Any], total: int) -> int | None:
     return step if 0 < step < total else None
 
 
-def _warning_signs(curves: Curves) -> list[str]:
-    """What is wrong in the last steps, in words (the table in docs/training.md)."""
+def _warning_signs(curves: Curves) -> dict[str, str]:
+    """What is wrong in the last steps, by name, in words (the table in docs/training.md)."""
     count = max(1, round(_JUDGED_SHARE_OF_STEPS * len(curves.steps)))
     if len(curves.steps) < 2 or curves.last_step < 100:
-        return []
+        return {}
     terms = curves.terms()
 
     def last(name: str) -> float | None:
         found = [value for value in terms.get(name, [])[-count:] if value is not None]
         return sum(found) / len(found) if found else None
 
-    warnings = []
+    warnings = {}
     loss, spread, drawn, real = map(last, ("loss_d", "state_spread", "motion_drawn", "motion_real"))
     if loss is not None and loss < 0.01:
-        warnings.append(
+        warnings["loss_d"] = (
             "The discriminator is always right (loss_d below 0.01), so the generator learns nothing any more."
         )
     if spread is not None and spread < 0.1:
-        warnings.append("All lamps show the same (state_spread near 0).")
+        warnings["state_spread"] = "All lamps show the same (state_spread near 0)."
     if drawn is not None and real and drawn / real < 0.3:
-        warnings.append(f"The lamp hardly moves: {drawn / real:.2f} times the motion of the footage.")
+        warnings["motion"] = f"The lamp hardly moves: {drawn / real:.2f} times the motion of the footage."
     errors = [value for value in terms.get("reconstruction", []) if value is not None]
     error = last("reconstruction")
     if error is not None and error > 2 * min(errors):
-        warnings.append(f"The reconstruction error has risen from {min(errors):.3g} to {error:.3g}.")
+        warnings["reconstruction"] = (
+            f"The reconstruction error has risen from {min(errors):.3g} to {error:.3g}."
+        )
     return warnings
 
 

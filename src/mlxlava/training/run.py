@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from mlxlava.backend import Tree, has_slow_blas, memory_budget_gb, on_gpu_path, system_memory_gb
 from mlxlava.backend.ranks import max_over_ranks, rank, rank_count, run_on_first_rank_first
@@ -17,10 +18,11 @@ from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage, reopen_footage
 from mlxlava.footage.from_settings import prepare_from_settings
 from mlxlava.paths import RUNS_FOLDER, SMALL_LAMP_FOLDER, read_json
-from mlxlava.records import PROGRESS, RUN_CONFIG
-from mlxlava.training.checkpoint import load_checkpoint
+from mlxlava.records import RUN_CONFIG
+from mlxlava.training.checkpoint import load_last_intact_checkpoint
 from mlxlava.training.choices import Choice, choose_for_footage, say_choices
-from mlxlava.training.folder import checkpoint_folder_to_resume, lock_run, make_run_folder, write_config
+from mlxlava.training.folder import checkpoint_folder_to_resume, make_run_folder, write_config
+from mlxlava.training.lock import lock_run
 from mlxlava.training.loop import clips_of_this_rank
 from mlxlava.training.memory_plan import predict_peak_gb, require_memory, split_to_fit_memory
 from mlxlava.training.schedule import Schedule, d_start
@@ -169,14 +171,17 @@ def resume_run(
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"train: {folder} is not a run; leave --resume out to begin one")
+    with lock_run(folder):
+        return _resume_locked_run(folder, steps, minutes, memory)
+
+
+def _resume_locked_run(folder: Path, steps: int | None, minutes: float | None, memory: float | None) -> Run:
+    """:func:`resume_run` for a run that this process has locked."""
     before = read_json(folder / "config.json", "run", RUN_CONFIG)
-    recipe, kept, schedule = (
-        recipe_from_dict(before["recipe"]),
-        before["footage"],
-        Schedule.from_config(before),
-    )
+    recipe, kept = recipe_from_dict(before["recipe"]), before["footage"]
     sources, key, prepared = kept["sources"], kept["key"], kept["prepared"]
-    made = read_json(checkpoint_folder_to_resume(folder) / "progress.json", "checkpoint", PROGRESS)
+    schedule = Schedule.from_config(before)
+    made = run_on_first_rank_first(lambda: _read_progress_made(folder, recipe, schedule))
     if steps is not None:
         if steps < made["step"]:
             raise UserError(
@@ -199,13 +204,16 @@ def resume_run(
     if steps is not None or minutes is not None:
         config |= schedule.to_config()
     if rank() == 0 and config != before:
-        with lock_run(folder):
-            # This only checks that the checkpoint can be read. The loop reads it again.
-            load_checkpoint(checkpoint_folder_to_resume(folder), make_trainer(recipe, schedule).init())
-            write_config(folder, config)
+        write_config(folder, config)
     if steps is not None and recipe.training.schedule != "constant":
         say(f"train: the learning rate falls to 0 at step {steps} from now on")
     return _announce_run(folder, recipe, footage)
+
+
+def _read_progress_made(folder: Path, recipe: Recipe, schedule: Schedule) -> dict[str, Any]:
+    """The progress of the last intact checkpoint. It is read as a whole, as the loop will read it again."""
+    checkpoint_folder_to_resume(folder)
+    return load_last_intact_checkpoint(folder, make_trainer(recipe, schedule).init())[1]
 
 
 def _announce_run(folder: Path, recipe: Recipe, footage: Footage) -> Run:

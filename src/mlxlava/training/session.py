@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from mlxlava.backend import mx, peak_memory_gb
 from mlxlava.training.callbacks import Callbacks, StepReport
 from mlxlava.training.failures import Diverged
 from mlxlava.training.pace import AwakeClock
+from mlxlava.training.recovery import ExplosionDetector
 
 
 class TrainingSession:
@@ -35,7 +35,7 @@ class TrainingSession:
         self.pending: tuple[int, Mapping[str, mx.array]] | None = None
         self._run, self._batch_size = run, batch_size
         self._first_step, self._seconds_before = step, seconds
-        self._clock = clock
+        self._clock, self._detector = clock, ExplosionDetector()
         self._began = clock.seconds() - spent
         self._first_began = clock.seconds()
 
@@ -69,16 +69,15 @@ class TrainingSession:
             seconds_left: Time until the last one.
 
         Raises:
-            Diverged: a term of the step is not finite.
+            Diverged: a term of the step is not finite, or has exploded.
         """
         if self.pending is None:
             return
         step, arrays = self.pending
         self.pending = None
         terms = {name: float(array) for name, array in arrays.items()}
-        for name, value in terms.items():
-            if not math.isfinite(value):
-                raise Diverged(self._run, name, step)
+        if found := self._detector.find(terms):
+            raise Diverged(self._run, found[0], step, found[1])
         pace = (step - self._first_step) / max(self.seconds_of_steps, 1e-9)
         report = StepReport(
             step=step,

@@ -12,8 +12,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from mlxlava.backend import Tree, mx, on_cpu, tree_map
 from mlxlava.backend.ranks import rank_count
 from mlxlava.console import say
+from mlxlava.failures import is_compiler_failure
 from mlxlava.training.failures import ProcessLost
 
 _EXTRA_WAIT_SECONDS = 5.0  # seconds that a process waits for others, in addition to the time of three steps
@@ -49,6 +51,47 @@ def catch_stop_signals() -> Iterator[StopRequest]:
         yield request
     finally:
         restore()
+
+
+@contextlib.contextmanager
+def stop_if_compiler_was_interrupted(request: StopRequest) -> Iterator[None]:
+    """End the block quietly if the signal that asks to stop has also ended the compiler of a kernel.
+
+    On a Linux CPU, MLX compiles kernels with g++. A terminal sends Ctrl-C to all processes in its foreground,
+    so to that compiler too. MLX then reports that it could not compile.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if request.signal is None or not is_compiler_failure(error):
+            raise
+
+
+class StateBeforeCompiling:
+    """The run state before the first step of each kind, where a compiler may be ended during that step.
+
+    A step gives the memory of its run state away. So a step that fails leaves no run state to be saved.
+    The cost: a copy of the run state during the first step of each kind.
+    """
+
+    def __init__(self) -> None:
+        self._kinds: set[object] = set()
+        self._copy: Tree | None = None
+
+    def before_step(self, kind: object, state: Tree) -> None:
+        """Keep the state if this is the first step of its kind."""
+        if kind not in self._kinds and on_cpu():
+            self._kinds.add(kind)
+            self._copy = tree_map(mx.array, state)
+            mx.eval(self._copy)
+
+    def after_step(self) -> None:
+        """The step has all its kernels."""
+        self._copy = None
+
+    def state_to_save(self, state: Tree) -> Tree:
+        """``state``, or the state that was kept if the step after it could not be made."""
+        return state if self._copy is None else self._copy
 
 
 class OtherProcessesTimeout:

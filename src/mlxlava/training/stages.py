@@ -15,15 +15,19 @@ from typing import Any
 from mlxlava.backend import Tree
 from mlxlava.config import Recipe, recipe_from_dict, recipe_to_dict
 from mlxlava.errors import UserError
+from mlxlava.integrity import read_progress
 from mlxlava.paths import (
     GROWTH_PLAN_FILE,
+    LOCK_FILE,
     SMALL_LAMP_FOLDER,
+    checkpoint_folders,
     latest_checkpoint_folder,
     list_names,
+    make_folder,
     read_json,
     write_text_atomically,
 )
-from mlxlava.records import GROWTH_PLAN, PROGRESS, RUN_CONFIG
+from mlxlava.records import GROWTH_PLAN, RUN_CONFIG
 from mlxlava.training.choices import Choice
 from mlxlava.training.folder import checkpoint_folder_to_resume
 from mlxlava.training.growth import grown_recipe, recipe_of_smaller_lamp
@@ -65,21 +69,30 @@ def begin_first_stage(folder: Path, plan: SecondStagePlan) -> Run:
         UserError: the folder holds something, or the training of the smaller lamp cannot begin, or the lamp
             cannot grow.
     """
-    if list_names(folder):
+    small, plan_file = folder / SMALL_LAMP_FOLDER, folder / GROWTH_PLAN_FILE
+    # What a start leaves that was killed before the smaller lamp had its first checkpoint.
+    unfinished = set() if checkpoint_folders(small) else {SMALL_LAMP_FOLDER, GROWTH_PLAN_FILE}
+    if list_names(folder) - unfinished - {LOCK_FILE}:
         raise UserError(f"train: {folder} holds something; give another -o, or --resume")
-    run = begin_run(
-        folder / SMALL_LAMP_FOLDER,
-        recipe_of_smaller_lamp(plan.recipe),
-        plan.sources,
-        memory=plan.memory,
-        command=plan.command,
-        free=plan.free,
-        choices=plan.choices,
-        minutes=None if plan.minutes is None else _FIRST_STAGE_SHARE_OF_MINUTES * plan.minutes,
-    )
     values = {**dataclasses.asdict(plan), "recipe": recipe_to_dict(plan.recipe)}
-    write_text_atomically(folder / GROWTH_PLAN_FILE, json.dumps(values, indent=2) + "\n")
-    return run
+    # The plan comes first: a run that has begun is never without it.
+    make_folder(folder)
+    write_text_atomically(plan_file, json.dumps(values, indent=2) + "\n")
+    try:
+        return begin_run(
+            small,
+            recipe_of_smaller_lamp(plan.recipe),
+            plan.sources,
+            memory=plan.memory,
+            command=plan.command,
+            free=plan.free,
+            choices=plan.choices,
+            minutes=None if plan.minutes is None else _FIRST_STAGE_SHARE_OF_MINUTES * plan.minutes,
+        )
+    except BaseException:
+        if not checkpoint_folders(small):
+            plan_file.unlink(missing_ok=True)
+        raise
 
 
 def is_in_first_stage(folder: Path) -> bool:
@@ -108,7 +121,7 @@ def resume_first_stage(folder: Path, memory: float | None, minutes: float | None
 
 def _progress(run: Path) -> dict[str, Any]:
     """Steps that a run has made, and the seconds that they took."""
-    return read_json(checkpoint_folder_to_resume(run) / "progress.json", "checkpoint", PROGRESS)
+    return read_progress(checkpoint_folder_to_resume(run))
 
 
 def begin_second_stage(folder: Path, small: Recipe, small_arrays: Tree, memory: float | None) -> Run:

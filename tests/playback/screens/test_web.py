@@ -34,7 +34,7 @@ pytest.importorskip("aiohttp", reason="needs the extra `web`")
 
 import aiohttp
 
-from mlxlava.playback.screens import web
+from mlxlava.playback.screens import web, web_limits
 from mlxlava.playback.screens.web import WebPage, encode_picture
 from tests.playback.screens.chromium import CHROMIUM, Browser, Tab, chromium
 
@@ -280,7 +280,8 @@ async def test_a_slow_viewer_drops_pictures_and_slows_nobody(session: Session, p
 def stuck(page: WebPage) -> Iterator[tuple[Callable[[], None], Callable[[], int]]]:
     """A viewer that reads nothing but says that it does.
 
-    Gives what says so once more, and what reads at last, and counts, all bytes until the line's end.
+    Gives what says so once more, and what reads at last, and counts, all bytes until the line's end, which
+    must come.
     """
     address = urlsplit(page.url)
     with socket.socket() as line:
@@ -294,8 +295,8 @@ def stuck(page: WebPage) -> Iterator[tuple[Callable[[], None], Callable[[], int]
 
         def received() -> int:
             count = 0
-            line.settimeout(10)  # where the line is full, its end may not come
-            with contextlib.suppress(ConnectionResetError, TimeoutError):
+            line.settimeout(10)
+            with contextlib.suppress(ConnectionResetError):
                 while read := line.recv(1 << 20):
                     count += len(read)
             return count
@@ -430,7 +431,7 @@ def test_what_is_no_request_closes_the_line(message: str | bytes, code: int) -> 
 
 
 def test_there_is_a_limit_to_viewers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "MAX_VIEWERS", 2)
+    monkeypatch.setattr(web_limits, "MAX_VIEWERS", 2)
 
     async def crowd(page: WebPage) -> None:
         async with watching(page) as one, watching(page):

@@ -20,15 +20,20 @@ import os
 import shutil
 import signal
 import stat
+import struct
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlxlava.errors import UserError
 from mlxlava.paths import cache_folder, make_private_folder
+
+# Of the header of a 64-bit ELF file: magic, where the section table is, size and number of its entries.
+_ELF_HEADER = struct.Struct("<4s36xQ10xHH2x")
 
 
 def build_library(
@@ -181,21 +186,67 @@ def keep_mlx_kernels_private() -> None:
     names = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")  # in the order of C++'s temp_directory_path
     base = Path(next(filter(None, map(os.environ.get, names)), "/tmp"))
     kernels = base / "mlx"
+    if not _is_private_tree(kernels):
+        folder = private_library_folder()
+        if not os.access(folder, os.W_OK):
+            folder = _make_temporary_folder(f"{folder} cannot be written to")
+        tempfile.gettempdir()  # tempfile remembers its folder from now on, and does not follow this change
+        base = make_private_folder(folder / "tmp")
+        os.environ["TMPDIR"] = str(base)
+        kernels = base / "mlx"
+    _remove_damaged_kernels(kernels)
+    atexit.register(_sync_kernels, kernels, time.time())
+
+
+def _is_private_tree(kernels: Path) -> bool:
+    """Whether only this user may write to MLX's folder and to those in it. It is made if there is none."""
     try:
         kernels.mkdir(mode=0o700)
-        return
     except FileExistsError:
-        with contextlib.suppress(OSError):
+        try:
             below = [path for pattern in ("*", "*/*") for path in kernels.glob(pattern) if path.is_dir()]
-            if not any(_why_not_private(os.lstat(path)) for path in [kernels, *below]):
-                return
+            return not any(_why_not_private(os.lstat(path)) for path in [kernels, *below])
+        except OSError:
+            return False
     except OSError:  # TMPDIR does not exist: MLX reports that when it compiles
-        return
-    folder = private_library_folder()
-    if not os.access(folder, os.W_OK):
-        folder = _make_temporary_folder(f"{folder} cannot be written to")
-    tempfile.gettempdir()  # tempfile remembers its folder from now on, so it does not follow the change below
-    os.environ["TMPDIR"] = str(make_private_folder(folder / "tmp"))
+        pass
+    return True
+
+
+def _remove_damaged_kernels(kernels: Path) -> None:
+    """Remove kernels that were not written to their end, so that MLX compiles them again.
+
+    MLX does not sync what it has compiled, and takes every file of the right name. After a loss of power or
+    on a full disk, one that is empty would end every command with an error, and half a one with SIGBUS.
+    """
+    for path in kernels.glob("*/cpu/lib*.so"):
+        with contextlib.suppress(OSError):
+            if not _is_whole_library(path):
+                path.unlink()
+
+
+def _is_whole_library(path: Path) -> bool:
+    """Whether a shared library (ELF, 64 bits) is there to its end: compilers put the section table there."""
+    file = os.open(path, os.O_RDONLY)  # there may be a thousand of them: open() would take twice as long
+    try:
+        head = os.pread(file, _ELF_HEADER.size, 0)
+        if len(head) < _ELF_HEADER.size:
+            return False
+        magic, table, entry_bytes, entries = _ELF_HEADER.unpack(head)
+        if magic != b"\x7fELF" or not table or not entries:
+            return False
+        last = os.pread(file, entry_bytes, table + entry_bytes * (entries - 1))
+    finally:
+        os.close(file)
+    return len(last) == entry_bytes and any(last)
+
+
+def _sync_kernels(kernels: Path, since: float) -> None:
+    """Write kernels that were compiled after a moment to the disk. It takes milliseconds, once."""
+    for path in kernels.glob("*/cpu/lib*.so"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime >= since:
+                _sync_to_disk(path)
 
 
 def _why_not_private(status: os.stat_result, is_kind: Callable[[int], bool] = stat.S_ISDIR) -> str:

@@ -5,7 +5,7 @@ is sent the latest picture whenever it is ready for one, so a slow viewer misses
 
 Pictures are binary messages. Text messages are JSON. To the page goes ``Session.status``, twice a second,
 with the colours around the picture. From the page comes one request per message
-(``WebPage._handle_message``).
+(``WebPage._handle_message``). What one visitor may take of all this is limited (web_limits.py).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import ipaddress
 import json
 import math
 import re
+import resource
 import socket
 import threading
 from collections.abc import Callable
@@ -34,21 +35,35 @@ from mlxlava.console import say
 from mlxlava.errors import UserError
 from mlxlava.playback.keys import WEB, keys_module
 from mlxlava.playback.screens.surround import Surround
+from mlxlava.playback.screens.web_limits import (
+    MAX_CONNECTIONS,
+    Allowance,
+    Connections,
+    HttpConnection,
+    is_loopback,
+    lamp_allowance,
+    message_allowance,
+    quiet_logger,
+)
 from mlxlava.playback.session import SEED_COUNT, SPEED_RANGE, Session
 from mlxlava.playback.writers import Frame
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORTS = range(8765, 8785)  # tried one after the other where no port is given
-MAX_VIEWERS = 100
 
 # Pictures that may be on their way to a viewer. At 30 per second, a round trip of up to 0.25 s costs no rate.
 MAX_PICTURES_IN_FLIGHT = 8
 
 _STATUS_INTERVAL_SECONDS = 0.5  # seconds
+_STATUS_DELAY_SECONDS = 0.03  # seconds in which several changes become one status
+_LEAST_LAMP_SECONDS = 0.5  # seconds for which a chosen lamp is shown before the next choice counts
 _MAX_MESSAGE_BYTES = 1024  # bytes of a viewer's longest allowed message
 _HEARTBEAT_SECONDS = 20.0  # seconds after which a viewer that does not answer is dropped
+_SEND_TIMEOUT_SECONDS = 20.0  # seconds after which a viewer that takes nothing is dropped
 _CLOSE_TIMEOUT_SECONDS = 1.0  # seconds that viewers have to close their connection
 _MAX_LOSSLESS_PIXELS = 128 * 128  # largest number of pixels that is encoded lossless
+
+_CONNECTION_SHARE = 0.5  # of the files that this process may open
 
 _LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _ALL_NETWORKS_HOSTS = ("0.0.0.0", "::")
@@ -72,6 +87,7 @@ _SECURITY_HEADERS = {
 _CONTENT_SECURITY_POLICY = (
     "default-src 'self'; connect-src 'self' ws://{host}; base-uri 'none'; frame-ancestors 'none'"
 )
+_STRICTEST_POLICY = "default-src 'none'; frame-ancestors 'none'"
 
 
 def encode_picture(frame: Frame) -> bytes:
@@ -94,20 +110,28 @@ class _Viewer:
     """One page that is open somewhere.
 
     Attributes:
+        transport: its connection.
         send_event: set when there may be something to send.
         watching: whether it wants_picture pictures; False for a page in the background.
         sent: how many pictures were sent to it.
         drawn: how many of these it has drawn or dropped.
         picture_number: number of the last picture that it was sent.
         status_number: number of the last status that it was sent.
+        sending_since: when the message was begun that it has not taken yet; None if there is none.
+        messages: how many more messages it may send.
+        lamps: how many more lamps it may choose.
     """
 
+    transport: asyncio.Transport
     send_event: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     watching: bool = True
     sent: int = 0
     drawn: int = 0
     picture_number: int = 0
     status_number: int = 0
+    sending_since: float | None = None
+    messages: Allowance = dataclasses.field(default_factory=message_allowance)
+    lamps: Allowance = dataclasses.field(default_factory=lamp_allowance)
 
     def wants_picture(self, picture: int) -> bool:
         """Whether to send it the picture with this number."""
@@ -145,6 +169,9 @@ class WebPage:
         self._surround = Surround()
         self._picture = (0, b"")  # the frame of this number, encoded
         self._status = (0, "")  # number and text of the latest status
+        self._status_timer: asyncio.TimerHandle | None = None
+        self._chosen: tuple[str, int] | None = None  # name and seed of a lamp that viewers wait for
+        self._lamp_shown_since = math.inf  # when the present lamp was first shown
         self._request_came = threading.Event()  # a viewer has asked for something
         self._ending = asyncio.Event()
         self._files = {
@@ -167,7 +194,7 @@ class WebPage:
         self._served: Future[None] = executor.submit(self._loop.run_until_complete, self._serve(listening))
         executor.shutdown(wait=False)
         try:
-            self._announce_url(_is_loopback(address))
+            self._announce_url(is_loopback(address))
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -195,6 +222,9 @@ class WebPage:
         if self._served.done():
             self._served.result()  # raises what ended the server
         self._frame = (self._frame[0] + 1, frame)
+        if math.isinf(self._lamp_shown_since):
+            self._lamp_shown_since = self._loop.time()
+            self._call_in_server_thread(self._change_lamp_when_due)
         if self._surround.update_from_frame(frame):
             self._call_in_server_thread(self._publish_status)
         if not self.hidden:
@@ -218,18 +248,28 @@ class WebPage:
         app.router.add_get("/live", self._serve_viewer)
         for path in self._files:
             app.router.add_get(path, self._serve_file)
-        runner = web.AppRunner(
-            app, handle_signals=False, access_log=None, shutdown_timeout=_CLOSE_TIMEOUT_SECONDS
-        )
+        runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=_CLOSE_TIMEOUT_SECONDS)
         await runner.setup()
+        logger = quiet_logger()
+        self._loop.set_exception_handler(
+            lambda loop, context: logger.error(context["message"], exc_info=context.get("exception"))
+        )
+        headers = {**_SECURITY_HEADERS, "Content-Security-Policy": _STRICTEST_POLICY}
+        handler = runner.server
+        assert handler is not None  # after setup there is one
+        self._connections = Connections(lambda: HttpConnection(handler, headers, logger), _most_connections())
+        server = await self._loop.create_server(self._connections.accept, sock=listening)
         try:
-            await web.SockSite(runner, listening).start()
             while not self._ending.is_set():
                 self._publish_status()
+                self._connections.end_old()
+                self._drop_stuck_viewers()
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._ending.wait(), _STATUS_INTERVAL_SECONDS)
         finally:
+            server.close()
             await runner.cleanup()
+            await _cancel_other_tasks()
 
     def _is_own_host(self, host: str) -> bool:
         """Whether a Host header is a name of this server, and not one that a stranger's DNS points to it."""
@@ -242,6 +282,7 @@ class WebPage:
     @web.middleware
     async def _refuse_foreign_requests(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse requests that another site's page makes in a viewer's browser."""
+        await self._connections.wait_for_turn(request.transport)
         hosts = [host.lower() for host in request.headers.getall("Host", [])]
         if len(hosts) != 1 or not self._is_own_host(hosts[0]):
             raise web.HTTPForbidden(text="This server does not have that name.\n")
@@ -253,9 +294,7 @@ class WebPage:
     async def _add_security_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         response.headers.update(_SECURITY_HEADERS)
         host = request.headers.get("Host", "").lower()
-        policy = (
-            _CONTENT_SECURITY_POLICY.format(host=host) if self._is_own_host(host) else "default-src 'none'"
-        )
+        policy = _CONTENT_SECURITY_POLICY.format(host=host) if self._is_own_host(host) else _STRICTEST_POLICY
         response.headers["Content-Security-Policy"] = policy
 
     async def _serve_file(self, request: web.Request) -> web.Response:
@@ -263,35 +302,53 @@ class WebPage:
         return web.Response(body=body, content_type=kind, charset="utf-8")
 
     async def _serve_viewer(self, request: web.Request) -> web.WebSocketResponse:
-        # No compression, because pictures are compressed already. `timeout` is how long close() waits.
+        # No compression, because pictures are compressed already. `timeout` is how long close() waits. Pings
+        # are answered here, so that they count as messages.
         socket = web.WebSocketResponse(
             heartbeat=_HEARTBEAT_SECONDS,
             max_msg_size=_MAX_MESSAGE_BYTES,
             compress=False,
             timeout=_CLOSE_TIMEOUT_SECONDS,
+            autoping=False,
         )
         await socket.prepare(request)
-        if len(self._viewers) >= MAX_VIEWERS:
+        transport = request.transport
+        if not isinstance(transport, asyncio.Transport):  # it has left
+            return socket
+        if not self._connections.add_viewer(transport):
             await socket.close(code=WSCloseCode.TRY_AGAIN_LATER)
             return socket
-        viewer = _Viewer()
+        viewer = _Viewer(transport)
         self._viewers.add(viewer)
         self._on_viewers_changed()
         sender = asyncio.create_task(self._send_to_viewer(viewer, socket))
         try:
-            async for message in socket:
-                if message.type is not WSMsgType.TEXT or not self._handle_message(viewer, message.data):
-                    await socket.close(code=WSCloseCode.POLICY_VIOLATION)
+            await self._listen_to_viewer(viewer, socket)
         finally:
             sender.cancel()
             self._viewers.discard(viewer)
+            self._connections.remove_viewer(transport)
             self._on_viewers_changed()
         return socket
+
+    async def _listen_to_viewer(self, viewer: _Viewer, socket: web.WebSocketResponse) -> None:
+        """Do what a viewer asks for, until it leaves. One that asks too often is read more slowly."""
+        async for message in socket:
+            if message.type is WSMsgType.PING:
+                with contextlib.suppress(ConnectionError):
+                    await socket.pong(message.data)
+            elif message.type is not WSMsgType.PONG and (
+                message.type is not WSMsgType.TEXT or not self._handle_message(viewer, message.data)
+            ):
+                await socket.close(code=WSCloseCode.POLICY_VIOLATION)
+            if wait := viewer.messages.take():
+                await asyncio.sleep(wait)
 
     async def _send_to_viewer(self, viewer: _Viewer, socket: web.WebSocketResponse) -> None:
         """Send a viewer each new status, and the latest picture when it is ready for one."""
         with contextlib.suppress(ConnectionError):  # _serve_viewer notices it too, and cleans up
             while not self._ending.is_set():
+                viewer.sending_since = self._loop.time()
                 if viewer.status_number != self._status[0]:
                     viewer.status_number, text = self._status
                     await socket.send_str(text)
@@ -300,13 +357,26 @@ class WebPage:
                     viewer.sent += 1
                     await socket.send_bytes(data)
                 else:
+                    viewer.sending_since = None
                     await viewer.send_event.wait()
                     viewer.send_event.clear()
             await socket.close(code=WSCloseCode.GOING_AWAY)
 
+    def _drop_stuck_viewers(self) -> None:
+        """End the connections of viewers that take nothing. They would keep a viewer's place for ever."""
+        overdue = self._loop.time() - _SEND_TIMEOUT_SECONDS
+        for viewer in self._viewers:
+            if viewer.sending_since is not None and viewer.sending_since < overdue:
+                viewer.transport.abort()
+
     async def _close_viewers(self, app: web.Application) -> None:
-        """Close every viewer's connection, but do not wait for one that is stuck."""
+        """Tell every viewer that it ends, and then end every connection: one that is stuck never closes."""
         self._wake_senders()
+        await self._wait_until_viewers_left()
+        self._connections.end_all()
+        await self._wait_until_viewers_left()
+
+    async def _wait_until_viewers_left(self) -> None:
         deadline = self._loop.time() + _CLOSE_TIMEOUT_SECONDS
         while self._viewers and self._loop.time() < deadline:
             await asyncio.sleep(0.01)
@@ -328,7 +398,12 @@ class WebPage:
         self._publish_status()
 
     def _publish_status(self) -> None:
-        """Send the status to all viewers."""
+        """Send the status to all viewers, in a moment: many changes at once are one message."""
+        if self._status_timer is None:
+            self._status_timer = self._loop.call_later(_STATUS_DELAY_SECONDS, self._publish_status_now)
+
+    def _publish_status_now(self) -> None:
+        self._status_timer = None
         status = self._session.status()
         if status["moments"] is not None:  # JSON has no NaN, which a diverged lamp may have
             status["moments"] = [value if math.isfinite(value) else None for value in status["moments"]]
@@ -337,6 +412,8 @@ class WebPage:
             "speeds": SPEED_RANGE,
             "viewers": len(self._viewers),
         }
+        if self._chosen is not None:
+            status["name"], status["seed"] = self._chosen
         # The page could take them from its pictures, but JPEG makes the edge flicker where wax is near.
         status["sides"] = [side.tolist() for side in self._surround.sides]
         self._status = (self._status[0] + 1, json.dumps(status))
@@ -368,12 +445,31 @@ class WebPage:
             case {"speed": int(speed) | float(speed)} if SPEED_RANGE[0] <= speed <= SPEED_RANGE[1]:
                 self._session.multiply_speed(speed / self._session.clock.speed)
             case {"seed": int(seed)} if 0 <= seed < SEED_COUNT:
-                self._session.choose_lamp(seed=seed)
+                self._choose_lamp(viewer, seed=seed)
             case {"name": str(name)} if name in self._session.lamp_names:
-                self._session.choose_lamp(name)
+                self._choose_lamp(viewer, name)
         self._request_came.set()
         self._publish_status()
         return True
+
+    def _choose_lamp(self, viewer: _Viewer, name: str | None = None, seed: int | None = None) -> None:
+        """Play another lamp, as soon as the present one has been seen. The latest choice counts."""
+        if viewer.lamps.take_if_free():
+            chosen = self._chosen or (self._session.lamp_name, self._session.seed)
+            self._chosen = (chosen[0] if name is None else name, chosen[1] if seed is None else seed)
+            self._change_lamp_when_due()
+
+    def _change_lamp_when_due(self) -> None:
+        """Change to the chosen lamp, or try again later. To open a lamp takes time, in which none plays."""
+        wait = self._lamp_shown_since + _LEAST_LAMP_SECONDS - self._loop.time()
+        if self._chosen is None or math.isinf(wait):  # show() calls this again
+            return
+        if wait > 0:
+            self._loop.call_later(wait, self._change_lamp_when_due)
+            return
+        chosen, self._chosen, self._lamp_shown_since = self._chosen, None, math.inf
+        self._session.choose_lamp(*chosen)
+        self._request_came.set()
 
 
 def _open_listening_socket(host: str, port: int | None) -> socket.socket:
@@ -410,8 +506,22 @@ def _is_ip_address(host: str) -> bool:
     return True
 
 
-def _is_loopback(address: str) -> bool:
-    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+async def _cancel_other_tasks() -> None:
+    """End what still waits for a visitor who has left, before the event loop closes."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+
+
+def _most_connections() -> int:
+    """How many connections may be open, so that this process can open other files beside them."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return (
+        MAX_CONNECTIONS
+        if files == resource.RLIM_INFINITY
+        else min(MAX_CONNECTIONS, int(files * _CONNECTION_SHARE))
+    )
 
 
 def _own_network_address() -> str | None:
