@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from mlxlava.errors import UserError
+from mlxlava.schema import read_bytes, read_object, show, table
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,8 +33,33 @@ SCREENS = (
 )  # here, because --help names them and should import no player
 
 
-def _setting(default: Any, help: str, choices: Sequence[str] = ()) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help, "choices": tuple(choices)})
+_MAX_SIDE = 8192  # pixels of a frame's side
+_MAX_FRAME_PIXELS = 2**24
+_MAX_LIST_LENGTH = 32  # entries of a setting
+_MAX_TEXT = 1000  # characters of a setting
+_MAX_BASES = 2**24  # numbers in the fixed bases of a state step; 4 of 2048² are made in 10 s
+_MAX_FIRST_MAP = 2**24  # numbers in the coarsest map of a network, or in the layer behind it
+_MAX_RECIPE_BYTES = 2**20
+_MAX_ANCESTORS = 8  # recipes that a recipe extends, one after the other
+
+
+class _Interval:
+    """Bounds of a setting, written as in mathematics: ``[0, 1)`` has 0 and not 1."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        low, high = text[1:-1].split(", ")
+        self._low, self._high = (2.0**53 if edge == "2**53" else float(edge) for edge in (low, high))
+
+    def __contains__(self, value: float) -> bool:
+        above = self._low <= value if self.text[0] == "[" else self._low < value
+        return above and (value <= self._high if self.text[-1] == "]" else value < self._high)
+
+
+def _setting(default: Any, help: str, choices: Sequence[str] = (), within: str = "") -> Any:
+    """A setting. ``within`` bounds a number, or each number of a list."""
+    about = {"help": help, "choices": tuple(choices), "within": _Interval(within) if within else None}
+    return dataclasses.field(default=default, metadata=about)
 
 
 WATCH_SCREENS = ("window", "web")  # for train --watch: its progress needs the terminal
@@ -44,18 +69,30 @@ WATCH_SCREENS = ("window", "web")  # for train --watch: its progress needs the t
 class Data:
     """Settings of footage, clips and batches."""
 
-    size: tuple[int, int] = _setting((64, 64), "height and width of a frame; multiples of 16")
-    every_nth: int = _setting(1, "keep every n-th frame of the footage; a kept frame is a learned step")
-    source_fps: float = _setting(0.0, "true frames a second of the footage; 0: what its files tell")
+    size: tuple[int, int] = _setting(
+        (64, 64), "height and width of a frame; multiples of 16", within="[1, 8192]"
+    )
+    every_nth: int = _setting(
+        1, "keep every n-th frame of the footage; a kept frame is a learned step", within="[1, 1e6]"
+    )
+    source_fps: float = _setting(
+        0.0, "true frames a second of the footage; 0: what its files tell", within="[0, 1e6]"
+    )
     crop: str = _setting(
         "centre",
         "centre, auto (the lamp, found by what moves) or X,Y,W,H in pixels; @WxH: of a picture of that size",
     )
-    seq_len: int = _setting(32, "learned steps a clip spans")
-    batch_size: int = _setting(24, "clips a training step looks at")
-    drawn_frames: int = _setting(3, "frames of each clip that are drawn and judged; 0 for all of them")
-    lamp_minutes: float = _setting(60.0, "minutes of the built-in lamp to learn when no footage is given")
-    lamp_fps: float = _setting(5.0, "frames a second of the built-in lamp when it is learned")
+    seq_len: int = _setting(32, "learned steps a clip spans", within="[1, 1e5]")
+    batch_size: int = _setting(24, "clips a training step looks at", within="[1, 65536]")
+    drawn_frames: int = _setting(
+        3, "frames of each clip that are drawn and judged; 0 for all of them", within="[0, 1e5]"
+    )
+    lamp_minutes: float = _setting(
+        60.0, "minutes of the built-in lamp to learn when no footage is given", within="(0, 1e5]"
+    )
+    lamp_fps: float = _setting(
+        5.0, "frames a second of the built-in lamp when it is learned", within="(0, 1000]"
+    )
     lamp_theme: str = _setting("classic", "colour theme of the built-in lamp when it is learned")
 
 
@@ -69,11 +106,15 @@ class Generator:
         "transposed: 4×4 transposed convolutions and BatchNorm",
         ("shuffle", "transposed"),
     )
-    state_size: int = _setting(64, "numbers in a state; even")
+    state_size: int = _setting(64, "numbers in a state; even", within="[4, 2048]")
     widths: tuple[int, ...] = _setting(
-        (256, 128, 64, 32), "channels before each doubling of the resolution, coarsest first"
+        (256, 128, 64, 32),
+        "channels before each doubling of the resolution, coarsest first",
+        within="[1, 16384]",
     )
-    last_width: int = _setting(16, "shuffle: channels at full resolution, before the last convolution")
+    last_width: int = _setting(
+        16, "shuffle: channels at full resolution, before the last convolution", within="[1, 16384]"
+    )
     background: bool = _setting(
         False,
         "shuffle: a frame is the footage's mean plus a change, and still parts of the footage do not change",
@@ -81,6 +122,7 @@ class Generator:
     upsampler_widths: tuple[int, ...] = _setting(
         (),
         "of a lamp that has grown: channels before each doubling of its pictures in the upsampling network",
+        within="[1, 16384]",
     )
 
 
@@ -94,37 +136,54 @@ class Dynamics:
         "penalised: an MLP kept near N(0, I) by penalties and re-standardisation",
         ("stationary", "penalised"),
     )
-    hidden: tuple[int, ...] = _setting((128,), "widths of the hidden layers")
+    hidden: tuple[int, ...] = _setting((128,), "widths of the hidden layers", within="[1, 16384]")
     penalty: str = _setting(
         "moments",
         "penalised: moments: four of all numbers pooled; "
         "epps_pulley: along axes and random directions, and the covariance",
         ("moments", "epps_pulley"),
     )
-    couplings: int = _setting(4, "stationary: coupling layers; an even number moves both halves alike")
-    rho: float = _setting(0.9999, "stationary: share of the state kept a learned step; 1 adds no noise")
+    couplings: int = _setting(
+        4, "stationary: coupling layers; an even number moves both halves alike", within="[1, 1000]"
+    )
+    rho: float = _setting(
+        0.9999, "stationary: share of the state kept a learned step; 1 adds no noise", within="(0, 1]"
+    )
     learn_rho: bool = _setting(
         False, "stationary: learn a rho for each number of the state, from this one on"
     )
-    angle: float = _setting(0.05, "stationary: standard deviation of the first rotation angles, radians")
+    angle: float = _setting(
+        0.05, "stationary: standard deviation of the first rotation angles, radians", within="[-100, 100]"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
     """Settings of the encoder, which training alone uses: frames of a real clip → its state."""
 
-    context_frames: int = _setting(0, "frames of a clip that are encoded, evenly spaced; 0 for no encoder")
-    widths: tuple[int, ...] = _setting((32, 64, 128, 256), "channels after each halving of the resolution")
-    hidden: tuple[int, ...] = _setting((256,), "widths of the hidden layers that look at all frames")
+    context_frames: int = _setting(
+        0, "frames of a clip that are encoded, evenly spaced; 0 for no encoder", within="[0, 1e5]"
+    )
+    widths: tuple[int, ...] = _setting(
+        (32, 64, 128, 256), "channels after each halving of the resolution", within="[1, 16384]"
+    )
+    hidden: tuple[int, ...] = _setting(
+        (256,), "widths of the hidden layers that look at all frames", within="[1, 16384]"
+    )
     size: tuple[int, int] = _setting(
-        (0, 0), "height and width to which frames are averaged down for the encoder; 0x0 for those of a frame"
+        (0, 0),
+        "height and width to which frames are averaged down for the encoder; 0x0 for those of a frame",
+        within="[0, 8192]",
     )
     whitening: float = _setting(
         0.0,
         "numbers of encoded states are made uncorrelated, as those are of the states that are played; what "
         "is added to their variances of 1 so that directions with less stay narrow; 0 for no whitening",
+        within="[0, 1e6]",
     )
-    whitening_decay: float = _setting(0.98, "whitening: decay of the running covariance, a training step")
+    whitening_decay: float = _setting(
+        0.98, "whitening: decay of the running covariance, a training step", within="[0, 1)"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +196,14 @@ class Discriminator:
         "recurrent: every frame in turn, a logit a step",
         ("frames", "recurrent"),
     )
-    widths: tuple[int, ...] = _setting((64, 128, 256), "channels after each halving of the resolution")
-    features: int = _setting(128, "recurrent: numbers that describe one frame")
-    state: int = _setting(128, "recurrent: numbers remembered between frames")
-    hidden: tuple[int, ...] = _setting((256,), "widths of the hidden layers that look at several frames")
+    widths: tuple[int, ...] = _setting(
+        (64, 128, 256), "channels after each halving of the resolution", within="[1, 16384]"
+    )
+    features: int = _setting(128, "recurrent: numbers that describe one frame", within="[1, 16384]")
+    state: int = _setting(128, "recurrent: numbers remembered between frames", within="[1, 16384]")
+    hidden: tuple[int, ...] = _setting(
+        (256,), "widths of the hidden layers that look at several frames", within="[1, 16384]"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,24 +215,42 @@ class Loss:
         "relativistic: pairing loss with gradient penalties; bce: cross-entropy, non-saturating for G",
         ("relativistic", "bce"),
     )
-    gamma: float = _setting(1.0, "weight of the gradient penalties on real and on drawn clips")
-    penalty_every: int = _setting(8, "training steps between gradient penalties (weighted up to match)")
-    normality: float = _setting(0.0, "penalised dynamics: weight of the normality penalty")
-    elbo_weight: float = _setting(
-        0.0, "weight of the negative evidence lower bound: real clips are encoded, rolled and drawn again"
+    gamma: float = _setting(
+        1.0, "weight of the gradient penalties on real and on drawn clips", within="[0, 1e9]"
     )
-    sigma: float = _setting(0.1, "evidence lower bound: standard deviation of a pixel about the drawn one")
-    shift: float = _setting(0.0, "farthest that clips are moved before D sees them, in heights and widths")
+    penalty_every: int = _setting(
+        8, "training steps between gradient penalties (weighted up to match)", within="[1, 1e9]"
+    )
+    normality: float = _setting(0.0, "penalised dynamics: weight of the normality penalty", within="[0, 1e9]")
+    elbo_weight: float = _setting(
+        0.0,
+        "weight of the negative evidence lower bound: real clips are encoded, rolled and drawn again",
+        within="[0, 1e9]",
+    )
+    sigma: float = _setting(
+        0.1, "evidence lower bound: standard deviation of a pixel about the drawn one", within="(0, 1e6]"
+    )
+    shift: float = _setting(
+        0.0, "farthest that clips are moved before D sees them, in heights and widths", within="[0, 0.5)"
+    )
     colour: float = _setting(
-        0.0, "largest change of brightness of what D sees; its contrast changes by up to twice that"
+        0.0,
+        "largest change of brightness of what D sees; its contrast changes by up to twice that",
+        within="[0, 0.5)",
     )
     state_gain: float = _setting(
-        1.0, "factor on D's gradient by the states, which is what R learns from D; G's part stays as it is"
+        1.0,
+        "factor on D's gradient by the states, which is what R learns from D; G's part stays as it is",
+        within="[0, 1e9]",
     )
     feature_matching: float = _setting(
-        0.0, "weight of feature matching: average colours, spreads and changes as in real clips; 0 for none"
+        0.0,
+        "weight of feature matching: average colours, spreads and changes as in real clips; 0 for none",
+        within="[0, 1e9]",
     )
-    d_start: float = _setting(0.0, "fraction of the training steps before the discriminator joins in")
+    d_start: float = _setting(
+        0.0, "fraction of the training steps before the discriminator joins in", within="[0, 1]"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,26 +258,36 @@ class Training:
     """Settings of optimisers, schedules, checkpoints and memory."""
 
     optimizer: str = _setting("adam", "adam or sgd", ("adam", "sgd"))
-    learning_rate: float = _setting(4e-4, "step size at the start, for G, R and D")
-    betas: tuple[float, float] = _setting((0.0, 0.99), "adam: decay of the two moments, for G, R and E")
-    d_betas: tuple[float, float] = _setting((0.0, 0.99), "adam: decay of the two moments, for D")
-    r_rate: float = _setting(1.0, "learning rate of R, in learning_rate")
-    d_rate: float = _setting(1.0, "learning rate of D, in learning_rate")
+    learning_rate: float = _setting(4e-4, "step size at the start, for G, R and D", within="(0, 1e38]")
+    betas: tuple[float, float] = _setting(
+        (0.0, 0.99), "adam: decay of the two moments, for G, R and E", within="[0, 1)"
+    )
+    d_betas: tuple[float, float] = _setting(
+        (0.0, 0.99), "adam: decay of the two moments, for D", within="[0, 1)"
+    )
+    r_rate: float = _setting(1.0, "learning rate of R, in learning_rate", within="(0, 1e6]")
+    d_rate: float = _setting(1.0, "learning rate of D, in learning_rate", within="(0, 1e6]")
     update_clipping: float = _setting(
-        0.0, "longest step of a tensor, in learning rates per weight (RMS); 0 for no limit"
+        0.0, "longest step of a tensor, in learning rates per weight (RMS); 0 for no limit", within="[0, 1e9]"
     )
     schedule: str = _setting("constant", "constant, or cosine: to 0 at the last step", ("constant", "cosine"))
-    warm_up: int = _setting(0, "training steps in which the learning rate rises to its full size")
-    steps: int = _setting(20000, "training steps; 0 to count them from epochs")
-    epochs: int = _setting(0, "passes over the footage; 0 to count by steps")
-    ema: float = _setting(0.998, "decay of the averaged weights that are played")
+    warm_up: int = _setting(
+        0, "training steps in which the learning rate rises to its full size", within="[0, 1e9]"
+    )
+    steps: int = _setting(20000, "training steps; 0 to count them from epochs", within="[0, 1e9]")
+    epochs: int = _setting(0, "passes over the footage; 0 to count by steps", within="[0, 1e6]")
+    ema: float = _setting(0.998, "decay of the averaged weights that are played", within="[0, 1)")
     carried_states: bool = _setting(False, "start clips from the last states of the batch before")
-    reset_probability: float = _setting(0.5, "carried_states: chance that one is replaced by noise")
-    preview_every: int = _setting(100, "steps between preview sheets")
-    checkpoint_every: int = _setting(200, "steps between checkpoints")
-    keep_checkpoints: int = _setting(3, "checkpoints kept")
+    reset_probability: float = _setting(
+        0.5, "carried_states: chance that one is replaced by noise", within="[0, 1]"
+    )
+    preview_every: int = _setting(100, "steps between preview sheets", within="[1, 1e9]")
+    checkpoint_every: int = _setting(200, "steps between checkpoints", within="[1, 1e9]")
+    keep_checkpoints: int = _setting(3, "checkpoints kept", within="[1, 1e6]")
     micro_batches: int = _setting(
-        1, "parts of a batch that are drawn and judged one after the other: less memory, the same result"
+        1,
+        "parts of a batch that are drawn and judged one after the other: less memory, the same result",
+        within="[1, 65536]",
     )
     recompute: bool = _setting(
         False,
@@ -207,8 +298,10 @@ class Training:
         "what G and D compute in; weights, states and E stay float32",
         ("float32", "float16", "bfloat16"),
     )
-    loss_scale: float = _setting(1024.0, "float16: factor that keeps small gradients from vanishing")
-    seed: int = _setting(0, "seed of weights, clips and states")
+    loss_scale: float = _setting(
+        1024.0, "float16: factor that keeps small gradients from vanishing", within="(0, 1e9]"
+    )
+    seed: int = _setting(0, "seed of weights, clips and states", within="[0, 2**53]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,16 +311,28 @@ class Growth:
     start_recipe: str = _setting(
         "", "recipe of the smaller lamp that is learned first, in the folder small of the run; empty for none"
     )
-    start_size: tuple[int, int] = _setting((64, 32), "height and width of the smaller lamp's frames")
-    start_steps: int = _setting(0, "training steps of the smaller lamp; 0 for those of its recipe")
-    steps: int = _setting(1500, "training steps of the upsampling network, which enlarges the pictures")
-    learning_rate: float = _setting(2e-3, "learning rate of the upsampling network")
-    frames: int = _setting(12, "real frames in a training step of the upsampling network, about")
-    width: int = _setting(32, "channels before each doubling in the upsampling network")
-    blur: float = _setting(
-        0.25, "largest blur of the small pictures that it learns from: share of each neighbour of a pixel"
+    start_size: tuple[int, int] = _setting(
+        (64, 32), "height and width of the smaller lamp's frames", within="[16, 8192]"
     )
-    noise: float = _setting(0.01, "noise of these pictures: a standard deviation, with white = 1")
+    start_steps: int = _setting(
+        0, "training steps of the smaller lamp; 0 for those of its recipe", within="[0, 1e9]"
+    )
+    steps: int = _setting(
+        1500, "training steps of the upsampling network, which enlarges the pictures", within="[1, 1e9]"
+    )
+    learning_rate: float = _setting(2e-3, "learning rate of the upsampling network", within="(0, 1e6]")
+    frames: int = _setting(
+        12, "real frames in a training step of the upsampling network, about", within="[1, 65536]"
+    )
+    width: int = _setting(32, "channels before each doubling in the upsampling network", within="[1, 16384]")
+    blur: float = _setting(
+        0.25,
+        "largest blur of the small pictures that it learns from: share of each neighbour of a pixel",
+        within="[0, 0.25]",
+    )
+    noise: float = _setting(
+        0.01, "noise of these pictures: a standard deviation, with white = 1", within="[0, 1)"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,6 +385,7 @@ def _require(condition: bool, message: str) -> None:
 def _check_recipe(recipe: Recipe) -> None:
     """Raise UserError for settings from which no network or batch can be built."""
     for check in (
+        _check_ranges,
         _check_data,
         _check_dynamics,
         _check_encoder,
@@ -292,28 +398,36 @@ def _check_recipe(recipe: Recipe) -> None:
         check(recipe)
 
 
+def _check_ranges(recipe: Recipe) -> None:
+    """Each number lies within its bounds, and no list is longer than a network could be deep."""
+    for path, value, field in _settings(recipe):
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        _require(len(values) <= _MAX_LIST_LENGTH, f"{path} must have at most {_MAX_LIST_LENGTH} entries")
+        if isinstance(value, str):
+            _require(len(value) <= _MAX_TEXT, f"{path} has more than {_MAX_TEXT} characters")
+        bounds = field.metadata["within"]
+        for each in values if bounds else ():
+            _require(each in bounds, f"{path} must lie in {bounds and bounds.text}, not {show(each)}")
+
+
 def _check_data(recipe: Recipe) -> None:
     data = recipe.data
     check_size(data.size)
-    _require(data.seq_len >= 1, "data.seq_len must be at least 1")
-    _require(data.batch_size >= 1, "data.batch_size must be at least 1")
-    _require(data.every_nth >= 1, "data.every_nth must be at least 1")
-    _require(0 <= data.source_fps < math.inf, "data.source_fps must be positive, or 0 for what files tell")
     _require(0 <= data.drawn_frames <= data.seq_len, "data.drawn_frames must lie in 0 … data.seq_len")
-    _require(data.lamp_minutes > 0 and data.lamp_fps > 0, "data.lamp_minutes and lamp_fps must be positive")
 
 
 def _check_dynamics(recipe: Recipe) -> None:
-    _require(recipe.generator.state_size >= 4, "generator.state_size must be at least 4")
     if recipe.dynamics.kind != "stationary":
         return
     _require(recipe.generator.state_size % 4 == 0, "generator.state_size must be a multiple of 4")
-    _require(0 < recipe.dynamics.rho <= 1, "dynamics.rho must lie in (0, 1]")
+    _require(
+        recipe.generator.state_size**2 * recipe.dynamics.couplings <= _MAX_BASES,
+        f"generator.state_size² × dynamics.couplings must be at most {_MAX_BASES}",
+    )
     _require(
         recipe.dynamics.rho < 1 or not recipe.dynamics.learn_rho,
         "dynamics.learn_rho needs a dynamics.rho below 1 to start from",
     )
-    _require(recipe.dynamics.couplings >= 1, "dynamics.couplings must be at least 1")
 
 
 def _check_encoder(recipe: Recipe) -> None:
@@ -335,11 +449,6 @@ def _check_encoder(recipe: Recipe) -> None:
 
 def _check_loss(recipe: Recipe) -> None:
     loss = recipe.loss
-    _require(0 <= loss.shift < 0.5, "loss.shift must lie in [0, 0.5)")
-    _require(0 <= loss.colour < 0.5, "loss.colour must lie in [0, 0.5)")
-    _require(loss.feature_matching >= 0, "loss.feature_matching must not be negative")
-    _require(loss.sigma > 0, "loss.sigma must be positive")
-    _require(loss.state_gain >= 0, "loss.state_gain must not be negative")
     _require(
         (loss.elbo_weight > 0) == (recipe.encoder.context_frames > 0),
         "loss.elbo_weight goes with encoder.context_frames: give both, or 0 for both",
@@ -348,19 +457,11 @@ def _check_loss(recipe: Recipe) -> None:
         loss.d_start == 0 or (0 < loss.d_start <= 1 and loss.elbo_weight > 0),
         "loss.d_start must lie in [0, 1], and needs loss.elbo_weight: else nothing is learned until then",
     )
-    _require(loss.penalty_every >= 1, "loss.penalty_every must be at least 1")
 
 
 def _check_growth(recipe: Recipe) -> None:
-    growth, upsampler_widths = recipe.growth, recipe.generator.upsampler_widths
-    _require(growth.start_steps >= 0, "growth.start_steps must not be negative")
-    for name in ("steps", "frames", "width"):
-        _require(getattr(growth, name) >= 1, f"growth.{name} must be at least 1")
-    _require(growth.learning_rate > 0, "growth.learning_rate must be positive")
-    _require(0 <= growth.blur <= 0.25, "growth.blur must lie in [0, 0.25]")
-    _require(0 <= growth.noise < 1, "growth.noise must lie in [0, 1)")
+    upsampler_widths = recipe.generator.upsampler_widths
     if upsampler_widths:
-        _require(min(upsampler_widths) >= 1, "generator.upsampler_widths must be positive numbers")
         factor = 2 ** len(upsampler_widths)
         _require(
             not any(side % factor for side in recipe.data.size),
@@ -384,11 +485,17 @@ def _check_widths(recipe: Recipe) -> None:
         ),
         ("encoder", recipe.encoder_input_size, recipe.encoder.widths, len(recipe.encoder.widths)),
     ):
-        _require(len(widths) >= 1 and min(widths) >= 1, f"{network}.widths must be positive numbers")
+        _require(len(widths) >= 1, f"{network}.widths must have an entry")
         factor = 2**halvings
         _require(
             size[0] % factor == 0 and size[1] % factor == 0,
             f"{network}.widths has {len(widths)} entries, so its size must be multiples of {factor}",
+        )
+        coarsest = size[0] // factor * (size[1] // factor) * max(widths)
+        _require(
+            coarsest <= _MAX_FIRST_MAP,
+            f"the coarsest map of the {network} would have {coarsest} numbers, more than {_MAX_FIRST_MAP}; "
+            f"give more or smaller {network}.widths",
         )
 
 
@@ -408,20 +515,11 @@ def _check_discriminator(recipe: Recipe) -> None:
 
 def _check_training(recipe: Recipe) -> None:
     training = recipe.training
-    _require(0 <= training.ema < 1, "training.ema must lie in [0, 1)")
-    _require(0 <= training.reset_probability <= 1, "training.reset_probability must lie in [0, 1]")
-    _require(training.learning_rate > 0, "training.learning_rate must be positive")
-    _require(training.d_rate > 0 and training.r_rate > 0, "training.d_rate and r_rate must be positive")
-    _require(training.warm_up >= 0, "training.warm_up must not be negative")
-    _require(training.update_clipping >= 0, "training.update_clipping must not be negative")
     _require((training.steps > 0) != (training.epochs > 0), "give one of training.steps and training.epochs")
-    _require(training.loss_scale > 0, "training.loss_scale must be positive")
     _require(
         training.micro_batches >= 1 and recipe.data.batch_size % training.micro_batches == 0,
         "training.micro_batches must divide data.batch_size",
     )
-    for name in ("preview_every", "checkpoint_every", "keep_checkpoints"):
-        _require(getattr(training, name) >= 1, f"training.{name} must be at least 1")
 
 
 def check_size(size: tuple[int, int]) -> None:
@@ -429,6 +527,11 @@ def check_size(size: tuple[int, int]) -> None:
     if len(size) != 2 or any(side <= 0 or side % 16 for side in size):
         text = format_size(size, "x")
         raise UserError(f"size: {text} is not made of multiples of 16; give for example 64 or 128x64 (HxW)")
+    if max(size) > _MAX_SIDE or math.prod(size) > _MAX_FRAME_PIXELS:
+        raise UserError(
+            f"size: {format_size(size, 'x')} is too large; sides have at most {_MAX_SIDE} pixels, "
+            f"and a frame {_MAX_FRAME_PIXELS} in all"
+        )
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -436,6 +539,8 @@ def parse_size(text: str) -> tuple[int, int]:
     parts = text.lower().replace("×", "x").split("x")
     if len(parts) > 2 or not all(part.strip().isdigit() for part in parts):
         raise UserError(f"size: cannot read {text!r}; give N or HxW, for example 64 or 128x64")
+    if any(len(part.strip()) > 9 for part in parts):  # Python refuses to read numbers of 4300 digits
+        raise UserError(f"size: {show(text)} is too large; sides have at most {_MAX_SIDE} pixels")
     size = (int(parts[0]), int(parts[-1]))
     check_size(size)
     return size
@@ -448,7 +553,7 @@ def format_size(size: Sequence[int], sign: str = "×") -> str:
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """A clause for a message: the known word nearest to ``word``, or all known words."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word[:100], known, n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
 
 
@@ -478,9 +583,10 @@ def _convert_value(value: Any, kind: Any, where: str) -> Any:
             raise UserError(f"recipe: {where} must hold {len(args)} numbers")
         return tuple(_convert_value(item, arg, where) for item, arg in zip(value, args, strict=True))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        # A whole number may be too large for a float.
+        return float(value) if value.bit_length() <= 1000 else math.copysign(math.inf, value)
     if type(value) is not kind:
-        raise UserError(f"recipe: {where} must be {kind.__name__}, not {value!r}")
+        raise UserError(f"recipe: {where} must be {kind.__name__}, not {show(value)}")
     return value
 
 
@@ -494,7 +600,7 @@ def _build_section(cls: type, values: Mapping[str, Any], where: str = "") -> Any
         if path in _REMOVED_SETTINGS:
             continue
         if key not in fields:
-            raise UserError(f"recipe: unknown key {path!r}; {_did_you_mean_setting(path, list(fields))}")
+            raise UserError(f"recipe: unknown key {show(path)}; {_did_you_mean_setting(path, list(fields))}")
         kind = hints[key]
         if dataclasses.is_dataclass(kind):
             if not isinstance(value, Mapping):
@@ -504,12 +610,14 @@ def _build_section(cls: type, values: Mapping[str, Any], where: str = "") -> Any
         arguments[key] = _convert_value(value, kind, path)
         choices = fields[key].metadata.get("choices", ())
         if choices and arguments[key] not in choices:
-            raise UserError(f"recipe: {path} = {value!r}; {did_you_mean(str(value), choices)}")
+            raise UserError(f"recipe: {path} = {show(value)}; {did_you_mean(str(value), choices)}")
     return cls(**arguments)
 
 
 def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
     """Build a recipe from nested tables; a missing key takes its default, an unknown one is an error."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"recipe: it must be a table of settings, not {show(values)}")
     return typing.cast(Recipe, _build_section(Recipe, values))
 
 
@@ -531,25 +639,46 @@ def recipe_names() -> list[str]:
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """Read a recipe by name (one that comes with the package) or from a TOML or JSON file."""
+    return _load_recipe(name_or_path, 0)
+
+
+def _load_recipe(name_or_path: str | Path, ancestors: int) -> Recipe:
+    """``load_recipe`` of a recipe that so many others extend."""
     name = str(name_or_path)
     path = RECIPES_FOLDER / f"{name}.toml" if name in recipe_names() else Path(name_or_path)
     if not path.is_file():
         raise UserError(f"recipe: no recipe or file named {name!r}; {did_you_mean(name, recipe_names())}")
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe: cannot read {path}: {error}") from error
+    if ancestors > _MAX_ANCESTORS:
+        raise UserError(f"recipe: {path} extends another one, and so on, more than {_MAX_ANCESTORS} times")
+    values = _read_recipe_file(path)
     parent = values.pop("extends", None)
-    for section, table in values.items():
-        for key in table if isinstance(table, dict) else ():
+    for section, changes in values.items():
+        for key in changes if isinstance(changes, dict) else ():
             _current_setting_name(f"{section}.{key}")
     if parent is None:
         return recipe_from_dict({"name": path.stem, **values})
-    inherited = recipe_to_dict(load_recipe(parent))
-    for section, table in values.items():
-        inherited[section] = {**inherited.get(section, {}), **table} if isinstance(table, dict) else table
+    if not isinstance(parent, str) or "\0" in parent:
+        raise UserError(f"recipe: {path}: extends must name a recipe, not {show(parent)}")
+    inherited = recipe_to_dict(_load_recipe(parent, ancestors + 1))
+    for section, changes in values.items():
+        old = inherited.get(section, {})
+        both = isinstance(changes, dict) and isinstance(old, dict)
+        inherited[section] = {**old, **changes} if both else changes
     return recipe_from_dict({**inherited, "name": values.get("name", path.stem)})
+
+
+def _read_recipe_file(path: Path) -> dict[str, Any]:
+    """The tables of a TOML or JSON file."""
+    if path.suffix == ".json":
+        found: dict[str, Any] = read_object(path, "recipe", table())
+        return found
+    data = read_bytes(path, "recipe", _MAX_RECIPE_BYTES)
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except RecursionError:
+        raise UserError(f"recipe: cannot read {path}: it is nested too deeply") from None
+    except ValueError as error:  # no TOML, no UTF-8, or a number of more than 4300 digits
+        raise UserError(f"recipe: cannot read {path}: {error}") from error
 
 
 def override(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
@@ -593,17 +722,19 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
         name = _current_setting_name(key.strip())
         try:
             settings[name] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             settings[name] = text.strip()
     return settings
 
 
 def setting_rows(recipe: Recipe) -> list[tuple[str, Any, str]]:
     """Every setting as (dotted name, value, help), in the order of the dataclasses."""
-    rows: list[tuple[str, Any, str]] = []
-    hints = get_type_hints(Recipe)
-    for section in _section_names():
-        for field in dataclasses.fields(hints[section]):
-            value = getattr(getattr(recipe, section), field.name)
-            rows.append((f"{section}.{field.name}", value, field.metadata["help"]))
-    return rows
+    return [(path, value, field.metadata["help"]) for path, value, field in _settings(recipe)]
+
+
+def _settings(recipe: Recipe) -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
+    """Every setting in a section: its dotted name, its value and its field."""
+    for name in _section_names():
+        section = getattr(recipe, name)
+        for field in dataclasses.fields(section):
+            yield f"{name}.{field.name}", getattr(section, field.name), field

@@ -12,11 +12,15 @@ from typing import Any, TextIO, cast
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
+
+from mlxlava.text import clean_text
 
 OnProgress = Callable[[float, "float | None", str], None]
 
 _MIN_SECONDS_BETWEEN_LINES = 10.0  # seconds between plain lines
 _KEPT_MESSAGES = 200
+_MAX_SHOWN = 2000  # characters of a cell or of a value
 
 
 _is_muted = False
@@ -33,6 +37,7 @@ def say(text: str) -> None:
     """Print a line on stderr, above the progress bar if there is one."""
     if _is_muted:
         return
+    text = clean_text(text, keep="\n")
     _messages.append(text)
     _print(text)
 
@@ -69,8 +74,9 @@ def progress(what: str) -> Iterator[OnProgress]:
 
 def print_rows(rows: Mapping[str, str]) -> None:
     """Print names and values on stdout, in two columns."""
-    width = max(map(len, rows))
-    for name, value in rows.items():
+    shown = {clean_text(name, _MAX_SHOWN): clean_text(value, _MAX_SHOWN) for name, value in rows.items()}
+    width = max(map(len, shown))
+    for name, value in shown.items():
         print(f"{name:{width}}  {value}")
 
 
@@ -85,7 +91,7 @@ def print_table(
     for index, column in enumerate(columns):
         shown.add_column(column, justify="left" if index < left_aligned else "right", no_wrap=True)
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*(Text(clean_text(cell, _MAX_SHOWN)) for cell in row))
     console = Console()
     Console(width=console.width if console.is_terminal else 200, highlight=False).print(shown)
 

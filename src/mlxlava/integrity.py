@@ -8,7 +8,6 @@ They are read without this check.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,12 +16,12 @@ from typing import Any, TypeVar
 from mlxlava.console import say
 from mlxlava.errors import UserError
 from mlxlava.paths import checkpoint_folders, read_json, write_text_atomically
+from mlxlava.records import PROGRESS
 
 DIGESTS_FILE = "SHA256SUMS"
 
 _DIGEST_LINE_PATTERN = re.compile(r"([0-9a-f]{64}) [ *]([^/\0]+)")
 _MAX_DIGESTS_BYTES = 100_000
-_MAX_STEP = 2**31 - 1
 
 Read = TypeVar("Read")
 
@@ -80,13 +79,7 @@ def read_progress(checkpoint: Path) -> dict[str, Any]:
         UserError: it cannot be read, or makes no sense.
     """
     path = checkpoint / "progress.json"
-    progress = read_json(path, "checkpoint")
-    step, seconds = progress.get("step"), progress.get("seconds")
-    if type(step) is not int or not 0 <= step <= _MAX_STEP:
-        raise UserError(f"checkpoint: {path} is damaged: step is no number of steps")
-    if not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
-        raise UserError(f"checkpoint: {path} is damaged: seconds is no time")
-    return progress
+    return read_json(path, "checkpoint", PROGRESS)
 
 
 def read_last_intact_checkpoint(run: Path, read: Callable[[Path], Read]) -> tuple[Path, Read]:

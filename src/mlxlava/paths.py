@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 import secrets
@@ -17,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from mlxlava.errors import UserError
+from mlxlava.schema import Check, read_object, table
 
 _SYSTEM_FILE_NAMES = {".ds_store", ".localized", "thumbs.db", "desktop.ini"}
 # AppleDouble: "._NAME" holds what macOS knows of NAME, on disks that cannot keep it (exFAT, SMB).
@@ -32,6 +32,8 @@ LOCK_FILE = "lock"  # in the folder of a run: locked while a process begins or t
 RUNS_FOLDER = Path("runs")  # in the working folder
 SMALL_LAMP_FOLDER = "small"  # in the folder of a run that grows: the run of the smaller lamp
 GROWTH_PLAN_FILE = "growth.json"  # in the same folder: what the larger lamp will be
+
+_OBJECT = table()
 
 
 def is_system_file(name: str) -> bool:
@@ -133,20 +135,13 @@ def latest_checkpoint_folder(run: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """Read the object in a JSON file.
+def read_json(path: Path, what: str, check: Check = _OBJECT) -> dict[str, Any]:
+    """Read the object in a JSON file, and check what it holds (``records.py``).
 
     Raises:
-        UserError: the file cannot be read, or holds no object. ``what`` stands before the message.
+        UserError: the file cannot be read, or holds something else. ``what`` stands before the message.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{what}: cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{what}: {path} is no JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{what}: {path} must hold an object")
+    values: dict[str, Any] = read_object(path, what, check)
     return values
 
 

@@ -21,8 +21,9 @@ MODULES = sorted(
 
 # Rooms and modules from low to high: each imports from those before it, or from its own room.
 LAYERS = [
-    {"awake", "errors", "failures", "products", "resize"},
-    {"paths"},
+    {"awake", "errors", "failures", "products", "resize", "text"},
+    {"schema"},
+    {"paths", "records"},
     {"config", "console", "normality"},
     {"integrity"},
     {"backend", "playback"},
@@ -68,7 +69,10 @@ WITHOUT_MLX = [
     "playback.session",
     "playback.writers",
     "products",
+    "records",
     "resize",
+    "schema",
+    "text",
     "training.curves",
     "training.memory_plan",
     "training.report",

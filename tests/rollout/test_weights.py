@@ -170,7 +170,7 @@ def test_weights_of_another_recipe_are_refused(folder: Path) -> None:
         ("config.json", "{", "no JSON"),
         ("config.json", "[]", "must hold an object"),
         ("config.json", '{"format": 7}', "format 7"),
-        ("config.json", '{"format": 1}', "lacks or misstates 'recipe'"),
+        ("config.json", '{"format": 1}', "lacks step_fps"),
         ("weights.safetensors", "short", "damaged"),
     ],
 )

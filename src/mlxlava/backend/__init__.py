@@ -31,6 +31,7 @@ from mlxlava.backend.memory import (
     peak_held_memory_gb,
     peak_memory_gb,
     resident_memory_gb,
+    system_memory_gb,
 )
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "processor_name",
     "resident_memory_gb",
     "start_computing",
+    "system_memory_gb",
     "tree_map",
     "use_gpu_path",
 ]

@@ -40,6 +40,11 @@ def memory_budget_gb() -> float:
     return _SHARE_OF_CPU_MEMORY * _system_memory_bytes() / 1e9
 
 
+def system_memory_gb() -> float:
+    """GB of memory that this machine has."""
+    return _system_memory_bytes() / 1e9
+
+
 def limit_memory(gigabytes: float | None = None) -> float:
     """Keep MLX's buffers small enough that a 16 GB Mac does not swap.
 

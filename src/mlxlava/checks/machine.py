@@ -156,6 +156,6 @@ def _read_frames(path: Path) -> npt.NDArray[np.uint8]:
     if path.suffix == ".raw":
         return np.fromfile(path, np.uint8).reshape(-1, *_FRAME_SIZE, 3)
     if path.suffix in (".gif", ".apng", ".webp"):
-        with Image.open(path) as image:
+        with Image.open(path, formats=("GIF", "PNG", "WEBP")) as image:
             return np.stack([np.asarray(each.convert("RGB")) for each in ImageSequence.Iterator(image)])
     return np.array(prepare([path], path.with_name("frames"), size=_FRAME_SIZE).frames)

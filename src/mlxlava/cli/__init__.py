@@ -6,9 +6,10 @@ their functions, so that ``--help`` loads none of them.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -23,6 +24,9 @@ from mlxlava.cli.playing import lamp, loop
 from mlxlava.cli.training import plan, train
 from mlxlava.errors import UserError
 from mlxlava.failures import DeviceFailed, explain_device_failure
+from mlxlava.text import clean_text
+
+_MAX_LINE = 2000  # characters of an error
 
 
 @click.group(
@@ -62,7 +66,8 @@ for _command in (
 def main(ctrl_c_handler: Any = None) -> None:
     """Run the command line.
 
-    A user's mistake is one line on stderr and exit status 2, a failure of MLX's device one line and 1.
+    A user's mistake is one line on stderr and exit status 2, a failure of MLX's device one line and 1. A file
+    that the system does not let us use counts as a mistake too. Nothing is said where nobody reads any more.
 
     Args:
         ctrl_c_handler: What handles SIGINT from now on, if it was handled otherwise while this was loaded.
@@ -71,18 +76,23 @@ def main(ctrl_c_handler: Any = None) -> None:
         if ctrl_c_handler is not None:
             signal.signal(signal.SIGINT, ctrl_c_handler)
         cli.main(standalone_mode=False, complete_var=COMPLETION_VARIABLE)
-    except (UserError, click.ClickException, KeyboardInterrupt, click.Abort) as error:
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more
+        sys.exit(1)
+    except (UserError, click.ClickException, KeyboardInterrupt, click.Abort, OSError) as error:
         if "--debug" in sys.argv:
             raise
         if isinstance(error, (KeyboardInterrupt, click.Abort)):
             sys.exit(130)
-        text = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        print(f"mlxlava: {' '.join(text.split())}", file=sys.stderr)
-        sys.exit(2)
+        _end_with_line(error.format_message() if isinstance(error, click.ClickException) else str(error), 2)
     except (DeviceFailed, RuntimeError, MemoryError) as error:
         failure = explain_device_failure(error)
         if "--debug" in sys.argv or (failure is None and not isinstance(error, DeviceFailed)):
             raise
-        text = f"{failure.what}; {failure.advice}" if failure else str(error)
-        print(f"mlxlava: {' '.join(text.split())}", file=sys.stderr)
-        sys.exit(1)
+        _end_with_line(f"{failure.what}; {failure.advice}" if failure else str(error), 1)
+
+
+def _end_with_line(text: str, status: int) -> NoReturn:
+    """Say on one line of stderr why the command ends. Names in it may come from anyone's files."""
+    print(f"mlxlava: {clean_text(' '.join(text.split()), _MAX_LINE)}", file=sys.stderr)
+    sys.exit(status)

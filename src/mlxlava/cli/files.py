@@ -16,6 +16,7 @@ from mlxlava.cli.help import example
 from mlxlava.cli.options import cropping_options, debug_option
 from mlxlava.config import Data, check_size, format_size
 from mlxlava.errors import UserError
+from mlxlava.text import clean_text
 
 
 @click.command(epilog=example("mlxlava footage lamp.mp4 -o data", "a video as footage for several runs"))
@@ -100,7 +101,7 @@ def report(run: Path) -> None:
 
     train writes it by itself; this is for runs of older versions and for runs that were copied.
     """
-    click.echo(mlxlava.report(run))
+    click.echo(clean_text(str(mlxlava.report(run))))
 
 
 @click.command(epilog=example("mlxlava info lava", "what the shipped lamp was learned from, and how"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 
 from mlxlava.errors import UserError
+from mlxlava.paths import read_json
+from mlxlava.records import FOOTAGE
+from mlxlava.schema import Mismatch, show
 
 FOOTAGE_FORMAT_VERSION = 1  # of the folder; it is part of every key
 
@@ -150,25 +153,48 @@ def size_of_prepared_footage(sources: Sequence[str | Path]) -> tuple[int, int] |
 def read_footage(path: Path) -> tuple[Footage, dict[str, Any]]:
     """Like ``open_footage``; also returns the contents of ``footage.json``."""
     again = "prepare it again"
+    for name in ("footage.json", "frames.npy"):
+        if not (path / name).is_file():
+            raise UserError(f"footage: {path} is no prepared footage: no {name}")
+    about = read_json(path / "footage.json", f"footage: {path} is damaged")
+    if about.get("format") != FOOTAGE_FORMAT_VERSION:
+        raise UserError(
+            f"footage: {path} has format {show(about.get('format'))}, not {FOOTAGE_FORMAT_VERSION}; {again}"
+        )
     try:
-        about = json.loads((path / "footage.json").read_text(encoding="utf-8"))
-        if about["format"] != FOOTAGE_FORMAT_VERSION:
-            raise UserError(
-                f"footage: {path} has format {about['format']}, not {FOOTAGE_FORMAT_VERSION}; {again}"
-            )
-        frames = np.load(path / "frames.npy", mmap_mode="r")
-        size = (int(about["size"][0]), int(about["size"][1]))
-        cuts = tuple(int(cut) for cut in about["cuts"])
-        fps, every_nth = float(about["fps"]), int(about["every_nth"])
-    except FileNotFoundError as error:
-        raise UserError(f"footage: {path} is no prepared footage: no {Path(error.filename).name}") from error
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        about = FOOTAGE(about, "")
+        size, cuts = (about["size"][0], about["size"][1]), tuple(about["cuts"])
+        frames = _open_frames(path / "frames.npy", (about["frames"], *size, 3))
+    except (OSError, Mismatch) as error:
         raise UserError(f"footage: {path} is damaged ({error}); {again}") from error
-    if frames.dtype != np.uint8 or frames.shape != (about.get("frames"), *size, 3) or not len(frames):
-        raise UserError(f"footage: {path} is damaged (frames.npy is not as footage.json says); {again}")
-    if list(cuts) != sorted({cut for cut in cuts if 0 < cut < len(frames)}) or not (fps > 0 < every_nth):
-        raise UserError(f"footage: {path} is damaged (footage.json makes no sense); {again}")
-    return Footage(path, frames, fps, every_nth, size, cuts, str(about.get("key", ""))), about
+    if list(cuts) != sorted({cut for cut in cuts if cut < len(frames)}):
+        raise UserError(f"footage: {path} is damaged (its cuts do not rise); {again}")
+    key = about.get("key", "")
+    return Footage(path, frames, float(about["fps"]), about["every_nth"], size, cuts, key), about
+
+
+def _open_frames(path: Path, shape: tuple[int, int, int, int]) -> np.ndarray:
+    """Open ``frames.npy``, whose shape is known from ``footage.json``; its frames stay on disk.
+
+    The header and the length of the file are compared with the shape first. NumPy alone would also take
+    archives, and shapes whose size does not fit into 64 bits.
+
+    Raises:
+        OSError: it cannot be read.
+        Mismatch: it is something else than ``footage.json`` says.
+    """
+    wrong = Mismatch("frames.npy is not as footage.json says")
+    with path.open("rb") as file:
+        try:
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise wrong
+            found, by_columns, kind = np.lib.format.read_array_header_1_0(file)
+        except Exception as error:  # a header is a Python expression, whose parsing fails in many ways
+            raise wrong from error
+        start, length = file.tell(), file.seek(0, 2)
+    if found != shape or by_columns or kind != np.uint8 or length != start + math.prod(shape):
+        raise wrong
+    return np.memmap(path, np.uint8, "r", start, shape)
 
 
 def draw_frame_times(

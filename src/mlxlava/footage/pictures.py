@@ -49,6 +49,8 @@ _VIDEO_SUFFIXES = (
     ".3gp",
     ".wmv",
 )
+_MAX_PIXELS = 120_000_000
+_MAX_PIXELS_WITH_COPIES = 64_000_000
 _EXIF_ORIENTATION_TAG = 0x0112  # with values of 5 and more, width and height are exchanged
 
 
@@ -59,8 +61,8 @@ def read_picture(path: str | Path, what: str = "footage", advice: str = "repair 
     - Transparent pixels are blended over black.
     - Grey levels of 16 bits, and floating point numbers of 0 … 1, are scaled to 8 bits. Integers of 32 bits
       are refused, since their scale is not known.
-    - A picture with more pixels than Pillow allows (twice ``Image.MAX_IMAGE_PIXELS``, 179 megapixels) is
-      refused, since a small file could use up all memory.
+    - A picture with more than 120 megapixels is refused, since a small file could use up all memory (so many
+      take a gigabyte). With transparency, 32 bits or other colours it is copied more often: it may have 64.
     - Of an animation, the first picture is read.
 
     Args:
@@ -71,12 +73,12 @@ def read_picture(path: str | Path, what: str = "footage", advice: str = "repair 
     Raises:
         UserError: the file does not exist, is not a picture, is damaged or too large.
     """
-    with _errors_on_one_line(path, what, advice):
-        with Image.open(path, formats=_PILLOW_FORMATS) as file:
-            file.load()  # Pillow turns a TIFF upright here, and changes its tag
-            profile = file.info.get("icc_profile")
-            image: Image.Image = ImageOps.exif_transpose(file)
-        return _to_srgb(_to_eight_bits(image), profile)
+    with _errors_on_one_line(path, what, advice), Image.open(path, formats=_PILLOW_FORMATS) as file:
+        _require_few_pixels(file)
+        file.load()  # Pillow turns a TIFF upright here, and changes its tag
+        profile = file.info.get("icc_profile")
+        ImageOps.exif_transpose(file, in_place=True)  # no copy: a large picture fills much memory
+        return _to_srgb(_to_eight_bits(file), profile)
 
 
 def read_animation(path: Path) -> Iterator[tuple[float, Image.Image]]:
@@ -95,6 +97,7 @@ def read_animation(path: Path) -> Iterator[tuple[float, Image.Image]]:
         profile, time = file.info.get("icc_profile"), 0.0
         for number in range(getattr(file, "n_frames", 1)):
             file.seek(number)
+            _require_few_pixels(file)
             file.load()
             yield time, _to_srgb(_to_eight_bits(file.copy()), profile)
             time += float(file.info.get("duration", 0)) / 1000
@@ -113,6 +116,7 @@ def animation_times(path: Path) -> list[float]:
         times = [0.0]
         for number in range(getattr(file, "n_frames", 1)):
             file.seek(number)
+            _require_few_pixels(file)
             file.load()  # some formats have the time only after this
             times.append(times[-1] + float(file.info.get("duration", 0)) / 1000)
         return times[:-1]
@@ -194,6 +198,16 @@ def describe_files_not_read(folder: Path) -> str:
     return ", ".join(f"{count} {what}{'s' * (count > 1)}" for what, count in sorted(found.items()))
 
 
+def _require_few_pixels(file: Image.Image) -> None:
+    """Raise ValueError for a picture that would take more than a gigabyte."""
+    plain = file.mode in ("1", "L", "RGB", "I;16") and not file.has_transparency_data
+    limit = _MAX_PIXELS if plain else _MAX_PIXELS_WITH_COPIES
+    if file.width * file.height > limit:
+        raise ValueError(
+            f"it has {file.width * file.height / 1e6:.0f} megapixels, more than {limit // 10**6}"
+        )
+
+
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     """Convert to 8 bits a channel. Pillow's own conversion would clip all levels above 255."""
     if image.mode.startswith("I;16"):
@@ -219,7 +233,9 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     if image.mode not in ("L", "RGB", "CMYK", "LAB"):
         image = image.convert("RGB")
     converted = _convert_by_icc_profile(image, profile) if profile or image.mode == "LAB" else None
-    image = (converted or image).convert("RGB")
+    image = converted or image
+    if image.mode != "RGB":
+        image = image.convert("RGB")
     if alpha is not None:
         image = Image.composite(image, Image.new("RGB", image.size), alpha)
     return image

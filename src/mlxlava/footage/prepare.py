@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import math
+import shutil
 import struct
 from array import array
 from collections.abc import Callable, Sequence
@@ -111,6 +112,8 @@ def prepare(
         def keep(frame: np.ndarray) -> None:
             frames.write(frame.tobytes())
 
+        expected = sum((source.expected or 0) / every_nth for source in opened)
+        _require_space(Path(frames.name), expected, size)
         read = _read_sources(opened, keep, every_nth, on_progress)
         for entry, digest in zip(read["sources"], hashes, strict=True):
             entry["sha256"] = digest
@@ -213,6 +216,7 @@ def prepare_lamp(
     each = max(1, round(minutes * 60 * fps / every_nth / LAMP_COUNT))
 
     def write(frames: IO[bytes]) -> dict[str, Any]:
+        _require_space(Path(frames.name), LAMP_COUNT * each, size)
         for number in range(LAMP_COUNT):
             stream = simulated_lamp.frames(
                 size, fps=fps / every_nth, seed=LAMP_COUNT * seed + number, theme=theme
@@ -233,6 +237,17 @@ def prepare_lamp(
     return _reopen_or_write(
         out, _hash_settings({"lamp": simulated_lamp.LAMP_VERSION, **settings, **recipe}), write
     )[0]
+
+
+def _require_space(file: Path, frames: float, size: tuple[int, int]) -> None:
+    """Raise UserError where the frames to be written into a file are more than its disk has room for."""
+    needed, free = frames * math.prod(size) * 3, shutil.disk_usage(file.parent).free
+    if needed > free:
+        raise UserError(
+            f"footage: {frames:.0f} frames of {format_size(size)} take {needed / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB are free; give less footage or fewer minutes, a smaller --size or a larger "
+            "--every-nth"
+        )
 
 
 def _hash_settings(inputs: dict[str, Any]) -> str:

@@ -34,6 +34,9 @@ _RawFrame = tuple[float | None, tuple[int, int], Callable[[tuple[int, int], Box]
 _FrameReader = Callable[["OddityCounts", list[str]], Iterator[_RawFrame]]
 
 _MIN_INTERVALS_BACK_TO_RESTART = 4  # a stamp that is more intervals earlier begins a new count of time
+_MAX_FPS = 1e6
+# Frames that keeping time may make: so many times as there are, and so many more.
+_MAX_REPEATS, _FRAMES_THAT_MAY_BE_REPEATED = 16, 1000
 _MAX_PICTURES_FOR_AUTO_CROP = 64  # so many pictures of a folder are examined for motion
 
 
@@ -234,6 +237,16 @@ def _source_of_pictures(
     return _make_source(path, size, box, None, source_fps, len(pictures), notes, frames)
 
 
+def _require_few_repeats(path: Path, timing: Timing) -> None:
+    """Raise UserError where keeping time would repeat frames so often that a small file grows large."""
+    frames, most = timing.evenly_spaced_frames(), _MAX_REPEATS * timing.frames + _FRAMES_THAT_MAY_BE_REPEATED
+    if frames > most:
+        raise UserError(
+            f"footage: {path} has {timing.frames} frames, so unevenly spaced in time that keeping it would "
+            f"make {frames:.0f} of them, more than {most}; convert it to a constant rate first"
+        )
+
+
 def _crop_and_resize_function(image: Image.Image) -> Callable[[tuple[int, int], Box], Frame]:
     return lambda size, box: resize(image, size, box)
 
@@ -251,8 +264,10 @@ def _make_source(
     stamped = timing.fps if timing else FPS_IF_UNKNOWN
     rate = "given" if source_fps else "stamps" if timing else "assumed"
     fps = source_fps or stamped
-    if not np.isfinite(fps):
+    if not 0 < fps <= _MAX_FPS:
         raise UserError(f"footage: {path} has no usable rate; give --source-fps")
+    if timing is not None:
+        _require_few_repeats(path, timing)
     return Source(path, size, box, fps, stamped, rate, expected, timing, tuple(notes), frames)
 
 

@@ -33,6 +33,13 @@ class Timing:
     stamps: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0), repr=False)
     intervals: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0), repr=False)
 
+    def evenly_spaced_frames(self) -> float:
+        """How many frames of the same rate the time between the stamps has, without its holes."""
+        if not len(self.stamps):  # what is between two frames is then short, or a hole
+            return float(self.frames)
+        gaps = np.diff(self.stamps)
+        return 1 + float(gaps[gaps <= _MIN_HOLE_INTERVALS * self.intervals[1:]].sum()) * self.fps
+
     def is_hole(self, before: float, after: float) -> bool:
         """Whether the gap between two stamps is a hole: much longer than the intervals around it."""
         usual = 1 / self.fps

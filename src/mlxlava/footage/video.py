@@ -43,7 +43,7 @@ _READABLE_CODECS = (
 # Bare streams have no time stamps. Some contain a rate, but it is often wrong.
 _CONTAINERS_WITHOUT_STAMPS = "h264 hevc h263 m4v vc1 mjpeg mjpeg_2000 mpegvideo obu av1 mpjpeg smjpeg"
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # ffmpeg's own decoders ignore alpha
-_MAX_FRAME_PIXELS = 178_956_970  # the same as for pictures (pictures.py)
+_MAX_FRAME_PIXELS = 8192 * 4352  # the most that H.264, HEVC and AV1 have (levels 6 to 6.3)
 _PROBED_FRAMES = 16  # so many packets are decoded to see whether a file follows its format
 _MAX_FRAMES_SKIPPED_AFTER_DAMAGE = 300  # most frames that are left out after a damaged one
 

@@ -13,6 +13,7 @@ import numpy as np
 from mlxlava.backend import Tree, arrays_by_name, mx
 from mlxlava.errors import UserError
 from mlxlava.failures import explain_device_failure
+from mlxlava.models.safetensors_header import check_header
 from mlxlava.paths import atomic_folder
 
 FORMAT_VERSION = 1  # of the files of runs and weights
@@ -45,9 +46,10 @@ def load_arrays(path: Path) -> dict[str, mx.array]:
     if not path.is_file():
         raise UserError(f"weights: {path} is missing")
     try:
-        arrays = mx.load(str(path))
+        check_header(path)
+        arrays = mx.load(str(path), format="safetensors")
         mx.eval(arrays)
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         if explain_device_failure(error):
             raise
         raise UserError(f"weights: {path} is damaged or not a safetensors file ({error})") from error

@@ -17,8 +17,11 @@ from mlxlava.footage.dataset import open_footage
 from mlxlava.integrity import read_progress
 from mlxlava.models.sheet import draw_sheet
 from mlxlava.paths import latest_checkpoint_folder
+from mlxlava.records import SCORE
 from mlxlava.rollout.speed_matching import match_pace
 from mlxlava.rollout.weights import Weights, load_weights_of_run, save_weights
+from mlxlava.schema import Mismatch
+from mlxlava.text import clean_text, markdown_cell, markdown_code
 
 _MODEL_CARD_TEMPLATE = """# {name}
 
@@ -61,6 +64,7 @@ _SCORE_TEMPLATE = """
 # The parts of a score that the model card shows.
 _SCORE_KEYS = ("headline", "clips", "clip_length", "seed", "measures")
 
+_MAX_FACT = 500  # characters of a fact about weights
 _SAMPLE_SIDE_PIXELS = 640  # pixels at most of sample.png, which lies in the repository and in the wheel
 
 
@@ -111,8 +115,11 @@ def averaged_weights(run: Path, score: dict[str, Any] | None = None) -> Weights:
         UserError: ``run`` is not a run or has no checkpoint, or ``score`` is not the output of ``mlxlava
             score --json``.
     """
-    if score is not None and not set(_SCORE_KEYS) <= score.keys():
-        raise UserError("export: --score is not what mlxlava score --json prints")
+    if score is not None:
+        try:
+            SCORE(score, "")
+        except Mismatch as problem:
+            raise UserError(f"export: --score is not what mlxlava score --json prints: {problem}") from None
     if latest_checkpoint_folder(run) is None:
         raise UserError(
             f"export: {run} is not a run with a checkpoint; give a folder that mlxlava train made"
@@ -130,7 +137,7 @@ def averaged_weights(run: Path, score: dict[str, Any] | None = None) -> Weights:
         "seconds": round(progress["seconds"]),
         "command": weights.about.get("command"),
         "machine": {
-            key: value for key, value in weights.about.get("machine", {}).items() if "/" not in value
+            key: value for key, value in weights.about.get("machine", {}).items() if "/" not in str(value)
         },
     }
     if score is not None:
@@ -147,36 +154,36 @@ def model_card(weights: Weights, name: str) -> str:
     sources = about["footage"]["sources"]
     columns = min(8, recipe.data.seq_len)
     text = _MODEL_CARD_TEMPLATE.format(
-        name=name,
+        name=markdown_code(name),
         picture="sample.png",
         gap=recipe.data.seq_len // columns / weights.step_fps,
-        sources=", ".join(sources) if sources else "the built-in lamp (`mlxlava lamp`)",
-        frames=about["footage"]["frames"],
+        sources=markdown_cell(", ".join(sources)) if sources else "the built-in lamp (`mlxlava lamp`)",
+        frames=markdown_cell(about["footage"]["frames"]),
         size=format_size(recipe.data.size),
         step_fps=weights.step_fps,
         pace=f"slowed to {about['pace']:.3f} of the learned pace"
         if about.get("pace", 1.0) < 1
         else "at the learned pace",
-        recipe=recipe.name,
+        recipe=markdown_cell(recipe.name),
         **count_parameters(weights),
         dtype="float16" if _is_half_precision(weights) else "float32",
         steps=about["steps"],
         batch=recipe.data.batch_size,
         clock=format_duration(about["seconds"]),
-        machine=_describe_machine(about["machine"]),
-        command=about["command"],
+        machine=markdown_cell(_describe_machine(about["machine"])),
+        command=markdown_code(about["command"]),
     )
     if "score" not in about:
         return text
     score = about["score"]
     return text + _SCORE_TEMPLATE.format(
-        name=name,
+        name=markdown_code(name),
         footage=" --footage FOOTAGE" if sources else "",
         clips=score["clips"],
         length=score["clip_length"],
         **score["headline"],
         rows="\n".join(
-            f"| `{measure}` | {row['value']:.3g} | {row['floor']:.3g} | "
+            f"| `{markdown_code(measure)}` | {row['value']:.3g} | {row['floor']:.3g} | "
             f"{'–' if row['ratio'] is None else format(row['ratio'], '.2f')} |"
             for measure, row in score["measures"].items()
         ),
@@ -197,19 +204,19 @@ def weights_facts(weights: Weights) -> dict[str, str]:
     footage = about.get("footage", {})
     parameters = count_parameters(weights)
     rows = {
-        "recipe": recipe.name,
+        "recipe": clean_text(recipe.name, _MAX_FACT),
         "picture": format_size(recipe.data.size),
         "learned steps": f"{weights.step_fps:g} a second",
         "generator": f"{recipe.generator.kind}, {parameters['generator']:,} parameters",
         "state step": f"{recipe.dynamics.kind}, {parameters['dynamics']:,} parameters",
-        "learned from": ", ".join(footage.get("sources", [])) or "the built-in lamp",
+        "learned from": clean_text(", ".join(footage.get("sources", [])), _MAX_FACT) or "the built-in lamp",
         "frames": str(footage.get("frames", "?")),
     }
     if "steps" in about:
         rows |= {"training": f"{about['steps']} steps, {format_duration(about['seconds'])}"}
     if about.get("command"):
-        rows |= {"command": about["command"]}
-    return rows | {"machine": _describe_machine(about.get("machine", {}))}
+        rows |= {"command": clean_text(about["command"], _MAX_FACT)}
+    return rows | {"machine": clean_text(_describe_machine(about.get("machine", {})), _MAX_FACT)}
 
 
 def _is_half_precision(weights: Weights) -> bool:

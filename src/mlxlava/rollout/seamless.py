@@ -32,6 +32,7 @@ from mlxlava.rollout.weights import Weights
 _START_COUNT = 16  # starts that are tried; the one whose bridge needs the least steering is used
 _MIN_LONG_LOOP_STEPS = 400  # with more learned steps a loop needs so little steering that one start is enough
 _MIN_LOOP_STATES = 8  # a loop has at least so many states
+_MAX_LOOP_STATES = 100_000  # five hours of a lamp of 5 learned steps a second
 _STEPS_PER_EVAL = 64  # steps that are computed at once, so that a long path needs little memory
 _NEGLIGIBLE_STEERING = 0.05  # steering, as a fraction of the motion, below which no descent is needed
 _DESCENT_ROUNDS = 400
@@ -75,6 +76,11 @@ class SeamlessLoop:
             )
         steps = period * weights.step_fps
         count = max(_MIN_LOOP_STATES, round(steps))
+        if count > _MAX_LOOP_STATES:
+            raise UserError(
+                f"seamless: {period:.6g} s would have {count} states, more than {_MAX_LOOP_STATES}; "
+                "give fewer seconds, or a lower --speed"
+            )
         self._dynamics, self._bases = dynamics, dynamics.basis_changes(fixed_bases(weights.arrays))
         # The period has to be a whole number of steps. So each step is made a little longer or shorter.
         self._weights = dynamics.scale_rotations(weights.arrays["dynamics"], steps / count)

@@ -38,6 +38,8 @@ from mlxlava.paths import (
     read_json,
     shipped_weights_folders,
 )
+from mlxlava.records import WEIGHTS_CONFIG
+from mlxlava.schema import show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,15 +133,10 @@ def _load_weights(folder: Path, file: Path, prefix: str) -> Weights:
     config = read_json(folder / "config.json", "weights")
     if config.get("format") != FORMAT_VERSION:
         raise UserError(
-            f"weights: {folder} has format {config.get('format')!r}; this version reads {FORMAT_VERSION}"
+            f"weights: {folder} has format {show(config.get('format'))}; this version reads {FORMAT_VERSION}"
         )
-    try:
-        recipe = recipe_from_dict(config.pop("recipe"))
-        step_fps = float(config.pop("step_fps"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"weights: {folder}/config.json lacks or misstates {error}") from error
-    if not (0 < step_fps < 1e4):
-        raise UserError(f"weights: {folder}/config.json has step_fps {step_fps}; it must be positive")
+    config = read_json(folder / "config.json", "weights", WEIGHTS_CONFIG)
+    recipe, step_fps = recipe_from_dict(config.pop("recipe")), float(config.pop("step_fps"))
     arrays = load_arrays(file)
     if prefix:
         names = (name for name in arrays if name.startswith((prefix, "stats.")))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from mlxlava.records import LOG_LINE
+from mlxlava.schema import is_finite_number, read_lines
 
 _MAX_BLOCKS = 400  # a screen is hardly wider, and a page with so many points stays small
 _NO_TERMS = frozenset({"step"})
@@ -23,7 +24,7 @@ class _Block:
     def add(self, step: int, terms: Mapping[str, Any]) -> None:
         self.last_step, self.steps = step, self.steps + 1
         for name, value in terms.items():
-            if name not in _NO_TERMS and isinstance(value, (int, float)) and math.isfinite(value):
+            if name not in _NO_TERMS and is_finite_number(value):
                 total, count = self.sums.get(name, (0.0, 0))
                 self.sums[name] = (total + value, count + 1)
 
@@ -90,10 +91,7 @@ def _mean(block: _Block, name: str) -> float | None:
 def read_curves(run: Path) -> Curves:
     """The curves of a run's log. Lines that cannot be read are left out; without a log there are none."""
     curves = Curves()
-    with contextlib.suppress(OSError), (run / "log.jsonl").open(encoding="utf-8", errors="replace") as file:
-        for text in file:
-            with contextlib.suppress(ValueError, RecursionError, TypeError):  # a line that was cut off
-                line = json.loads(text)
-                if isinstance(line, dict) and isinstance(line.get("step"), int):
-                    curves.add(line["step"], line)
+    with contextlib.suppress(OSError):
+        for _, line in read_lines(run / "log.jsonl", LOG_LINE):
+            curves.add(line["step"], line)
     return curves

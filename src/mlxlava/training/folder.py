@@ -29,6 +29,7 @@ from mlxlava.paths import (
     read_json,
     write_text_atomically,
 )
+from mlxlava.records import RUN_CONFIG
 from mlxlava.training import growth
 from mlxlava.training.checkpoint import load_last_intact_checkpoint, save_checkpoint
 from mlxlava.training.choices import Choice
@@ -139,11 +140,7 @@ def recipe_of_run(run: Path) -> Recipe:
     Raises:
         UserError: the config cannot be read, or has none.
     """
-    config = read_json(run / "config.json", "run")
-    try:
-        return recipe_from_dict(config["recipe"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"train: {run}/config.json lacks {error}; it is no run") from error
+    return recipe_from_dict(read_json(run / "config.json", "run", RUN_CONFIG)["recipe"])
 
 
 def change_recipe(run: Path, recipe: Recipe, choices: Sequence[Choice] = ()) -> None:
@@ -152,7 +149,7 @@ def change_recipe(run: Path, recipe: Recipe, choices: Sequence[Choice] = ()) -> 
     ``choices`` say why; they replace those of the same settings.
     """
     if rank() == 0:
-        config = read_json(run / "config.json", "run")
+        config = read_json(run / "config.json", "run", RUN_CONFIG)
         write_config(run, {**_with_choices(config, choices), "recipe": recipe_to_dict(recipe)})
 
 
@@ -179,7 +176,7 @@ def change_schedule(run: Path, schedule: Schedule, choices: Sequence[Choice] = (
     """Replace the schedule of a run, and choices of the same settings; on the first rank only."""
     if rank():
         return
-    config = read_json(run / "config.json", "run")
+    config = read_json(run / "config.json", "run", RUN_CONFIG)
     write_config(run, {**_with_choices(config, choices), **schedule.to_config()})
 
 
@@ -187,7 +184,7 @@ def schedule_of_run(run: Path) -> Schedule:
     """The schedule of a run, on every rank as the first one reads it."""
     numbers, minutes = [0], 0.0
     if rank() == 0:
-        found = Schedule.from_config(read_json(run / "config.json", "run"))
+        found = Schedule.from_config(read_json(run / "config.json", "run", RUN_CONFIG))
         numbers = [int(number) for each in found.decisions for number in each]
         minutes = -1.0 if found.minutes is None else found.minutes
     count = max_over_ranks(len(numbers))

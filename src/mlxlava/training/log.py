@@ -10,6 +10,8 @@ from typing import TextIO
 
 from mlxlava.errors import UserError
 from mlxlava.paths import write_text_atomically
+from mlxlava.records import LOG_LINE
+from mlxlava.schema import read_lines
 from mlxlava.training.callbacks import Callbacks, StepReport
 
 
@@ -45,10 +47,7 @@ def open_log(run: Path, step: int) -> Iterator[LogWriter]:
     try:
         kept = []
         if path.exists():
-            for text in path.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError, KeyError):  # a line that was cut off
-                    if json.loads(text)["step"] <= step:
-                        kept.append(text + "\n")
+            kept = [text + "\n" for text, line in read_lines(path, LOG_LINE) if line["step"] <= step]
         write_text_atomically(path, "".join(kept))
         # Written line by line. So the log has every step of a checkpoint, however the process ends.
         with path.open("a", buffering=1, encoding="utf-8") as file:

@@ -80,12 +80,12 @@ def _count_weights(recipe: Recipe) -> float:
         end = (pixels if more else math.prod(recipe.encoder_input_size)) / 4.0 ** len(widths)
         if recipe.discriminator.kind == "frames" and more:
             seen = recipe.data.drawn_frames or recipe.data.seq_len
-            total += 16 * widths[-1] ** 2 * (seen + 0.5) + end / 4 * widths[-1] * hidden[0]
+            total += 16 * widths[-1] ** 2 * (seen + 0.5) + end / 4 * widths[-1] * (*hidden, 1)[0]
         elif more:
             inner = recipe.discriminator.features + recipe.discriminator.state
             total += end * widths[-1] * recipe.discriminator.features + _count_dense_weights((inner, *hidden))
         else:
-            total += recipe.encoder.context_frames * end * widths[-1] * hidden[0]
+            total += recipe.encoder.context_frames * end * widths[-1] * (*hidden, 1)[0]
     return total + _count_dense_weights((state, *recipe.dynamics.hidden, state))
 
 
@@ -284,6 +284,16 @@ def predict_peak_gb(recipe: Recipe, ranks: int = 1, *, gpu: bool = False) -> flo
 def micro_batch_counts(clips: int, at_least: int = 1) -> list[int]:
     """The numbers of micro-batches that divide ``clips`` clips evenly, from ``at_least`` on, rising."""
     return [count for count in range(at_least, clips + 1) if clips % count == 0]
+
+
+def require_memory(recipe: Recipe, gigabytes: float, ranks: int = 1) -> None:
+    """Raise UserError if a step of a recipe takes more than all memory of a machine (on a CPU)."""
+    peak = predict_peak_gb(recipe, ranks)
+    if peak > gigabytes:
+        raise UserError(
+            f"train: a step would take about {peak:.3g} GB, and this machine has {gigabytes:.3g}; "
+            "give --memory, which works on a batch in parts, or a smaller --size, --seq-len or --batch-size"
+        )
 
 
 def split_to_fit_memory(recipe: Recipe, gigabytes: float, ranks: int = 1, *, gpu: bool = False) -> Recipe:

@@ -19,6 +19,7 @@ import io
 import json
 import shlex
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -31,6 +32,7 @@ from PIL import Image
 from mlxlava.config import format_size
 from mlxlava.console import format_duration, say, take_messages
 from mlxlava.errors import UserError
+from mlxlava.footage.pictures import read_picture
 from mlxlava.paths import (
     GROWTH_PLAN_FILE,
     SMALL_LAMP_FOLDER,
@@ -38,6 +40,9 @@ from mlxlava.paths import (
     read_json,
     write_text_atomically,
 )
+from mlxlava.records import MESSAGE_LINE, SCORE_LINE
+from mlxlava.schema import Check, read_lines
+from mlxlava.text import clean_text
 from mlxlava.training.callbacks import Callbacks, StepReport
 from mlxlava.training.curves import Curves, read_curves
 from mlxlava.training.log import log_line
@@ -49,6 +54,7 @@ _MAX_PREVIEWS = 24
 _MAX_PREVIEW_BYTES = 1_500_000  # of all previews of a page together
 _PREVIEW_SIDE = 1056  # pixels; a longer side is made smaller
 _PREVIEW_QUALITY = 80
+_MAX_CELL = 5000  # characters
 _MAX_KEPT_LINES = 300  # of messages and of scores
 # A page is written anew only if so many times its own writing time has passed since the last time.
 _WRITING_TIMES_BETWEEN_WRITES = 50
@@ -85,9 +91,8 @@ class Pictures:
         """A preview as WebP; empty if the file cannot be read."""
         if step not in self._encoded:
             buffer = io.BytesIO()
-            with contextlib.suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-                with Image.open(self._folder / f"{step:06d}.png") as opened:
-                    picture = opened.convert("RGB")
+            with contextlib.suppress(UserError, OSError, ValueError):
+                picture = read_picture(self._folder / f"{step:06d}.png", "report")
                 picture.thumbnail((_PREVIEW_SIDE, 2 * _PREVIEW_SIDE), Image.Resampling.BOX)
                 picture.save(buffer, "WEBP", quality=_PREVIEW_QUALITY, method=2)
             self._encoded[step] = buffer.getvalue()
@@ -239,16 +244,12 @@ def _now() -> str:
     return datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def _last_lines(path: Path, check: Check) -> list[dict[str, Any]]:
     """The objects in the last lines of a file; lines that cannot be read are left out."""
-    found: list[dict[str, Any]] = []
+    found: deque[dict[str, Any]] = deque(maxlen=_MAX_KEPT_LINES)
     with contextlib.suppress(OSError):
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines()[-_MAX_KEPT_LINES:]:
-            with contextlib.suppress(ValueError, RecursionError):
-                line = json.loads(text)
-                if isinstance(line, dict):
-                    found.append(line)
-    return found
+        found.extend(line for _, line in read_lines(path, check))
+    return list(found)
 
 
 def _as_int(value: object) -> int:
@@ -272,17 +273,17 @@ def _render(
     run: Path, config: Mapping[str, Any], curves: Curves, pictures: Mapping[int, bytes], status: Status
 ) -> str:
     """The page as text."""
-    scores, recipe = _read_lines(run / SCORES_FILE), _dict_or_empty(config.get("recipe"))
+    scores, recipe = _last_lines(run / SCORES_FILE, SCORE_LINE), _dict_or_empty(config.get("recipe"))
     total = _as_int(config.get("total_steps"))
     parts = {
-        "TITLE": html.escape(_name_of(run)),
+        "TITLE": html.escape(clean_text(_name_of(run))),
         "SUMMARY": _summary(config, recipe, curves, total, status),
         "PROGRESS": f"{min(1.0, curves.last_step / total) if total else 0:.4f}",
         "WARNINGS": _list_section("Warnings", list(_warning_signs(curves).values())),
         "SCORES": _score_section(scores),
         "CHOICES": _choice_section(config.get("choices")),
         "COMMANDS": _command_section(run, config),
-        "MESSAGES": _message_section(_read_lines(run / MESSAGES_FILE)),
+        "MESSAGES": _message_section(_last_lines(run / MESSAGES_FILE, MESSAGE_LINE)),
         "FOOTAGE": _rows_section("Footage", _footage_rows(config)),
         "MACHINE": _rows_section("Hardware", _dict_or_empty(config.get("machine"))),
         "SETTINGS": _settings_section(recipe),
@@ -347,7 +348,9 @@ def _summary(
     second.append(f"written {_now()}")
     if status.live:
         second.append("load this page again for news")
-    return "".join(f"<p>{html.escape(' · '.join(line))}</p>" for line in (first, second))
+    return "".join(
+        f"<p>{html.escape(clean_text(' · '.join(line), _MAX_CELL))}</p>" for line in (first, second)
+    )
 
 
 def _first_step_with_d(config: Mapping[str, Any], total: int) -> int | None:
@@ -415,11 +418,10 @@ def _html_table(rows: Iterable[Sequence[object]], heading: Sequence[str] = ()) -
 
 
 def _as_text(value: object) -> str:
-    if isinstance(value, str):
-        return value
     if isinstance(value, float):
         return f"{value:g}"
-    return json.dumps(value, ensure_ascii=False, default=str)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return clean_text(text, _MAX_CELL)
 
 
 def _rows_section(title: str, rows: Mapping[str, Any]) -> str:
@@ -494,7 +496,7 @@ def _command_section(run: Path, config: Mapping[str, Any]) -> str:
         **next_commands(this, config),
     }
     body = "".join(
-        f"<dt>{html.escape(name)}</dt><dd><code>{html.escape(command)}</code></dd>"
+        f"<dt>{html.escape(name)}</dt><dd><code>{html.escape(clean_text(command, _MAX_CELL))}</code></dd>"
         for name, command in rows.items()
         if command
     )

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlxlava.backend import Tree, has_slow_blas, memory_budget_gb, on_gpu_path
+from mlxlava.backend import Tree, has_slow_blas, memory_budget_gb, on_gpu_path, system_memory_gb
 from mlxlava.backend.ranks import max_over_ranks, rank, rank_count, run_on_first_rank_first
 from mlxlava.config import Recipe, recipe_from_dict, recipe_to_dict
 from mlxlava.console import say
@@ -18,12 +18,13 @@ from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage, reopen_footage
 from mlxlava.footage.from_settings import prepare_from_settings
 from mlxlava.paths import RUNS_FOLDER, SMALL_LAMP_FOLDER, read_json
+from mlxlava.records import RUN_CONFIG
 from mlxlava.training.checkpoint import load_last_intact_checkpoint
 from mlxlava.training.choices import Choice, choose_for_footage, say_choices
 from mlxlava.training.folder import checkpoint_folder_to_resume, make_run_folder, write_config
 from mlxlava.training.lock import lock_run
 from mlxlava.training.loop import clips_of_this_rank
-from mlxlava.training.memory_plan import predict_peak_gb, split_to_fit_memory
+from mlxlava.training.memory_plan import predict_peak_gb, require_memory, split_to_fit_memory
 from mlxlava.training.schedule import Schedule, d_start
 from mlxlava.training.trainer import make_trainer
 
@@ -73,11 +74,12 @@ def fit_to_memory(recipe: Recipe, gigabytes: float | None) -> Recipe:
         The recipe with ``training.micro_batches`` and ``training.recompute`` set so that a step fits.
 
     Raises:
-        UserError: the step does not fit with any number of micro-batches.
+        UserError: the step does not fit with any number of micro-batches, or on a CPU into all its memory.
     """
     gpu, asked = on_gpu_path(), gigabytes is not None
     if gigabytes is None:
         if not gpu:
+            require_memory(recipe, system_memory_gb(), rank_count())
             return recipe
         gigabytes = -max_over_ranks(-int(1000 * memory_budget_gb())) / 1000
     try:
@@ -175,14 +177,10 @@ def resume_run(
 
 def _resume_locked_run(folder: Path, steps: int | None, minutes: float | None, memory: float | None) -> Run:
     """:func:`resume_run` for a run that this process has locked."""
-    before = read_json(folder / "config.json", "run")
-    try:
-        recipe = recipe_from_dict(before["recipe"])
-        kept = before["footage"]
-        sources, key, prepared = list(kept["sources"]), str(kept["key"]), str(kept["prepared"])
-        schedule = Schedule.from_config(before)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"train: {folder}/config.json lacks {error}; it is no run") from error
+    before = read_json(folder / "config.json", "run", RUN_CONFIG)
+    recipe, kept = recipe_from_dict(before["recipe"]), before["footage"]
+    sources, key, prepared = kept["sources"], kept["key"], kept["prepared"]
+    schedule = Schedule.from_config(before)
     made = run_on_first_rank_first(lambda: _read_progress_made(folder, recipe, schedule))
     if steps is not None:
         if steps < made["step"]:

@@ -27,6 +27,7 @@ from mlxlava.paths import (
     read_json,
     write_text_atomically,
 )
+from mlxlava.records import GROWTH_PLAN, RUN_CONFIG
 from mlxlava.training.choices import Choice
 from mlxlava.training.folder import checkpoint_folder_to_resume
 from mlxlava.training.growth import grown_recipe, recipe_of_smaller_lamp
@@ -107,8 +108,8 @@ def resume_first_stage(folder: Path, memory: float | None, minutes: float | None
     small = folder / SMALL_LAMP_FOLDER
     if minutes is None:
         return resume_run(small, memory=memory)
-    plan = read_json(folder / GROWTH_PLAN_FILE, "run")
-    total = Schedule.from_config(read_json(small / "config.json", "run")).total_steps
+    plan = read_json(folder / GROWTH_PLAN_FILE, "run", GROWTH_PLAN)
+    total = Schedule.from_config(read_json(small / "config.json", "run", RUN_CONFIG)).total_steps
     finished = _progress(small)["step"] == total
     run = resume_run(
         small, memory=memory, minutes=None if finished else _FIRST_STAGE_SHARE_OF_MINUTES * minutes
@@ -135,25 +136,18 @@ def begin_second_stage(folder: Path, small: Recipe, small_arrays: Tree, memory: 
     Raises:
         UserError: the plan is damaged, or the footage has changed or cannot be read.
     """
-    values: dict[str, Any] = read_json(folder / GROWTH_PLAN_FILE, "run")
-    try:
-        recipe, sources = recipe_from_dict(values["recipe"]), list(values["sources"])
-        memory = values["memory"] if memory is None else memory
-        command = str(values["command"])
-        free = list(values.get("free", ()))
-        choices = [Choice(**each) for each in values.get("choices", ())]
-        minutes = values.get("minutes")
-    except (KeyError, TypeError) as error:
-        raise UserError(f"train: {folder / GROWTH_PLAN_FILE} lacks {error}; begin the run anew") from error
+    values = read_json(folder / GROWTH_PLAN_FILE, "run", GROWTH_PLAN)
+    recipe, minutes = recipe_from_dict(values["recipe"]), values.get("minutes")
+    choices = [Choice(each["setting"], each["value"], each["reason"]) for each in values.get("choices", ())]
     seconds = _progress(folder / SMALL_LAMP_FOLDER)["seconds"]
     return begin_run(
         folder,
         grown_recipe(recipe, small, recipe.data.size),
-        sources,
+        values["sources"],
         initial_arrays=small_arrays,
-        memory=memory,
-        command=command,
-        free=free,
+        memory=values["memory"] if memory is None else memory,
+        command=values["command"],
+        free=values.get("free", ()),
         choices=choices,
         minutes=None if minutes is None else max(0.01, minutes - seconds / 60),
     )
