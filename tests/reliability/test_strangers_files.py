@@ -18,6 +18,7 @@ from mlxlava.footage.dataset import Footage, open_footage
 from mlxlava.footage.pictures import read_picture
 from mlxlava.footage.prepare import prepare, prepare_lamp
 from mlxlava.footage.timing import measure_timing
+from mlxlava.integrity import DIGESTS_FILE
 from mlxlava.models.safetensors_header import check_header
 from mlxlava.schema import Mismatch
 from mlxlava.training.memory_plan import require_memory
@@ -191,6 +192,7 @@ def bad_weights(tmp_path: Path) -> Path:
     config["footage"]["sources"] = [bad]
     config["recipe"]["name"] = bad[:500]
     path.write_text(json.dumps(config), encoding="utf-8")
+    (folder / DIGESTS_FILE).unlink()  # a stranger would give the right ones
     return folder
 
 
