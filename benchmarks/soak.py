@@ -117,6 +117,8 @@ def slope_per_hour(seconds: FloatArray, values: FloatArray) -> tuple[float, floa
 
     times = np.array([block.mean() for block in np.array_split(seconds, _BLOCKS)]) / 3600
     means = np.array([block.mean() for block in np.array_split(values, _BLOCKS)])
+    if np.ptp(means) == 0:  # of these linregress gives an error of NaN
+        return 0.0, 0.0, 0.0
     fit = stats.linregress(times, means)
     half = float(stats.t.ppf(0.975, _BLOCKS - 2)) * float(fit.stderr)
     return float(fit.slope), float(fit.slope) - half, float(fit.slope) + half

@@ -60,6 +60,10 @@ def test_the_interval_of_a_slope_holds_the_true_one(slope: float) -> None:
     assert low < slope < high and abs(found - slope) < 1
 
 
+def test_memory_that_does_not_change_has_no_slope() -> None:
+    assert slope_per_hour(np.arange(0, 60, 0.5), np.full(120, 100.0)) == (0, 0, 0)
+
+
 def test_a_program_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert [missing_program(screen) for screen in SCREENS] == [None, None, "tmux", "Xvfb"]
