@@ -82,7 +82,7 @@ def test_parts_of_a_batch_give_what_it_gives_at_once(
     for one, other in zip(whole_terms, part_terms, strict=True):
         assert one.keys() == other.keys()
         for name in one:
-            # Shares of dark pixels that never change have hardly any variance, by which their error is divided.
+            # The error is divided by variances, and those of shares of dark pixels may be tiny.
             rtol = 1e-2 if name == "feature_error" else 1e-3
             assert np.isclose(one[name].item(), other[name].item(), rtol=rtol, atol=1e-5), name
 
