@@ -198,6 +198,7 @@ def test_a_score_is_what_the_command_prints(
     assert json.loads(json.dumps(found)) == printed
 
 
+@pytest.mark.slow
 @needs_score
 @pytest.mark.usefixtures("_eager")
 def test_drift_is_followed_and_mistakes_are_refused() -> None:
@@ -250,6 +251,7 @@ def test_machines_weights_and_recipes_are_described() -> None:
         mlxlava.settings("lawa")
 
 
+@pytest.mark.slow
 def test_checks_are_reported_a_group_at_a_time() -> None:
     heard: list[str] = []
     report = mlxlava.check("^random numbers", on_group=lambda group, found: heard.append(group))

@@ -202,6 +202,7 @@ def test_without_a_display_one_line_says_so_before_anything_is_prepared(tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     None in (which("Xvfb"), which("xdotool"), find_spec("pygame")), reason="needs Xvfb, xdotool and pygame"
 )

@@ -181,6 +181,7 @@ print(ctypes.CDLL(str(native.build_library("answer", {ANSWER!r}))).answer())
     assert log.read_text().split() == ["ran"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not on_cpu(), reason="only CPUs need it")
 @pytest.mark.parametrize("to_all", [True, False], ids=["from a terminal", "to the command alone"])
 @pytest.mark.parametrize("first", ["BLAS", "convolutions"])

@@ -73,6 +73,7 @@ def test_json_says_everything(run: Run) -> None:
         assert each.keys() == {"group", "name", "found", "allowed", "ok", "meaning"}
 
 
+@pytest.mark.slow
 def test_a_table_fits_into_80_columns(run: Run) -> None:
     status, said, _ = run("--only", "^the machine|^matrix|convolutions.*encoder|float16")
     assert status == 0

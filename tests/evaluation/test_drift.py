@@ -56,6 +56,7 @@ def test_a_slope_is_found_and_chance_is_not_taken_for_one() -> None:
     assert still["interval"] == [0.0, 0.0] and still["holds_zero"] and still["holds_zero_together"]
 
 
+@pytest.mark.slow
 @needs_scipy
 def test_intervals_that_hold_together_are_as_wide_as_they_must_be() -> None:
     """Of 400 sets of thirteen slopes of nothing but chance, about one in twenty has one that misses zero."""

@@ -74,6 +74,7 @@ def test_a_rate_that_is_too_high_is_halved_until_the_run_goes_on(
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_after_three_tries_a_run_stops_and_says_why(tiny: Recipe, footage: Footage, tmp_path: Path) -> None:
     def spoil(trainer: Trainer, index: int, state: Tree, terms: Any) -> tuple[Tree, Any]:
         return (with_nan(state) if index == 3 else state), terms

@@ -346,6 +346,7 @@ def test_weights_grow_to_prepared_footage_or_keep_their_size(
     assert widths[0] == widths[1]
 
 
+@pytest.mark.slow
 def test_stages_share_the_minutes(staged: Path, tmp_path: Path) -> None:
     done = mlxlava.train(recipe=staged, run=tmp_path / "run", minutes=0.1)
     small, large = (
@@ -373,6 +374,7 @@ def test_a_grown_lamp_is_taken_up_at_either_of_its_sizes(tiny: Recipe, small: Pa
     assert changed(state_of(small)["dynamics"], state_of(inside)["dynamics"])
 
 
+@pytest.mark.slow
 def test_minutes_of_an_upsampling_network_give_a_finished_run(
     tiny: Recipe, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,6 +41,7 @@ def lamp(folder: Path, recipe: Recipe) -> Footage:
     return prepare_lamp(folder, size=recipe.data.size, minutes=1, fps=5, every_nth=1, seed=0, theme="classic")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("lava", marks=pytest.mark.slow), "duralava"])
 def test_no_step_of_a_whole_batch_is_skipped(name: str, tmp_path: Path) -> None:
     """At the frames' own size, with narrow networks and the code for GPUs."""

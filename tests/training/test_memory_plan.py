@@ -35,6 +35,7 @@ def measured(name: str, settings: dict[str, Any], *, gpu_path: bool = False) -> 
     return float(ended.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "settings", "gigabytes", "parts"),
     [

@@ -233,6 +233,7 @@ def test_nothing_is_measured_or_said_on_a_cpu(
     assert "compiling" not in said and "micro-batch" not in said
 
 
+@pytest.mark.slow
 def test_a_step_that_takes_too_much_makes_the_parts_smaller(
     plain: Recipe, footage: Footage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

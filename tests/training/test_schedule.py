@@ -122,6 +122,7 @@ def _ticking(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlxlava.training.pace.time", clock)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_ticking")
 def test_minutes_give_a_finished_run(
     tiny: Recipe, footage: Footage, tmp_path: Path, capsys: pytest.CaptureFixture[str]

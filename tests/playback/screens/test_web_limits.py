@@ -201,6 +201,7 @@ def slow_lamps(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
     yield lamps
 
 
+@pytest.mark.slow
 def test_who_changes_the_seed_without_end_leaves_others_their_pictures(slow_lamps: Slow) -> None:
     async def flood(session: Session, page: WebPage) -> None:
         async with watching(page) as one, watching(page) as other:
@@ -217,6 +218,7 @@ def test_who_changes_the_seed_without_end_leaves_others_their_pictures(slow_lamp
         asyncio.run(asyncio.wait_for(flood(session, page), 60))
 
 
+@pytest.mark.slow
 def test_who_asks_without_end_is_read_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web_limits, "_MESSAGES_AT_ONCE", 4)
     monkeypatch.setattr(web_limits, "_MESSAGES_PER_SECOND", 0.1)
