@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mlxlava.backend import mx
 from mlxlava.cli import main
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.footage.dataset import Footage
@@ -109,3 +113,20 @@ def run_command(
         status = int(ended.code or 0)
     out, err = capsys.readouterr()
     return status, out, err
+
+
+@pytest.fixture(scope="module")
+def eager() -> Iterator[None]:
+    """Steps are not compiled: that costs seconds of g++ a run, and test_step compares compiled with eager."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+def load_tool(name: str) -> Any:
+    """A script of ``tools/`` as a module."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / f"tools/{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
+
+from tests.conftest import load_tool
 
 TOOL = Path(__file__).parents[2] / "tools/gallery.py"
 
 pytestmark = pytest.mark.device
 
 
-def _tool() -> Any:
-    spec = importlib.util.spec_from_file_location("gallery", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-gallery = _tool()
+gallery = load_tool("gallery")
 
 
 def test_every_lamp_has_a_page_a_picture_and_a_link(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ tools/golden.py has made what is stored in tests/golden, and says how to renew w
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import json
 import platform
 import sys
@@ -21,19 +20,12 @@ import pytest
 from PIL import Image
 
 import mlxlava
+from tests.conftest import load_tool
 
 TOOL = Path(__file__).parents[2] / "tools/golden.py"
 
 
-def _tool() -> Any:
-    spec = importlib.util.spec_from_file_location("golden", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-golden = _tool()
+golden = load_tool("golden")
 
 needs_score = pytest.mark.skipif(
     None in (find_spec("matplotlib"), find_spec("scipy")), reason="needs the extra `score`"

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from mlxlava.backend import mx
 from mlxlava.config import Recipe
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage
@@ -20,14 +19,7 @@ from mlxlava.training.folder import make_run_folder
 from mlxlava.training.loop import train
 from tests.reliability.runs import BEGIN, LENGTH, RESUME, finish, require_one_line, require_sound
 
-pytestmark = pytest.mark.device
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _eager() -> Iterator[None]:
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
+pytestmark = [pytest.mark.device, pytest.mark.usefixtures("eager")]
 
 
 @contextlib.contextmanager

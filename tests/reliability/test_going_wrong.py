@@ -19,14 +19,7 @@ from mlxlava.training.loop import train
 from mlxlava.training.recovery import MAX_TRIES, ExplosionDetector
 from mlxlava.training.step import Trainer
 
-pytestmark = pytest.mark.device
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _eager() -> Iterator[None]:
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
+pytestmark = [pytest.mark.device, pytest.mark.usefixtures("eager")]
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 
 import mlxlava
-from mlxlava.backend import mx
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.errors import UserError
 from mlxlava.footage import simulated_lamp
@@ -28,11 +26,7 @@ TINY = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _eager() -> Iterator[None]:
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 def write(path: Path, frames: list[np.ndarray], fps: float = 10) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,21 @@ def sums_of(matching: FeatureMatching, **drawn: float) -> Tree:
         _, added = matching.loss(sums, clips(step), clips(100 + step, **drawn), TIMES)
         sums = add_step_to_sums(sums, added)
     return sums
+
+
+def errors_of_right_and_wrong(
+    matching: FeatureMatching, make_clips: Callable[[int, bool], mx.array], times: mx.array = TIMES
+) -> tuple[float, float]:
+    """The errors after forty steps of drawn clips ``make_clips(seed, False)``, as real ones are, and of
+    ``make_clips(seed, True)``."""
+    errors = []
+    for wrong in (False, True):
+        sums = matching.init_sums()
+        for step in range(40):
+            real, drawn = make_clips(step, False), make_clips(100 + step, wrong)
+            sums = add_step_to_sums(sums, matching.loss(sums, real, drawn, times)[1])
+        errors.append(float(matching.error_of_averages(sums)))
+    return errors[0], errors[1]
 
 
 @pytest.fixture
@@ -101,14 +117,8 @@ def test_the_amount_of_wax_counts_where_blocks_alone_would_not_tell(matching: Fe
             np.broadcast_to(0.5 + 0.1 * rng.standard_normal(shape), (8, 3, 16, 16, 3)), mx.float32
         )
 
-    errors = []
-    for together in (False, True):
-        sums = matching.init_sums()
-        for step in range(40):
-            drawn = varied(100 + step, together)
-            sums = add_step_to_sums(sums, matching.loss(sums, varied(step, False), drawn, TIMES)[1])
-        errors.append(float(matching.error_of_averages(sums)))
-    assert errors[1] > 10 * errors[0]
+    right, wrong = errors_of_right_and_wrong(matching, varied)
+    assert wrong > 10 * right
 
 
 def test_half_transparent_wax_is_told_from_wax_of_the_same_mean_colour(matching: FeatureMatching) -> None:
@@ -118,14 +128,8 @@ def test_half_transparent_wax_is_told_from_wax_of_the_same_mean_colour(matching:
         shown = 0.15 + 0.7 * 0.3 + 0 * wax if transparent else wax
         return mx.array(np.broadcast_to(shown, (8, 3, 16, 16, 3)), mx.float32)
 
-    errors = []
-    for transparent in (False, True):
-        sums = matching.init_sums()
-        for step in range(40):
-            drawn = frames(100 + step, transparent)
-            sums = add_step_to_sums(sums, matching.loss(sums, frames(step, False), drawn, TIMES)[1])
-        errors.append(float(matching.error_of_averages(sums)))
-    assert errors[1] > 20 * errors[0]
+    right, wrong = errors_of_right_and_wrong(matching, frames)
+    assert wrong > 20 * right
 
 
 def test_trembling_is_told_from_the_same_motion_without_it(matching: FeatureMatching) -> None:
@@ -138,14 +142,8 @@ def test_trembling_is_told_from_the_same_motion_without_it(matching: FeatureMatc
         at = np.array([0.0, 0.1, 0.0 if turns_back else 0.2]).reshape(1, 3, 1, 1, 1)
         return mx.array(np.broadcast_to(start + at, (8, 3, 16, 16, 3)), mx.float32)
 
-    sums = {False: matching.init_sums(), True: matching.init_sums()}
-    for turns_back, ours in sums.items():
-        for step in range(20):
-            drawn = frames(100 + step, turns_back)
-            ours = add_step_to_sums(ours, matching.loss(ours, frames(step, False), drawn, times)[1])
-        sums[turns_back] = ours
-    same = float(matching.error_of_averages(sums[False]))
-    assert float(matching.error_of_averages(sums[True])) > 20 * same
+    right, wrong = errors_of_right_and_wrong(matching, frames, times)
+    assert wrong > 20 * right
 
 
 def test_a_run_whose_sums_are_of_an_older_version_goes_on(tiny: Recipe, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,10 @@ from mlxlava.training.trainer import make_trainer
 from mlxlava.training.upsampling import UpsamplerTrainer, blur_pictures
 from tests.conftest import StopAtNextStep
 
-pytestmark = pytest.mark.device
+pytestmark = [pytest.mark.device, pytest.mark.usefixtures("eager")]
 
 LAMP = {"data.lamp_minutes": 0.1, "data.size": [16, 16]}
 GROWTH = {"growth.width": 8, "growth.frames": 4}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _eager() -> Iterator[None]:
-    """Compiling costs seconds of g++ a run; that compiled equals eager is test_step's."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlxlava.backend import mx
 from mlxlava.config import Recipe
 from mlxlava.console import say
 from mlxlava.errors import UserError
@@ -29,11 +27,7 @@ from tests.playback.screens.chromium import CHROMIUM, Tab, chromium
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=alert(1)>%%DATA%%&\"'"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _eager() -> Iterator[None]:
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 def write_run(run: Path, *, steps: int = 300, previews: int = 5, **config: Any) -> None:

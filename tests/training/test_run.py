@@ -37,15 +37,7 @@ from mlxlava.training.memory_plan import predict_peak_gb
 from mlxlava.training.outcome import TrainedRun
 from mlxlava.training.step import Trainer
 
-pytestmark = pytest.mark.device
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _eager() -> Iterator[None]:
-    """Compiling costs seconds of g++ a run; that compiled equals eager is test_step's."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
+pytestmark = [pytest.mark.device, pytest.mark.usefixtures("eager")]
 
 
 def begin(run: Path, recipe: Recipe, footage: Footage) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 
 import mlxlava
-from mlxlava.backend import arrays_by_name, mx
+from mlxlava.backend import arrays_by_name
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage
@@ -26,12 +25,7 @@ from mlxlava.training.schedule import Decision, Schedule, learning_rates
 from mlxlava.training.step import StepKind, Trainer
 from tests.conftest import StopAtNextStep
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _eager() -> Iterator[None]:
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 def rates_of(recipe: Recipe, schedule: Schedule) -> list[float]:

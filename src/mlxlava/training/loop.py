@@ -189,9 +189,8 @@ def _train_once(
                 if saves:
                     _save_checkpoint(run, recipe, state, step, session.total_seconds, listeners)
                     saved = step
-                if (
-                    split_further
-                ):  # a run that is resumed from this checkpoint keeps the smaller micro-batches
+                if split_further:
+                    # A run that is resumed from this checkpoint keeps the smaller micro-batches.
                     recipe = guard.recipe
                     change_recipe(run, recipe)
                 if shows and rank() == 0:

@@ -29,8 +29,7 @@ from mlxlava.training.memory_plan import micro_batch_counts
 MAX_TRIES = 3  # with ever lower learning rates, from one checkpoint
 
 _RATE_FACTOR = 0.5
-# A term explodes when it is so many times larger than all of its values before. Healthy runs stay far below
-# (docs/reliability.md).
+# A term explodes when it is so many times larger than all of its values before.
 _EXPLOSION_FACTOR = 1e3
 _EXPLOSION_FLOOR = 1.0  # smaller values before count as this one
 _VALUES_BEFORE = 100  # so many last values of a term are kept
