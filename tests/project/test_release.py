@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -35,7 +36,16 @@ def test_the_version_stands_in_one_place_of_the_code() -> None:
 
 def test_commits_are_held_to_what_make_check_runs() -> None:
     hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    # `make test` hands its own flags on, and a make within a make says where it is.
+    outside = {
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    }
     asked = subprocess.run(
-        ["make", "-n", "check", "-o", ".venv/.dev"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "-n", "check", "-o", ".venv/.dev"],
+        cwd=ROOT,
+        env=outside,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert re.findall(r"^ +entry: (.+)$", hooks, re.MULTILINE) == asked.stdout.splitlines()
