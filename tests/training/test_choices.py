@@ -81,7 +81,11 @@ def test_what_is_given_is_not_chosen(video: Path, tmp_path: Path) -> None:
     }
     run = mlxlava.train(video, run=tmp_path / "run", settings={**TINY, **given}, steps=1).run
     config = json.loads((run / "config.json").read_text())
-    assert {each["setting"] for each in config["choices"]} == {"loss.colour", "loss.elbo_weight"}
+    assert {each["setting"] for each in config["choices"]} == {
+        "loss.colour",
+        "loss.elbo_weight",
+        "generator.state_size",
+    }
     assert config["recipe"]["data"]["crop"] == "centre"
 
 
@@ -127,7 +131,9 @@ def footage_of(count: int, cuts: tuple[int, ...] = ()) -> Footage:
 def test_settings_for_little_footage_fade_out() -> None:
     recipe = load_recipe("lava")
     free = free_settings("lava", ())
-    found = [choose_for_footage(recipe, footage_of(count), free)[0].loss for count in (300, 1300, 5000)]
+    recipes = [choose_for_footage(recipe, footage_of(count), free)[0] for count in (300, 1300, 5000)]
+    assert [each.generator.state_size for each in recipes] == [16, 32, 64]
+    found = [each.loss for each in recipes]
     assert [each.d_start for each in found] == [0.7, pytest.approx(0.52, abs=0.02), 0.4]
     assert [each.shift for each in found] == [0.06, 0.06, 0.0]
 

@@ -74,7 +74,7 @@ def find_training_start(
     initial_arrays = None
     if init is not None:
         base, initial_arrays = _recipe_and_initial_arrays(init, base, changes)
-        free -= {"data.size"}
+        free -= {"data.size", "generator.state_size"}  # those of the weights
     return TrainingStart(override(base, changes), sources, prepared_size is not None, free, initial_arrays)
 
 

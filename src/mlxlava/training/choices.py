@@ -35,8 +35,10 @@ _STEPS_BELOW_WHICH_TO_AUGMENT = (
     3000  # learned steps of footage: with less, what the discriminator sees is shifted and tinted
 )
 
-# Settings that are known to help with 326 learned steps (docs/training.md).
-_SETTINGS_FOR_LITTLE_FOOTAGE = {"loss.d_start": 0.7, "loss.elbo_weight": 0.01}
+# Settings that are known to help with some 300 learned steps (docs/training.md). Encoded states of so few moments
+# fill 16 directions. In 64 most random states would lie far from all of them, and be mixtures of pictures.
+_SETTINGS_FOR_LITTLE_FOOTAGE = {"loss.d_start": 0.7, "loss.elbo_weight": 0.01, "generator.state_size": 16}
+_STATE_SIZE_UNIT = 4  # sizes of states are multiples of this
 _AUGMENTATION_SETTINGS = {"loss.shift": 0.06, "loss.colour": 0.05}
 
 _CHOSEN_SETTINGS = (
@@ -150,11 +152,13 @@ def choose_for_footage(
     )
     reason = f"there are only {count} learned steps of footage"
     if share > 0 and recipe.loss.d_start > 0:
+        usual_values = {name: value for name, value, _ in setting_rows(recipe)}
         for setting, value in _SETTINGS_FOR_LITTLE_FOOTAGE.items():
             if setting in free:
-                usual = getattr(recipe.loss, setting.removeprefix("loss."))
-                mixed = usual * (value / usual) ** share
-                choices.append(Choice(setting, float(f"{mixed:.2g}"), reason))
+                usual = usual_values[setting]
+                mixed = float(f"{usual * (value / usual) ** share:.2g}")
+                is_size = setting == "generator.state_size"
+                choices.append(Choice(setting, _round_state_size(mixed) if is_size else mixed, reason))
     if count < _STEPS_BELOW_WHICH_TO_AUGMENT and recipe.loss.kind == "relativistic":
         choices += [
             Choice(setting, value, reason)
@@ -164,10 +168,14 @@ def choose_for_footage(
     return _apply(recipe, choices), choices
 
 
+def _round_state_size(size: float) -> int:
+    return _STATE_SIZE_UNIT * max(1, round(size / _STATE_SIZE_UNIT))
+
+
 def say_choices(choices: Sequence[Choice]) -> None:
     """Print a line for each choice."""
     for choice in choices:
-        value = format_size(choice.value, "x") if choice.setting.endswith("size") else choice.value
+        value = format_size(choice.value, "x") if isinstance(choice.value, list) else choice.value
         say(f"train: {choice.setting} = {value}: {choice.reason}")
 
 
