@@ -312,3 +312,26 @@ def test_a_training_ends_well_without_the_extra_of_the_score(monkeypatch: pytest
     done = mlxlava.train(settings=TINY, steps=1)
     monkeypatch.setitem(sys.modules, "scipy", None)
     assert 'install "mlxlava[score]"' in score_finished_run(done.run)
+
+
+@needs_score
+@pytest.mark.usefixtures("_eager")
+def test_the_end_of_footage_can_be_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from mlxlava.api.ending import score_finished_run
+    from mlxlava.footage.from_settings import prepare_from_settings
+
+    data = override(load_recipe("lava"), {"data.size": (16, 16), "data.lamp_minutes": 1.0}).data
+    prepared = prepare_from_settings([], data)
+    settings = {**TINY, "data.size": (16, 16), "data.held_out": 0.25}
+    done = mlxlava.train(prepared.path, settings=settings, steps=1)
+    config = json.loads((done.run / "config.json").read_text())
+    assert config["footage"]["frames"] == 225
+    assert mlxlava.resume(done.run, steps=2).step == 2
+    # The background is the mean of what was learned, not of the whole footage.
+    learned = np.asarray(prepared.frames[:225]) / 255
+    background = 1 / (1 + np.exp(-np.array(mlxlava.load(done.run).weights.arrays["generator"]["background"])))
+    assert np.allclose(background, np.clip(learned.mean(0), 1 / 255, 1 - 1 / 255), atol=1e-3)
+    assert "against the end of its footage" in score_finished_run(done.run)
+    result = mlxlava.score(done.run, prepared.path, frames=64)
+    assert "the last 25% of" in capsys.readouterr().err
+    assert len(result["held_out_clips"]) == result["clips"]

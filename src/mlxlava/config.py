@@ -94,6 +94,11 @@ class Data:
         5.0, "frames a second of the built-in lamp when it is learned", within="(0, 1000]"
     )
     lamp_theme: str = _setting("classic", "colour theme of the built-in lamp when it is learned")
+    held_out: float = _setting(
+        0.0,
+        "share of the footage, at its end, that is not learned from; the lamp is scored on it",
+        within="[0, 0.5]",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

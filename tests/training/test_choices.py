@@ -133,6 +133,7 @@ def test_settings_for_little_footage_fade_out() -> None:
     free = free_settings("lava", ())
     recipes = [choose_for_footage(recipe, footage_of(count), free)[0] for count in (300, 1300, 5000)]
     assert [each.generator.state_size for each in recipes] == [16, 32, 64]
+    assert [each.data.held_out for each in recipes] == [0, 0, 0.1]
     found = [each.loss for each in recipes]
     assert [each.d_start for each in found] == [0.7, pytest.approx(0.52, abs=0.02), 0.4]
     assert [each.shift for each in found] == [0.06, 0.06, 0.0]

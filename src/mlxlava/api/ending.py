@@ -35,8 +35,9 @@ def is_finished(done: TrainedRun) -> bool:
 def score_finished_run(run: Path) -> str:
     """Score a run quickly, and put the score into its report.
 
-    Of a user's footage every second eighth is set against the other eighths. The lamp has learned from all of
-    it, so this is not a test on unseen footage. The built-in lamp is rendered from another seed.
+    It is scored against the end of the footage, if that was held out (``data.held_out``). If not, every
+    second eighth of the footage is set against the other eighths. Then the lamp has learned from all of it,
+    so this is not a test on unseen footage. The built-in lamp is rendered from another seed.
 
     Returns:
         A sentence with the score, or why there is none.
@@ -68,9 +69,11 @@ def _real_footage(run: Path, weights: Weights) -> tuple[Footage, Footage | None,
     """The footage that a run has learned from, footage that is held out or None, and words for that."""
     about: dict[str, Any] = weights.about["footage"]
     footage = open_footage(about["prepared"])
+    recipe = weights.recipe
+    if recipe.data.held_out:
+        return *footage.split(recipe.data.held_out), "the end of its footage, which it has not learned from"
     if about["sources"]:
         return footage, None, "every second eighth of its own footage"
-    recipe = weights.recipe
     data = dataclasses.replace(recipe.data, lamp_minutes=min(_LAMP_MINUTES, recipe.data.lamp_minutes))
     held_out = prepare_from_settings([], data, seed=recipe.training.seed + 1)
     return footage, held_out, "a lamp of another seed"

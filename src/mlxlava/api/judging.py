@@ -33,8 +33,9 @@ def score(
     Args:
         weights: shipped weights by name, a folder of weights, or a run; ``lava`` when None.
         footage: the footage that the lamp was trained on. It may be None if that was the built-in lamp.
-        held_out: footage of the same lamp that it was not trained on. If None, ``footage`` is cut into eight
-            blocks, and every second block is held out. The built-in lamp is rendered from another seed
+        held_out: footage of the same lamp that it was not trained on. If None, it is the end of ``footage``,
+            if the lamp was trained without that (``data.held_out``). If it was not, ``footage`` is cut into
+            eight blocks, and every second block is held out. The built-in lamp is rendered from another seed
             instead.
         frames: largest number of frames to draw.
         seed: seed of the drawn lamps.

@@ -25,7 +25,8 @@ def open_real_footage(
     Args:
         weights: a learned lamp.
         source: training footage of the weights: a video, a folder of images, or prepared footage.
-        held_out: footage of the same lamp that the weights were not trained on.
+        held_out: footage of the same lamp that the weights were not trained on. If None, it is the end of
+            ``source``, if the weights were trained without that (``data.held_out``).
 
     Returns:
         The training footage, and the held-out footage or None.
@@ -35,9 +36,12 @@ def open_real_footage(
     """
     data, seed = weights.recipe.data, weights.recipe.training.seed
     if source is not None:
-        return _open_at_true_speed(weights, source), _open_at_true_speed(
-            weights, held_out
-        ) if held_out else None
+        footage = _open_at_true_speed(weights, source)
+        if held_out is not None:
+            return footage, _open_at_true_speed(weights, held_out)
+        if data.held_out:
+            say(f"score: the last {data.held_out:.0%} of {source} is held out, as it was in training")
+        return footage.split(data.held_out)
     learned = weights.about.get("footage", {}).get("sources", [])
     if learned:
         raise UserError(f"score: these weights learned from {', '.join(learned)}; give it with --footage")

@@ -69,6 +69,22 @@ class Footage:
         """Number of frames of the longest piece without a cut."""
         return int(self._segment_starts_and_clip_counts(1)[1].max())
 
+    def split(self, held_out: float) -> tuple[Footage, Footage | None]:
+        """The footage without its end, and its end.
+
+        Args:
+            held_out: share of the frames that are at the end, in [0, 0.5]; 0 for no end.
+        """
+        count = len(self.frames) - round(held_out * len(self.frames))
+        if count == len(self.frames):
+            return self, None
+        return self._piece(0, count), self._piece(count, len(self.frames))
+
+    def _piece(self, start: int, stop: int) -> Footage:
+        """The frames from ``start`` to ``stop``, with the cuts between them."""
+        cuts = tuple(cut - start for cut in self.cuts if start < cut < stop)
+        return dataclasses.replace(self, frames=self.frames[start:stop], cuts=cuts)
+
     def require_clip(self, seq_len: int) -> None:
         """Raise UserError unless there is at least one clip of ``seq_len`` frames."""
         if self.clip_count(seq_len) == 0:

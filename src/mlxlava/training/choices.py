@@ -35,10 +35,13 @@ _STEPS_BELOW_WHICH_TO_AUGMENT = (
     3000  # learned steps of footage: with less, what the discriminator sees is shifted and tinted
 )
 
-# Settings that are known to help with some 300 learned steps (docs/training.md). Encoded states of so few moments
-# fill 16 directions. In 64 most random states would lie far from all of them, and be mixtures of pictures.
-_SETTINGS_FOR_LITTLE_FOOTAGE = {"loss.d_start": 0.7, "loss.elbo_weight": 0.01, "generator.state_size": 16}
+# These are known to help with some 300 learned steps (docs/training.md).
+_SETTINGS_FOR_LITTLE_FOOTAGE = {"loss.d_start": 0.7, "loss.elbo_weight": 0.01}
+# Encoded states of so few moments fill some 16 directions. In 64, most random states would be far from all of
+# them, and their pictures would be mixtures.
+_STATE_SIZE, _LITTLE_FOOTAGE_STATE_SIZE = "generator.state_size", 16
 _STATE_SIZE_UNIT = 4  # sizes of states are multiples of this
+_HELD_OUT_SHARE = 0.1  # of footage that is not little: what it loses is hardly missed
 _AUGMENTATION_SETTINGS = {"loss.shift": 0.06, "loss.colour": 0.05}
 
 _CHOSEN_SETTINGS = (
@@ -47,7 +50,9 @@ _CHOSEN_SETTINGS = (
     "growth.start_size",
     "data.every_nth",
     "data.seq_len",
+    "data.held_out",
     *_SETTINGS_FOR_LITTLE_FOOTAGE,
+    _STATE_SIZE,
     *_AUGMENTATION_SETTINGS,
 )
 
@@ -143,33 +148,30 @@ def choose_for_footage(
         choices += _choose_length(recipe, footage)
     else:
         footage.require_clip(recipe.data.seq_len)
-    count = len(footage.frames)
-    share = min(
-        1.0,
-        max(
-            0.0, math.log(_MUCH_FOOTAGE_STEPS / count) / math.log(_MUCH_FOOTAGE_STEPS / _LITTLE_FOOTAGE_STEPS)
-        ),
-    )
-    reason = f"there are only {count} learned steps of footage"
-    if share > 0 and recipe.loss.d_start > 0:
-        usual_values = {name: value for name, value, _ in setting_rows(recipe)}
-        for setting, value in _SETTINGS_FOR_LITTLE_FOOTAGE.items():
-            if setting in free:
-                usual = usual_values[setting]
-                mixed = float(f"{usual * (value / usual) ** share:.2g}")
-                is_size = setting == "generator.state_size"
-                choices.append(Choice(setting, _round_state_size(mixed) if is_size else mixed, reason))
-    if count < _STEPS_BELOW_WHICH_TO_AUGMENT and recipe.loss.kind == "relativistic":
-        choices += [
-            Choice(setting, value, reason)
-            for setting, value in _AUGMENTATION_SETTINGS.items()
-            if setting in free
-        ]
+    wanted = _settings_for_amount(recipe, len(footage.frames))
+    choices += [choice for choice in wanted if choice.setting in free]
     return _apply(recipe, choices), choices
 
 
-def _round_state_size(size: float) -> int:
-    return _STATE_SIZE_UNIT * max(1, round(size / _STATE_SIZE_UNIT))
+def _settings_for_amount(recipe: Recipe, count: int) -> list[Choice]:
+    """What helps with ``count`` learned steps of footage: other settings for a few, a hold-out for many."""
+    if count >= _MUCH_FOOTAGE_STEPS:
+        return [
+            Choice("data.held_out", _HELD_OUT_SHARE, "the score needs footage that the lamp has not seen")
+        ]
+    reason = f"there are only {count} learned steps of footage"
+    choices = []
+    if recipe.loss.d_start > 0:
+        share = math.log(_MUCH_FOOTAGE_STEPS / count) / math.log(_MUCH_FOOTAGE_STEPS / _LITTLE_FOOTAGE_STEPS)
+        usual = {name: value for name, value, _ in setting_rows(recipe)}
+        for setting, least in _SETTINGS_FOR_LITTLE_FOOTAGE.items():
+            mixed = usual[setting] * (least / usual[setting]) ** min(1, share)
+            choices.append(Choice(setting, float(f"{mixed:.2g}"), reason))
+        size = usual[_STATE_SIZE] * (_LITTLE_FOOTAGE_STATE_SIZE / usual[_STATE_SIZE]) ** min(1, share)
+        choices.append(Choice(_STATE_SIZE, _STATE_SIZE_UNIT * round(size / _STATE_SIZE_UNIT), reason))
+    if count < _STEPS_BELOW_WHICH_TO_AUGMENT and recipe.loss.kind == "relativistic":
+        choices += [Choice(setting, value, reason) for setting, value in _AUGMENTATION_SETTINGS.items()]
+    return choices
 
 
 def say_choices(choices: Sequence[Choice]) -> None:

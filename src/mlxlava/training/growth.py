@@ -71,7 +71,7 @@ def without_upsampler(arrays: Tree) -> Tree:
 def recipe_of_smaller_lamp(recipe: Recipe) -> Recipe:
     """The recipe of the smaller lamp that a recipe grows from; it learns the same footage."""
     small = load_recipe(recipe.growth.start_recipe)
-    same = ("every_nth", "source_fps", "crop", "lamp_minutes", "lamp_fps", "lamp_theme")
+    same = ("every_nth", "source_fps", "crop", "lamp_minutes", "lamp_fps", "lamp_theme", "held_out")
     settings = {f"data.{name}": getattr(recipe.data, name) for name in same}
     settings |= {"data.size": recipe.growth.start_size, "training.seed": recipe.training.seed}
     if recipe.growth.start_steps:
@@ -103,6 +103,7 @@ def grown_recipe(recipe: Recipe, small: Recipe, size: tuple[int, int]) -> Recipe
             "data.size": size,
             "data.every_nth": small.data.every_nth,  # the state step has learned how much time a step spans
             "data.seq_len": small.data.seq_len,
+            "data.held_out": small.data.held_out,
             "data.drawn_frames": small.data.drawn_frames,
             "data.batch_size": max(1, round(growth.frames / frames_of_clip)),
             # Only the upsampling network learns. It needs neither an encoder nor a discriminator.

@@ -135,6 +135,7 @@ def begin_run(
     footage = _prepare_footage(sources, recipe)
     recipe, more = choose_for_footage(recipe, footage, free)
     say_choices(more)
+    footage, _ = footage.split(recipe.data.held_out)
     make_run_folder(
         folder,
         recipe,
@@ -199,6 +200,7 @@ def _resume_locked_run(folder: Path, steps: int | None, minutes: float | None, m
         raise UserError(
             f"train: the footage of {folder} has changed since it began; begin a new run (--init {folder})"
         )
+    footage, _ = footage.split(recipe.data.held_out)
     clips_of_this_rank(recipe)
     config = {**before, "recipe": recipe_to_dict(recipe)}
     if steps is not None or minutes is not None:
