@@ -67,7 +67,7 @@ def test_layers_are_those_of_the_networks(name: str, request: pytest.FixtureRequ
     assert counted(floor.state_step_layers(recipe)) == kernels("dynamics") + 2 * bases
 
 
-def test_duralava_takes_what_the_design_says() -> None:
+def test_a_step_of_duralava_takes_346_billion_operations() -> None:
     cost = floor.step_cost(load_recipe("duralava"), "plain")
     assert cost.flops == pytest.approx(346e9, rel=0.02)
     assert cost.min_seconds(matmul_rate=1e11, copy_rate=1e12) == pytest.approx(cost.flops / 1e11)
