@@ -109,6 +109,24 @@ def make_folder(folder: Path) -> None:
         sync_folder(each.parent)
 
 
+def require_space(place: Path | int, needed: float, what: str, advice: str) -> None:
+    """Refuse to begin what would fill a disk.
+
+    Args:
+        place: a folder on the disk, or the descriptor of an open file.
+        needed: bytes to be written.
+        what: what is to be written, in the plural; the message begins with it.
+        advice: how the user can write less.
+
+    Raises:
+        UserError: the disk has less room.
+        OSError: there is no such place.
+    """
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise UserError(f"{what} take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; {advice}")
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder. A process that is killed meanwhile leaves all of it, or a draft, which is not seen.
 
@@ -149,9 +167,8 @@ class Draft:
     """A file or a folder that has a temporary name while it is written, and takes its real name at the end.
 
     The temporary name is in the same folder: ``.NAME.mlxlava-1a2b3c4d.tmp``. A draft is locked (flock) as
-        long as
-    its process lives. So a draft without a lock was left by a process that was killed, and the next draft in
-    the same folder removes it. If a file system has no locks, such a draft stays.
+    long as its process lives. So a draft without a lock was left by a process that was killed, and the next
+    draft in the same folder removes it. If a file system has no locks, such a draft stays.
 
     A draft is a context manager. A draft that is not finished is removed at the end of the block.
 

@@ -460,6 +460,32 @@ def test_output_that_cannot_be_written_is_one_line(run: Run, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("command", "limit"),
+    [
+        (("loop", "--speed", "1e6"), "1000"),
+        (("loop", "--seconds", "1e308"), "100000000"),
+        (("loop", "--fps", "0.0001"), "0.001"),
+        (("lamp", "--seconds", "inf"), "100000000"),
+        (("lamp", "--speed", "nan"), "nan"),
+        (("train", "--minutes", "nan"), "nan"),
+        (("plan", "--memory", "inf"), "1000000"),
+    ],
+)
+def test_numbers_that_nobody_means_are_one_line_with_the_limit(
+    command: tuple[str, ...], limit: str, run: Run
+) -> None:
+    refuses(run(*command), command[1], limit)
+
+
+def test_a_large_lamp_that_cannot_be_written_is_refused_before_it_is_made(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulated_lamp, "SimulatedLamp", lambda *_, **__: pytest.fail("made"))
+    refuses(run("lamp", "--size", "4096", "--scale", "64", "-o", "a.mp4"), "262144x262144", "--scale")
+    refuses(run("lamp", "--size", "4096", "--seconds", "1e8", "-o", "a.raw"), "GB are free", "mp4")
+
+
 def test_a_full_disk_leaves_no_part_of_a_file(tmp_path: Path) -> None:
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"

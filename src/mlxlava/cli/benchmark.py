@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from mlxlava.cli.help import example
-from mlxlava.cli.options import debug_option
+from mlxlava.cli.options import debug_option, positive_number
 
 
 @click.command(
@@ -19,7 +19,7 @@ from mlxlava.cli.options import debug_option
 @click.option(
     "--memory",
     metavar="GB",
-    type=click.FloatRange(0, min_open=True),
+    type=positive_number(),
     help="Skip what would take more; the machine's memory when not given.",
 )
 @debug_option

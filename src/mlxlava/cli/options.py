@@ -1,7 +1,8 @@
-"""Options that several commands share, and the type of a size."""
+"""Options that several commands share, and the types of their values."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,22 @@ class _SizeType(click.ParamType):  # type: ignore[type-arg]  # generic only for 
 
 
 SIZE_TYPE = _SizeType()
+
+
+class NumberRange(click.FloatRange):
+    """A number within bounds. Click alone would also take ``nan``, which no bound excludes."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number, or an error that has the bounds."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a number within bounds.", param, ctx)
+        return number
+
+
+def positive_number(most: int = 10**6) -> NumberRange:
+    """The type of an option that takes a number above 0, and at most ``most``."""
+    return NumberRange(0, most, min_open=True)
 
 
 def combine_options(*decorators: Decorator) -> Decorator:
@@ -49,10 +66,10 @@ cropping_options = combine_options(
         metavar="X,Y,W,H|auto",
         help="Part of the picture. When not given, train finds the lamp, and footage takes the centre.",
     ),
-    click.option("--every-nth", type=click.IntRange(1), help="Keep every n-th frame."),
+    click.option("--every-nth", type=click.IntRange(1, 10**6), help="Keep every n-th frame."),
     click.option(
         "--source-fps",
-        type=click.FloatRange(0, min_open=True),
+        type=positive_number(),
         metavar="F",
         help="True frames a second, where the files tell none or a wrong one.",
     ),

@@ -9,7 +9,7 @@ import click
 
 from mlxlava.cli.completion import complete_weights
 from mlxlava.cli.help import example
-from mlxlava.cli.options import SIZE_TYPE, combine_options, debug_option
+from mlxlava.cli.options import SIZE_TYPE, NumberRange, combine_options, debug_option, positive_number
 from mlxlava.config import SCREENS
 
 
@@ -27,16 +27,18 @@ playing_options = combine_options(
         "--format", metavar="NAME", help="mp4, webm, gif, apng, webp, y4m, raw; by the ending of FILE."
     ),
     click.option("--forever", is_flag=True, help="Until Ctrl-C, or until nobody reads any more."),
-    click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Play time; 10 for a file."),
-    click.option("--frames", type=click.IntRange(1), help="Play time in frames."),
+    click.option("--seconds", type=positive_number(10**8), help="Play time; 10 for a file."),
+    click.option("--frames", type=click.IntRange(1, 10**9), help="Play time in frames."),
     click.option(
         "--fps",
-        type=click.FloatRange(0, 1000, min_open=True),
+        # A file's rate is a fraction with a denominator of at most 1001.
+        type=NumberRange(0.001, 1000),
         help="Frames a second; 30 when not given, in a window the display's rate.",
     ),
     click.option(
         "--speed",
-        type=click.FloatRange(0, min_open=True),
+        # At 1000, thirty frames a second are 170 learned steps of the shipped lamp apart.
+        type=positive_number(1000),
         default=1.0,
         show_default=True,
         help="How much faster than true time the lamp moves.",
@@ -118,4 +120,6 @@ def lamp(size: tuple[int, int], theme: str, seed: int, **playing: Any) -> None:
     from mlxlava.footage.simulated_lamp import ThemeLibrary
     from mlxlava.playback.player import PlaybackOptions, play_lamp
 
-    play_lamp(ThemeLibrary(size), PlaybackOptions(name="lamp.mp4", **playing).resolve(), theme, seed)
+    options = PlaybackOptions(name="lamp.mp4", **playing).resolve()
+    options.require_room(size)  # before the lamp is made, which takes seconds if it is large
+    play_lamp(ThemeLibrary(size), options, theme, seed)

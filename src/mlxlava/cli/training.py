@@ -13,7 +13,7 @@ import click
 import mlxlava
 from mlxlava.cli.completion import complete_recipes, complete_settings, complete_weights
 from mlxlava.cli.help import example
-from mlxlava.cli.options import SIZE_TYPE, cropping_options, debug_option
+from mlxlava.cli.options import SIZE_TYPE, cropping_options, debug_option, positive_number
 from mlxlava.config import WATCH_SCREENS, format_size, parse_settings
 from mlxlava.errors import UserError
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     help="Weights to start from; smaller ones grow to --size.",
 )
 @click.option("--steps", type=click.IntRange(1), help="Training steps in all.")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Be finished after so many minutes.")
+@click.option("--minutes", type=positive_number(), help="Be finished after so many minutes.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Seed of weights, clips and states.")
 @click.option(
     "--set",
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--memory",
-    type=click.FloatRange(0, min_open=True),
+    type=positive_number(),
     metavar="GB",
     help="Work on a batch in parts so that MLX's arrays stay below this; see mlxlava plan. "
     "On a GPU the device's memory when not given.",
@@ -159,9 +159,7 @@ def _require_no_changes(sources: Sequence[str], changes: Mapping[str, Any]) -> N
 
 
 @click.command(epilog=example("mlxlava plan --memory 8 --size 128", "what fits into 8 GB at 128×128"))
-@click.option(
-    "--memory", type=click.FloatRange(0, min_open=True), metavar="GB", help="This machine's when not given."
-)
+@click.option("--memory", type=positive_number(), metavar="GB", help="This machine's when not given.")
 @click.option(
     "--recipe",
     metavar="NAME|FILE",

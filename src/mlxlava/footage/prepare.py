@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import math
-import shutil
 import struct
 from array import array
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from mlxlava.footage.dataset import FOOTAGE_FORMAT_VERSION, Footage, read_footag
 from mlxlava.footage.pictures import list_pictures
 from mlxlava.footage.source import OddityCounts, Source, describe_oddities, open_source
 from mlxlava.footage.timing import TimeGrid
-from mlxlava.paths import atomic_folder, cache_folder, is_system_file, is_taken
+from mlxlava.paths import atomic_folder, cache_folder, is_system_file, is_taken, require_space
 from mlxlava.resize import resize
 
 LAMP_COUNT = 4  # different lamps in the built-in footage, so that a model cannot memorise one lamp
@@ -241,13 +240,12 @@ def prepare_lamp(
 
 def _require_space(file: Path, frames: float, size: tuple[int, int]) -> None:
     """Raise UserError where the frames to be written into a file are more than its disk has room for."""
-    needed, free = frames * math.prod(size) * 3, shutil.disk_usage(file.parent).free
-    if needed > free:
-        raise UserError(
-            f"footage: {frames:.0f} frames of {format_size(size)} take {needed / 1e9:.1f} GB, and "
-            f"{free / 1e9:.1f} GB are free; give less footage or fewer minutes, a smaller --size or a larger "
-            "--every-nth"
-        )
+    require_space(
+        file.parent,
+        frames * math.prod(size) * 3,
+        f"footage: {frames:.0f} frames of {format_size(size)}",
+        "give less footage or fewer minutes, a smaller --size or a larger --every-nth",
+    )
 
 
 def _hash_settings(inputs: dict[str, Any]) -> str:

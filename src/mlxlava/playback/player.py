@@ -22,7 +22,15 @@ from mlxlava.playback.screens import Screen
 from mlxlava.playback.screens.foreign_window import named_window
 from mlxlava.playback.screens.terminal import Terminal, understands_escape_sequences
 from mlxlava.playback.session import FrameSource, Library, Session
-from mlxlava.playback.writers import OutputFile, PipeClosed, Writer, check_quality, choose_format, open_writer
+from mlxlava.playback.writers import (
+    OutputFile,
+    PipeClosed,
+    Writer,
+    check_quality,
+    choose_format,
+    open_writer,
+    require_room,
+)
 
 _DEFAULT_FPS = 30.0  # frame rate if neither the user nor the screen asks for another
 _FPS_WHILE_HIDDEN = 2.0  # frame rate while nobody can see the screen
@@ -147,6 +155,16 @@ class PlaybackOptions:
         seconds = 10.0 if self.seconds is None else self.seconds
         return max(1, math.ceil(seconds * self.file_fps - 1e-6))
 
+    def require_room(self, size: tuple[int, int]) -> None:
+        """Refuse frames of this height and width whose file would be too large, before any is drawn.
+
+        Raises:
+            UserError: the frames are too large, or the disk has no room for so many of them.
+        """
+        if self.target is not None:
+            name = choose_format(self.target, self.format)
+            require_room(self.target, name, size, self.scale, self.frame_count)
+
     @property
     def loop_period(self) -> float:
         """Seconds of the lamp's time in a seamless clip. Its play time is 10 s if the play has no end."""
@@ -189,6 +207,7 @@ def play_lamp(library: Library, options: PlaybackOptions, name: str, seed: int =
                     format=options.format,
                     scale=options.scale,
                     quality=options.quality,
+                    frames=options.frame_count,
                 )
             )
         screen = None if options.screen == "none" else stack.enter_context(open_screen(options, session))

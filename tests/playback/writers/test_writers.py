@@ -268,6 +268,33 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_starts(name: str
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.parametrize("name", WRITER_OF_FORMAT)
+def test_an_uncompressed_file_that_its_disk_has_no_room_for_is_not_begun(name: str, tmp_path: Path) -> None:
+    path = tmp_path / f"lava.{name}"
+    refused = name in ("y4m", "raw")
+    expected = pytest.raises(UserError, match=r"are free; play for a shorter time")
+    with (
+        expected if refused else contextlib.nullcontext(),
+        open_writer(str(path), size=(64, 64), fps=FPS, frames=10**15) as writer,
+    ):
+        assert not refused
+        writer.write(noise(1)[0])
+    assert path.exists() == (not refused)
+
+
+def test_a_stream_may_be_longer_than_a_disk_unless_it_goes_to_one(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mlxlava", "lamp", "--size", "16", "--seconds", "1e8", "--fps", "1000"]
+    command += ["--format", "raw", "-o", "-"]
+    with (tmp_path / "file").open("wb") as file:
+        ended = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, "are free" in ended.stderr) == (2, True), ended.stderr
+    assert not (tmp_path / "file").stat().st_size
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        assert len(process.stdout.read(100_000)) == 100_000
+        process.stdout.close()
+
+
 @contextlib.contextmanager
 def files_end_at(size: int) -> Iterator[None]:
     """Let no file of this process and its children grow beyond ``size`` bytes."""

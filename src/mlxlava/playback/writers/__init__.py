@@ -5,7 +5,13 @@ in base.py. Frames are uint8 (H, W, 3).
 """
 
 from mlxlava.playback.writers.base import Frame, OutputFile, PipeClosed, Writer, unbuffered_stdout, write_all
-from mlxlava.playback.writers.formats import WRITER_OF_FORMAT, check_quality, choose_format, open_writer
+from mlxlava.playback.writers.formats import (
+    WRITER_OF_FORMAT,
+    check_quality,
+    choose_format,
+    open_writer,
+    require_room,
+)
 
 __all__ = [
     "WRITER_OF_FORMAT",
@@ -16,6 +22,7 @@ __all__ = [
     "check_quality",
     "choose_format",
     "open_writer",
+    "require_room",
     "unbuffered_stdout",
     "write_all",
 ]

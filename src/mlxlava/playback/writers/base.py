@@ -21,8 +21,6 @@ from mlxlava.resize import enlarge
 
 Frame = npt.NDArray[np.uint8]
 
-_MAX_FRAME_PIXELS = 2**26  # of an enlarged frame, 200 MB
-
 # The qualities (0 to 100) at which a lossy format names the settings of its encoder. A quality stands for the
 # same peak signal-to-noise ratio in every format, measured on a lamp at 256×256 (docs/playing.md, "Quality").
 QUALITY_LEVELS = (0, 25, 50, 75, 100)
@@ -62,11 +60,14 @@ class FormatWriter(Writer, Protocol):
     Attributes:
         endings: file endings that name this format, without the dot.
         can_be_piped: whether it can be written to stdout.
+        bytes_per_pixel: bytes of a pixel in the file; None for a compressed format, where they depend on the
+            pictures.
         encoder_settings: settings of the encoder at ``QUALITY_LEVELS``; None for a lossless format.
     """
 
     endings: ClassVar[tuple[str, ...]]
     can_be_piped: ClassVar[bool]
+    bytes_per_pixel: ClassVar[int | None]
     encoder_settings: ClassVar[EncoderSettings]
 
     def __init__(self, path: str, size: tuple[int, int], rate: Fraction, quality: int) -> None: ...
@@ -139,13 +140,8 @@ class OutputFile:
                 self._draft = Draft(self._final)
             elif self._final is not None and self._final.is_dir():
                 raise IsADirectoryError(errno.EISDIR, "is a folder; name a file in it")
-            enlarged = (size[0] * scale, size[1] * scale)
-            if enlarged[0] * enlarged[1] > _MAX_FRAME_PIXELS:
-                raise UserError(
-                    f"play: frames of {enlarged[0]}x{enlarged[1]} (HxW) are larger than {_MAX_FRAME_PIXELS} "
-                    "pixels, the most that is written; give a smaller --scale"
-                )
             path = self._final if self._draft is None else self._draft.path
+            enlarged = (size[0] * scale, size[1] * scale)
             self._writer = format("-" if path is None else str(path), enlarged, rate, quality)
         except BaseException as error:
             self._discard_draft()

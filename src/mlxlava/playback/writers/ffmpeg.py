@@ -44,6 +44,7 @@ class _FfmpegWriter:
     """
 
     can_be_piped: ClassVar[bool] = False
+    bytes_per_pixel: ClassVar[int | None] = None
     encoder_settings: ClassVar[EncoderSettings]
     options: str
 

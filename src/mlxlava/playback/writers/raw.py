@@ -24,6 +24,7 @@ class _UncompressedWriter:
     """A header, then the same number of bytes for each frame."""
 
     can_be_piped: ClassVar[bool] = True
+    bytes_per_pixel: ClassVar[int | None] = 3
     encoder_settings: ClassVar[EncoderSettings] = None
 
     def __init__(self, path: str, header: bytes, frame_bytes: int) -> None:
