@@ -18,13 +18,14 @@ from mlxlava.text import clean_text
 
 OnProgress = Callable[[float, "float | None", str], None]
 
-_MIN_SECONDS_BETWEEN_LINES = 10.0  # seconds between plain lines
-_KEPT_MESSAGES = 200
+_MIN_SECONDS_BETWEEN_LINES = 10.0  # of progress that is not shown on a terminal
+_MAX_KEPT_MESSAGES = 200
 _MAX_SHOWN = 2000  # characters of a cell or of a value
 
-
 _is_muted = False
-_messages: deque[str] = deque(maxlen=_KEPT_MESSAGES)
+_messages: deque[str] = deque(maxlen=_MAX_KEPT_MESSAGES)
+_cached_console: Console | None = None
+_stream_of_cached_console: TextIO | None = None
 
 
 def mute() -> None:
@@ -152,7 +153,3 @@ def _stderr_console() -> Console:
         _stream_of_cached_console = stream
         _cached_console = Console(file=cast(TextIO, _LastingStream(stream)))
     return _cached_console
-
-
-_cached_console: Console | None = None
-_stream_of_cached_console: TextIO | None = None

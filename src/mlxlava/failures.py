@@ -18,49 +18,65 @@ _DEVICE_FAILURE_PATTERN = re.compile(
     re.DOTALL,
 )
 
-# Each row has a pattern, the cause in plain words, an advice, and whether less work at once would help. The
-# first pattern that is found in the text counts.
-_CAUSES_AND_ADVICE = (
-    (
+_MAX_TEXT_CHARACTERS = 200  # characters of MLX's own text that are shown
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cause:
+    """A cause of failures, in plain words.
+
+    Attributes:
+        pattern: what is found in MLX's text.
+        what: the cause.
+        advice: what the user can do.
+        less_work_helps: whether less work at once would help.
+        out_of_memory: whether it is a lack of memory.
+    """
+
+    pattern: str
+    what: str
+    advice: str
+    less_work_helps: bool = True
+    out_of_memory: bool = False
+
+
+_CAUSES = (  # the first whose pattern is found counts
+    _Cause(
         r"OutOfMemory|Insufficient Memory|out of memory|Unable to allocate|OUT_OF_MEMORY|ALLOC_FAILED",
         "there was not enough memory for MLX's arrays",
         "close other programs that take memory, and try again",
-        True,
+        out_of_memory=True,
     ),
-    (
+    _Cause(
         r"maximum allowed buffer size|maximum Metal buffer size|Resource limit",
         "an array was larger than this GPU allows, or there were too many of them",
         "work on less at once",
-        True,
+        out_of_memory=True,
     ),
-    (
+    _Cause(
         r"Impacting ?Interactivity",
         "macOS stopped the GPU's work, since the display had to wait for it",
         "try again while the display is off or nothing else is shown",
-        True,
     ),
-    (
+    _Cause(
         r"Timeout|timed out|CallbackErrorHang|GPU Hang",
         "the GPU's work took longer than the system allows",
         "try again while the GPU has nothing else to do",
-        True,
     ),
-    (
+    _Cause(
         r"Innocent ?Victim|SubmissionsIgnored|victim of GPU error",
         "the system reset the GPU because of another error",
         "try again",
-        False,
+        less_work_helps=False,
     ),
-    (
+    _Cause(
         r"Too many inputs/outputs|Unable to (build|load)|Failed to (load|compile)|nvrtc",
         "MLX could not make a kernel for this GPU",
         "report it, with the output of mlxlava info",
-        False,
+        less_work_helps=False,
     ),
-    (r"", "the GPU failed", "try again, and report it if it fails again", True),
+    _Cause(r"", "the GPU failed", "try again, and report it if it fails again"),
 )
-_CAUSES_OF_MEMORY = (0, 1)  # the rows above whose cause is a lack of memory
-_MAX_TEXT_CHARACTERS = 200  # characters of MLX's own text that are shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +124,8 @@ def explain_device_failure(error: BaseException) -> DeviceFailureExplanation | N
         text = f"[malloc] Unable to allocate: {text or 'no memory'}"
     elif not isinstance(error, RuntimeError) or not _DEVICE_FAILURE_PATTERN.match(text):
         return None
-    which = next(at for at, cause in enumerate(_CAUSES_AND_ADVICE) if re.search(cause[0], text))
-    what, advice, too_much = _CAUSES_AND_ADVICE[which][1:]
+    cause = next(each for each in _CAUSES if re.search(each.pattern, text))
     shown = text if len(text) <= _MAX_TEXT_CHARACTERS else text[:_MAX_TEXT_CHARACTERS] + " …"
-    return DeviceFailureExplanation(f"{what} ({shown})", advice, too_much, which in _CAUSES_OF_MEMORY)
+    return DeviceFailureExplanation(
+        f"{cause.what} ({shown})", cause.advice, cause.less_work_helps, cause.out_of_memory
+    )
