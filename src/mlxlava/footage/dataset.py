@@ -137,6 +137,11 @@ class Footage:
         return self.frames[(starts[:, None] + times)[rows]], times
 
 
+def is_prepared(path: Path) -> bool:
+    """Whether a path is a folder of prepared footage, perhaps a damaged one."""
+    return (path / "footage.json").is_file()
+
+
 def open_footage(path: str | Path) -> Footage:
     """Open a folder of prepared footage. Its frames stay on disk.
 
@@ -161,9 +166,10 @@ def size_of_prepared_footage(sources: Sequence[str | Path]) -> tuple[int, int] |
     Raises:
         UserError: the prepared footage is damaged.
     """
-    if len(sources) == 1 and (Path(sources[0]).expanduser() / "footage.json").is_file():
-        return open_footage(Path(sources[0]).expanduser()).size
-    return None
+    if len(sources) != 1:
+        return None
+    path = Path(sources[0]).expanduser()
+    return open_footage(path).size if is_prepared(path) else None
 
 
 def read_footage(path: Path) -> tuple[Footage, dict[str, Any]]:

@@ -19,6 +19,7 @@ from mlxlava.footage.crop import Box, PictureSums, Region, find_region
 from mlxlava.footage.motion import camera_shift, speed
 from mlxlava.footage.pictures import (
     PICTURE_SUFFIXES,
+    animation_times,
     list_pictures,
     read_animation,
     read_picture,
@@ -129,8 +130,8 @@ def look(path: Path, source_fps: float | None = None) -> Look:
         stretches: Iterable[Iterable[Image.Image]] = _stretches_of(pictures)
     elif path.suffix.lower() in PICTURE_SUFFIXES:
         size, animated = read_picture_header(path)
-        read = itertools.islice(_frames_of(path, animated), _STRETCH_COUNT * _STRETCH_PICTURE_COUNT)
-        times = [time for time, _ in read_animation(path)] if animated else [0.0]
+        read = itertools.islice(_pictures_of(path, animated), _STRETCH_COUNT * _STRETCH_PICTURE_COUNT)
+        times = animation_times(path) if animated else [0.0]
         timing = measure_timing([np.array(times)], 0.001)
         frames, stamped = len(times), timing.fps if timing else FPS_IF_UNKNOWN
         stretches = [read]
@@ -142,7 +143,7 @@ def look(path: Path, source_fps: float | None = None) -> Look:
     return _look(path, size, source_fps or stamped, frames, stretches)
 
 
-def _frames_of(path: Path, animated: bool) -> Iterator[Image.Image]:
+def _pictures_of(path: Path, animated: bool) -> Iterator[Image.Image]:
     if animated:
         return (image for _, image in read_animation(path))
     return iter([read_picture(path)])
@@ -239,20 +240,14 @@ def _find_light_switches(
     found: list[tuple[float, bool]] = []
     at = _STEADY_PICTURE_COUNT
     while at <= len(levels) - _STEADY_PICTURE_COUNT:
-        before, after = (
-            levels[at - _STEADY_PICTURE_COUNT : at].mean(),
-            levels[at : at + _STEADY_PICTURE_COUNT].mean(),
-        )
+        first, end = at - _STEADY_PICTURE_COUNT, at + _STEADY_PICTURE_COUNT
+        before, after = levels[first:at].mean(), levels[at:end].mean()
         low, high = min(before, after), max(before, after)
-        ratio = (
-            _SWITCH_BRIGHTNESS_RATIO_ACROSS_GAP
-            if any(at - _STEADY_PICTURE_COUNT < joint < at + _STEADY_PICTURE_COUNT for joint in joints)
-            else _SWITCH_BRIGHTNESS_RATIO
-        )
-        # The light was switched at the largest change of brightness nearby.
+        across_gap = any(first < joint < end for joint in joints)
+        ratio = _SWITCH_BRIGHTNESS_RATIO_ACROSS_GAP if across_gap else _SWITCH_BRIGHTNESS_RATIO
         if high > ratio * low and high - low > _MIN_SWITCH_GREY_LEVELS:
-            near = np.abs(np.diff(levels[at - _STEADY_PICTURE_COUNT : at + _STEADY_PICTURE_COUNT]))
-            place = at - _STEADY_PICTURE_COUNT + 1 + int(near.argmax())
+            # The light was switched at the largest change of brightness nearby.
+            place = first + 1 + int(np.abs(np.diff(levels[first:end])).argmax())
             found.append((float(times[place]), bool(after > before)))
             at = place + 2 * _STEADY_PICTURE_COUNT
         else:

@@ -51,10 +51,11 @@ _VIDEO_SUFFIXES = (
 )
 _MAX_PIXELS = 120_000_000
 _MAX_PIXELS_WITH_COPIES = 64_000_000
+_ADVICE = "repair or remove it"  # what to do about a picture that cannot be read
 _EXIF_ORIENTATION_TAG = 0x0112  # with values of 5 and more, width and height are exchanged
 
 
-def read_picture(path: str | Path, what: str = "footage", advice: str = "repair or remove it") -> Image.Image:
+def read_picture(path: str | Path, what: str = "footage", advice: str = _ADVICE) -> Image.Image:
     """Read a picture: upright (its EXIF orientation is applied), sRGB, 8 bits a channel.
 
     - Colours are converted by the picture's ICC profile. Without a profile they are read as sRGB.
@@ -73,7 +74,7 @@ def read_picture(path: str | Path, what: str = "footage", advice: str = "repair 
     Raises:
         UserError: the file does not exist, is not a picture, is damaged or too large.
     """
-    with _errors_on_one_line(path, what, advice), Image.open(path, formats=_PILLOW_FORMATS) as file:
+    with _open_picture(path, what, advice) as file:
         _require_few_pixels(file)
         file.load()  # Pillow turns a TIFF upright here, and changes its tag
         profile = file.info.get("icc_profile")
@@ -90,10 +91,7 @@ def read_animation(path: Path) -> Iterator[tuple[float, Image.Image]]:
     Raises:
         UserError: as ``read_picture``.
     """
-    with (
-        _errors_on_one_line(path, "footage", "repair or remove it"),
-        Image.open(path, formats=_PILLOW_FORMATS) as file,
-    ):
+    with _open_picture(path) as file:
         profile, time = file.info.get("icc_profile"), 0.0
         for number in range(getattr(file, "n_frames", 1)):
             file.seek(number)
@@ -109,10 +107,7 @@ def animation_times(path: Path) -> list[float]:
     Raises:
         UserError: as ``read_picture``.
     """
-    with (
-        _errors_on_one_line(path, "footage", "repair or remove it"),
-        Image.open(path, formats=_PILLOW_FORMATS) as file,
-    ):
+    with _open_picture(path) as file:
         times = [0.0]
         for number in range(getattr(file, "n_frames", 1)):
             file.seek(number)
@@ -128,10 +123,7 @@ def read_picture_header(path: Path) -> tuple[tuple[int, int], bool]:
     Raises:
         UserError: as ``read_picture``.
     """
-    with (
-        _errors_on_one_line(path, "footage", "repair or remove it"),
-        Image.open(path, formats=_PILLOW_FORMATS) as image,
-    ):
+    with _open_picture(path) as image:
         animated = image.format != "MPO" and getattr(image, "n_frames", 1) > 1
         # Pillow gives the size of an upright TIFF.
         on_its_side = image.format != "TIFF" and image.getexif().get(_EXIF_ORIENTATION_TAG, 1) >= 5
@@ -226,7 +218,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Convert to sRGB, and blend transparent pixels over black."""
     alpha = None
     if image.has_transparency_data:
-        if image.mode == "P" or image.mode in ("La", "RGBa") or image.mode in ("L", "RGB"):
+        if image.mode in ("P", "La", "RGBa", "L", "RGB"):
             image = image.convert("RGBA")
         alpha = image.getchannel("A")
         image = image.convert("L" if image.mode == "LA" else "RGB")
@@ -264,15 +256,16 @@ def _natural_sort_key(name: str) -> list[str | int]:
 
 
 @contextmanager
-def _errors_on_one_line(path: str | Path, what: str, advice: str) -> Iterator[None]:
-    """Turn every error while a picture is read into a UserError of one line."""
+def _open_picture(path: str | Path, what: str = "footage", advice: str = _ADVICE) -> Iterator[Image.Image]:
+    """Open a picture; every error while it is read becomes a UserError of one line."""
     try:
         with warnings.catch_warnings():
             # Pillow warns at half of the size that it refuses. Phones take pictures of 108 megapixels.
             # It also warns of damaged tags that are not needed.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)
-            yield
+            with Image.open(path, formats=_PILLOW_FORMATS) as file:
+                yield file
     except UnidentifiedImageError as error:
         raise UserError(
             f"{what}: {path} is not a picture in a supported format (PNG, JPEG …); {advice}"

@@ -23,7 +23,7 @@ from mlxlava.config import check_size, format_size
 from mlxlava.errors import UserError
 from mlxlava.footage import simulated_lamp
 from mlxlava.footage.cuts import CutFinder
-from mlxlava.footage.dataset import FOOTAGE_FORMAT_VERSION, Footage, read_footage
+from mlxlava.footage.dataset import FOOTAGE_FORMAT_VERSION, Footage, is_prepared, read_footage
 from mlxlava.footage.pictures import list_pictures
 from mlxlava.footage.source import OddityCounts, Source, describe_oddities, open_source
 from mlxlava.footage.timing import TimeGrid
@@ -80,20 +80,8 @@ def prepare(
     if source_fps is not None and not 0 < source_fps < math.inf:
         raise UserError(f"footage: --source-fps must be a positive number, not {source_fps}")
     paths = source_paths(sources)
-    prepared = [path for path in paths if (path / "footage.json").is_file()]
-    if prepared:
-        footage, about = read_footage(prepared[0])
-        times = footage.size[0] // size[0]
-        if times > 1 and footage.size == (times * size[0], times * size[1]):
-            return _average_down(footage, about, size, out, on_progress)
-        if footage.size != size:
-            found, wanted = format_size(footage.size, "x"), format_size(size, "x")
-            raise UserError(
-                f"footage: {prepared[0]} is {found}, not {wanted}; "
-                f"give --size {found} or prepare the original files again"
-            )
-        return footage
-
+    if is_prepared(paths[0]):  # then it is the only one
+        return _open_prepared(paths[0], size, out, on_progress)
     try:
         hashes = [_hash_source(path) for path in paths]
     except OSError as error:
@@ -107,13 +95,9 @@ def prepare(
 
     def write(frames: IO[bytes]) -> dict[str, Any]:
         opened = [open_source(path, size, crop, source_fps) for path in paths]
-
-        def keep(frame: np.ndarray) -> None:
-            frames.write(frame.tobytes())
-
         expected = sum((source.expected or 0) / every_nth for source in opened)
         _require_space(Path(frames.name), expected, size)
-        read = _read_sources(opened, keep, every_nth, on_progress)
+        read = _read_sources(opened, lambda frame: frames.write(frame.tobytes()), every_nth, on_progress)
         for entry, digest in zip(read["sources"], hashes, strict=True):
             entry["sha256"] = digest
         return {**settings, **read}
@@ -122,6 +106,27 @@ def prepare(
     if on_warning:
         for text in [*_assumed_rate_warnings(about), *about["warnings"]]:
             on_warning(text)
+    return footage
+
+
+def _open_prepared(
+    path: Path, size: tuple[int, int], out: Path | None, on_progress: OnProgress | None
+) -> Footage:
+    """Open prepared footage; if it is 2, 3 … times as large as ``size``, average it down.
+
+    Raises:
+        UserError: it has another size.
+    """
+    footage, about = read_footage(path)
+    times = footage.size[0] // size[0]
+    if times > 1 and footage.size == (times * size[0], times * size[1]):
+        return _average_down(footage, about, size, out, on_progress)
+    if footage.size != size:
+        found, wanted = format_size(footage.size, "x"), format_size(size, "x")
+        raise UserError(
+            f"footage: {path} is {found}, not {wanted}; "
+            f"give --size {found} or prepare the original files again"
+        )
     return footage
 
 
@@ -163,7 +168,7 @@ def source_paths(sources: Sequence[str | Path]) -> list[Path]:
             raise UserError(f"footage: {path} was made by the system and is no footage; leave it out")
         if not path.is_dir() and not path.is_file():  # a pipe can be read only once, but files are read twice
             raise UserError(f"footage: {path} is a pipe or a device; write it to a file first, and give that")
-        if (path / "footage.json").is_file() and len(paths) > 1:
+        if is_prepared(path) and len(paths) > 1:
             raise UserError(f"footage: {path} is prepared already; give it alone, or the original files")
     return paths
 
@@ -258,10 +263,11 @@ def _reopen_or_write(
 ) -> tuple[Footage, dict[str, Any]]:
     """Open the folder if it holds the footage with this key; else write it."""
     path = (out or cache_folder() / "footage" / key).expanduser().resolve()
-    found = _reopen_if_unchanged(path, key)
-    if found:
-        return found
-    if out and is_taken(path) and not (path / "footage.json").is_file():
+    with contextlib.suppress(UserError):  # there is none, or it is damaged
+        footage, about = read_footage(path)
+        if footage.key == key:
+            return footage, about
+    if out and is_taken(path) and not is_prepared(path):
         raise UserError(f"footage: {path} exists and is not prepared footage; give another -o")
     advice = "free some space or give another -o"
 
@@ -278,15 +284,6 @@ def _reopen_or_write(
         about = {"format": FOOTAGE_FORMAT_VERSION, "key": key, "warnings": [], **about}
         (draft / "footage.json").write_bytes(json.dumps(about, indent=2).encode())
     return read_footage(path)
-
-
-def _reopen_if_unchanged(path: Path, key: str) -> tuple[Footage, dict[str, Any]] | None:
-    """The footage in a folder, if it is undamaged and made from the same sources and settings."""
-    with contextlib.suppress(UserError):
-        footage, about = read_footage(path)
-        if about.get("key") == key:
-            return footage, about
-    return None
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:
@@ -310,7 +307,7 @@ def _hash_source(path: Path) -> str:
 
 def _read_sources(
     sources: Sequence[Source],
-    keep: Callable[[np.ndarray], None],
+    keep: Callable[[np.ndarray], object],
     every_nth: int,
     on_progress: OnProgress | None,
 ) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def _to_planar(frame: Any) -> Any:
     coloured = len(parts) >= 3 and not frame.format.is_rgb and not name.startswith("xyz")
     if coloured:
         target = ("yuva444p" if alpha else "yuv444p") + ("16le" if deep else "")
-    else:  # RGB_CODE, grey and palettes: the same numbers as R, G and B
+    else:  # RGB, grey and palettes: the same numbers as R, G and B
         target = ("gbrap" if alpha else "gbrp") + ("16le" if deep else "")
     # If both ranges are equal, the numbers are only shifted.
     same = {}

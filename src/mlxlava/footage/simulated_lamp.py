@@ -26,7 +26,7 @@ from mlxlava.products import matmul
 LAMP_VERSION = 1
 
 FloatArray = NDArray[np.float32]
-Color = tuple[int, int, int]
+Colour = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Theme:
         metal: base and cap where they are lit.
     """
 
-    room: Color
-    liquid: tuple[Color, Color, Color]
-    wax: tuple[Color, ...]
-    metal: Color
+    room: Colour
+    liquid: tuple[Colour, Colour, Colour]
+    wax: tuple[Colour, ...]
+    metal: Colour
 
 
 THEMES: dict[str, Theme] = {
@@ -97,7 +97,7 @@ _MAX_GLASS_HALF_WIDTH = 0.33
 _SIMULATION_STEP_SECONDS = 1 / 30
 # Seconds of simulation before the first picture, so that it is as typical as any other.
 _WARM_UP_SECONDS = 60.0
-_NOISE_CORRELATION_SECONDS = 15.0  # correlation time of a blob's noise in seconds
+_NOISE_CORRELATION_SECONDS = 15.0  # of a blob's noise
 _BLOB_RADII = np.array([0.154, 0.136, 0.119, 0.102, 0.084])
 _MAX_BLOB_HEIGHTS = 0.93 - 0.6 * _BLOB_RADII
 _WAX_POOL_CENTRE_AND_RADII = (0.0, -0.03, 0.70, 0.115)  # x, y and the two radii of the pool's Gaussian
@@ -141,10 +141,8 @@ class _WaxMotion:
         # Noise of heating and of sideways motion: Ornstein–Uhlenbeck processes, N(0, 1) at any time.
         self.noise = self.rng.standard_normal((2, count))
         self.reach = (1.05 * (_BLOB_RADII[:, None] + _BLOB_RADII[None, :])) ** 2
-        self.draws, self.used = (
-            np.empty((0, 2, count)),
-            0,
-        )  # random numbers drawn in advance, and how many were used
+        # Random numbers drawn in advance, and how many of them were used.
+        self.draws, self.used = np.empty((0, 2, count)), 0
         for _ in range(600):
             self.step(_WARM_UP_SECONDS / 600)
 
@@ -274,51 +272,51 @@ class SimulatedLamp:
         return self._draw_frame(late * self._before + (1 - late) * self._after)
 
     def _draw_what_never_moves(self, size: tuple[int, int], theme: Theme) -> None:
-        """Draw once what never moves."""
+        """Draw once what never moves, and prepare what the glass is drawn from in every frame."""
         height, width = size
         low, high = _BASE_OUTLINE[0][0], _CAP_OUTLINE[-1][0]
         scale = 0.95 * min(height / (high - low), width / (2 * _MAX_GLASS_HALF_WIDTH))  # pixels per length
         x = ((np.arange(width) + 0.5 - width / 2) / scale).astype(np.float32)
         y = ((height / 2 - np.arange(height) - 0.5) / scale + (low + high) / 2).astype(np.float32)
         self._pixel = 1 / scale
-
-        # The room is faintly lit by the lamp.
-        far = np.hypot(x[None, :] / 0.75, (y[:, None] - 0.35) / 1.0)
-        picture = _colour_array(theme.room) * (0.25 + 1.1 * np.exp(-2.2 * far * far))[..., None]
-
-        metal = _colour_array(theme.metal) / 255
-        for profile in (_BASE_OUTLINE, _CAP_OUTLINE):
-            across = x[None, :] / _outline_half_widths(profile, y)[:, None]
-            # Polished cylinders have a bright band left of the middle, and a thin reflection on the right.
-            shine = 0.16 + 0.62 * np.exp(-(((across + 0.38) / 0.24) ** 2))
-            shine = shine + 0.22 * np.exp(-(((across - 0.66) / 0.13) ** 2))
-            inside = _pixel_coverage(profile, x, y, self._pixel)[..., None]
-            picture = picture + inside * (255 * shine[..., None] * metal - picture)
+        picture = _draw_room_and_metal(theme, x, y, self._pixel)
+        # Constant noise is added before rounding. Without it, smooth dark areas would show bands.
+        grain = np.random.default_rng(0).random((height, width, 1))
+        self._background = (picture + grain).astype(np.uint8)
 
         # Only the bounding box of the glass changes from frame to frame.
         glass = _pixel_coverage(_GLASS_OUTLINE, x, y, self._pixel)
         rows, columns = np.flatnonzero(glass.any(1)), np.flatnonzero(glass.any(0))
         self._box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-        y, x, glass = y[self._box[0]], x[self._box[1]], glass[self._box][..., None]
-        self._field = _WaxField(x, y)
+        self._prepare_glass(theme, x[self._box[1]], y[self._box[0]], glass[self._box], picture[self._box])
 
+    def _prepare_glass(
+        self, theme: Theme, x: FloatArray, y: FloatArray, glass: FloatArray, room: NDArray[np.floating]
+    ) -> None:
+        """Prepare liquid, wax, light and reflections in the box of the glass.
+
+        Args:
+            theme: the colours.
+            x, y: places of the columns and of the rows.
+            glass: share of each pixel that is inside the glass, (rows, columns).
+            room: what is behind it, (rows, columns, 3).
+        """
+        self._field = _WaxField(x, y)
+        glass = glass[..., None]
         across = x[None, :] / _outline_half_widths(_GLASS_OUTLINE, y)[:, None]
         up = np.clip(y, 0, 1)
-        shades = np.stack([_colour_array(color) for color in theme.liquid])
+        shades = np.stack([_colour_array(colour) for colour in theme.liquid])
         liquid = _colours_on_ramp(shades, 1 - up**0.6)[:, None, :] * (1 - 0.45 * across**4)[..., None]
         streak = np.exp(-(((across + 0.72) / 0.09) ** 2)) + 0.45 * np.exp(-(((across - 0.80) / 0.06) ** 2))
         streak = streak * (np.clip(y / 0.15, 0, 1) * np.clip((1 - y) / 0.1, 0, 1))[:, None]
         gloss = 34 * streak[..., None]
-        # Constant noise is added before rounding. Without it, smooth dark areas would show bands.
-        grain = np.random.default_rng(0).random((height, width, 1))
-        self._background = (picture + grain).astype(np.uint8)
-        self._room_and_gloss = (picture[self._box] * (1 - glass) + glass * gloss + 0.5).astype(np.float32)
+        self._room_and_gloss = (room * (1 - glass) + glass * gloss + 0.5).astype(np.float32)
         self._glass = glass.astype(np.float32)
         self._liquid = np.clip(liquid, 0, 200).astype(np.float32)
         self._halo = (0.35 * _colour_array(theme.wax[len(theme.wax) // 2])).astype(np.float32)
         self._light = (0.93 - 0.62 * up**0.75)[:, None].astype(np.float32)
         self._wax = _colours_on_ramp(
-            np.stack([_colour_array(color) for color in theme.wax]), np.linspace(0, 1, 1024)
+            np.stack([_colour_array(colour) for colour in theme.wax]), np.linspace(0, 1, 1024)
         ).astype(np.float32)
 
     def _prepare_level_grid(self) -> None:
@@ -391,14 +389,34 @@ class ThemeLibrary:
         return FrameSource(SimulatedLamp(self._size, seed=seed, theme=name).play, self._size)
 
 
-def _colour_array(color: Color) -> FloatArray:
-    return np.array(color, np.float32)
+def _draw_room_and_metal(theme: Theme, x: FloatArray, y: FloatArray, pixel: float) -> NDArray[np.floating]:
+    """The room, base and cap, whose pixels are ``pixel`` wide: (H, W, 3), 0 … 255, not rounded."""
+    # The room is faintly lit by the lamp.
+    far = np.hypot(x[None, :] / 0.75, (y[:, None] - 0.35) / 1.0)
+    picture: NDArray[np.floating] = (
+        _colour_array(theme.room) * (0.25 + 1.1 * np.exp(-2.2 * far * far))[..., None]
+    )
+    metal = _colour_array(theme.metal) / 255
+    for profile in (_BASE_OUTLINE, _CAP_OUTLINE):
+        across = x[None, :] / _outline_half_widths(profile, y)[:, None]
+        # Polished cylinders have a bright band left of the middle, and a thin reflection on the right.
+        shine = 0.16 + 0.62 * np.exp(-(((across + 0.38) / 0.24) ** 2))
+        shine = shine + 0.22 * np.exp(-(((across - 0.66) / 0.13) ** 2))
+        inside = _pixel_coverage(profile, x, y, pixel)[..., None]
+        picture = picture + inside * (255 * shine[..., None] * metal - picture)
+    return picture
 
 
-def _colours_on_ramp(colors: FloatArray, position: NDArray[np.floating]) -> FloatArray:
+def _colour_array(colour: Colour) -> FloatArray:
+    return np.array(colour, np.float32)
+
+
+def _colours_on_ramp(colours: FloatArray, position: NDArray[np.floating]) -> FloatArray:
     """Colours at ``position`` (0 … 1) on a ramp of evenly spaced colours: (..., 3)."""
-    knots = np.linspace(0, 1, len(colors))
-    return np.stack([np.interp(position, knots, channel) for channel in colors.T], axis=-1).astype(np.float32)
+    knots = np.linspace(0, 1, len(colours))
+    return np.stack([np.interp(position, knots, channel) for channel in colours.T], axis=-1).astype(
+        np.float32
+    )
 
 
 def _pixel_coverage(
