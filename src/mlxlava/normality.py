@@ -10,11 +10,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from mlxlava.products import matmul
-
-NumpyArray = npt.NDArray[Any]
+from mlxlava.products import NumpyArray, matmul
 
 _QUADRATURE_KNOT_COUNT = 17  # knots of the trapezoidal rule for Epps–Pulley's integral over 0 … 3
 _RANDOM_DIRECTION_COUNT = 64  # random directions of ``epps_pulley_directions``

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-NumpyArray = npt.NDArray[Any]
+from mlxlava.products import NumpyArray
 
 
 def autocorrelation(series: NumpyArray) -> NumpyArray:

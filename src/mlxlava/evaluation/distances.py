@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-from mlxlava.products import covariance, matmul
-
-NumpyArray = npt.NDArray[Any]
+from mlxlava.products import NumpyArray, covariance, matmul
 
 
 def frechet_distance(x: NumpyArray, y: NumpyArray) -> float:

@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 
 from mlxlava.backend import mx, resident_memory_gb
+from mlxlava.console import OnProgress
 from mlxlava.errors import UserError
 from mlxlava.evaluation.correlation import correlation_time
 from mlxlava.evaluation.features import extract_features
-from mlxlava.evaluation.frames import NumpyArray
 from mlxlava.evaluation.measures import MEASURES, motion_distance_to_earlier_frames
 from mlxlava.evaluation.score import (
     CANDIDATE_CLIP_LENGTHS,
     LAMPS_AT_ONCE,
-    OnProgress,
     RealClips,
     ReferenceSet,
     fit_reference,
@@ -31,7 +30,7 @@ from mlxlava.evaluation.score import (
 from mlxlava.footage.dataset import Footage
 from mlxlava.models.state_step import fixed_bases, make_dynamics
 from mlxlava.normality import intervals_under_normality, normality_statistics
-from mlxlava.products import matmul
+from mlxlava.products import NumpyArray, matmul
 from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights
 
@@ -95,9 +94,8 @@ class ReturnDistances:
         self.lag = lag
         self._since: list[int] = []
         self._anchors: list[NumpyArray] = []
-        self._nearest: list[
-            NumpyArray
-        ] = []  # squared distances (lamps, 2) of each anchor: to the same lamp, to another
+        # Of each anchor the squared distances (lamps, 2): to the same lamp, to another.
+        self._nearest: list[NumpyArray] = []
 
     def add_anchor(self, step: int, states: NumpyArray) -> None:
         """Add the states of all lamps (lamps, Z) as an anchor."""
@@ -230,61 +228,113 @@ def drift(
         raise UserError(f"drift: --frames must be at least {MIN_STEPS}, not {frames}")
     began = time.monotonic()
     reference_set = fit_reference(windows, weights.recipe.data.size, on_progress)
-    count = min(LAMPS_AT_ONCE, len(windows))
-    window = windows.length
     rollout = Rollout(weights, seed, lamps=LAMPS_AT_ONCE)
-    first = rollout.roll_states(min(512, MIN_STEPS - window))
-    # States need not be centred, since the mean of N(0, I) is zero.
-    returns = ReturnDistances(min(5 * math.ceil(correlation_time(first)), _MAX_LAG_STEPS))
-    rows: list[dict[str, Any]] = []
-    pictures: list[tuple[int, NumpyArray]] = []
-    states = first[:, -1]
-    died, interrupted = None, False
-    try:
-        for end in window_ends(frames):
-            path = _roll_to_window(rollout, returns, end, window, frames, on_progress)
-            if path is None:
-                died = rollout.steps_made
-                break
-            states = path[:, -1]
-            clips = [rollout.draw(lamp) for lamp in path[:count]]
-            other = extract_features(reference_set.fitted, clips)
-            values = {
-                name: MEASURES[name].function(reference_set.reference, other) for name in FOLLOWED_MEASURES
-            }
-            row = {"frames": end, "measures": values, "state": normality_statistics(states)}
-            rows.append({**row, "resident_gb": resident_memory_gb(), "seconds": time.monotonic() - began})
-            pictures.append((end, clips[0][-1]))
-            returns.add_anchor(rollout.steps_made, states)
-    except KeyboardInterrupt:  # the results so far are returned
-        interrupted = True
+    followed = _FollowedRollout(rollout, reference_set, began)
+    followed.roll(frames, on_progress)
     size = weights.recipe.generator.state_size
     nulls = intervals_under_normality(LAMPS_AT_ONCE, size)
     result: dict[str, Any] = {
         "recipe": weights.recipe.name,
         "frames": frames,
         "lamps": LAMPS_AT_ONCE,
-        "window": window,
-        "drawn_a_window": count * window,
+        "window": followed.window,
+        "drawn_a_window": followed.drawn_lamps * followed.window,
         "step_fps": weights.step_fps,
         "seed": seed,
         "reference_clips": windows.starts[0],
         "held_out_clips": windows.starts[1],
-        "died_at": died,
-        "interrupted_at": rollout.steps_made if interrupted else None,
-        "windows": rows,
-        "real": _real_footage_ranges(reference_set, count),
+        "died_at": followed.died_at,
+        "interrupted_at": followed.interrupted_at,
+        "windows": followed.rows,
+        "real": _real_footage_ranges(reference_set, followed.drawn_lamps),
         "null": {name: list(range_) for name, range_ in nulls.items()},
-        "returns": returns.summary(size),
+        "returns": followed.returns.summary(size),
     }
-    if len(rows) > 2:
-        result["slopes"] = _slopes_of_windows(rows, list(nulls))
-    if died is None and not interrupted:
+    if len(followed.rows) > 2:
+        result["slopes"] = _slopes_of_windows(followed.rows, list(nulls))
+    if followed.died_at is None and followed.interrupted_at is None:
         on_progress(frames, frames, "looking for loops and chaos at the end")
-        result["lyapunov"] = lyapunov_exponent(weights, states, seed)
+        result["lyapunov"] = lyapunov_exponent(weights, followed.states, seed)
         result["loops"] = _distances_to_earlier_frames(reference_set, long_clips, rollout)
     result["seconds"] = time.monotonic() - began
-    return result, pictures
+    return result, followed.pictures
+
+
+class _FollowedRollout:
+    """One long roll-out of many lamps, which is measured in windows.
+
+    Args:
+        rollout: the lamps, at their beginning.
+        reference_set: real footage, in clips as long as a window.
+        began: when the work began, for the seconds of the windows (``time.monotonic``).
+
+    Attributes:
+        window: learned steps of a window.
+        drawn_lamps: lamps that are drawn in a window; the states of all lamps are measured.
+        rows: what was measured in each window.
+        pictures: the end of each window, and one frame of it.
+        states: states of all lamps at the end of the last window (lamps, Z).
+        returns: distances to earlier states.
+        died_at: the learned step after which states are not finite; None if all were.
+        interrupted_at: the learned step at which Ctrl-C was pressed; None if it was not.
+    """
+
+    def __init__(self, rollout: Rollout, reference_set: ReferenceSet, began: float) -> None:
+        self._rollout, self._reference_set, self._began = rollout, reference_set, began
+        self.window = reference_set.real.length
+        self.drawn_lamps = min(LAMPS_AT_ONCE, len(reference_set.real))
+        first = rollout.roll_states(min(512, MIN_STEPS - self.window))
+        self.states = first[:, -1]
+        # States need not be centred, since the mean of N(0, I) is zero.
+        self.returns = ReturnDistances(min(5 * math.ceil(correlation_time(first)), _MAX_LAG_STEPS))
+        self.rows: list[dict[str, Any]] = []
+        self.pictures: list[tuple[int, NumpyArray]] = []
+        self.died_at: int | None = None
+        self.interrupted_at: int | None = None
+
+    def roll(self, frames: int, on_progress: OnProgress) -> None:
+        """Roll all lamps for so many learned steps, and measure each window. Ctrl-C ends it early."""
+        try:
+            for end in window_ends(frames):
+                path = self._roll_to_window(end, frames, on_progress)
+                if path is None:
+                    self.died_at = self._rollout.steps_made
+                    return
+                self._measure(end, path)
+        except KeyboardInterrupt:  # the results so far are kept
+            self.interrupted_at = self._rollout.steps_made
+
+    def _roll_to_window(self, end: int, frames: int, on_progress: OnProgress) -> NumpyArray | None:
+        """Roll to ``end``. Returns the states of the last window (lamps, window, Z); None if not finite."""
+        rollout = self._rollout
+        while True:
+            before = rollout.steps_made
+            left = end - self.window - before
+            path = rollout.roll_states(min(_STEPS_PER_COMPARISON, left) if left > 0 else self.window)
+            self.returns.compare(before, path)
+            on_progress(rollout.steps_made, frames, f"{rollout.steps_made} of {frames} frames")
+            if not np.isfinite(path[:, -1]).all():
+                return None
+            if left <= 0:
+                return path
+
+    def _measure(self, end: int, path: NumpyArray) -> None:
+        """Draw a window of some lamps, and measure it and the states of all."""
+        self.states = path[:, -1]
+        clips = [self._rollout.draw(lamp) for lamp in path[: self.drawn_lamps]]
+        drawn = extract_features(self._reference_set.fitted, clips)
+        reference = self._reference_set.reference
+        self.rows.append(
+            {
+                "frames": end,
+                "measures": {name: MEASURES[name].function(reference, drawn) for name in FOLLOWED_MEASURES},
+                "state": normality_statistics(self.states),
+                "resident_gb": resident_memory_gb(),
+                "seconds": time.monotonic() - self._began,
+            }
+        )
+        self.pictures.append((end, clips[0][-1]))
+        self.returns.add_anchor(self._rollout.steps_made, self.states)
 
 
 def _slopes_of_windows(rows: Sequence[Mapping[str, Any]], state_statistics: Sequence[str]) -> dict[str, Any]:
@@ -293,22 +343,6 @@ def _slopes_of_windows(rows: Sequence[Mapping[str, Any]], state_statistics: Sequ
     series = {name: [row["measures"][name] for row in rows] for name in FOLLOWED_MEASURES}
     series |= {f"state.{name}": [row["state"][name] for row in rows] for name in state_statistics}
     return {name: slope_per_decade(ends, values, len(series)) for name, values in series.items()}
-
-
-def _roll_to_window(
-    rollout: Rollout, returns: ReturnDistances, end: int, window: int, frames: int, on_progress: OnProgress
-) -> NumpyArray | None:
-    """Roll to ``end``. Returns the states of the last window (lamps, window, Z), or None if not finite."""
-    while True:
-        before = rollout.steps_made
-        left = end - window - before
-        path = rollout.roll_states(min(_STEPS_PER_COMPARISON, left) if left > 0 else window)
-        returns.compare(before, path)
-        on_progress(rollout.steps_made, frames, f"{rollout.steps_made} of {frames} frames")
-        if not np.isfinite(path[:, -1]).all():
-            return None
-        if left <= 0:
-            return path
 
 
 def _distances_to_earlier_frames(

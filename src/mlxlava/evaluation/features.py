@@ -13,9 +13,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from mlxlava.evaluation.frames import NumpyArray, evenly_spaced_indices, shrink
+from mlxlava.evaluation.frames import evenly_spaced_indices, shrink
 from mlxlava.evaluation.wax import WaxMask, count_blobs
-from mlxlava.products import matmul
+from mlxlava.products import NumpyArray, matmul
 
 FEATURE_COUNT = 64  # features of a frame
 FRAMES_PER_CLIP = 16  # number of frames of a clip for features where all frames would be too many

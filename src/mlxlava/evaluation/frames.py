@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-NumpyArray = npt.NDArray[Any]
+from mlxlava.products import NumpyArray
 
 _MAX_SIDE_PIXELS = 64  # longest side of shrunk pictures
 

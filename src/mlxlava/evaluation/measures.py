@@ -22,8 +22,8 @@ from mlxlava.evaluation.distances import (
     squared_distances,
 )
 from mlxlava.evaluation.features import FRAMES_PER_CLIP, PATCH_DIRECTIONS, PYRAMID_LEVELS, ClipFeatures
-from mlxlava.evaluation.frames import NumpyArray, evenly_spaced_indices
-from mlxlava.products import matmul
+from mlxlava.evaluation.frames import evenly_spaced_indices
+from mlxlava.products import NumpyArray, matmul
 
 MODE_COUNT = 16  # measures of motion use so many principal components, the strongest ones
 _NEIGHBOUR_COUNT = 5  # the k of density and coverage (Naeem 2020)
@@ -43,11 +43,14 @@ def _features_of_sampled_frames(clips: ClipFeatures) -> tuple[NumpyArray, NumpyA
     return clips.features[:, at].reshape(-1, clips.features.shape[-1]), np.repeat(clips.clip_numbers, len(at))
 
 
+def _features_of_every_second_frame(clips: ClipFeatures) -> NumpyArray:
+    """Features of half of the frames (C · L / 2, d): neighbours are almost equal, so these are enough."""
+    return clips.features[:, ::2].reshape(-1, clips.features.shape[-1])
+
+
 def image_frechet_distance(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Fréchet distance of frames."""
-    # Neighbouring frames are almost equal, so every second one is enough.
-    x, y = (of.features[:, ::2].reshape(-1, of.features.shape[-1]) for of in (reference, other))
-    return frechet_distance(x, y)
+    return frechet_distance(*map(_features_of_every_second_frame, (reference, other)))
 
 
 def image_kid(reference: ClipFeatures, other: ClipFeatures) -> float:
@@ -281,10 +284,8 @@ def wax_merging_ratio(reference: ClipFeatures, other: ClipFeatures) -> float:
 
 def memorised_frame_distance(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Mean distance of a frame to the nearest reference frame. It is small where frames are replayed."""
-    x, (y, _) = (
-        reference.features[:, ::2].reshape(-1, reference.features.shape[-1]),
-        _features_of_sampled_frames(other),
-    )
+    x = _features_of_every_second_frame(reference)
+    y, _ = _features_of_sampled_frames(other)
     return float(nearest_distances(y, x).mean())
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from mlxlava.config import format_size
 from mlxlava.console import say
 from mlxlava.errors import UserError
-from mlxlava.footage.dataset import Footage, open_footage
+from mlxlava.footage.dataset import Footage, is_prepared, open_footage
 from mlxlava.footage.from_settings import prepare_from_settings
 from mlxlava.rollout.weights import Weights
 
@@ -56,7 +56,7 @@ def _open_at_true_speed(weights: Weights, source: str | Path) -> Footage:
     Prepared footage keeps its size; other footage is resized.
     """
     data = weights.recipe.data
-    if (Path(source) / "footage.json").is_file():
+    if is_prepared(Path(source)):
         found = open_footage(source)
         if found.size != data.size:
             there, wanted = format_size(found.size), format_size(data.size)
@@ -65,7 +65,7 @@ def _open_at_true_speed(weights: Weights, source: str | Path) -> Footage:
         found = prepare_from_settings([source], data)
         every = max(1, round(found.fps / weights.step_fps))
         if every != found.every_nth:
-            say(f"score: every {every}. frame of {source} is taken: {weights.step_fps:g} steps a second")
+            say(f"score: one in {every} frames of {source} is taken: {weights.step_fps:g} steps a second")
             found = prepare_from_settings([source], dataclasses.replace(data, every_nth=every))
     if not abs(found.step_fps / weights.step_fps - 1) < _MAX_SPEED_DIFFERENCE:
         say(

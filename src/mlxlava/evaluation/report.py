@@ -12,8 +12,10 @@ import numpy as np
 from mlxlava.console import print_table
 from mlxlava.errors import UserError
 from mlxlava.evaluation.drift import FOLLOWED_MEASURES
-from mlxlava.evaluation.features import ClipFeatures, NumpyArray, evenly_spaced_indices
+from mlxlava.evaluation.features import ClipFeatures
+from mlxlava.evaluation.frames import evenly_spaced_indices
 from mlxlava.evaluation.measures import MEASURES, power_spectrum
+from mlxlava.products import NumpyArray
 
 Result = dict[str, Any]
 FramesOfDriftWindows = list[tuple[int, NumpyArray]]
@@ -67,6 +69,33 @@ def print_score_table(result: Result) -> None:
 
 def print_drift_table(result: Result) -> None:
     """Print the windows of a drift, its slopes, returns and loops, and the Lyapunov exponent."""
+    _print_windows(result)
+    if "slopes" in result:
+        _print_slopes(result["slopes"])
+    returns = result["returns"]
+    if returns["anchors"]:
+        print(
+            f"loops of states: the nearest return is {returns['own']:.2f} away on average, "
+            f"{returns['nearest_own']:.2f} at least; where another lamp was, {returns['others']:.2f}; "
+            f"ratio {returns['ratio']:.3f} {_format_interval(returns['interval'])}, 1 without loops"
+        )
+    if result["died_at"] is not None:
+        print(f"the roll-out ended early: its states are not finite after {result['died_at']:,} steps")
+    if "loops" not in result:
+        return
+    loops, chaos = result["loops"], result["lyapunov"]
+    print(
+        f"loops of frames: {loops['ratio']:.2f} of real footage's distance to the nearest earlier frame "
+        f"({loops['length']} steps at the end)"
+    )
+    print(
+        f"largest Lyapunov exponent: {chaos['per_step']:+.4f} a learned step "
+        f"{_format_interval(chaos['interval'])}, {chaos['per_second']:+.3f} a second"
+    )
+
+
+def _print_windows(result: Result) -> None:
+    """Print a row for each window of a drift, and one of what real footage and N(0, I) have."""
     columns = (
         "learned steps",
         *FOLLOWED_MEASURES,
@@ -94,7 +123,18 @@ def print_drift_table(result: Result) -> None:
     print_table(
         f"{result['weights']}: {result['lamps']} lamps, {result['frames']:,} frames each", columns, rows
     )
-    slopes = result.get("slopes", {})
+
+
+def _print_slopes(slopes: Result) -> None:
+    """Print a row for each slope of a drift."""
+    columns = (
+        "slope a decade of frames",
+        "",
+        "95 % interval",
+        "holds zero",
+        f"95 % for all {len(slopes)} at once",
+        "holds zero",
+    )
     rows = [
         (
             name,
@@ -106,36 +146,7 @@ def print_drift_table(result: Result) -> None:
         )
         for name, one in slopes.items()
     ]
-    if rows:
-        columns = (
-            "slope a decade of frames",
-            "",
-            "95 % interval",
-            "holds zero",
-            f"95 % for all {len(rows)} at once",
-            "holds zero",
-        )
-        print_table("Drift", columns, rows)
-    returns = result["returns"]
-    if returns["anchors"]:
-        print(
-            f"secret loops, states: nearest return {returns['own']:.2f} on average, "
-            f"{returns['nearest_own']:.2f} at least; to where another lamp was {returns['others']:.2f}; "
-            f"ratio {returns['ratio']:.3f} {_format_interval(returns['interval'])}, 1 without loops"
-        )
-    if result["died_at"] is not None:
-        print(f"the roll-out ended early: its states are not finite after {result['died_at']:,} steps")
-    if "loops" not in result:
-        return
-    loops, chaos = result["loops"], result["lyapunov"]
-    print(
-        f"secret loops, frames: {loops['ratio']:.2f} of real footage's distance to the nearest earlier frame "
-        f"({loops['length']} steps at the end)"
-    )
-    print(
-        f"largest Lyapunov exponent: {chaos['per_step']:+.4f} a learned step "
-        f"{_format_interval(chaos['interval'])}, {chaos['per_second']:+.3f} a second"
-    )
+    print_table("Drift", columns, rows)
 
 
 def _format_interval(ends: Sequence[float]) -> str:

@@ -10,16 +10,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from mlxlava.console import OnProgress
 from mlxlava.errors import UserError
 from mlxlava.evaluation.features import ClipFeatures, FittedFeatures, extract_features
-from mlxlava.evaluation.frames import NumpyArray, evenly_spaced_indices
+from mlxlava.evaluation.frames import evenly_spaced_indices
 from mlxlava.evaluation.measures import MEASURES, measure_all, standard_errors
 from mlxlava.footage.dataset import Footage
+from mlxlava.products import NumpyArray
 from mlxlava.resize import resize
 from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import Weights
@@ -39,8 +41,6 @@ HEADLINE_MEASURES = {
     "image": ("image.frechet", "image.sharpness", "image.colour"),
     "motion": ("motion.frechet", "motion.spectrum", "motion.energy"),
 }
-
-OnProgress = Callable[[float, "float | None", str], None]
 
 
 @dataclasses.dataclass(frozen=True)

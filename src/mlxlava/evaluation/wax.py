@@ -12,8 +12,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from mlxlava.evaluation.frames import NumpyArray, shrink
-from mlxlava.products import covariance, matmul
+from mlxlava.evaluation.frames import shrink
+from mlxlava.products import NumpyArray, covariance, matmul
 
 _MAX_FRAMES_TO_FIT = 512
 _MIN_MOVING_SHARE = 0.3  # pixels whose deviation over time is a smaller share of the largest one stand still
