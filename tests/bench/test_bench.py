@@ -15,9 +15,11 @@ import pytest
 
 from benchmarks import compare
 from mlxlava.backend import arrays_by_name
-from mlxlava.bench import chart, floor, suite
+from mlxlava.bench import chart, floor, races, suite
+from mlxlava.bench.base import QUICK_EFFORT, SuiteState
 from mlxlava.bench.harness import Worker, WorkerDied, describe_exit
 from mlxlava.bench.measures import resized_recipe
+from mlxlava.bench.tables import print_tables
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.errors import UserError
 from mlxlava.models.state_step import make_dynamics
@@ -97,9 +99,9 @@ def test_work_grows_with_pixels_and_with_what_a_step_does() -> None:
 
 
 def test_kinds_of_steps_are_shared_out_over_a_run() -> None:
-    assert sum(suite.step_kind_shares(load_recipe("lava")).values()) == pytest.approx(1)
-    assert suite.step_kind_shares(load_recipe("lava"))["alone"] == 0.4
-    assert suite.step_kind_shares(load_recipe("duralava")) == {"plain": 1.0}
+    assert sum(races.step_kind_shares(load_recipe("lava")).values()) == pytest.approx(1)
+    assert races.step_kind_shares(load_recipe("lava"))["alone"] == 0.4
+    assert races.step_kind_shares(load_recipe("duralava")) == {"plain": 1.0}
 
 
 def test_a_race_gives_a_row_a_kind_their_mean_and_ratios_of_turns() -> None:
@@ -113,7 +115,7 @@ def test_a_race_gives_a_row_a_kind_their_mean_and_ratios_of_turns() -> None:
         for who in ("mlxlava", "PyTorch")
     }
     timings = {"mlxlava": ours, "PyTorch": theirs}
-    rows = suite.train_rows("train x", recipe, timings, peaks, {"matmul": 1e11, "copy": 1e10})
+    rows = races.train_rows("train x", recipe, timings, peaks, {"matmul": 1e11, "copy": 1e10})
     found = {(one["name"], one["who"]): one for one in rows}
     assert len(rows) == 8
     plain = found["train x plain", "PyTorch"]
@@ -126,8 +128,8 @@ def test_a_race_gives_a_row_a_kind_their_mean_and_ratios_of_turns() -> None:
 
 
 def test_what_does_not_fit_is_said_and_not_started() -> None:
-    session = suite.SuiteState(suite.QUICK_EFFORT, 1.0, Path())
-    (one,) = suite.train_job("duralava", 256, 200, []).measure(session)
+    session = SuiteState(QUICK_EFFORT, 1.0, Path())
+    (one,) = races.train_job("duralava", 256, 200, []).measure(session)
     assert one["who"] == "mlxlava" and "would not fit in 1 GB" in one["note"]
 
 
@@ -149,7 +151,7 @@ def test_every_row_is_shown_in_a_table_or_a_line(capsys: pytest.CaptureFixture[s
         row("rate matmul", per_s=1.5e11),
         {"name": "train lava 256x256 seq200", "who": "mlxlava", "note": "skipped: too large"},
     ]
-    suite.print_tables(rows)
+    print_tables(rows)
     said = capsys.readouterr().out
     for text in ("train lava 64x64 seq20", "PyTorch", "0.83", "2.00", "1200 frames/s", "150 GFLOP/s"):
         assert text in said
@@ -165,9 +167,9 @@ def test_ctrl_c_in_a_race_keeps_the_turns_that_were_made(monkeypatch: pytest.Mon
         peaks["mlxlava"] = {"plain": {"peak_process_gb": 1.0}}
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(suite, "_race_in_turns", turns)
-    session = suite.SuiteState(suite.QUICK_EFFORT, None, Path())
-    (one,) = suite.train_job("duralava", 64, 20, []).measure(session)
+    monkeypatch.setattr(races, "race_in_turns", turns)
+    session = SuiteState(QUICK_EFFORT, None, Path())
+    (one,) = races.train_job("duralava", 64, 20, []).measure(session)
     assert one["median_s"] == 2.0 and session.interrupted
 
 
