@@ -29,7 +29,7 @@ from mlxlava.normality import pooled_moments
 from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import load_weights
 from tests.exporting.lamps import fresh_weights, grown_weights
-from tests.playback.screens.chromium import CHROMIUM, Browser, Tab, chromium
+from tests.playback.screens.chromium import CHROMIUM, Browser, Tab, assert_controls_fit, chromium
 
 pytestmark = pytest.mark.device
 
@@ -435,14 +435,7 @@ async def test_it_fits_a_phone_and_the_surround_continues_the_edge(
         await tab.run("location.hash = '#half=0'")
         await tab.resize(width, height, phone=True)
         await tab.until(f"innerWidth === {width}")
-        boxes = await tab.run(
-            "[...document.querySelectorAll('button, label')].map((one) => one.getBoundingClientRect())"
-            ".map((box) => [box.left, box.top, box.right, box.bottom])"
-        )
-        assert len(boxes) == 6
-        for left, top, right, bottom in boxes:
-            assert left >= 0 and right <= width and top >= 0 and bottom <= height
-            assert min(right - left, bottom - top) >= 44
+        await assert_controls_fit(tab, width, height, 6)
     await tab.run("location.hash = '#half=0&controls=0'")
     await tab.resize(900, 400)
     await tab.until("innerWidth === 900")

@@ -185,6 +185,18 @@ async def chromium(*, webgl: bool = False) -> AsyncIterator[Browser]:
             await process.wait()
 
 
+async def assert_controls_fit(tab: Tab, width: int, height: int, count: int) -> None:
+    """There are ``count`` controls. All lie within the page and are large enough for a finger, 44 pixels."""
+    boxes = await tab.run(
+        "[...document.querySelectorAll('button, label')].map((one) => one.getBoundingClientRect())"
+        ".map((box) => [box.left, box.top, box.right, box.bottom])"
+    )
+    assert len(boxes) == count
+    for left, top, right, bottom in boxes:
+        assert left >= 0 and right <= width and top >= 0 and bottom <= height
+        assert min(right - left, bottom - top) >= 44
+
+
 async def _look(url: str) -> Image.Image:
     """A lamp's page on a desktop and on a phone, side by side."""
     shots = []

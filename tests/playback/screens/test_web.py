@@ -36,7 +36,7 @@ import aiohttp
 
 from mlxlava.playback.screens import web, web_limits
 from mlxlava.playback.screens.web import WebPage, encode_picture
-from tests.playback.screens.chromium import CHROMIUM, Browser, Tab, chromium
+from tests.playback.screens.chromium import CHROMIUM, Browser, Tab, assert_controls_fit, chromium
 
 ROOT = Path(__file__).parents[3]
 
@@ -699,14 +699,7 @@ async def test_it_fits_a_phone(browser: Browser) -> None:
         for width, height in ((360, 640), (740, 360), (320, 480)):
             await tab.resize(width, height, phone=True)
             await tab.until(f"innerWidth === {width} && {text('count')} !== ''")
-            boxes = await tab.run(
-                "[...document.querySelectorAll('button, label')].map((one) => one.getBoundingClientRect())"
-                ".map((box) => [box.left, box.top, box.right, box.bottom])"
-            )
-            assert len(boxes) == 7
-            for left, top, right, bottom in boxes:
-                assert left >= 0 and right <= width and top >= 0 and bottom <= height
-                assert min(right - left, bottom - top) >= 44
+            await assert_controls_fit(tab, width, height, 7)
             assert await tab.run("document.documentElement.scrollWidth") == width
             await moves(tab)
         assert tab.complaints == []
