@@ -18,7 +18,7 @@ from mlxlava.cli.help import example
 from mlxlava.cli.options import debug_option
 from mlxlava.config import load_recipe, recipe_names, setting_rows
 from mlxlava.errors import UserError
-from mlxlava.paths import known_lamps, write_text_atomically
+from mlxlava.paths import append_lines, known_lamps, write_text_atomically
 
 COMPLETION_VARIABLE = "_MLXLAVA_COMPLETE"  # the scripts set it
 SHELLS = ("bash", "zsh", "fish")
@@ -102,18 +102,9 @@ def _install(shell: str, script: str) -> None:
             return
         start = home / ".bashrc" if shell == "bash" else Path(os.environ.get("ZDOTDIR") or home) / ".zshrc"
         line = f"[ -f {shlex.quote(str(path))} ] && . {shlex.quote(str(path))}  # mlxlava completion"
-        _add_line(start, line)
+        if not start.exists() or line not in start.read_text("utf-8", "surrogateescape").splitlines():
+            # Appended, and not replaced: the file may be a link into a folder of settings.
+            append_lines(start, [line])
     except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
         raise UserError(f"completion: {error}; --show prints the script") from error
     say(f"completion: {start} reads {path} now: open a new shell; to undo it, remove its line from {start}")
-
-
-def _add_line(file: Path, line: str) -> None:
-    """Add a line at the end of a file, unless it is there already. All else in the file stays."""
-    text = file.read_text(encoding="utf-8", errors="surrogateescape") if file.exists() else ""
-    if line in text.splitlines():
-        return
-    before = "" if not text or text.endswith("\n") else "\n"
-    # Appended, and not replaced: the file may be a link into a folder of settings.
-    with file.open("a", encoding="utf-8") as opened:
-        opened.write(f"{before}{line}\n")

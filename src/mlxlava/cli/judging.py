@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,11 +14,11 @@ from mlxlava.cli.completion import complete_weights
 from mlxlava.cli.help import example
 from mlxlava.cli.options import combine_options, debug_option
 
+# The options of score and drift have the names of the arguments of mlxlava.score and mlxlava.drift.
 _footage_options = combine_options(
-    click.argument("name", metavar="WEIGHTS", shell_complete=complete_weights),
+    click.argument("weights", metavar="WEIGHTS", shell_complete=complete_weights),
     click.option(
         "--footage",
-        "source",
         metavar="FOOTAGE",
         type=click.Path(),
         help="What they were trained on; may be left out for the built-in lamp.",
@@ -34,7 +35,7 @@ _output_options = combine_options(
         "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Which lamps."
     ),
     click.option(
-        "-o", "target", metavar="FILE.png", type=click.Path(path_type=Path), help="Picture to write."
+        "-o", "picture", metavar="FILE.png", type=click.Path(path_type=Path), help="Picture to write."
     ),
     click.option("--json", "as_json", is_flag=True, help="Print JSON in place of tables."),
 )
@@ -49,22 +50,14 @@ _output_options = combine_options(
 )
 @_output_options
 @debug_option
-def score(
-    name: str,
-    source: str | None,
-    held_out: str | None,
-    frames: int,
-    seed: int,
-    target: Path | None,
-    as_json: bool,
-) -> None:
+def score(as_json: bool, **arguments: Any) -> None:
     """Score learned lamps against real footage: pictures, motion, memory.
 
     Every figure stands beside what real footage scores against real footage of the same lamp.
     """
     from mlxlava.evaluation.report import print_score_table
 
-    result = mlxlava.score(name, source, held_out=held_out, frames=frames, seed=seed, picture=target)
+    result = mlxlava.score(**arguments)
     print(json.dumps(result)) if as_json else print_score_table(result)
 
 
@@ -77,22 +70,14 @@ def score(
 )
 @_output_options
 @debug_option
-def drift(
-    name: str,
-    source: str | None,
-    held_out: str | None,
-    frames: int,
-    seed: int,
-    target: Path | None,
-    as_json: bool,
-) -> None:
+def drift(as_json: bool, **arguments: Any) -> None:
     """Follow learned lamps over a long roll-out: do pictures, motion and state stay what they are?
 
     32 lamps are rolled side by side; frames are drawn in windows at 1, 2 and 5 times powers of ten.
     """
     from mlxlava.evaluation.report import print_drift_table
 
-    result = mlxlava.drift(name, source, held_out=held_out, frames=frames, seed=seed, picture=target)
+    result = mlxlava.drift(**arguments)
     print(json.dumps(result)) if as_json else print_drift_table(result)
     if result["interrupted_at"] is not None:
         raise KeyboardInterrupt
@@ -111,7 +96,7 @@ def check(only: str, as_json: bool) -> None:
     does. The exit status is 1 if a check fails; what that means stands below its line.
     """
     from mlxlava.checks import checked_machine_facts, table
-    from mlxlava.console import print_rows as print_rows
+    from mlxlava.console import print_rows
 
     if as_json:
         report = mlxlava.check(only)

@@ -21,17 +21,28 @@ if TYPE_CHECKING:
     from mlxlava.training.memory_plan import PlanRow
 
 
-@click.command(
-    epilog=example("mlxlava train lamp.mp4 --minutes 60 -o runs/mine", "learn a video within an hour")
-)
-@click.argument("sources", nargs=-1, metavar="[FOOTAGE]...", type=click.Path())
-@click.option("-o", "run", metavar="RUN", type=click.Path(path_type=Path), help="Folder of the run.")
-@click.option(
+_recipe_option = click.option(
     "--recipe",
     metavar="NAME|FILE",
     shell_complete=complete_recipes,
     help="What to train and how; lava when not given.",
 )
+_settings_option = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    shell_complete=complete_settings,
+    help="Any setting of the recipe; mlxlava info --recipe lava lists them.",
+)
+
+
+@click.command(
+    epilog=example("mlxlava train lamp.mp4 --minutes 60 -o runs/mine", "learn a video within an hour")
+)
+@click.argument("sources", nargs=-1, metavar="[FOOTAGE]...", type=click.Path())
+@click.option("-o", "run", metavar="RUN", type=click.Path(path_type=Path), help="Folder of the run.")
+@_recipe_option
 @cropping_options
 @click.option("--seq-len", type=click.IntRange(1), help="Learned steps a clip spans.")
 @click.option("--batch-size", type=click.IntRange(1), help="Clips a training step looks at.")
@@ -44,14 +55,7 @@ if TYPE_CHECKING:
 @click.option("--steps", type=click.IntRange(1), help="Training steps in all.")
 @click.option("--minutes", type=positive_number(), help="Be finished after so many minutes.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Seed of weights, clips and states.")
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    shell_complete=complete_settings,
-    help="Any setting of the recipe; mlxlava info --recipe lava lists them.",
-)
+@_settings_option
 @click.option(
     "--memory",
     type=positive_number(),
@@ -83,12 +87,9 @@ def train(
     --minutes the run is finished in time. Ctrl-C saves; --resume goes on exactly where it stopped; with
     --steps or --minutes as well it is lengthened.
     """
-    from mlxlava.api.ending import is_finished, score_finished_run
     from mlxlava.api.watching import open_viewer
-    from mlxlava.console import format_duration, say
-    from mlxlava.paths import read_json
+    from mlxlava.console import say
     from mlxlava.training.failures import Diverged, ProcessLost
-    from mlxlava.training.report import find_report, next_commands
 
     steps, memory = changes.pop("steps"), changes.pop("memory")
     if resume:
@@ -122,11 +123,23 @@ def train(
     except (Diverged, ProcessLost) as error:
         say(f"mlxlava: {error}")
         sys.exit(1)
+    _say_what_next(done)
+    if done.signal is not None:
+        sys.exit(128 + done.signal)
+
+
+def _say_what_next(done: mlxlava.TrainedRun) -> None:
+    """Say how far a run is, what it scores if it is finished, and the commands that go on from here."""
+    from mlxlava.api.ending import is_finished, score_finished_run
+    from mlxlava.console import format_duration, say
+    from mlxlava.paths import read_json
+    from mlxlava.training.report import find_report, next_commands
+
     say(f"train: {done.run} is at step {done.step} after {format_duration(done.seconds)}")
     if done.signal is None and is_finished(done):
         say(f"train: {score_finished_run(done.run)}")
     else:
-        say(f"train: go on: mlxlava train --resume -o {done.run}")
+        say(f"train: go on: mlxlava train --resume -o {shlex.quote(str(done.run))}")
     path = done.run / "config.json"  # a run that has not grown yet has none
     config = read_json(path, "run") if path.is_file() else {}
     for name, command in next_commands(shlex.quote(str(done.run)), config).items():
@@ -135,8 +148,6 @@ def train(
     if done.signal is None:
         say(f"train: train it longer: mlxlava train --resume -o {shlex.quote(str(done.run))} --minutes 60")
     say(f"train: report: {find_report(done.run)}")
-    if done.signal is not None:
-        sys.exit(128 + done.signal)
 
 
 def _changed_settings(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,29 +171,15 @@ def _require_no_changes(sources: Sequence[str], changes: Mapping[str, Any]) -> N
 
 @click.command(epilog=example("mlxlava plan --memory 8 --size 128", "what fits into 8 GB at 128×128"))
 @click.option("--memory", type=positive_number(), metavar="GB", help="This machine's when not given.")
-@click.option(
-    "--recipe",
-    metavar="NAME|FILE",
-    default="lava",
-    show_default=True,
-    shell_complete=complete_recipes,
-    help="What to train and how.",
-)
+@_recipe_option
 @click.option("--size", "sizes", type=SIZE_TYPE, multiple=True, help="Sizes to plan for; 64, 128 and 256.")
 @click.option("--seq-len", "lengths", type=click.IntRange(1), multiple=True, help="Lengths; 20 and 200.")
 @click.option("--batch-size", "batches", type=click.IntRange(1), multiple=True, help="Batches; 8, 16 and 32.")
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    shell_complete=complete_settings,
-    help="Any setting of the recipe.",
-)
+@_settings_option
 @debug_option
 def plan(
     memory: float | None,
-    recipe: str,
+    recipe: str | None,
     sizes: tuple[tuple[int, int], ...],
     lengths: tuple[int, ...],
     batches: tuple[int, ...],
@@ -197,9 +194,10 @@ def plan(
     from mlxlava.backend import memory_budget_gb, on_gpu_path
     from mlxlava.console import print_table
 
+    name = recipe or "lava"
     gigabytes = memory_budget_gb() if memory is None else memory
     rows = mlxlava.plan(
-        recipe,
+        name,
         sizes=sizes or ((64, 64), (128, 128), (256, 256)),
         seq_lens=lengths or (20, 200),
         batch_sizes=batches or (8, 16, 32),
@@ -207,7 +205,7 @@ def plan(
         memory=gigabytes,
     )
     columns = ("size", "sequence", "batch", "peak, GB", "to fit", "peak then, GB", "headroom, GB")
-    title = f"{recipe}, {gigabytes:.1f} GB for MLX"
+    title = f"{name}, {gigabytes:.1f} GB for MLX"
     if on_gpu_path():
         title += "; estimated, as nothing was measured on a GPU"
     print_table(title, columns, [_plan_cells(row, gigabytes) for row in rows])
