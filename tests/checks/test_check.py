@@ -16,7 +16,7 @@ import pytest
 import mlxlava
 from mlxlava import checks
 from mlxlava.backend import mx, on_gpu_path
-from mlxlava.checks import arithmetic, training
+from mlxlava.checks import arithmetic, convolutions, training
 from mlxlava.checks.base import Check, Result
 from mlxlava.rollout import drawing, roll
 from mlxlava.training import objective
@@ -108,9 +108,9 @@ def shifted_frames(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def coarse_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = arithmetic.conv4_stride2
+    right = convolutions.conv4_stride2
     monkeypatch.setattr(
-        arithmetic, "conv4_stride2", on_gpus(lambda x, weight: 1.01 * right(x, weight), right)
+        convolutions, "conv4_stride2", on_gpus(lambda x, weight: 1.01 * right(x, weight), right)
     )
 
 
@@ -131,7 +131,7 @@ def overflowing_sums(monkeypatch: pytest.MonkeyPatch) -> None:
         var = square - mean * mean
         return [(x - mean) * mx.rsqrt(var + 1e-3) * weights["scale"] + weights["bias"]], {"var": var}
 
-    monkeypatch.setattr(arithmetic, "batch_norm_leaky_relu", batch_norm)
+    monkeypatch.setattr(convolutions, "batch_norm_leaky_relu", batch_norm)
 
 
 def wide_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,9 @@ import re
 from collections.abc import Callable, Iterator
 
 from mlxlava.backend import limit_memory
-from mlxlava.checks.arithmetic import (
-    convolution_checks,
-    half_precision_checks,
-    matrix_product_checks,
-    state_checks,
-)
+from mlxlava.checks.arithmetic import matrix_product_checks, state_checks
 from mlxlava.checks.base import Check, Result, describe_comparison, run_check
+from mlxlava.checks.convolutions import convolution_checks, half_precision_checks
 from mlxlava.checks.machine import machine_checks
 from mlxlava.checks.playing import PLAYED_FRAMES, endurance_checks, frame_checks
 from mlxlava.checks.training import compiled_step_checks, full_step_checks, tiny_step_checks
