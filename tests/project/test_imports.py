@@ -21,7 +21,7 @@ MODULES = sorted(
 
 # Rooms and modules from low to high: each imports from those before it, or from its own room.
 LAYERS = [
-    {"awake", "errors", "failures", "products", "resize", "text"},
+    {"awake", "cores", "errors", "failures", "products", "resize", "text"},
     {"schema"},
     {"paths", "records"},
     {"config", "console", "normality"},
@@ -40,6 +40,7 @@ WITHOUT_MLX = [
     "awake",
     "config",
     "console",
+    "cores",
     "errors",
     "evaluation.correlation",
     "evaluation.distances",

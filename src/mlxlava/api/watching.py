@@ -14,10 +14,11 @@ from pathlib import Path
 from types import TracebackType
 
 from mlxlava.backend import Tree
-from mlxlava.backend.cpu.worker_streams import CORES_ENV_VAR, worker_streams
+from mlxlava.backend.cpu.worker_streams import worker_streams
 from mlxlava.backend.ranks import rank
 from mlxlava.config import WATCH_SCREENS, recipe_from_dict
 from mlxlava.console import say
+from mlxlava.cores import CORES_ENV_VAR
 from mlxlava.errors import UserError
 from mlxlava.paths import read_json
 from mlxlava.playback.player import has_display

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlxlava.cores import core_limit
+
 _PROJECT_FOLDER = Path(__file__).resolve().parents[3]
 # The top of the checkout that this file stands in; None in an installed wheel.
 CHECKOUT_FOLDER = _PROJECT_FOLDER if (_PROJECT_FOLDER / "benchmarks/__init__.py").is_file() else None
@@ -148,7 +150,7 @@ def machine_facts() -> dict[str, str]:
 
 def cores_to_use() -> int:
     """The number of CPU cores that are used: MLXLAVA_CORES, or all."""
-    return int(os.environ.get("MLXLAVA_CORES") or os.cpu_count() or 1)
+    return core_limit() or os.cpu_count() or 1
 
 
 def total_memory_gb() -> float | None:

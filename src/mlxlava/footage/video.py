@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import heapq
 import itertools
-import os
 from array import array
 from collections.abc import Iterator
 from fractions import Fraction
@@ -21,6 +20,7 @@ import av.logging
 import numpy as np
 from PIL import Image
 
+from mlxlava.cores import core_limit
 from mlxlava.errors import UserError
 from mlxlava.footage.raster import DecodedFrame, Orientation
 from mlxlava.footage.timing import Timing, measure_timing, split_where_time_restarts
@@ -96,7 +96,7 @@ class Video:
             self._stream, self.streams = _choose_stream(self._container, path)
             self._decoder = _choose_decoder(self._stream)
             self._decoder.thread_type = "AUTO"
-            self._decoder.thread_count = int(os.environ.get("MLXLAVA_CORES") or 0)  # 0: all
+            self._decoder.thread_count = core_limit() or 0  # 0: all
             options = {"max_pixels": str(_MAX_FRAME_PIXELS)}
             if errors_mean_damage:
                 options["err_detect"] = "explode"

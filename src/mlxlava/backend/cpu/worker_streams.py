@@ -10,19 +10,16 @@ the device.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from mlxlava.backend.device import mx, on_cpu, on_gpu_path
+from mlxlava.cores import core_limit
 
 Chunk = TypeVar("Chunk")
 Result = TypeVar("Result")
-
-# Environment variable: how many cores of a CPU to use. By default all that the process may use.
-CORES_ENV_VAR = "MLXLAVA_CORES"
 
 _MAX_CHUNK_PIXELS = 2**20  # pixels of a chunk: 256 frames of 64×64
 
@@ -32,8 +29,7 @@ def _make_streams() -> list[Any]:
     if not on_cpu() or sys.platform == "darwin":
         return []
     cores = len(os.sched_getaffinity(0))
-    with contextlib.suppress(KeyError, ValueError):
-        cores = min(cores, int(os.environ[CORES_ENV_VAR]))
+    cores = min(cores, core_limit() or cores)
     return [mx.new_thread_local_stream(mx.cpu) for _ in range(cores)] if cores > 1 else []
 
 
