@@ -1,3 +1,5 @@
+"""What a JSON file may hold: harm is refused, and what is wrong is described in one line."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -57,9 +59,7 @@ def test_json_that_does_harm_is_refused(text: str | bytes) -> None:
         (FOOTAGE, {"format": 1, "size": [16, -1], "cuts": [], "fps": 5, "every_nth": 1, "frames": 1}, "size"),
     ],
 )
-def test_a_file_that_holds_something_else_is_described(
-    tmp_path: Path, check: Check, value: object, said: str
-) -> None:
+def test_a_file_that_holds_something_else_is_described(check: Check, value: object, said: str) -> None:
     with pytest.raises(Mismatch, match=said) as refused:
         check(value, "")
     assert len(str(refused.value)) < 200

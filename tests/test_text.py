@@ -1,3 +1,5 @@
+"""Text of strangers, made safe for terminals and for Markdown."""
+
 from __future__ import annotations
 
 import pytest

@@ -19,18 +19,11 @@ from mlxlava.evaluation.drift import (
     window_ends,
 )
 from mlxlava.footage.dataset import Footage
-from mlxlava.footage.prepare import prepare_lamp
 from mlxlava.rollout.weights import Weights
 from mlxlava.training.checkpoint import playable_arrays
 from mlxlava.training.step import Trainer
 
 needs_scipy = pytest.mark.skipif(find_spec("scipy") is None, reason="needs the extra `score`")
-
-
-@pytest.fixture(scope="module")
-def lamp(tmp_path_factory: pytest.TempPathFactory) -> Footage:
-    folder = tmp_path_factory.mktemp("drift") / "lamp"
-    return prepare_lamp(folder, size=(16, 16), minutes=4, fps=5, every_nth=1, seed=0, theme="classic")
 
 
 def fresh(recipe: Recipe) -> Weights:

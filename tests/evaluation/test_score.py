@@ -22,13 +22,6 @@ from mlxlava.training.step import Trainer
 
 
 @pytest.fixture(scope="module")
-def lamp(tmp_path_factory: pytest.TempPathFactory) -> Footage:
-    """Four minutes of the built-in lamp, 16×16: four pieces of 300 frames."""
-    folder = tmp_path_factory.mktemp("score") / "lamp"
-    return prepare_lamp(folder, size=(16, 16), minutes=4, fps=5, every_nth=1, seed=0, theme="classic")
-
-
-@pytest.fixture(scope="module")
 def weights(tiny: Recipe) -> Weights:
     return Weights(tiny, 5.0, playable_arrays(Trainer(tiny, 6).init()), {})
 
@@ -75,7 +68,7 @@ def test_lamps_are_drawn_one_by_one_whatever_their_number(weights: Weights) -> N
     assert all(np.array_equal(one, other) for one, other in zip(few, more, strict=False))
 
 
-def test_footage_of_another_size_is_resized(lamp: Footage, tiny_duralava: Recipe) -> None:
+def test_footage_of_another_size_is_resized(lamp: Footage) -> None:
     real = split_footage(lamp, None, frames=128)
     assert next(real.clips(0, (32, 32))).shape[1:3] == (32, 32)
     assert next(real.clips(0, (16, 16))).shape[1:3] == (16, 16)
