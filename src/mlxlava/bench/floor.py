@@ -145,9 +145,8 @@ def discriminator_layers(recipe: Recipe) -> tuple[list[Layer], list[Layer]]:
     last, end = net.widths[-1], area // 4 ** len(net.widths)
     if net.kind == "recurrent":
         frames += _dense_layers(end * last, net.features)
-        frames += _dense_layers(
-            net.features + net.state, *net.hidden, net.state
-        )  # the recurrent cell, which sees one frame at a time
+        # The recurrent cell, which sees one frame at a time.
+        frames += _dense_layers(net.features + net.state, *net.hidden, net.state)
         return [*frames, *_dense_layers(net.state, net.hidden[-1] if net.hidden else net.state, 1)], []
     frames.append(Layer(last, last // 2, 16, end // 4, end, end // 4))
     frames += _dense_layers(end // 4 * (last // 2), 1)
@@ -177,10 +176,11 @@ def step_passes(recipe: Recipe, kind: str) -> list[LayerPasses]:
     if recipe.encoder.context_frames:
         frames, together = encoder_layers(recipe)
         # No gradient with respect to real frames is needed.
+        seen = data.batch_size * recipe.encoder.context_frames
         found += [
-            LayerPasses(frames, data.batch_size * recipe.encoder.context_frames, first_input_gradients=0)
+            LayerPasses(frames, seen, first_input_gradients=0),
+            LayerPasses(together, data.batch_size),
         ]
-        found += [LayerPasses(together, data.batch_size)]
     if not judged:
         return found
     if recipe.loss.kind == "bce":

@@ -66,11 +66,12 @@ for _command in (
 def main(ctrl_c_handler: Any = None) -> None:
     """Run the command line.
 
-    A user's mistake is one line on stderr and exit status 2, a failure of MLX's device one line and 1. A file
-    that the system does not let us use counts as a mistake too. Nothing is said where nobody reads any more.
+    A user's mistake is one line on stderr and exit status 2. So is a file that the system does not let us
+    use. A failure of MLX's device is one line and exit status 1. If the reader of stdout has closed it, the
+    command ends with 1 and without a line.
 
     Args:
-        ctrl_c_handler: What handles SIGINT from now on, if it was handled otherwise while this was loaded.
+        ctrl_c_handler: what handles SIGINT from now on; None leaves it as it is.
     """
     try:
         if ctrl_c_handler is not None:

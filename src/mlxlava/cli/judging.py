@@ -53,7 +53,7 @@ _output_options = combine_options(
 def score(as_json: bool, **arguments: Any) -> None:
     """Score learned lamps against real footage: pictures, motion, memory.
 
-    Every figure stands beside what real footage scores against real footage of the same lamp.
+    Each figure is printed beside that of real footage, compared with other footage of the same lamp.
     """
     from mlxlava.evaluation.report import print_score_table
 
@@ -92,8 +92,8 @@ def drift(as_json: bool, **arguments: Any) -> None:
 def check(only: str, as_json: bool) -> None:
     """Check that this machine computes what it should.
 
-    To be run first on a new machine, above all on a Mac. What the GPU computes is compared with what the CPU
-    does. The exit status is 1 if a check fails; what that means stands below its line.
+    Run it first on a new machine, above all on a Mac. It compares what the GPU computes with what the CPU
+    computes. The exit status is 1 if a check fails; below its line stands what that means.
     """
     from mlxlava.checks import checked_machine_facts, table
     from mlxlava.console import print_rows

@@ -116,7 +116,7 @@ def loop(name: str | None, seed: int, picture: Path | None, seamless: bool, **pl
 @playing_options
 @debug_option
 def lamp(size: tuple[int, int], theme: str, seed: int, **playing: Any) -> None:
-    """Play the built-in lamp, which is drawn by rule: what train learns when no footage is given."""
+    """Play the built-in lamp, which is simulated: train learns it when no footage is given."""
     from mlxlava.footage.simulated_lamp import ThemeLibrary
     from mlxlava.playback.player import PlaybackOptions, play_lamp
 

@@ -83,9 +83,9 @@ def train(
 ) -> None:
     """Learn a lamp: from videos or folders of images, or the built-in lamp.
 
-    For a video of yours, crop, size, frames a step and more are chosen, and said with the reason. With
-    --minutes the run is finished in time. Ctrl-C saves; --resume goes on exactly where it stopped; with
-    --steps or --minutes as well it is lengthened.
+    For your own video, train chooses crop, size, frames a step and more, and says why. With --minutes the run
+    is finished in that time. Ctrl-C saves the run; --resume goes on exactly where it stopped. With --steps or
+    --minutes as well, the run becomes longer.
     """
     from mlxlava.api.watching import open_viewer
     from mlxlava.console import say

@@ -115,7 +115,7 @@ class ClipFeatures:
 def extract_features(fitted: FittedFeatures, clips: Iterable[NumpyArray]) -> ClipFeatures:
     """Compute the features of clips, uint8 (L, H, W, 3) each. Only one clip is in memory at a time."""
     rows = []
-    for name, clip in enumerate(clips):
+    for number, clip in enumerate(clips):
         small = shrink(clip)
         energy = np.array([np.abs(late - early).mean() for early, late in pairwise(small)], np.float32)
         some = clip[evenly_spaced_indices(len(clip), min(FRAMES_PER_CLIP, len(clip)))]
@@ -132,7 +132,7 @@ def extract_features(fitted: FittedFeatures, clips: Iterable[NumpyArray]) -> Cli
                 wax.mean((1, 2)),
                 count_blobs(wax),
                 fitted.wax.edge_steepness(few),
-                name,
+                number,
             )
         )
     return ClipFeatures(*(np.stack(column) for column in zip(*rows, strict=True)))

@@ -55,8 +55,8 @@ def image_frechet_distance(reference: ClipFeatures, other: ClipFeatures) -> floa
 
 def image_kid(reference: ClipFeatures, other: ClipFeatures) -> float:
     """Polynomial MMD of frames."""
-    (x, x_names), (y, y_names) = _features_of_sampled_frames(reference), _features_of_sampled_frames(other)
-    return polynomial_mmd(x, y, x_names, y_names)
+    (x, x_clips), (y, y_clips) = _features_of_sampled_frames(reference), _features_of_sampled_frames(other)
+    return polynomial_mmd(x, y, x_clips, y_clips)
 
 
 def image_sharpness_distance(reference: ClipFeatures, other: ClipFeatures) -> float:
@@ -81,9 +81,9 @@ def _distances_and_radii(reference: ClipFeatures, other: ClipFeatures) -> tuple[
 
     Neighbours are reference frames of other clips.
     """
-    (x, names), (y, _) = _features_of_sampled_frames(reference), _features_of_sampled_frames(other)
+    (x, clips), (y, _) = _features_of_sampled_frames(reference), _features_of_sampled_frames(other)
     within = squared_distances(x, x)
-    within[names[:, None] == names[None]] = np.inf
+    within[clips[:, None] == clips[None]] = np.inf
     k = min(_NEIGHBOUR_COUNT, len(x) - 1)
     return squared_distances(x, y), np.partition(within, k - 1, axis=1)[:, k - 1]
 

@@ -184,47 +184,61 @@ def _as_function(name: str, module: str) -> str:
     return f"const {name}_module = (() => {{\n{body}return {{ {', '.join(exported)} }};\n}})();\n"
 
 
+class _PackedArrays:
+    """Arrays one behind the other, as the page reads them.
+
+    Attributes:
+        arrays: type, shape and place of each array, for JSON.
+        data: their bytes.
+    """
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, Any] = {}
+        self.data = bytearray()
+
+    def add(self, name: str, values: Floats, *, exact: bool) -> None:
+        """Add an array as float16; if ``exact``, as float32 where float16 would lose something."""
+        half = values.astype(np.float16)
+        stored: Any = values if exact and not np.array_equal(half, values) else half
+        self.data.extend(bytes(-len(self.data) % 4))  # where an array of float32 may begin
+        self.arrays[name] = {"type": str(stored.dtype), "shape": stored.shape, "offset": len(self.data)}
+        self.data.extend(stored.astype(stored.dtype.newbyteorder("<")).tobytes())
+
+    def add_layer(self, name: str, layer: Layer, *, exact: bool) -> None:
+        """Add weight and bias of a layer."""
+        self.add(f"{name}.weight", layer.weight, exact=exact)
+        self.add(f"{name}.bias", layer.bias, exact=exact)
+
+    def add_convolutions(self, prefix: str, layers: Convolutions) -> None:
+        """Add all that makes a picture of a feature map."""
+        for i, up in enumerate(layers.ups):
+            self.add_layer(f"{prefix}up{i}", up, exact=False)
+        self.add_layer(f"{prefix}out", layers.out, exact=False)
+        self.add(f"{prefix}gate", layers.gate, exact=False)
+        self.add(f"{prefix}background", layers.background, exact=False)
+
+
 def pack_numbers(lamp: PortableLamp) -> tuple[dict[str, Any], bytes]:
     """All numbers of a lamp, and their description as plain values for JSON.
 
     The generator's numbers are float16. Those of the state step are float16 only where that loses nothing:
     rounded bases would not be orthogonal, and rounded couplings would make another lamp of the same seed.
     """
-    arrays: dict[str, Any] = {}
-    data = bytearray()
-
-    def add(name: str, values: Floats, exact: bool) -> None:
-        half = values.astype(np.float16)
-        stored: Any = values if exact and not np.array_equal(half, values) else half
-        data.extend(bytes(-len(data) % 4))  # where an array of float32 may begin
-        arrays[name] = {"type": str(stored.dtype), "shape": stored.shape, "offset": len(data)}
-        data.extend(stored.astype(stored.dtype.newbyteorder("<")).tobytes())
-
-    def add_layer(name: str, layer: Layer, exact: bool) -> None:
-        add(f"{name}.weight", layer.weight, exact)
-        add(f"{name}.bias", layer.bias, exact)
-
-    def add_convolutions(prefix: str, layers: Convolutions) -> None:
-        for i, up in enumerate(layers.ups):
-            add_layer(f"{prefix}up{i}", up, exact=False)
-        add_layer(f"{prefix}out", layers.out, exact=False)
-        add(f"{prefix}gate", layers.gate, exact=False)
-        add(f"{prefix}background", layers.background, exact=False)
-
+    packed = _PackedArrays()
     for number, change in enumerate(lamp.changes):
-        add(f"change{number}", change, exact=True)
+        packed.add(f"change{number}", change, exact=True)
     for number, layers in enumerate(lamp.couplings):
         *hidden, angles = layers
         for i, layer in enumerate(hidden):
-            add_layer(f"{number}.hidden{i}", layer, exact=True)
-        add_layer(f"{number}.angles", angles, exact=True)
-    add_layer("dense", lamp.dense, exact=False)
-    add_convolutions("", lamp.convolutions)
+            packed.add_layer(f"{number}.hidden{i}", layer, exact=True)
+        packed.add_layer(f"{number}.angles", angles, exact=True)
+    packed.add_layer("dense", lamp.dense, exact=False)
+    packed.add_convolutions("", lamp.convolutions)
     if lamp.upsampling is not None:
         # Differences from the centre are small, so rounding it would show.
-        add("upsampler.centre", lamp.upsampling.centre, exact=True)
-        add_layer("upsampler.in", lamp.upsampling.first, exact=False)
-        add_convolutions("upsampler.", lamp.upsampling.convolutions)
+        packed.add("upsampler.centre", lamp.upsampling.centre, exact=True)
+        packed.add_layer("upsampler.in", lamp.upsampling.first, exact=False)
+        packed.add_convolutions("upsampler.", lamp.upsampling.convolutions)
     about = {
         "size": lamp.size,
         "stepFps": lamp.step_fps,
@@ -235,7 +249,7 @@ def pack_numbers(lamp: PortableLamp) -> tuple[dict[str, Any], bytes]:
         "couplings": len(lamp.couplings),
         "hidden": len(lamp.couplings[0]) - 1,
         "noiseAngle": None if lamp.noise_angle is None else lamp.noise_angle.tolist(),
-        "arrays": arrays,
-        "bytes": len(data),
+        "arrays": packed.arrays,
+        "bytes": len(packed.data),
     }
-    return about, bytes(data)
+    return about, bytes(packed.data)

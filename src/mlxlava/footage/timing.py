@@ -12,7 +12,7 @@ _INTERVALS_PER_PIECE = 2**16  # medians of so many intervals are computed at onc
 _MAX_DIFFERENCE_OF_ONE_RATE = 0.15  # averaged intervals of one rate differ by no more (relative)
 _MIN_HOLE_INTERVALS = 3.5  # a gap of more intervals is a hole
 _MIN_UNEVENNESS = 0.1  # of an interval; smaller differences are rounding
-_MAX_ROUNDING_SECONDS = 0.0015  # seconds; containers with coarser stamps have a fixed rate
+_MAX_ROUNDING_SECONDS = 0.0015  # containers with coarser stamps have a fixed rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,31 +70,15 @@ def measure_timing(
     if not steps:
         return None
     usual = [_running_median(run) for run in steps]
-    width = int(np.clip(sum(map(len, steps)) // 4, 1, _AVERAGED_INTERVALS))
-    # Means over several intervals have little jitter. Those that contain a hole are left out.
-    means = []
-    for run, around in zip(steps, usual, strict=True):
-        total = np.cumsum(np.concatenate([[0.0], run]))
-        holes = np.cumsum(np.concatenate([[0], run > _MIN_HOLE_INTERVALS * around]))
-        if len(run) >= width:
-            whole = holes[width:] == holes[:-width]
-            means.append(((total[width:] - total[:-width]) / width)[whole])
-    averaged = np.sort(np.concatenate(means)) if means else np.zeros(0)
+    averaged = _averaged_intervals(steps, usual)
     inside = np.concatenate(
         [run[run <= _MIN_HOLE_INTERVALS * around] for run, around in zip(steps, usual, strict=True)]
     )
     if not len(averaged):
         averaged = np.sort(inside)
-    # The rate that holds for the longest time is used; if two hold equally long, the slower one.
-    time = np.concatenate([[0.0], np.cumsum(averaged)])
-    first = np.searchsorted(averaged, averaged * (1 - _MAX_DIFFERENCE_OF_ONE_RATE))
-    last = np.searchsorted(averaged, averaged * (1 + _MAX_DIFFERENCE_OF_ONE_RATE), side="right")
-    held = time[last] - time[first]
-    best = int(np.flatnonzero(held >= held.max() * (1 - 1e-9))[-1])
-    alike = averaged[first[best] : last[best]]
-    typical = float(np.median(alike))
+    alike = _intervals_of_longest_rate(averaged)
     # The mean over all intervals has the smallest rounding error, but it is wrong if there are several rates.
-    interval = float(inside.mean()) if len(alike) == len(averaged) else typical
+    interval = float(inside.mean() if len(alike) == len(averaged) else np.median(alike))
     rounding = 2 * min(tick, _MAX_ROUNDING_SECONDS) / float(inside.sum()) + 1e-9
     uneven = float(np.ptp(inside)) > 2.5 * tick + _MIN_UNEVENNESS * interval
     fps = _snap_to_usual_rate(1 / interval, rounding, declared)
@@ -102,6 +86,34 @@ def measure_timing(
         return Timing(fps, frames, uneven)
     around = np.concatenate([usual[0][:1], usual[0]])
     return Timing(fps, frames, uneven, next(run for run in runs if len(run) > 1), around)
+
+
+def _averaged_intervals(steps: Sequence[np.ndarray], usual: Sequence[np.ndarray]) -> np.ndarray:
+    """Means over several intervals, which have little jitter, sorted. Those that contain a hole are left out.
+
+    Args:
+        steps: the intervals of each run.
+        usual: the usual interval around each of them.
+    """
+    width = int(np.clip(sum(map(len, steps)) // 4, 1, _AVERAGED_INTERVALS))
+    means = []
+    for run, around in zip(steps, usual, strict=True):
+        total = np.cumsum(np.concatenate([[0.0], run]))
+        holes = np.cumsum(np.concatenate([[0], run > _MIN_HOLE_INTERVALS * around]))
+        if len(run) >= width:
+            whole = holes[width:] == holes[:-width]
+            means.append(((total[width:] - total[:-width]) / width)[whole])
+    return np.sort(np.concatenate(means)) if means else np.zeros(0)
+
+
+def _intervals_of_longest_rate(averaged: np.ndarray) -> np.ndarray:
+    """Those of sorted intervals whose rate holds for the longest time; of two as long, the slower rate."""
+    time = np.concatenate([[0.0], np.cumsum(averaged)])
+    first = np.searchsorted(averaged, averaged * (1 - _MAX_DIFFERENCE_OF_ONE_RATE))
+    last = np.searchsorted(averaged, averaged * (1 + _MAX_DIFFERENCE_OF_ONE_RATE), side="right")
+    held = time[last] - time[first]
+    best = int(np.flatnonzero(held >= held.max() * (1 - 1e-9))[-1])
+    return averaged[first[best] : last[best]]
 
 
 def _running_median(steps: np.ndarray) -> np.ndarray:
