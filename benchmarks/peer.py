@@ -1,4 +1,4 @@
-"""Training steps of the peer in PyTorch, in a process of its own that ``mlxlava.bench.suite`` starts."""
+"""Training steps of the peer in PyTorch, in a process of its own that ``mlxlava.bench.races`` starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The measurements. Each runs in a process of its own, which ``suite.py`` starts and sends requests to.
+"""The measurements. Each runs in a process of its own, to which races.py or jobs.py sends requests.
 
     python -m mlxlava.bench.measures train '{"recipe": "lava", "size": 64, "seq_len": 20, "batch_size": 32}'
 
