@@ -115,6 +115,10 @@ def run_command(
     return status, out, err
 
 
+# The same as the fixture `eager`, for processes that tests start.
+EAGER = {"MLX_DISABLE_COMPILE": "1"}
+
+
 @pytest.fixture(scope="module")
 def eager() -> Iterator[None]:
     """Steps are not compiled: that costs seconds of g++ a run, and test_step compares compiled with eager."""

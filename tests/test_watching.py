@@ -25,6 +25,7 @@ from mlxlava.rollout.live import FrugalPace, LiveLibrary
 from mlxlava.rollout.roll import Rollout
 from mlxlava.rollout.weights import load_weights, save_weights
 from mlxlava.training.folder import make_run_folder
+from tests.conftest import EAGER
 
 needs_web = pytest.mark.skipif(find_spec("aiohttp") is None, reason="needs the extra `web`")
 
@@ -116,7 +117,7 @@ def start_training(folder: Path, *options: str, **environment: str) -> subproces
         cwd=folder,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **environment},
+        env={**os.environ, **EAGER, **environment},
     )
 
 

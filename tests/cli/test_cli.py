@@ -43,6 +43,8 @@ TINY = (
 
 Run = Callable[..., tuple[int, str]]
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 needs_score = pytest.mark.skipif(
     None in (find_spec("matplotlib"), find_spec("scipy")), reason="needs the extra `score`"
 )
@@ -274,15 +276,6 @@ def parts_of(run: Path) -> int:
     return recipe_of(run).training.micro_batches
 
 
-@pytest.fixture
-def _eager() -> Iterator[None]:
-    """Other parts are another step to compile, which takes seconds of g++."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
-
-
-@pytest.mark.usefixtures("_eager")
 def test_a_run_goes_on_with_less_memory(run: Run, video: Path, tmp_path: Path) -> None:
     assert run("train", str(video), "-o", "mine", "--steps", "1", *TINY)[0] == 0
     less = gigabytes_for_more_micro_batches(recipe_of(tmp_path / "mine"), gpu=on_gpu_path())
@@ -295,7 +288,6 @@ def test_a_run_goes_on_with_less_memory(run: Run, video: Path, tmp_path: Path) -
     assert parts_of(tmp_path / "mine") == 2
 
 
-@pytest.mark.usefixtures("_eager")
 def test_on_a_gpu_a_step_is_made_to_fit_without_being_asked(
     run: Run, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -532,38 +524,46 @@ def test_weights_of_another_recipe_are_one_line(run: Run, weights: Path) -> None
 # --- judging ---
 
 
-@pytest.fixture
-def judged(run: Run, tmp_path: Path) -> tuple[str, str]:
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """A small run, and 100 s of the built-in lamp that it was trained on."""
-    assert run("lamp", "--size", "32", "--fps", "5", "--seconds", "100", "-o", "lamp.mp4")[0] == 0
-    assert run("train", "lamp.mp4", "-o", "run", "--steps", "2", *TINY)[0] == 0
-    return "run", "lamp.mp4"
+    folder = tmp_path_factory.mktemp("judged")
+    name, source = str(folder / "run"), str(folder / "lamp.mp4")
+    for command in (
+        ("lamp", "--size", "32", "--fps", "5", "--seconds", "100", "-o", source),
+        ("train", source, "-o", name, "--steps", "2", *TINY),
+    ):
+        cli.main(command, standalone_mode=False)
+    return name, source
 
 
 @needs_score
 def test_score_draws_a_picture(run: Run, judged: tuple[str, str], tmp_path: Path) -> None:
     name, source = judged
-    assert run("score", name, "--footage", source, "-o", "score.png")[0] == 0
+    assert run("score", name, "--footage", source, "--frames", "64", "-o", "score.png")[0] == 0
     assert iio.imread(tmp_path / "score.png").shape[2] in (3, 4)
 
 
 @needs_score
-def test_drift_prints_json(judged: tuple[str, str]) -> None:
-    command = [sys.executable, "-m", "mlxlava", "drift", judged[0], "--footage", judged[1]]
-    ended = subprocess.run(
-        [*command, "--frames", "2000", "--json"], capture_output=True, text=True, check=True
-    )
-    assert [row["frames"] for row in json.loads(ended.stdout)["windows"]] == [1000, 2000]
+def test_drift_prints_json(
+    judged: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("drift", judged[0], "--footage", judged[1], "--frames", "2000", "--json")
+    status, printed, said = run_command(monkeypatch, capsys, *command)
+    assert status == 0, said
+    assert [row["frames"] for row in json.loads(printed)["windows"]] == [1000, 2000]
 
 
 @needs_score
 def test_footage_of_another_size_or_rate_is_said(run: Run, judged: tuple[str, str]) -> None:
-    assert run("footage", "lamp.mp4", "-o", "large", "--size", "32")[0] == 0
-    status, said = run("score", judged[0], "--footage", "large", "--json")
+    name, source = judged
+    score = ("score", name, "--frames", "64", "--footage")
+    assert run("footage", source, "-o", "large", "--size", "32")[0] == 0
+    status, said = run(*score, "large", "--json")
     assert status == 0, said
     assert "large is 32×32; it is resized to the 16×16 of the weights" in said
-    assert run("footage", "lamp.mp4", "-o", "slow", "--size", "16", "--every-nth", "2")[0] == 0
-    assert "measures of motion compare different speeds" in run("score", judged[0], "--footage", "slow")[1]
+    assert run("footage", source, "-o", "slow", "--size", "16", "--every-nth", "2")[0] == 0
+    assert "measures of motion compare different speeds" in run(*score, "slow")[1]
 
 
 @needs_score

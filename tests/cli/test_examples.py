@@ -36,6 +36,9 @@ ADDED_SLOW = {
 WRITTEN = ("lamp.mp4", "data/frames.npy", "runs/mine/report.html", "lava.mp4", "lamp.html")
 
 
+pytestmark = pytest.mark.usefixtures("eager")
+
+
 def example_of(command: str) -> list[str]:
     """The example in the help of a command, as words."""
     shown = re.findall(r"^ +(mlxlava .+)$", cli.commands[command].epilog or "", re.MULTILINE)

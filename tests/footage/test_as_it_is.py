@@ -476,6 +476,7 @@ def test_no_file_makes_others_be_read(tmp_path: Path) -> None:
 # --- commands ---
 
 
+@pytest.mark.usefixtures("eager")
 def test_prepared_footage_knows_its_size_and_training_takes_it(
     tmp_path: Path, tiny: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -490,6 +491,7 @@ def test_prepared_footage_knows_its_size_and_training_takes_it(
         mlxlava.train("X", tiny, run=tmp_path / "other", steps=1, settings={"data.size": (16, 16)})
 
 
+@pytest.mark.usefixtures("eager")
 def test_the_true_rate_can_be_given_everywhere(
     tmp_path: Path, tiny: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

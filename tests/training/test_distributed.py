@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 
 from mlxlava.backend import mx
 from mlxlava.paths import latest_checkpoint_folder
+from tests.conftest import EAGER
 
 _TRAIN = [
     *("-m", "mlxlava", "train", "--size", "16", "--batch-size", "4", "--seq-len", "6"),
@@ -48,13 +50,18 @@ def launch(run: Path, *more: str) -> subprocess.Popen[str]:
     launcher = Path(sys.executable).with_name("mlx.launch")
     command = [launcher, "-n", "2", "--backend", "ring", "--", sys.executable, *_TRAIN, "-o", run, *more]
     return subprocess.Popen(
-        [str(word) for word in command], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [str(word) for word in command],
+        env={**os.environ, **EAGER},
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    subprocess.run([sys.executable, *_TRAIN, "--steps", "3", "-o", one], check=True, capture_output=True)
+    alone = [sys.executable, *_TRAIN, "--steps", "3", "-o", str(one)]
+    subprocess.run(alone, env={**os.environ, **EAGER}, check=True, capture_output=True)
     said = launch(two, "--steps", "3").communicate(timeout=240)[1]
     left, right = (mx.load(str(run / "checkpoints/00000003/state.safetensors")) for run in (one, two))
     assert isinstance(left, dict) and isinstance(right, dict), said

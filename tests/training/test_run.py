@@ -36,6 +36,7 @@ from mlxlava.training.memory_guard import MAX_SHARE_OF_LIMIT, MemoryGuard
 from mlxlava.training.memory_plan import predict_peak_gb
 from mlxlava.training.outcome import TrainedRun
 from mlxlava.training.step import Trainer
+from tests.conftest import EAGER
 
 pytestmark = [pytest.mark.device, pytest.mark.usefixtures("eager")]
 
@@ -318,25 +319,40 @@ def failing_at(step: int, text: str) -> Iterator[None]:
         yield
 
 
+def micro_batches_of(run: Path) -> int:
+    return recipe_from_dict(json.loads((run / "config.json").read_text())["recipe"]).training.micro_batches
+
+
 @pytest.mark.parametrize("text", FAILURES)
-def test_a_failure_of_the_gpu_says_what_it_was_and_how_to_go_on(
+def test_a_failure_of_the_gpu_says_what_it_was_and_what_helps(
     text: str, tiny: Recipe, footage: Footage, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    begin(run, tiny, footage)
-    with failing_at(3, text), pytest.raises(DeviceFailed) as raised:
-        go(run, tiny, footage)
+    begin(tmp_path, tiny, footage)
+    with failing_at(0, text), pytest.raises(DeviceFailed) as raised:
+        go(tmp_path, tiny, footage)
     said = str(raised.value)
     assert FAILURES[text] in said and text.split()[0] in said and "\n" not in said
-    assert f"at step 4; the last checkpoint is {run}/checkpoints/00000002" in said
-    assert f"mlxlava train --resume -o {run}" in said
-    split = json.loads((run / "config.json").read_text())["recipe"]["training"]["micro_batches"]
     if any(cause in said for cause in ("not enough memory", "an array was larger")):
-        assert split == 4 and "--memory" not in said  # one clip at a time was tried too
+        assert micro_batches_of(tmp_path) == 4 and "--memory" not in said  # one clip at a time was tried too
     else:
         advises_less = re.search(r"--memory 0\.\d+", said) is not None and "fewer clips" in said
-        assert split == 1 and ("kernel" in said) != advises_less
-    assert go(run, tiny, footage).step == 6
+        assert micro_batches_of(tmp_path) == 1 and ("kernel" in said) != advises_less
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"), [(OUT_OF_MEMORY, 4), ("cublasLtMatmul(handle, desc) failed with code: 13.", 1)]
+)
+def test_after_a_failure_of_the_gpu_a_run_goes_on_from_its_last_checkpoint(
+    text: str, parts: int, tiny: Recipe, footage: Footage, tmp_path: Path
+) -> None:
+    begin(tmp_path, tiny, footage)
+    with failing_at(3, text), pytest.raises(DeviceFailed) as raised:
+        go(tmp_path, tiny, footage)
+    said = str(raised.value)
+    assert f"at step 4; the last checkpoint is {tmp_path}/checkpoints/00000002" in said
+    assert f"mlxlava train --resume -o {tmp_path}" in said
+    assert micro_batches_of(tmp_path) == parts
+    assert go(tmp_path, tiny, footage).step == 6
 
 
 def test_it_is_not_another_process_that_is_gone(
@@ -438,7 +454,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     ]
     command = [sys.executable, "-m", "mlxlava", "train", "-o", "run", "--size", "16", "--steps", "100000"]
     command += [word for setting in tiny for word in ("--set", setting)]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env={**os.environ, **EAGER}, stderr=subprocess.PIPE, text=True
+    )
     give_up = time.monotonic() + 120
     while not (tmp_path / "run/previews/000002.png").exists() and time.monotonic() < give_up:
         assert process.poll() is None, process.stderr and process.stderr.read()
@@ -458,7 +476,7 @@ def test_a_run_is_saved_when_its_terminal_is_gone(tmp_path: Path) -> None:
     process, terminal = pty.fork()
     if process == 0:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
-        os.execv(command[0], command)
+        os.execve(command[0], command, {**os.environ, **EAGER})
     shown, give_up = b"", time.monotonic() + 120
     while b"step 3/" not in shown and time.monotonic() < give_up:
         shown += os.read(terminal, 4096)
