@@ -601,11 +601,21 @@ def open_formats(version: str, work: Path) -> None:
             file.write_text(text.replace(_PLACE, str(work)), encoding="utf-8")
 
 
+def drawing(weights: Path, file: Path) -> list[object]:
+    """The arguments that draw three frames with weights or a run, for :func:`read_drawn`."""
+    return ["loop", "--weights", weights, "--fps", 7, "--frames", 3, "-o", file]
+
+
+def read_drawn(file: Path) -> Array:
+    """Three frames side by side, uint8 (16, 48, 3)."""
+    return np.concatenate(list(np.fromfile(file, np.uint8).reshape(3, 16, 16, 3)), axis=1)
+
+
 def drawn(weights: Path, work: Path) -> Array:
     """Three frames that weights or a run draw, uint8 (16, 48, 3)."""
     file = work / "drawn.raw"
-    mlxlava(["loop", "--weights", weights, "--fps", 7, "--frames", 3, "-o", file], folder=work)
-    return np.concatenate(list(np.fromfile(file, np.uint8).reshape(3, 16, 16, 3)), axis=1)
+    mlxlava(drawing(weights, file), folder=work)
+    return read_drawn(file)
 
 
 def resume(run: Path, work: Path, environment: Mapping[str, str] | None = None) -> None:
