@@ -182,8 +182,8 @@ def leaking_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         (overflowing_sums, "BatchNorm", "overflows in float16"),
         (wide_kernels, "kernel: lava, 32", "fails on a GPU"),
         (overflowing_gradients, "tiny.*: lava, float16", "skipped"),
-        (leaking_cache, "lava: what grows", "play for ever"),
-        (leaking_memory, "lava: what grows", "play for ever"),
+        (leaking_cache, "duralava: what grows", "play for ever"),
+        (leaking_memory, "duralava: what grows", "play for ever"),
     ],
 )
 def test_what_breaks_is_found_and_explained(

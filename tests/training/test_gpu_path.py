@@ -22,7 +22,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "float16": {"training.precision": "float16"},
 }
 # Few of them quickly, all of them by `make test-slow`: a trace of 256 learned steps takes seconds.
-QUICK = {(20, "whole"), (64, "whole"), (32, "micro-batches"), (32, "recomputed"), (48, "float16")}
+QUICK = {(64, "whole"), *((20, name) for name in VARIANTS)}
 CASES = [
     pytest.param(length, name, marks=[] if (length, name) in QUICK else pytest.mark.slow)
     for length, name in itertools.product(LENGTHS, VARIANTS)
