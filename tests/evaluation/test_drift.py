@@ -79,7 +79,7 @@ def test_drift_of_both_state_steps(recipe: str, lamp: Footage, request: pytest.F
 
 
 def test_a_stationary_state_keeps_its_law_without_training(lamp: Footage, tiny: Recipe) -> None:
-    result, _ = drift(fresh(tiny), *split_for_drift(lamp, None), 2_000)
+    result, _ = drift(fresh(tiny), *split_for_drift(lamp, None), 1_500)
     for row in result["windows"]:
         for name in ("deviation", "kurtosis", "norm", "epps_pulley_axes", "covariance"):
             low, high = result["null"][name]
