@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import psutil
 
 from mlxlava.backend import arrays_by_name
 from mlxlava.integrity import read_last_intact_checkpoint
@@ -15,6 +21,7 @@ from mlxlava.training.checkpoint import load_checkpoint
 from mlxlava.training.folder import recipe_of_run, require_free_folder, schedule_of_run
 from mlxlava.training.log import open_log
 from mlxlava.training.trainer import make_trainer
+from tests.conftest import EAGER
 
 LENGTH = int(os.environ.get("MLXLAVA_RELIABILITY", "1"))  # so many times as many trials
 
@@ -41,9 +48,18 @@ RESUME = [sys.executable, "-m", "mlxlava", "train", "--resume"]
 BEGIN = [sys.executable, "-m", "mlxlava", "train", *(word for each in _SETTINGS for word in ("--set", each))]
 
 
-def start(command: list[str], **options: object) -> subprocess.Popen[str]:
-    """Start a command in a session of its own, with its messages kept, and without compiled kernels."""
-    environment = {**os.environ, "MLX_DISABLE_COMPILE": "1", **options.pop("env", {})}  # type: ignore[dict-item]
+def start(command: list[str], *, compiled: bool = False, **options: object) -> subprocess.Popen[str]:
+    """Start a command in a session of its own, with its messages kept.
+
+    Args:
+        command: The words of the command.
+        compiled: Whether MLX may compile kernels.
+        options: Those of Popen; ``env`` has what is added to the environment.
+    """
+    environment = {**os.environ, **EAGER, **options.pop("env", {})}  # type: ignore[dict-item]
+    if compiled:
+        for name in EAGER:  # MLX asks whether the variable is there; its value does not count
+            del environment[name]
     process: subprocess.Popen[str] = subprocess.Popen(
         command,
         env=environment,
@@ -57,11 +73,44 @@ def start(command: list[str], **options: object) -> subprocess.Popen[str]:
     return process
 
 
-def finish(command: list[str], **options: object) -> tuple[int, str]:
+def finish(command: list[str], *, compiled: bool = False, **options: object) -> tuple[int, str]:
     """Run a command to its end; returns the exit status and what it has said."""
-    process = start(command, **options)
-    said = process.communicate(timeout=600)[1]
+    process = start(command, compiled=compiled, **options)
+    said = process.communicate(timeout=1800)[1]  # on a busy machine
     return process.returncode, said
+
+
+def wait_until_python_has_started(process: subprocess.Popen[str]) -> None:
+    """Wait until a command has taken Ctrl-C from Python.
+
+    Python takes a tenth of a second to start, or seconds on a busy machine, and has a traceback of its own
+    for a Ctrl-C in that time. The first thing that the command does is to give the signal its default back.
+    """
+    status, caught = Path(f"/proc/{process.pid}/status"), False
+    if not status.exists():  # not Linux
+        time.sleep(1)
+        return
+    until = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < until:
+        signals = re.search(r"^SigCgt:\s+(\w+)", status.read_text(), re.MULTILINE)
+        catches = signals is not None and bool(int(signals[1], 16) >> (signal.SIGINT - 1) & 1)
+        if caught and not catches:
+            return
+        caught = catches
+        time.sleep(0.005)
+
+
+def wait_until_it_has_worked(process: subprocess.Popen[str], seconds: float) -> None:
+    """Wait until a process and its compilers have used so much processor time, or have ended.
+
+    So the moment does not depend on how busy the machine is.
+    """
+    used = 0.0
+    while used < seconds and process.poll() is None:
+        time.sleep(0.05)
+        with contextlib.suppress(psutil.NoSuchProcess):  # a compiler that ends meanwhile
+            root = psutil.Process(process.pid)
+            used = sum(sum(each.cpu_times()[:4]) for each in (root, *root.children(recursive=True)))
 
 
 def require_one_line(outcome: tuple[int, str], status: int = 2) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,8 @@ from tests.reliability.runs import (
     require_one_line,
     require_sound,
     start,
+    wait_until_it_has_worked,
+    wait_until_python_has_started,
 )
 
 pytestmark = pytest.mark.device
@@ -75,51 +77,57 @@ def test_of_two_starts_in_one_folder_one_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_random_times_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    """Kernels are compiled, and kept in a folder of the test: the first kills come while that happens."""
-    (tmp_path / "kernels").mkdir()
-    options = {"env": {"MLX_DISABLE_COMPILE": "", "TMPDIR": str(tmp_path / "kernels")}}
-    del options["env"]["MLX_DISABLE_COMPILE"]
+    """Kernels are compiled, and kept in a folder of the test.
+
+    As many kills as it takes come while the first ones are compiled. They are not counted.
+    """
+    kernels = tmp_path / "kernels"
+    kernels.mkdir()
+    start_compiled = functools.partial(start, compiled=True, env={"TMPDIR": str(kernels)})
+    finish_compiled = functools.partial(finish, compiled=True, env={"TMPDIR": str(kernels)})
     rng, steps = random.Random(0), ["--steps", "600"]
-    run, kills, most = tmp_path / "run", 0, -1
+    run, kills, most, has_learned = tmp_path / "run", 0, -1, False
     while kills < 50 * LENGTH:
         kept = require_sound(run)
         assert kept >= most
-        most = kept
+        most, has_learned = kept, has_learned or kept > 0
         if kept == 600:  # finished sooner than it was killed often enough
             run, most = tmp_path / f"run-{kills}", -1
             continue
         command = [*RESUME, "-o", str(run)] if kept >= 0 else [*BEGIN, "-o", str(run), *steps]
-        process = start(command, **options)
-        time.sleep(rng.uniform(0.1, 6))
+        process = start_compiled(command)
+        wait_until_it_has_worked(process, rng.uniform(0.1, 8))
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            kills += 1
+            kills += has_learned
         said = process.communicate()[1]
         assert "Traceback" not in said and "damaged" not in said, said
     if require_sound(run) < 600:
         command = [*RESUME, "-o", str(run)] if require_sound(run) >= 0 else [*BEGIN, "-o", str(run), *steps]
-        assert finish(command, **options)[0] == 0
-    assert finish([*BEGIN, "-o", str(tmp_path / "whole"), *steps], **options)[0] == 0
+        assert finish_compiled(command)[0] == 0
+    assert finish_compiled([*BEGIN, "-o", str(tmp_path / "whole"), *steps])[0] == 0
+    assert list(kernels.rglob("*.so"))
     assert digest_of_state(run) == digest_of_state(tmp_path / "whole")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("compiling", [True, False])
 def test_ctrl_c_at_any_time_is_no_traceback_and_breaks_nothing(compiling: bool, tmp_path: Path) -> None:
-    """The whole group of processes gets it, as from a terminal: so the compilers that MLX starts too.
-
-    Python itself takes the first moments, and has a traceback of its own for them.
-    """
-    rng = random.Random(1)
+    """The whole group of processes gets it, as from a terminal: so the compilers that MLX starts too."""
+    rng, compiled = random.Random(1), False
     for trial in range(12 * LENGTH):
         run, kernels = tmp_path / f"run-{trial}", tmp_path / f"kernels-{trial}"
         kernels.mkdir()
         process = start(
             [*BEGIN, "-o", str(run), "--steps", "100000"],
-            env={"TMPDIR": str(kernels), "MLX_DISABLE_COMPILE": "" if compiling else "1"},
+            compiled=compiling,
+            env={"TMPDIR": str(kernels)},
         )
-        time.sleep(rng.uniform(2, 12) if compiling else rng.uniform(0.3, 4))
+        wait_until_python_has_started(process)
+        wait_until_it_has_worked(process, rng.uniform(2, 15) if compiling else rng.uniform(0, 4))
         os.killpg(process.pid, signal.SIGINT)
         said = process.communicate(timeout=300)[1]
         assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in said, said
         require_sound(run)
+        compiled |= any(kernels.rglob("*.cpp"))
+    assert compiled == compiling
