@@ -6,7 +6,7 @@ folder.py reads and writes the files in the folder of a run; loop.py trains it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,7 @@ def begin_run(
     free: Collection[str] = (),
     choices: Sequence[Choice] = (),
     minutes: float | None = None,
+    initial_history: Sequence[Mapping[str, Any]] = (),
 ) -> Run:
     """Prepare the footage of a new run, and make its folder with the state at step 0.
 
@@ -126,6 +127,7 @@ def begin_run(
         free: settings that may be chosen for this footage.
         choices: what was chosen before, for its config.
         minutes: time that the run may take, this preparing included.
+        initial_history: how the weights of ``initial_arrays`` were trained, for its config.
 
     Raises:
         UserError: the recipe does not fit into memory, the footage cannot be read or is shorter than a clip,
@@ -145,6 +147,7 @@ def begin_run(
         initial_arrays,
         [*choices, *more],
         minutes,
+        initial_history,
     )
     return _announce_run(folder, recipe, footage)
 
