@@ -20,9 +20,13 @@ from pathlib import Path
 import mlxlava
 from mlxlava.config import format_size
 from mlxlava.errors import UserError
-from mlxlava.paths import latest_checkpoint_folder, read_json, write_text_atomically
+from mlxlava.paths import (
+    latest_checkpoint_folder,
+    read_json,
+    shipped_weights_folders,
+    write_text_atomically,
+)
 from mlxlava.resize import resize_smoothly
-from mlxlava.rollout.weights import shipped_weights_folders
 
 ROOT = Path(__file__).parents[1]
 GALLERY = ROOT / "docs/gallery"
