@@ -37,9 +37,7 @@ _HIDDEN_FPS = 0.5  # while nobody looks
 # more than that, since its threads wait for one another: measured, it loses up to twice as much.
 _CPU_SHARE_PER_TRAINING_CORE = 0.025
 _SECONDS_BETWEEN_RATE_CHANGES = 2.0
-# How often the folder is looked into: for the first weights, and for newer ones.
-_SECONDS_BETWEEN_FIRST_LOOKS = 0.2
-_SECONDS_BETWEEN_LATER_LOOKS = 1.0
+_SECONDS_BETWEEN_FIRST_LOOKS = 0.2  # into the folder, for the first weights
 
 
 class LiveLibrary:
@@ -48,16 +46,17 @@ class LiveLibrary:
     Args:
         folder: folder in which the training writes weights.
         name: what viewers see as the lamp's name.
+        seconds_between_looks: how often the folder is looked into for newer weights, while a lamp plays.
 
     Attributes:
         names: the name.
         ended: set when the play is over, so that nothing waits for weights any more.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, seconds_between_looks: float = 1.0) -> None:
         self.names = [name]
         self.ended = threading.Event()
-        self._folder = folder
+        self._folder, self._seconds_between_looks = folder, seconds_between_looks
         self._read: tuple[int, int] | None = None  # of the file that was read last: number and time
         self._rollout: Rollout | None = None
         self._caption = ""
@@ -90,7 +89,7 @@ class LiveLibrary:
         """Yield times, and exchange the rollout's weights in between. Ends when it needs another rollout."""
         looked = time.monotonic()
         for at in times:
-            if time.monotonic() - looked > _SECONDS_BETWEEN_LATER_LOOKS:
+            if time.monotonic() - looked > self._seconds_between_looks:
                 looked = time.monotonic()
                 newest = self._read_new_weights()
                 if newest is not None and not _has_same_architecture(newest, weights):
