@@ -77,6 +77,8 @@ WITHOUT_MLX = [
     "training.curves",
     "training.memory_plan",
     "training.report",
+    "training.report_page",
+    "training.warning_signs",
 ]
 NEEDS = {"playback.screens.web": "aiohttp", "playback.screens.window": "pygame"}  # what is in an extra
 
