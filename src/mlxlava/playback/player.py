@@ -21,6 +21,7 @@ from mlxlava.playback.clock import WallClock
 from mlxlava.playback.screens import Screen
 from mlxlava.playback.screens.foreign_window import named_window
 from mlxlava.playback.screens.terminal import Terminal, understands_escape_sequences
+from mlxlava.playback.screens.web_address import DEFAULT_HOST
 from mlxlava.playback.session import FrameSource, Library, Session
 from mlxlava.playback.writers import (
     OutputFile,
@@ -313,7 +314,7 @@ def open_screen(options: PlaybackOptions, session: Session) -> Screen:
         return Window(session, window_id=options.window_id)
     if options.screen == "web":
         try:
-            from mlxlava.playback.screens.web import DEFAULT_HOST, WebPage
+            from mlxlava.playback.screens.web import WebPage
         except ImportError as error:
             raise UserError(f'play: {error.name} is missing; install "mlxlava[web]"') from error
         return WebPage(session, options.host or DEFAULT_HOST, options.port)
