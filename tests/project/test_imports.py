@@ -63,6 +63,7 @@ WITHOUT_MLX = [
     "paths",
     "playback.clock",
     "playback.keys",
+    "playback.options",
     "playback.player",
     "playback.screens.terminal",
     "playback.screens.web",

@@ -24,7 +24,8 @@ from mlxlava.console import mute
 from mlxlava.errors import UserError
 from mlxlava.normality import pooled_moments
 from mlxlava.playback.clock import WallClock
-from mlxlava.playback.player import PlaybackOptions, open_screen, show_until_end
+from mlxlava.playback.options import PlaybackOptions
+from mlxlava.playback.player import open_screen, show_until_end
 from mlxlava.playback.session import FrameSource, Session
 from mlxlava.playback.writers import Frame
 from mlxlava.rollout.roll import Rollout

@@ -26,7 +26,7 @@ from PIL import Image
 from mlxlava.errors import UserError
 from mlxlava.playback import keys, player
 from mlxlava.playback.clock import WallClock
-from mlxlava.playback.player import PlaybackOptions
+from mlxlava.playback.options import PlaybackOptions
 from mlxlava.playback.session import FrameSource, Session
 from mlxlava.playback.writers import Frame
 
