@@ -5,7 +5,7 @@
     python tools/gallery.py runs/mine            # with more lamps: runs, or folders of weights
     python tools/gallery.py --folder site        # into another folder
 
-The pages of the shipped lamps are written before the flame is learned, and Ctrl-C keeps what there is: the
+The pages of the shipped lamps are written before the flame is learned. Ctrl-C keeps what was learned, and the
 next call goes on with the training. Pages (5 MB each) are not in the repository, their small pictures are.
 """
 

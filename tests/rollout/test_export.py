@@ -75,7 +75,7 @@ def test_half_is_half_the_size_and_plays_alike(trained: Path, tmp_path: Path) ->
     export(trained, tmp_path / "half", half=True)
     whole, half = (tmp_path / name / "weights.safetensors" for name in ("whole", "half"))
     assert half.stat().st_size < 0.7 * whole.stat().st_size
-    # Rounded bases would not be orthogonal, and the state would slowly leave its law.
+    # Rounded bases would not be orthogonal, and the state would slowly stop being normal.
     bases = load_weights(half.parent).arrays["stats"]["dynamics"]
     for name, basis in bases.items():
         assert np.allclose(np.array(basis @ basis.T), np.eye(len(basis)), atol=1e-6), name
