@@ -69,7 +69,7 @@ def render_page(
     total = _as_int(config.get("total_steps"))
     parts = {
         "TITLE": html.escape(clean_text(_name_of(run))),
-        "SUMMARY": _summary(config, recipe, curves, total, status),
+        "SUMMARY": _summary(recipe, curves, total, status),
         "PROGRESS": f"{min(1.0, curves.last_step / total) if total else 0:.4f}",
         "WARNINGS": _warning_section(find_warning_signs(curves).values()),
         "SCORES": _score_section(scores),
@@ -118,9 +118,7 @@ def _dict_or_empty(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _summary(
-    config: Mapping[str, Any], recipe: Mapping[str, Any], curves: Curves, total: int, status: Status
-) -> str:
+def _summary(recipe: Mapping[str, Any], curves: Curves, total: int, status: Status) -> str:
     """The lines at the top."""
     size = _dict_or_empty(recipe.get("data")).get("size")
     size = format_size((size[0], size[1])) if isinstance(size, list) and len(size) == 2 else "?"
