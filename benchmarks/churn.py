@@ -1,10 +1,10 @@
-"""Does the web page's server leak, viewer by viewer? Frames cost nothing to draw; viewers stay for moments.
+"""Does the web page's server leak memory with each viewer? Viewers come, stay for a moment, and leave.
 
     python -m benchmarks.churn [--seconds 200]
 
-A row every ten seconds: frames, viewers that have come, resident memory, and what the C library has given
-out. A leak raises both all the time; a heap that has not reached its highest mark raises only the first.
-Linux with glibc only.
+Every ten seconds it prints frames, viewers that have come, resident memory, and the memory that the C
+library has given out. With a leak both figures of memory rise all the time. While a heap still grows to its
+final size, only the first one rises. Linux with glibc only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One run of the suite against another: a ratio a row, and what is beyond the spread.
+"""Compares two saved runs of the suite: a ratio for each row, and which changes are beyond the spread.
 
 make bench-compare                          # the last saved run against the one before on such a machine
 make bench-compare WITH=results/OLD.json    # against any other
@@ -18,11 +18,11 @@ from mlxlava.console import print_table
 
 Row = Mapping[str, Any]
 
-# The least spread that is believed in: few repeats can agree by chance.
-_LEAST = 0.05
-_MEMORY = 0.05  # change of a peak that is told
-# What the same code gives other times on.
-_HEADER = ("processor", "device", "threads", "memory", "mlx", "torch", "python")
+# The least spread that is assumed, as a share of the median: few repeats can agree by chance.
+_LEAST_SPREAD = 0.05
+_LEAST_MEMORY_CHANGE = 0.05  # of a peak, as a share: smaller ones are not marked
+# Facts of a machine on which the time of the same code depends.
+_MACHINE_FACTS = ("processor", "device", "threads", "memory", "mlx", "torch", "python")
 
 
 def verdict(old: Row, new: Row) -> str:
@@ -33,7 +33,9 @@ def verdict(old: Row, new: Row) -> str:
 
     def spread(row: Row) -> tuple[float, float]:
         median = row["median_s"]
-        return min(row["min_s"], median * (1 - _LEAST)), max(row["max_s"], median * (1 + _LEAST))
+        return min(row["min_s"], median * (1 - _LEAST_SPREAD)), max(
+            row["max_s"], median * (1 + _LEAST_SPREAD)
+        )
 
     (old_low, old_high), (new_low, new_high) = spread(old), spread(new)
     if new_low > old_high:
@@ -53,19 +55,21 @@ def compared(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[s
         memory = ["", "", ""]
         if "peak_process_gb" in row and "peak_process_gb" in known:
             change = row["peak_process_gb"] / known["peak_process_gb"]
-            flag = "" if abs(change - 1) <= _MEMORY else " more" if change > 1 else " less"
+            flag = "" if abs(change - 1) <= _LEAST_MEMORY_CHANGE else " more" if change > 1 else " less"
             memory = [f"{one['peak_process_gb']:.2f}" for one in (known, row)] + [f"{change:.2f}{flag}"]
         yield (row["name"], row["who"], *cells, *memory)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What of the machines differs, so that ratios are not of the code alone."""
-    pairs = ((key, old["machine"].get(key, "none"), new["machine"].get(key, "none")) for key in _HEADER)
+    """The facts in which the machines differ. Then the ratios do not come from the code alone."""
+    pairs = (
+        (key, old["machine"].get(key, "none"), new["machine"].get(key, "none")) for key in _MACHINE_FACTS
+    )
     return [f"{key}: {was} → {now}" for key, was, now in pairs if was != now]
 
 
 def chosen(paths: Sequence[str], folder: Path) -> tuple[Path, Path]:
-    """The old and the new result: of two paths; of one, which is the old; or the last two of a kind.
+    """The old and the new result: the two that are given, that one and the last, or the last two of a kind.
 
     Raises:
         SystemExit: there are not enough.
@@ -85,7 +89,7 @@ def chosen(paths: Sequence[str], folder: Path) -> tuple[Path, Path]:
 
 
 def main(paths: Sequence[str]) -> None:
-    """Print how the new result stands to the old one."""
+    """Print the comparison of two results."""
     if len(paths) > 2:
         sys.exit("compare: give no file, the old result, or the old and the new one")
     try:
@@ -112,8 +116,7 @@ def main(paths: Sequence[str]) -> None:
         "new ÷ old",
     )
     print_table("New against old", columns, rows, left_aligned=2)
-    told = [row for row in rows if row[5]]
-    print(f"{len(rows)} rows, {len(told)} beyond the spread")
+    print(f"{len(rows)} rows, {sum(bool(row[5]) for row in rows)} beyond the spread")
 
 
 if __name__ == "__main__":

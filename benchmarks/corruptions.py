@@ -102,7 +102,9 @@ def _some(change: Callable[[NumpyArray, int], NumpyArray]) -> Callable[[Clips, f
     def corrupt(clips: Clips, grade: float, length: int, reference: Clips) -> Clips:
         bad = np.zeros(len(clips), bool)
         bad[np.random.default_rng(1).permutation(len(clips))[: round(grade * len(clips))]] = True
-        return [change(clip, length) if b else clip[:length] for clip, b in zip(clips, bad, strict=True)]
+        return [
+            change(clip, length) if is_bad else clip[:length] for clip, is_bad in zip(clips, bad, strict=True)
+        ]
 
     return corrupt
 
@@ -159,7 +161,7 @@ def lamp_clips(minutes: float, size: tuple[int, int] = (64, 64)) -> tuple[RealCl
 def grades(
     reference_set: ReferenceSet, clips: Clips, names: list[str] | None = None
 ) -> Iterator[tuple[str, float, Clips]]:
-    """Every corruption at every grade, and none at all."""
+    """Yield the clips without a corruption, and with every corruption at every grade."""
     length = reference_set.real.length
     yield "none", 0.0, [clip[:length] for clip in clips]
     reference = list(reference_set.real.clips(0))
@@ -168,12 +170,18 @@ def grades(
             yield name, grade, corrupt(clips, grade, length, reference)
 
 
-def _short(ratio: float) -> str:
+def _format_ratio(ratio: float) -> str:
     return f"{ratio:,.0f}" if abs(ratio) >= 100 else f"{ratio:.2f}"
 
 
 def broken(floors: dict[str, Any], clean: dict[str, float], values: dict[str, list[float]]) -> list[str]:
-    """Claims that do not hold: ``values`` of each corruption and measure, by rising grade."""
+    """Claims of measures that do not hold, a line each.
+
+    Args:
+        floors: for each measure its floor and the interval of that.
+        clean: for each measure its value without a corruption.
+        values: by ``corruption/measure``, the values at the rising grades of the corruption.
+    """
     wrong = []
     for name, one in MEASURES.items():
         floor, (low, high) = floors[name]["floor"], floors[name]["floor_interval"]
@@ -210,10 +218,10 @@ def main() -> None:
             for name, one in MEASURES.items():
                 value = one.function(reference_set.reference, other)
                 row = floors[name]
-                under = row["value"] / row["ratio"]
+                floor = row["value"] / row["ratio"]
                 clean.setdefault(name, value)
                 values.setdefault(f"{corruption}/{name}", []).append(value)
-                ratios.setdefault(f"{corruption}/{name}", []).append(_short(value / under))
+                ratios.setdefault(f"{corruption}/{name}", []).append(_format_ratio(value / floor))
     columns = ["none", *CORRUPTIONS]
     print(f"| measure | {' | '.join(columns)} |")
     print("|---" * (len(columns) + 1) + "|")

@@ -1,11 +1,11 @@
-"""What a change costs or saves: training steps and frames of two environments or two checkouts, in turns.
+"""What a change costs or saves: two environments, or two checkouts, make training steps and frames in turns.
 
     python -m benchmarks.environments OLD/bin/python NEW/bin/python [--turns 15] [--only PATTERN]
     python -m benchmarks.environments OLD/ NEW/                     # folders of two checkouts
 
 Pythons run this checkout's mlxlava, each with the packages of its own environment. Of checkouts, this Python
 runs each one's mlxlava. Ratios are medians of turns, with their quartiles: of wall time, and of processor
-time, which other work on the machine changes less. The last line is JSON.
+time, which depends less on other work on the machine. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mlxlava.console import print_table, say
 _LAVA = {"recipe": "lava", "size": 64}
 _DURALAVA = {"recipe": "duralava", "size": 64}
 _TRAINED = {**_LAVA, "seq_len": 20, "batch_size": 24}
-# A name, what measures.py is asked for: the measure, its arguments, a request.
+# A name, and what mlxlava.bench.measures is asked for: a measure, its arguments, and a request.
 _ROWS: list[tuple[str, str, dict[str, Any], str]] = [
     ("lava, step without D", "train", _TRAINED, "alone"),
     ("lava, step with D", "train", _TRAINED, "plain"),
@@ -37,18 +37,18 @@ _ROWS: list[tuple[str, str, dict[str, Any], str]] = [
     ("lava, 600 frames for a file", "batched", _LAVA, "600"),
     ("duralava, 200 frames one at a time", "live", _DURALAVA, "200"),
 ]
-_SETTLE = 0.2  # seconds in which the threads of who was just measured stop spinning
+_SETTLE_SECONDS = 0.2  # after which the threads of the process that was just measured have come to rest
 
 
 def race(places: Sequence[str], row: tuple[str, str, dict[str, Any], str], turns: int) -> dict[str, Any]:
-    """Medians of each place and the ratios of the second to the first."""
+    """The medians of both places, and the quartiles of the ratio of the second to the first."""
     name, measure, arguments, request = row
     old, new = (_worker(Path(place), [measure, json.dumps(arguments)]) for place in places)
     answers: dict[Worker, list[dict[str, float]]] = {old: [], new: []}
     with old, new:
         for turn in range(turns + 1):
             for worker in (old, new) if turn % 2 else (new, old):
-                time.sleep(_SETTLE)
+                time.sleep(_SETTLE_SECONDS)
                 answer = worker(request)
                 if turn:  # the first one warms up
                     answers[worker].append(answer)

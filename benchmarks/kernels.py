@@ -32,8 +32,8 @@ _KINDS = {(False, False): "without D", (True, False): "with D", (True, True): "w
 def count(name: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each kind of step of a recipe."""
     recipe = override(load_recipe(name), settings)
-    data, views = recipe.data, recipe.encoder.context_frames
-    frames = views + (data.drawn_frames or data.seq_len)
+    data = recipe.data
+    frames = recipe.encoder.context_frames + (data.drawn_frames or data.seq_len)
     trainer = Trainer(recipe, 10)
     state = trainer.init()
     clips = mx.zeros((data.batch_size, frames, *data.size, 3), mx.uint8)

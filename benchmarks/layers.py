@@ -32,7 +32,7 @@ _LAYERS = [
 
 
 def _passes(way: str, kernel: int, side: int, inputs: int, outputs: int) -> list[Callable[[], mx.array]]:
-    """Value, gradient by the input and by the weights."""
+    """The convolution, and its gradients with respect to the input and to the weights."""
     halving = kernel == 4
     x = mx.random.normal((_FRAMES, side, side, inputs))
     y = mx.random.normal((_FRAMES, side // (1 + halving), side // (1 + halving), outputs))

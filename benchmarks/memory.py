@@ -5,8 +5,8 @@
 
 Each configuration is stepped in a process of its own (``mx.get_peak_memory``). The last line is JSON. The
 exit status is 1 where a prediction of ``mlxlava plan`` is more than 15 % off, or an estimate for GPUs is too
-low. What the code for GPUs takes on a CPU is a hint only: MLX's convolutions there write out patches in all
-passes, on Metal in that by the weights alone.
+low. What the code for GPUs takes on a CPU is only a hint. There MLX's convolutions write out patches in all
+passes. On Metal they do so only for the gradient with respect to the weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mlxlava.training.memory_plan import predict_peak_gb
 
 _TOLERANCE = 0.15
 
-# Recipe and settings: sizes, lengths, batches, parts, all that a user or `train --memory` changes.
+# Recipe and settings: sizes, lengths, batches and micro-batches, as a user or `train --memory` changes them.
 CONFIGURATIONS: list[tuple[str, dict[str, Any]]] = [
     ("lava", {}),
     ("lava", {"data.batch_size": 8}),
@@ -76,12 +76,12 @@ def measure(name: str, settings: dict[str, Any]) -> float:
     from mlxlava.training.step import Trainer
 
     recipe = override(load_recipe(name), {"loss.d_start": 0.0, **settings})
-    data, views = recipe.data, recipe.encoder.context_frames
+    data, context = recipe.data, recipe.encoder.context_frames
     count = data.drawn_frames or data.seq_len
-    shape = (data.batch_size, views + count, *data.size, 3)
+    shape = (data.batch_size, context + count, *data.size, 3)
     frames = mx.array(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
     times = mx.array(
-        np.tile(np.r_[np.arange(views), np.arange(count)].astype(np.int32), (data.batch_size, 1))
+        np.tile(np.r_[np.arange(context), np.arange(count)].astype(np.int32), (data.batch_size, 1))
     )
     trainer = Trainer(recipe, 10)
     state = trainer.init()

@@ -32,7 +32,9 @@ _SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-class _Contestant:
+class _Candidate:
+    """The recipe with settings of its own, and the times of its steps."""
+
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
         recipe = override(load_recipe("lava"), {**_CLIPS, **settings})
@@ -61,16 +63,16 @@ class _Contestant:
 
 def main() -> None:
     """Print a line for each setting."""
-    contestants = [_Contestant(settings) for settings in _SETTINGS]
+    candidates = [_Candidate(settings) for settings in _SETTINGS]
     for turn in range(_TURNS + 1):
-        for contestant in contestants:
-            contestant.step()
+        for candidate in candidates:
+            candidate.step()
         print(f"turn {turn} of {_TURNS}", file=sys.stderr, flush=True)
-    plain, rows = contestants[0].seconds[1:], []
-    for contestant in contestants:
-        ratio = statistics.median(a / b for a, b in zip(contestant.seconds[1:], plain, strict=True))
-        setting = ", ".join(f"{key}={value}" for key, value in contestant.settings.items()) or "as it is"
-        rows.append((setting, f"{ratio:.2f} ×", f"{contestant.peak():.2f}"))
+    plain, rows = candidates[0].seconds[1:], []
+    for candidate in candidates:
+        ratio = statistics.median(a / b for a, b in zip(candidate.seconds[1:], plain, strict=True))
+        setting = ", ".join(f"{key}={value}" for key, value in candidate.settings.items()) or "as it is"
+        rows.append((setting, f"{ratio:.2f} ×", f"{candidate.peak():.2f}"))
     print_table(
         "Settings that save memory", ("setting", "time of a step", "arrays, GB"), rows, left_aligned=1
     )

@@ -3,8 +3,8 @@
     python -m benchmarks.viewers                       # the shipped lamp
     python -m benchmarks.viewers lamp --size 256       # any other command that plays on a screen
 
-Viewers are WebSockets in this process that say at once that they have drawn what they get; what they
-cost is not counted. The share is user + system time of the server's process by wall time.
+Viewers are WebSockets in this process, which say at once that they have drawn a picture. What they cost is
+not counted. The share is the user and system time of the server's process, divided by wall time.
 """
 
 from __future__ import annotations

@@ -49,13 +49,10 @@ def test_a_rollout_goes_on_from_its_state_with_other_weights(run: Path) -> None:
     assert rollout.draw(rollout.states[:1]).mean() > frame.mean() + 50
 
 
-def test_a_live_lamp_waits_for_weights_and_takes_new_ones(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mlxlava.rollout.live._SECONDS_OF_ANOTHER_LOOK", 0.0)
+def test_a_live_lamp_waits_for_weights_and_takes_new_ones(run: Path, tmp_path: Path) -> None:
     weights = load_weights(run)
     weights.about["steps"] = 1
-    library = LiveLibrary(tmp_path / "live", "in training")
+    library = LiveLibrary(tmp_path / "live", "in training", 0.0)
     source = library.open("in training", 0)
     save_weights(weights, tmp_path / "live")
     playing = source.play(at / 5 for at in range(100))
@@ -71,11 +68,8 @@ def test_a_live_lamp_waits_for_weights_and_takes_new_ones(
     assert later[-1].mean() > first.mean() + 50
 
 
-def test_a_live_lamp_that_grows_goes_on_in_its_new_size(
-    run: Path, tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mlxlava.rollout.live._SECONDS_OF_ANOTHER_LOOK", 0.0)
-    library = LiveLibrary(tmp_path / "live", "in training")
+def test_a_live_lamp_that_grows_goes_on_in_its_new_size(run: Path, tmp_path: Path) -> None:
+    library = LiveLibrary(tmp_path / "live", "in training", 0.0)
     save_weights(load_weights(run), tmp_path / "live")
     playing = library.open("in training", 0).play(at / 5 for at in range(20))
     assert next(playing)[1].shape == (16, 16, 3)

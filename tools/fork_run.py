@@ -1,7 +1,7 @@
 """Makes a new run that begins with the whole state of another one, but with other settings.
 
 Networks, their averages and the moments of the optimisers go on. The learning rate and the sums of feature
-matching begin anew. So a question can be asked from a trained lamp on, without training from nothing.
+matching begin anew. So other settings can be tried from a trained lamp on, without training from nothing.
 
 python tools/fork_run.py runs/old runs/new training.steps=1200 training.learning_rate=5e-4 loss.d_start=0
 mlxlava train --resume -o runs/new

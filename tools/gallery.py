@@ -5,7 +5,7 @@
     python tools/gallery.py runs/mine            # with more lamps: runs, or folders of weights
     python tools/gallery.py --folder site        # into another folder
 
-The pages of the shipped lamps are written before the flame is learned, and Ctrl-C keeps what there is: the
+The pages of the shipped lamps are written before the flame is learned. Ctrl-C keeps what was learned, and the
 next call goes on with the training. Pages (5 MB each) are not in the repository, their small pictures are.
 """
 
@@ -20,9 +20,13 @@ from pathlib import Path
 import mlxlava
 from mlxlava.config import format_size
 from mlxlava.errors import UserError
-from mlxlava.paths import latest_checkpoint_folder, read_json, write_text_atomically
+from mlxlava.paths import (
+    latest_checkpoint_folder,
+    read_json,
+    shipped_weights_folders,
+    write_text_atomically,
+)
 from mlxlava.resize import resize_smoothly
-from mlxlava.rollout.weights import shipped_weights_folders
 
 ROOT = Path(__file__).parents[1]
 GALLERY = ROOT / "docs/gallery"

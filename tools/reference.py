@@ -55,7 +55,7 @@ VARIABLES = {
 }
 
 
-def pages() -> str:
+def page() -> str:
     """The text of the page."""
     parts = [HEAD, "\n## Commands"]
     parts += map(_command, [cli, *(cli.commands[name] for name in sorted(cli.commands))])
@@ -164,7 +164,7 @@ def main() -> None:
     """Write the page, or check it."""
     parser = argparse.ArgumentParser(description="Write docs/reference.md from the code.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if it differs")
-    text = pages()
+    text = page()
     if not parser.parse_args().check:
         TARGET.write_text(text, encoding="utf-8")
     elif not TARGET.is_file() or TARGET.read_text(encoding="utf-8") != text:

@@ -50,6 +50,18 @@ def _decisions(value: Any, name: str) -> Any:
 
 
 _SCHEDULE = table({"decisions": _decisions, "minutes": nullable(number(0, 1e9))})
+_SIZE = row(integer(1, 2**15), integer(1, 2**15))
+# A training in the history of the weights that another training started from.
+_TRAINING = table(
+    {"recipe": text(1000), "size": _SIZE},
+    {
+        "batch_size": _COUNT,
+        "footage": table(optional={"sources": items(_PATH), "frames": nullable(_COUNT)}),
+        "steps": _STEP,
+        "seconds": _SECONDS,
+        "command": nullable(text(100_000)),
+    },
+)
 _ABOUT = {
     "footage": _FOOTAGE_OF_WEIGHTS,
     "machine": _FACTS,
@@ -60,6 +72,7 @@ _ABOUT = {
     "steps": _STEP,
     "seconds": _SECONDS,
     "pace": number(1e-6, 1e6),
+    "initial": items(_TRAINING, 1000),
 }
 # The format is compared by whoever reads the file, since another one needs another message.
 _WEIGHTS = {"format": anything, "step_fps": number(1e-9, 1e4), "recipe": table()}
@@ -111,7 +124,7 @@ SCORE_LINE = table({"step": _STEP})
 FOOTAGE = table(
     {
         "format": anything,
-        "size": row(integer(1, 2**15), integer(1, 2**15)),
+        "size": _SIZE,
         "cuts": items(integer(1, 2**53)),
         "fps": number(1e-9, 1e6),
         "every_nth": integer(1, 10**9),

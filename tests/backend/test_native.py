@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ import mlxlava
 from mlxlava.backend import PRELOADED_BLAS, on_cpu
 from mlxlava.backend.cpu import native
 from mlxlava.paths import cache_folder
+from tests.backend.conftest import python
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or shutil.which("g++") is None, reason="only Linux compiles C++"
@@ -28,28 +29,8 @@ pytestmark = pytest.mark.skipif(
 ANSWER = 'extern "C" int answer() { return 42; }'
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "mlxlava"
-
-
-@pytest.fixture
-def open_umask() -> Iterator[None]:
-    """Files that are made can be written to by everyone, unless the code that makes them sees to it."""
-    before = os.umask(0)
-    yield
-    os.umask(before)
-
-
 def answer(library: Path) -> int:
     return int(ctypes.CDLL(str(library)).answer())
-
-
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A Python process; an empty value stands for a variable that is not set."""
-    merged = {name: value for name, value in {**os.environ, **environment}.items() if value}
-    return subprocess.run([sys.executable, "-c", code], env=merged, capture_output=True, text=True)
 
 
 def compiler(folder: Path, script: str) -> str:
@@ -314,58 +295,3 @@ def test_a_version_of_mlx_that_was_not_tested_keeps_its_own_convolutions(version
     assert ended.stdout.split() == ["False", "600.0"] * 2
     (line,) = ended.stderr.splitlines()  # once
     assert f"MLX {version} is {which}" in line and "slower" in line
-
-
-# --- kernels that MLX compiles ---
-
-COMPILES = """
-import tempfile
-from mlxlava.backend import mx
-f = mx.compile(lambda x: mx.exp(x) * 2 + x)
-print(f(mx.ones((3,))).sum().item(), tempfile.gettempdir())
-"""
-
-
-def kernels(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*.so") if path.parent.name == "cpu"]
-
-
-def test_mlx_keeps_its_kernels_where_only_this_user_writes(
-    cache: Path, tmp_path: Path, open_umask: None
-) -> None:
-    folder = tmp_path / "tmp"
-    folder.mkdir()
-    ended = python(COMPILES, TMPDIR=str(folder))
-    assert ended.stdout.split()[1] == str(folder), ended.stderr
-    assert kernels(folder) and not kernels(cache)
-    assert stat.S_IMODE((folder / "mlx").stat().st_mode) == 0o700
-
-
-def test_a_kernel_is_compiled_once_and_again_if_it_was_not_written_to_its_end(
-    cache: Path, tmp_path: Path
-) -> None:
-    """A loss of power leaves a part of it. MLX would load it: an error, or SIGBUS."""
-    expected = python(COMPILES, TMPDIR=str(tmp_path))
-    (kernel,) = kernels(tmp_path)
-    before = kernel.stat()
-    python(COMPILES, TMPDIR=str(tmp_path))
-    after = kernel.stat()
-    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    for left in (0, 100, 8000, "no pages"):
-        os.truncate(kernel, left if isinstance(left, int) else 0)
-        if left == "no pages":  # the file system knew the length only
-            os.truncate(kernel, before.st_size)
-        ended = python(COMPILES, TMPDIR=str(tmp_path))
-        assert (ended.returncode, ended.stdout) == (0, expected.stdout), (left, ended.stderr)
-        assert kernel.stat().st_size == before.st_size, left
-
-
-@pytest.mark.parametrize("open_one", ["mlx", "mlx/0.32.4/cpu"])
-def test_mlx_takes_no_kernels_from_where_others_write(cache: Path, tmp_path: Path, open_one: str) -> None:
-    folder = tmp_path / "tmp"
-    (folder / "mlx/0.32.4/cpu").mkdir(parents=True)
-    (folder / open_one).chmod(0o777)
-    ended = python(COMPILES, TMPDIR=str(folder))
-    # Python's own temporary files stay where the user wants them.
-    assert ended.stdout.split()[1] == str(folder), ended.stderr
-    assert kernels(cache) and not kernels(folder)

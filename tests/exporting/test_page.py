@@ -109,11 +109,6 @@ def test_what_is_there_is_replaced_only_if_it_is_a_page(tiny: Recipe, tmp_path: 
     assert not (tmp_path / "lamp").exists()
 
 
-def test_a_recipe_that_has_no_such_form_is_refused(tiny_duralava: Recipe) -> None:
-    with pytest.raises(UserError, match=r"duralava.*penalised"):
-        make_portable(fresh_weights(tiny_duralava))
-
-
 # --- in a browser ---
 
 BrowserTest = Callable[..., Awaitable[None]]

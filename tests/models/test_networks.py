@@ -41,7 +41,7 @@ def test_a_background_is_added_pixel_by_pixel(tiny: Recipe) -> None:
     assert {tuple(place) for place in changed[:, 1:].tolist()} == {(4, 5, 1)}
 
 
-def test_an_encoder_gives_a_law_for_each_clip(tiny: Recipe) -> None:
+def test_an_encoder_gives_a_distribution_for_each_clip(tiny: Recipe) -> None:
     encoder = Encoder(tiny)
     frames = mx.random.uniform(shape=(4, 3, 16, 16, 3), key=mx.random.key(1)) - 0.5
     mean, log_variance = standardise(*encoder(encoder.init(mx.random.key(0)), frames))
@@ -61,7 +61,7 @@ def test_correlated_numbers_of_states_are_made_independent() -> None:
     assert before.max() / before.min() > 20
     own = whiten(mean, log_variance, mx.eye(8), 0.1)[1]
     white = np.cov(np.array(whiten(mean, log_variance, own, 1e-5)[0]).T)
-    # What is left of the variance when that of the law is taken away.
+    # The variance of the means and that of an encoded state are 1 together.
     assert np.allclose(white, (1 - np.exp(-2)) * np.eye(8), atol=2e-3)
     # Directions with less variance than the ridge stay narrow; none is wider than it should be.
     ridged = np.linalg.eigvalsh(np.cov(np.array(whiten(mean, log_variance, own, 0.1)[0]).T))
@@ -97,7 +97,7 @@ def test_the_discriminator_of_frames_sees_their_gaps(tiny: Recipe) -> None:
     discriminator = make_discriminator(tiny)
     weights = discriminator.init(mx.random.key(0))
     frames = mx.random.uniform(shape=(2, 3, 16, 16, 3), key=mx.random.key(1))
-    # What is seen does not change, when it was seen does: the same change is haste at a smaller gap.
+    # The same frames at other times: the same change in less time is faster motion.
     near, far = mx.array([[0, 1, 2]] * 2), mx.array([[0, 2, 5]] * 2)
     assert not np.allclose(
         np.array(discriminator(weights, frames, near)), np.array(discriminator(weights, frames, far))

@@ -98,7 +98,7 @@ def test_each_number_may_learn_its_own_rho(tiny: Recipe) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["random", "random, no noise", "shipped"])
-def test_the_law_is_kept_over_100_000_steps(which: str, tiny: Recipe) -> None:
+def test_states_stay_normal_over_100_000_steps(which: str, tiny: Recipe) -> None:
     if which == "shipped":
         weights = load_weights("lava-64")
     else:
@@ -111,13 +111,13 @@ def test_the_law_is_kept_over_100_000_steps(which: str, tiny: Recipe) -> None:
     first = rollout.states
     for _ in range(100):
         last = rollout.roll_states(1000)[:, -1]
-    law = intervals_under_normality(64, first.shape[1], repeats=100)
-    width = {name: high - low for name, (low, high) in law.items()}
+    intervals = intervals_under_normality(64, first.shape[1], repeats=100)
+    width = {name: high - low for name, (low, high) in intervals.items()}
     found = normality_statistics(last)
-    # Eight statistics of three laws: half an interval more, so that chance does not fail one.
+    # Eight statistics of three lamps: half an interval more, so that chance does not fail one.
     outside = {
         name: found[name]
-        for name, (low, high) in law.items()
+        for name, (low, high) in intervals.items()
         if not low - width[name] / 2 <= found[name] <= high + width[name] / 2
     }
     assert not outside

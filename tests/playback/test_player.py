@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from mlxlava.errors import UserError
-from mlxlava.playback import player
-from mlxlava.playback.player import PlaybackOptions, play_lamp
+from mlxlava.playback import options as playback_options
+from mlxlava.playback.options import PlaybackOptions
+from mlxlava.playback.player import play_lamp
 from mlxlava.playback.session import FrameSource, PlayFunction
 from mlxlava.playback.writers import Frame
 
@@ -43,12 +44,12 @@ class One:
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(player, "understands_escape_sequences", lambda: True)
+    monkeypatch.setattr(playback_options, "understands_escape_sequences", lambda: True)
 
 
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(player, "understands_escape_sequences", lambda: False)
+    monkeypatch.setattr(playback_options, "understands_escape_sequences", lambda: False)
 
 
 @pytest.mark.usefixtures("terminal")
@@ -80,21 +81,22 @@ def test_without_a_terminal_it_writes_a_file_and_says_so(capsys: pytest.CaptureF
 
 @pytest.mark.usefixtures("pipe")
 @pytest.mark.parametrize(
-    "options",
+    ("options", "words"),
     [
-        PlaybackOptions(forever=True),
-        PlaybackOptions(seconds=1, frames=3),
-        PlaybackOptions(seconds=1, forever=True),
-        PlaybackOptions(screen="terminal"),
-        PlaybackOptions(screen="none"),
-        PlaybackOptions(target="a.doc"),
-        PlaybackOptions(target="-", format="mp4"),
-        PlaybackOptions(target="a.apng", quality=50),
+        (PlaybackOptions(forever=True), "--forever, but there is no terminal"),
+        (PlaybackOptions(seconds=1, frames=3), "one of --forever, --seconds and --frames"),
+        (PlaybackOptions(seconds=1, forever=True), "one of --forever, --seconds and --frames"),
+        (PlaybackOptions(screen="terminal"), "--screen terminal, but stdout is not a terminal"),
+        (PlaybackOptions(screen="none"), "--screen none needs a file"),
+        (PlaybackOptions(target="a.doc"), "no format has the file ending of a.doc"),
+        (PlaybackOptions(target="-", format="mp4"), "mp4 cannot go to stdout"),
+        (PlaybackOptions(target="a.apng", quality=50), "--quality: apng is lossless"),
     ],
 )
-def test_what_excludes_each_other_is_refused(options: PlaybackOptions) -> None:
-    with pytest.raises(UserError):
+def test_options_that_cannot_be_together_are_refused(options: PlaybackOptions, words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
         options.resolve()
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ WITHOUT_MLX = [
     "paths",
     "playback.clock",
     "playback.keys",
+    "playback.options",
     "playback.player",
     "playback.screens.terminal",
     "playback.screens.web",
@@ -77,6 +78,8 @@ WITHOUT_MLX = [
     "training.curves",
     "training.memory_plan",
     "training.report",
+    "training.report_page",
+    "training.warning_signs",
 ]
 NEEDS = {"playback.screens.web": "aiohttp", "playback.screens.window": "pygame"}  # what is in an extra
 

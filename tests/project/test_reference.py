@@ -28,11 +28,11 @@ def tool() -> Any:
 
 
 def test_the_page_is_what_the_code_says(tool: Any) -> None:
-    assert tool.TARGET.read_text(encoding="utf-8") == tool.pages(), "make reference"
+    assert tool.TARGET.read_text(encoding="utf-8") == tool.page(), "make reference"
 
 
 def test_no_command_option_or_setting_is_left_out(tool: Any) -> None:
-    text = tool.pages()
+    text = tool.page()
     for name, command in cli.commands.items():
         part = text.partition(f"\n### mlxlava {name}\n")[2].partition("\n### ")[0]
         for each in command.params:

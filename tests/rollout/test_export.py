@@ -14,7 +14,7 @@ from mlxlava.errors import UserError
 from mlxlava.footage.dataset import Footage
 from mlxlava.rollout.export import export, weights_facts
 from mlxlava.rollout.roll import Rollout
-from mlxlava.rollout.weights import load_weights
+from mlxlava.rollout.weights import load_weights, training_history
 from mlxlava.training.folder import make_run_folder
 from mlxlava.training.loop import train
 
@@ -64,6 +64,9 @@ def test_the_card_says_how_they_were_made_and_names_no_folder_of_this_machine(
         assert words in card
     assert "/home/me" not in card + (tmp_path / "mine/config.json").read_text(encoding="utf-8")
     assert weights_facts(weights)["training"].startswith("6 steps")
+    # Nor does the config of a run that starts from it.
+    (training,) = training_history(load_weights(trained))
+    assert training["steps"] == 6 and training["footage"]["sources"] == ["lamp.mov"]
     assert np.ptp(np.asarray(Image.open(tmp_path / "mine/sample.png"))) > 0
 
 
@@ -72,7 +75,7 @@ def test_half_is_half_the_size_and_plays_alike(trained: Path, tmp_path: Path) ->
     export(trained, tmp_path / "half", half=True)
     whole, half = (tmp_path / name / "weights.safetensors" for name in ("whole", "half"))
     assert half.stat().st_size < 0.7 * whole.stat().st_size
-    # Rounded bases would not be orthogonal, and the state would slowly leave its law.
+    # Rounded bases would not be orthogonal, and the state would slowly stop being normal.
     bases = load_weights(half.parent).arrays["stats"]["dynamics"]
     for name, basis in bases.items():
         assert np.allclose(np.array(basis @ basis.T), np.eye(len(basis)), atol=1e-6), name

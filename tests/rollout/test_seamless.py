@@ -102,6 +102,15 @@ def test_a_step_that_cannot_be_undone_is_refused(tiny_duralava: Recipe) -> None:
         SeamlessLoop(lamp, 4.0)
 
 
+def test_a_lamp_that_does_not_move_is_refused(tiny: Recipe) -> None:
+    lamp = Weights(tiny, 5.0, playable_arrays(Trainer(tiny, 6).init()), {})
+    for layer in lamp.arrays["dynamics"].values():
+        layer["angles"] = {name: mx.zeros_like(array) for name, array in layer["angles"].items()}
+    with pytest.raises(UserError, match="does not move within 4 s") as error:
+        SeamlessLoop(lamp, 4.0)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("angle", [0.0, 1e-5, 0.3, 2.0])
 def test_states_between_two_lie_on_the_circle_through_both(angle: float) -> None:
     first = mx.array([[2.0, 0.0, 0.0]])

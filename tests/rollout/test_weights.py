@@ -15,7 +15,8 @@ from mlxlava.backend import Tree, arrays_by_name, mx, tree_map
 from mlxlava.config import Recipe
 from mlxlava.errors import UserError
 from mlxlava.integrity import check_digests
-from mlxlava.rollout.weights import Weights, load_weights, save_weights, shipped_weights_folders
+from mlxlava.paths import shipped_weights_folders
+from mlxlava.rollout.weights import Weights, load_weights, save_weights
 from mlxlava.training.checkpoint import playable_arrays
 from mlxlava.training.step import Trainer
 

@@ -31,10 +31,10 @@ CASES = [
 
 def widest(recipe: Recipe) -> dict[tuple[bool, bool], int]:
     """The most buffers of a fused kernel in each kind of step of a recipe; nothing is computed."""
-    data, views = recipe.data, recipe.encoder.context_frames
+    data = recipe.data
     trainer = Trainer(recipe, 10)
     state = trainer.init()
-    count = views + (data.drawn_frames or data.seq_len)
+    count = recipe.encoder.context_frames + (data.drawn_frames or data.seq_len)
     frames = mx.zeros((data.batch_size, count, *data.size, 3), mx.uint8)
     times = mx.zeros((data.batch_size, count), mx.int32)
     most: dict[tuple[bool, bool], int] = {}

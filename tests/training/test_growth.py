@@ -127,6 +127,10 @@ def test_exported_weights_grow_and_are_exported(tiny: Recipe, small: Path, tmp_p
     run = grow(tiny, tmp_path / "weights", tmp_path / "grown", steps=1)
     mlxlava.export(run, tmp_path / "exported")
     assert np.abs(first_frame(run, 2) - first_frame(tmp_path / "exported", 2)).max() <= 1
+    card = (tmp_path / "exported/README.md").read_text(encoding="utf-8")
+    (row,) = (line for line in card.splitlines() if line.startswith("| grown from |"))
+    for words in ("16×16, recipe", "20 steps of 4 clips", "the built-in lamp", "`mlxlava.train(…)`"):
+        assert words in row
 
 
 @pytest.mark.parametrize(
@@ -257,6 +261,7 @@ def test_a_recipe_learns_the_small_lamp_and_grows(staged: Path, tmp_path: Path) 
     assert mlxlava.load(done.run).size == (64, 64)
     assert mlxlava.load(done.run / "small").size == (16, 16)
     assert not changed(state_of(done.run / "small")["ema"]["dynamics"], state_of(done.run)["dynamics"])
+    assert mlxlava.info(done.run)["started from"].startswith("16×16, recipe lava, 3 steps of 4 clips")
 
 
 def test_a_run_in_two_stages_resumes_exactly_in_both(staged: Path, tmp_path: Path) -> None:
@@ -363,6 +368,8 @@ def test_a_grown_lamp_is_taken_up_at_either_of_its_sizes(tiny: Recipe, small: Pa
     recipe = override(tiny, {**LAMP, "training.steps": 1})
     inside = mlxlava.train(recipe=recipe, run=tmp_path / "inside", init=grown).run
     assert mlxlava.load(inside).size == (16, 16)
+    history = mlxlava.load(inside).weights.about["initial"]
+    assert [(each["size"], each["steps"]) for each in history] == [([64, 64], 1), ([16, 16], 20)]
     assert changed(state_of(small)["dynamics"], state_of(inside)["dynamics"])
 
 

@@ -24,8 +24,8 @@ def recipe(request: pytest.FixtureRequest) -> Recipe:
 
 
 def batch(recipe: Recipe, footage: Footage, index: int) -> tuple[np.ndarray, np.ndarray]:
-    data, views = recipe.data, recipe.encoder.context_frames
-    return footage.batch(0, index, data.batch_size, data.seq_len, data.drawn_frames, views)
+    data, context = recipe.data, recipe.encoder.context_frames
+    return footage.batch(0, index, data.batch_size, data.seq_len, data.drawn_frames, context)
 
 
 def steps(
@@ -221,8 +221,8 @@ def test_encoded_states_fill_the_space_that_lamps_are_played_from(tiny: Recipe, 
             frames, times = batch(recipe, footage, index)
             state, _ = trainer(state, mx.array(frames), mx.array(times), index)
             mx.eval(state)
-        views = [batch(recipe, footage, 1000 + n)[0][:, : recipe.encoder.context_frames] for n in range(10)]
-        states = np.array(trainer.encode(state, mx.array(np.concatenate(views)), mx.random.key(0)))
+        context = [batch(recipe, footage, 1000 + n)[0][:, : recipe.encoder.context_frames] for n in range(10)]
+        states = np.array(trainer.encode(state, mx.array(np.concatenate(context)), mx.random.key(0)))
         found[whitening] = np.linalg.eigvalsh(np.cov(states.T))
     # How many of the eight directions are filled alike (participation ratio): 8 of N(0, I).
     filled = {key: values.sum() ** 2 / (values**2).sum() for key, values in found.items()}

@@ -48,7 +48,7 @@ def score_finished_run(run: Path) -> str:
     weights = load_weights(run)
     try:
         require_that_report_can_be_made(None)
-        footage, held_out, against = _real_footage(run, weights)
+        footage, held_out, against = _real_footage(weights)
         with progress("score") as update:
             result, _, _ = score(
                 weights,
@@ -65,7 +65,7 @@ def score_finished_run(run: Path) -> str:
     return f"score, quickly, against {against}: image {image:.2f}, motion {motion:.2f}; 1 is as good as real"
 
 
-def _real_footage(run: Path, weights: Weights) -> tuple[Footage, Footage | None, str]:
+def _real_footage(weights: Weights) -> tuple[Footage, Footage | None, str]:
     """The footage that a run has learned from, footage that is held out or None, and words for that."""
     about: dict[str, Any] = weights.about["footage"]
     footage = open_footage(about["prepared"])

@@ -61,7 +61,7 @@ def export(
         written = load_portable_weights(weights)
     if web is None and onnx is None:
         return written
-    lamp = make_portable(written)
+    lamp = make_portable(written, str(weights))
     if web is not None:
         write_page(lamp, Path(web), Path(weights).resolve().name)
     if onnx is not None:

@@ -15,7 +15,7 @@ from mlxlava.api.training_start import TrainingStart, find_training_start
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.errors import UserError
 from mlxlava.paths import is_run
-from mlxlava.rollout.weights import load_weights
+from mlxlava.rollout.weights import load_weights, training_history
 from mlxlava.training.memory_plan import PlanRow, plan_rows
 from mlxlava.training.outcome import TrainedRun
 
@@ -146,6 +146,7 @@ def _begin_and_train(
         free=start.free,
         choices=choices,
         minutes=minutes,
+        initial_history=start.initial_history,
     )
     spent = time.monotonic() - began
     return train_run(ready.folder, ready.recipe, ready.footage, spent=spent, **options)
@@ -221,7 +222,9 @@ def _train_in_two_stages(
         return dataclasses.replace(done, run=folder)
     began = time.monotonic()
     weights = load_weights(small.folder)
-    large = begin_second_stage(folder, weights.recipe, weights.arrays, options["memory"])
+    large = begin_second_stage(
+        folder, weights.recipe, weights.arrays, options["memory"], training_history(weights)
+    )
     return train_run(large.folder, large.recipe, large.footage, spent=time.monotonic() - began, **options)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxlava.config import Data, Recipe, load_recipe, override
 from mlxlava.footage.dataset import size_of_prepared_footage
-from mlxlava.rollout.weights import load_weights
+from mlxlava.rollout.weights import Weights, load_weights, training_history
 
 if TYPE_CHECKING:
     from mlxlava.backend import Tree
@@ -26,6 +26,7 @@ class TrainingStart:
         free: settings that may be chosen for the footage.
         initial_arrays: arrays of weights whose generator and state step to start from; random weights when
             None.
+        initial_history: how these weights were trained (``rollout.weights.training_history``).
     """
 
     recipe: Recipe
@@ -33,6 +34,7 @@ class TrainingStart:
     is_prepared: bool
     free: frozenset[str]
     initial_arrays: Tree | None
+    initial_history: Sequence[Mapping[str, Any]]
 
 
 def find_training_start(
@@ -71,20 +73,23 @@ def find_training_start(
     if base.growth.start_recipe and "data.size" in changes:
         wanted = override(base, changes).data.size
         changes.setdefault("growth.start_size", start_size_for(base, wanted))
-    initial_arrays = None
+    initial_arrays, history = None, list[dict[str, Any]]()
     if init is not None:
-        base, initial_arrays = _recipe_and_initial_arrays(init, base, changes)
+        weights = load_weights(init)
+        base, initial_arrays = _recipe_and_initial_arrays(weights, base, changes)
+        history = training_history(weights)
         free -= {"data.size", "generator.state_size"}  # those of the weights
-    return TrainingStart(override(base, changes), sources, prepared_size is not None, free, initial_arrays)
+    return TrainingStart(
+        override(base, changes), sources, prepared_size is not None, free, initial_arrays, history
+    )
 
 
 def _recipe_and_initial_arrays(
-    init: str | Path, recipe: Recipe, changes: Mapping[str, Any]
+    weights: Weights, recipe: Recipe, changes: Mapping[str, Any]
 ) -> tuple[Recipe, Tree]:
     """The recipe and the arrays of a lamp that starts from other weights, or that grows from smaller ones."""
     from mlxlava.training.growth import grown_recipe, with_networks_of, without_upsampler
 
-    weights = load_weights(init)
     own, small = weights.recipe.data.size, weights.recipe.drawn_size  # they differ if it has grown
     size = override(recipe, changes).data.size
     if "data.size" not in changes and size == Data().size:

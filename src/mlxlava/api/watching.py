@@ -21,15 +21,14 @@ from mlxlava.console import say
 from mlxlava.cores import CORES_ENV_VAR
 from mlxlava.errors import UserError
 from mlxlava.paths import read_json
-from mlxlava.playback.player import has_display
+from mlxlava.playback.options import has_display
 from mlxlava.rollout.weights import Weights, save_weights
 from mlxlava.training.callbacks import Callbacks
 from mlxlava.training.checkpoint import playable_arrays
 
 _SECONDS_BETWEEN_WEIGHTS = 10.0
-_WRITING_TIMES_BETWEEN_WRITES = (
-    100  # weights are written again only after so many times their own writing time
-)
+# Weights are written again only after so many times their own writing time.
+_WRITING_TIMES_BETWEEN_WRITES = 100
 _VIEWER_END_TIMEOUT = 5.0  # seconds in which the viewer has to end
 _MLX_LAUNCH_VARIABLES = ("MLX_RANK", "MLX_HOSTFILE", "MLX_WORLD_SIZE")  # variables of mlx.launch
 

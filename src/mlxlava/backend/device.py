@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mlxlava.backend.cpu import allocator, blas, native
+from mlxlava.backend.cpu import allocator, blas, mlx_kernels
 from mlxlava.errors import UserError
 
 # Arrays by name, nested.
@@ -29,7 +29,7 @@ GPU_PATH_ENV_VAR = "MLXLAVA_GPU_PATH"
 PRELOADED_BLAS = blas.preload_blas()
 allocator.keep_freed_pages()
 if sys.platform.startswith("linux"):
-    native.keep_mlx_kernels_private()
+    mlx_kernels.prepare_kernel_folder()
 
 # On an M5, and with CUDA, MLX rounds the factors of float32 products to TF32, which has 10 bits. Then the
 # bases of R are no longer orthogonal, and states drift. MLX reads the variable once, at the first product on

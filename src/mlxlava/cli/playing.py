@@ -100,7 +100,8 @@ playing_options = combine_options(
 @debug_option
 def loop(name: str | None, seed: int, picture: Path | None, seamless: bool, **playing: Any) -> None:
     """Play a learned lamp: in a window, in the terminal, on a web page, or into a file or a pipe."""
-    from mlxlava.playback.player import PlaybackOptions, play_lamp
+    from mlxlava.playback.options import PlaybackOptions
+    from mlxlava.playback.player import play_lamp
     from mlxlava.rollout.library import WeightsLibrary
 
     library = WeightsLibrary(name, picture)
@@ -118,7 +119,8 @@ def loop(name: str | None, seed: int, picture: Path | None, seamless: bool, **pl
 def lamp(size: tuple[int, int], theme: str, seed: int, **playing: Any) -> None:
     """Play the built-in lamp, which is simulated: train learns it when no footage is given."""
     from mlxlava.footage.simulated_lamp import ThemeLibrary
-    from mlxlava.playback.player import PlaybackOptions, play_lamp
+    from mlxlava.playback.options import PlaybackOptions
+    from mlxlava.playback.player import play_lamp
 
     options = PlaybackOptions(name="lamp.mp4", **playing).resolve()
     options.require_room(size)  # before the lamp is made, which takes seconds if it is large

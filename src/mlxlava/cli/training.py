@@ -133,7 +133,8 @@ def _say_what_next(done: mlxlava.TrainedRun) -> None:
     from mlxlava.api.ending import is_finished, score_finished_run
     from mlxlava.console import format_duration, say
     from mlxlava.paths import read_json
-    from mlxlava.training.report import find_report, next_commands
+    from mlxlava.training.report import find_report
+    from mlxlava.training.report_page import next_commands
 
     say(f"train: {done.run} is at step {done.step} after {format_duration(done.seconds)}")
     if done.signal is None and is_finished(done):

@@ -14,11 +14,12 @@ from mlxlava.backend import Tree
 from mlxlava.config import Recipe
 from mlxlava.errors import UserError
 from mlxlava.models.generator import ShuffleGenerator
-from mlxlava.models.state_step import StationaryStep, fixed_bases
+from mlxlava.models.state_step import PenalisedStep, StationaryStep, fixed_bases
 from mlxlava.models.upsampler import INPUT_GAIN, Upsampler
 from mlxlava.paths import latest_checkpoint_folder
 from mlxlava.rollout.export import averaged_weights
 from mlxlava.rollout.weights import Weights, load_weights
+from mlxlava.schema import show
 
 Floats = npt.NDArray[np.float32]
 
@@ -116,22 +117,28 @@ def load_portable_weights(name_or_run: str | Path) -> Weights:
     return load_weights(name_or_run) if latest_checkpoint_folder(run) is None else averaged_weights(run)
 
 
-def make_portable(weights: Weights) -> PortableLamp:
+def make_portable(weights: Weights, name: str = "these weights") -> PortableLamp:
     """Take the numbers of a lamp out of its weights.
+
+    Args:
+        weights: a learned lamp.
+        name: what a message calls the weights.
 
     Raises:
         UserError: its networks are of a kind that cannot be written.
     """
     recipe, arrays = weights.recipe, weights.arrays
+    refused = f"export: {name} cannot be written as a page or as graphs"
     if recipe.dynamics.kind != "stationary":
         raise UserError(
-            f"export: weights of the recipe {recipe.name} cannot be exported to this format: the "
-            f"state step {recipe.dynamics.kind} rolls many lamps together to play one; only stationary can be"
+            f"{refused}: the state step is {recipe.dynamics.kind} (recipe {show(recipe.name)}), and moves a "
+            f"batch of at least {PenalisedStep.minimum_batch} lamps to play one; give weights with a "
+            "stationary state step (recipe lava)"
         )
     if recipe.generator.kind != "shuffle":
         raise UserError(
-            f"export: weights of the recipe {recipe.name} cannot be exported to this format: its "
-            f"generator is {recipe.generator.kind}; only shuffle can be"
+            f"{refused}: the generator is {recipe.generator.kind} (recipe {show(recipe.name)}), whose layers "
+            "have no such form; give weights with the generator shuffle (recipe lava)"
         )
     generator, step = ShuffleGenerator(recipe), StationaryStep(recipe)
     changes = step.basis_changes(fixed_bases(arrays))

@@ -207,9 +207,8 @@ class RecurrentDiscriminator:
 
         downs = [weights[f"down{i}"] for i in range(len(self.widths))]
         layers: list[tuple[Layer, tuple[mx.array, ...]]] = [(first, (downs[0]["weight"],))]
-        activation: tuple[mx.array, ...] = (
-            downs[0]["bias"],
-        )  # weights that the next layer needs to activate the result
+        # The weights with which the next layer activates the result of this one.
+        activation: tuple[mx.array, ...] = (downs[0]["bias"],)
         for i in range(1, len(self.widths)):
             layers.append((normed if i > 1 else second, (*activation, downs[i]["weight"])))
             activation = (weights[f"norm{i}"]["scale"], weights[f"norm{i}"]["bias"], downs[i]["bias"])

@@ -39,9 +39,8 @@ class ShuffleGenerator:
             # Taken from the footage (training/folder.py), not learned. Glass, base and room stand still. So
             # the convolutions need not draw them in every frame, and cannot make them shimmer.
             weights["background"] = mx.zeros(self.background)
-            weights["gate"] = mx.ones(
-                self.background
-            )  # the variance mask, under its name in files of weights
+            # The variance mask, under its name in files of weights.
+            weights["gate"] = mx.ones(self.background)
         return weights
 
     def init_stats(self) -> Tree:

@@ -15,7 +15,7 @@ from mlxlava.models.state_step import fixed_bases, make_dynamics
 
 _PREVIEW_LAMP_COUNT = 4
 _MAX_COLUMNS = 8
-_PREVIEW_SEED = 2**40  # no training step has this seed
+_PREVIEW_SEED = 2**40  # far from the seeds that people choose
 _SMALLEST_LETTERS = 10  # pixels
 _LETTERS_PER_WIDTH = 36  # a film strip is at least so many times as wide as its letters are high
 _LABEL_COLOUR, _GROUND_COLOUR = (236, 232, 242), (16, 14, 20)

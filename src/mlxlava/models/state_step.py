@@ -118,9 +118,7 @@ class StationaryStep:
     def step(
         self, weights: Tree, bases: Tree, states: mx.array, noise: mx.array, dt: float | mx.array = 1.0
     ) -> mx.array:
-        """States (B, Z) after a share ``dt`` (0 … 1) of a learned step.
-
-        ``noise`` (B, Z) belongs to that step.
+        """States (B, Z) after a share ``dt`` (0 … 1) of a learned step with the noise (B, Z).
 
         With the same noise, dt = 0 … 1 runs along one path from a state to the next. So a state between two
         learned steps is computed from the state before it and the noise.
@@ -157,10 +155,7 @@ class StationaryStep:
         return mx.cos(angle) * states + mx.sin(angle) * noise
 
     def scale_rotations(self, weights: Tree, factor: float) -> Tree:
-        """Weights with all angles multiplied by ``factor``.
-
-        The lamp moves as before, slower if it is below 1.
-        """
+        """Weights with all angles multiplied by ``factor``. Below 1 the lamp moves as before, only slower."""
         scaled = dict(weights)
         for c in range(self.couplings):
             layer = weights[f"coupling{c}"]
@@ -202,14 +197,11 @@ class StationaryStep:
                 states = path[-1]
             return path
 
-        after = roll_one_way(states, noise[position:], self.step)
+        path = roll_one_way(states, noise[position:], self.step)
         if position:
-            after = [
-                *reversed(roll_one_way(states, noise[1:position], self.reverse_time_step)),
-                states,
-                *after,
-            ]
-        return mx.stack(after, axis=1), {}
+            before = roll_one_way(states, noise[1:position], self.reverse_time_step)
+            path = [*reversed(before), states, *path]
+        return mx.stack(path, axis=1), {}
 
 
 class PenalisedStep:
@@ -255,15 +247,11 @@ class PenalisedStep:
     def step(
         self, weights: Tree, bases: Tree, states: mx.array, noise: mx.array, dt: float | mx.array = 1.0
     ) -> mx.array:
-        """States (B, Z) after a share ``dt`` of a learned step.
-
-        They lie on the great circle to the next states.
+        """States (B, Z) after a share ``dt`` of a learned step, on the great circle to the next states.
 
         ``noise`` is not used.
         """
-        raw = self._raw_next_states(weights, states)
-        mean, std = raw.mean(), mx.sqrt(raw.var() + 1e-8)
-        after = (raw - mean) / std
+        after = _standardise_pooled(self._raw_next_states(weights, states))
         if isinstance(dt, float) and dt == 1.0:
             return after
         return slerp(states, after, dt)
@@ -280,10 +268,15 @@ class PenalisedStep:
         for step_key in mx.random.split(key, steps):
             raw = self._raw_next_states(weights, states)
             terms.append(self._penalties(raw, step_key))
-            states = (raw - raw.mean()) / mx.sqrt(raw.var() + 1e-8)
+            states = _standardise_pooled(raw)
             path.append(states)
         means = {name: mx.stack([one[name] for one in terms]).mean() for name in terms[0]}
         return mx.stack(path, axis=1), means
+
+
+def _standardise_pooled(raw: mx.array) -> mx.array:
+    """Scale states (B, Z) so that all their numbers together have mean 0 and variance 1."""
+    return (raw - raw.mean()) / mx.sqrt(raw.var() + 1e-8)
 
 
 def _moment_penalties(raw: mx.array, key: mx.array) -> dict[str, mx.array]:

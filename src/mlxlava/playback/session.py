@@ -23,7 +23,7 @@ PlayFunction = Callable[[Iterable[float]], Iterator[tuple[float, Frame]]]
 
 SPEED_RANGE = (0.05, 50.0)  # the lowest and the highest speed that viewers can choose
 SPEED_FACTOR_PER_KEY_PRESS = 1.25  # a key press multiplies or divides the speed by this
-SEED_COUNT = 2**31  # seeds are 0 … SEEDS − 1
+SEED_COUNT = 2**31  # seeds are 0 … SEED_COUNT − 1
 
 _MIN_SECONDS_BETWEEN_MOMENTS = 0.5  # least seconds between two computations of the moments
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,11 @@ from mlxlava.config import format_size
 from mlxlava.console import format_duration
 from mlxlava.errors import UserError
 from mlxlava.footage.dataset import open_footage
-from mlxlava.integrity import read_progress
-from mlxlava.models.sheet import draw_sheet
+from mlxlava.models.sheet import draw_sheet, preview_columns_and_gap
 from mlxlava.paths import latest_checkpoint_folder
 from mlxlava.records import SCORE
 from mlxlava.rollout.speed_matching import match_pace
-from mlxlava.rollout.weights import Weights, load_weights_of_run, save_weights
+from mlxlava.rollout.weights import Weights, footage_without_folders, load_weights_of_run, save_weights
 from mlxlava.schema import Mismatch
 from mlxlava.text import clean_text, markdown_cell, markdown_code
 
@@ -39,13 +39,13 @@ state.
 
 | what | value |
 |---|---|
-| learned from | {sources}, {frames} frames |
+| learned from | {footage} |
 | picture | {size} RGB |
 | learned steps | {step_fps:g} a second of true time; {pace} |
 | recipe | {recipe} |
 | parameters | {generator:,} in the generator, {dynamics:,} in the state step; {dtype} |
 | training | {steps} steps of {batch} clips, {clock} on {machine} |
-| command | `{command}` |
+{before}| command | `{command}` |
 
 The lamp plays with the averaged (EMA) weights of that step. `config.json` has all settings.
 """
@@ -71,7 +71,7 @@ _SAMPLE_SIDE_PIXELS = 640  # pixels at most of sample.png, which lies in the rep
 def export(run: Path, folder: Path, *, half: bool = False, score: dict[str, Any] | None = None) -> Weights:
     """Write the averaged weights of a run with ``config.json``, ``README.md`` and ``sample.png``.
 
-    If the run's footage is still there, the lamp is slowed to its pace (``pace.match_pace``).
+    If the run's footage is still there, the lamp is slowed to its pace (:func:`match_pace`).
 
     Args:
         run: folder of the run.
@@ -124,25 +124,22 @@ def averaged_weights(run: Path, score: dict[str, Any] | None = None) -> Weights:
         raise UserError(
             f"export: {run} is not a run with a checkpoint; give a folder that mlxlava train made"
         )
-    weights, checkpoint = load_weights_of_run(run)
-    progress = read_progress(checkpoint)
-    footage = weights.about.get("footage", {})
+    weights = load_weights_of_run(run)
     about = {
-        "footage": {
-            # Only file names are stored, since folders have a meaning only on the machine that trained.
-            "sources": [Path(source).name for source in footage.get("sources", [])],
-            "frames": footage.get("frames"),
-        },
-        "steps": progress["step"],
-        "seconds": round(progress["seconds"]),
+        "footage": footage_without_folders(weights),
+        "steps": weights.about["steps"],
+        "seconds": round(weights.about["seconds"]),
         "command": weights.about.get("command"),
         "machine": {
             key: value for key, value in weights.about.get("machine", {}).items() if "/" not in str(value)
         },
     }
+    if "initial" in weights.about:
+        about["initial"] = weights.about["initial"]
     if score is not None:
         about["score"] = {key: score[key] for key in _SCORE_KEYS}
-    if (prepared := footage.get("prepared")) and (Path(prepared) / "footage.json").is_file():
+    prepared = weights.about.get("footage", {}).get("prepared")
+    if prepared and (Path(prepared) / "footage.json").is_file():
         found = open_footage(prepared)
         weights, about["pace"] = match_pace(weights, found.frames, found.cuts)
     return dataclasses.replace(weights, about=about)
@@ -151,14 +148,12 @@ def averaged_weights(run: Path, score: dict[str, Any] | None = None) -> Weights:
 def model_card(weights: Weights, name: str) -> str:
     """The model card of weights, as Markdown."""
     recipe, about = weights.recipe, weights.about
-    sources = about["footage"]["sources"]
-    columns = min(8, recipe.data.seq_len)
+    _, gap = preview_columns_and_gap(recipe)
     text = _MODEL_CARD_TEMPLATE.format(
         name=markdown_code(name),
         picture="sample.png",
-        gap=recipe.data.seq_len // columns / weights.step_fps,
-        sources=markdown_cell(", ".join(sources)) if sources else "the built-in lamp (`mlxlava lamp`)",
-        frames=markdown_cell(about["footage"]["frames"]),
+        gap=gap / weights.step_fps,
+        footage=_footage_cell(about["footage"]),
         size=format_size(recipe.data.size),
         step_fps=weights.step_fps,
         pace=f"slowed to {about['pace']:.3f} of the learned pace"
@@ -171,6 +166,7 @@ def model_card(weights: Weights, name: str) -> str:
         batch=recipe.data.batch_size,
         clock=format_duration(about["seconds"]),
         machine=markdown_cell(_describe_machine(about["machine"])),
+        before="".join(_rows_of_earlier_trainings(about.get("initial", []), recipe.data.size)),
         command=markdown_code(about["command"]),
     )
     if "score" not in about:
@@ -178,7 +174,7 @@ def model_card(weights: Weights, name: str) -> str:
     score = about["score"]
     return text + _SCORE_TEMPLATE.format(
         name=markdown_code(name),
-        footage=" --footage FOOTAGE" if sources else "",
+        footage=" --footage FOOTAGE" if about["footage"]["sources"] else "",
         clips=score["clips"],
         length=score["clip_length"],
         **score["headline"],
@@ -188,6 +184,41 @@ def model_card(weights: Weights, name: str) -> str:
             for measure, row in score["measures"].items()
         ),
     )
+
+
+def _rows_of_earlier_trainings(history: Sequence[Mapping[str, Any]], size: Sequence[int]) -> Iterator[str]:
+    """Yield a row of the model card for each training in the history of the weights that were started from.
+
+    ``size`` is that of the lamp that started from them. It is larger if the lamp has grown.
+    """
+    for training in history:
+        name = "started from" if list(training["size"]) == list(size) else "grown from"
+        cells = [markdown_cell(_describe_training(training))]
+        if "footage" in training:
+            cells.append(f"learned from {_footage_cell(training['footage'])}")
+        if training.get("command"):
+            cells.append(f"`{markdown_code(training['command'])}`")
+        yield f"| {name} | {'; '.join(cells)} |\n"
+        size = training["size"]
+
+
+def _describe_training(training: Mapping[str, Any]) -> str:
+    """The size of a lamp, its recipe, and its training, in words."""
+    height, width = training["size"]
+    parts = [f"{format_size((height, width))}, recipe {training['recipe']}"]
+    if "steps" in training:
+        clips = f" of {training['batch_size']} clips" if "batch_size" in training else ""
+        parts.append(f"{training['steps']} steps{clips}")
+    if "seconds" in training:
+        parts.append(format_duration(training["seconds"]))
+    return ", ".join(parts)
+
+
+def _footage_cell(footage: Mapping[str, Any]) -> str:
+    """What weights were learned from, for a cell of the model card."""
+    sources, frames = footage.get("sources", []), footage.get("frames")
+    names = markdown_cell(", ".join(sources)) if sources else "the built-in lamp (`mlxlava lamp`)"
+    return names if frames is None else f"{names}, {frames} frames"
 
 
 def count_parameters(weights: Weights) -> dict[str, int]:
@@ -214,6 +245,8 @@ def weights_facts(weights: Weights) -> dict[str, str]:
     }
     if "steps" in about:
         rows |= {"training": f"{about['steps']} steps, {format_duration(about['seconds'])}"}
+    if about.get("initial"):
+        rows |= {"started from": clean_text(_describe_training(about["initial"][0]), _MAX_FACT)}
     if about.get("command"):
         rows |= {"command": clean_text(about["command"], _MAX_FACT)}
     return rows | {"machine": clean_text(_describe_machine(about.get("machine", {})), _MAX_FACT)}

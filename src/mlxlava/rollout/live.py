@@ -24,7 +24,8 @@ from mlxlava.console import mute
 from mlxlava.errors import UserError
 from mlxlava.normality import pooled_moments
 from mlxlava.playback.clock import WallClock
-from mlxlava.playback.player import PlaybackOptions, open_screen, show_until_end
+from mlxlava.playback.options import PlaybackOptions
+from mlxlava.playback.player import open_screen, show_until_end
 from mlxlava.playback.session import FrameSource, Session
 from mlxlava.playback.writers import Frame
 from mlxlava.rollout.roll import Rollout
@@ -36,9 +37,8 @@ _HIDDEN_FPS = 0.5  # while nobody looks
 # Seconds of processor time a second that this process may take, for each core that trains. The training loses
 # more than that, since its threads wait for one another: measured, it loses up to twice as much.
 _CPU_SHARE_PER_TRAINING_CORE = 0.025
-_SECONDS_BETWEEN_CHANGES = 2.0  # of the frame rate
-_SECONDS_BETWEEN_LOOKS = 0.2  # into the folder while there are no weights yet
-_SECONDS_OF_ANOTHER_LOOK = 1.0  # while there are some
+_SECONDS_BETWEEN_RATE_CHANGES = 2.0
+_SECONDS_BETWEEN_FIRST_LOOKS = 0.2  # into the folder, for the first weights
 
 
 class LiveLibrary:
@@ -47,16 +47,17 @@ class LiveLibrary:
     Args:
         folder: folder in which the training writes weights.
         name: what viewers see as the lamp's name.
+        seconds_between_looks: how often the folder is looked into for newer weights, while a lamp plays.
 
     Attributes:
         names: the name.
         ended: set when the play is over, so that nothing waits for weights any more.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, seconds_between_looks: float = 1.0) -> None:
         self.names = [name]
         self.ended = threading.Event()
-        self._folder = folder
+        self._folder, self._seconds_between_looks = folder, seconds_between_looks
         self._read: tuple[int, int] | None = None  # of the file that was read last: number and time
         self._rollout: Rollout | None = None
         self._caption = ""
@@ -89,7 +90,7 @@ class LiveLibrary:
         """Yield times, and exchange the rollout's weights in between. Ends when it needs another rollout."""
         looked = time.monotonic()
         for at in times:
-            if time.monotonic() - looked > _SECONDS_OF_ANOTHER_LOOK:
+            if time.monotonic() - looked > self._seconds_between_looks:
                 looked = time.monotonic()
                 newest = self._read_new_weights()
                 if newest is not None and not _has_same_architecture(newest, weights):
@@ -104,7 +105,7 @@ class LiveLibrary:
         while not self.ended.is_set():
             if (weights := self._read_new_weights()) is not None:
                 return weights
-            self.ended.wait(_SECONDS_BETWEEN_LOOKS)
+            self.ended.wait(_SECONDS_BETWEEN_FIRST_LOOKS)
         return None
 
     def _read_new_weights(self) -> Weights | None:
@@ -162,7 +163,7 @@ class FrugalPace:
         """The present frame rate; it follows what drawing and showing a frame takes."""
         now = (time.monotonic(), time.process_time())
         elapsed, used = now[0] - self._read[0], now[1] - self._read[1]
-        if elapsed >= _SECONDS_BETWEEN_CHANGES:
+        if elapsed >= _SECONDS_BETWEEN_RATE_CHANGES:
             self._read = now
             change = min(max(self._budget * elapsed / max(used, 1e-6), 0.5), 1.5)
             self._fps = min(max(self._fps * change, _MIN_FPS), MAX_FPS)

@@ -34,6 +34,7 @@ _MIN_LONG_LOOP_STEPS = 400  # with more learned steps a loop needs so little ste
 _MIN_LOOP_STATES = 8  # a loop has at least so many states
 _MAX_LOOP_STATES = 100_000  # five hours of a lamp of 5 learned steps a second
 _STEPS_PER_EVAL = 64  # steps that are computed at once, so that a long path needs little memory
+_MIN_STEP_SHARE = 1e-5  # distance that a step must move a state, as a share of its norm: less is rounding
 _NEGLIGIBLE_STEERING = 0.05  # steering, as a fraction of the motion, below which no descent is needed
 _DESCENT_ROUNDS = 400
 _FIRST_LEARNING_RATE = 0.02  # Adam's first learning rate
@@ -57,7 +58,8 @@ class SeamlessLoop:
             a state by itself (root mean squares).
 
     Raises:
-        UserError: the weights' state step cannot be inverted.
+        UserError: the weights' state step cannot be inverted, the period has too many states, or the lamp
+            does not move within the period.
     """
 
     def __init__(
@@ -84,6 +86,12 @@ class SeamlessLoop:
         self._dynamics, self._bases = dynamics, dynamics.basis_changes(fixed_bases(weights.arrays))
         # The period has to be a whole number of steps. So each step is made a little longer or shorter.
         self._weights = dynamics.scale_rotations(weights.arrays["dynamics"], steps / count)
+        self._squared_step = self._mean_squared_step_distance()
+        if self._squared_step < _MIN_STEP_SHARE**2 * dynamics.size:  # a norm is about √Z
+            raise UserError(
+                f"seamless: the lamp of these weights does not move within {period:.6g} s, so there is "
+                "nothing to repeat; take other weights, or give more seconds or a higher --speed"
+            )
         self._per_second = count / period
         self._drawer = Rollout(weights, seed)
         self.size = weights.recipe.data.size
@@ -137,7 +145,6 @@ class SeamlessLoop:
 
         The first ``fixed_states`` states do not change. If the start may move, the path has no corner there.
         """
-        pace = self._mean_squared_step_distance()
         steering = self._steering_cost(path)
         path = path[:, int(np.argmin(np.array(steering / _mean_squared_motion(path))))]
         held, free, norm = path[:fixed_states], path[fixed_states:], mx.linalg.norm(path[0])
@@ -149,16 +156,16 @@ class SeamlessLoop:
             path = close(free)
             return (
                 self._steering_cost(path)
-                + _PACE_WEIGHT * (mx.sqrt(_mean_squared_motion(path)) - math.sqrt(pace)) ** 2
+                + _PACE_WEIGHT * (mx.sqrt(_mean_squared_motion(path)) - math.sqrt(self._squared_step)) ** 2
             )
 
-        if float(np.array(self._steering_cost(path))) > _NEGLIGIBLE_STEERING**2 * pace:
+        if float(np.array(self._steering_cost(path))) > _NEGLIGIBLE_STEERING**2 * self._squared_step:
             free = descend(
                 loss, free, rounds=_DESCENT_ROUNDS, rate=_FIRST_LEARNING_RATE, on_progress=on_progress
             )
         path = close(free)
         mx.eval(path)
-        return path, math.sqrt(float(np.array(self._steering_cost(path))) / pace)
+        return path, math.sqrt(float(np.array(self._steering_cost(path))) / self._squared_step)
 
     def _steering_cost(self, path: mx.array) -> mx.array:
         """How strongly closed paths (K, …, Z) are steered: (…).

@@ -8,8 +8,8 @@ from pathlib import Path
 from mlxlava.errors import UserError
 from mlxlava.integrity import check_digests, read_progress
 from mlxlava.models.array_files import find_non_finite, load_arrays
-from mlxlava.paths import SMALL_LAMP_FOLDER, checkpoint_folders, read_json
-from mlxlava.rollout.weights import find_weights_folder, shipped_weights_folders
+from mlxlava.paths import SMALL_LAMP_FOLDER, checkpoint_folders, read_json, shipped_weights_folders
+from mlxlava.rollout.weights import find_weights_folder
 
 
 def verify_weights(name_or_path: str | Path | None = None) -> dict[str, str]:
@@ -63,7 +63,7 @@ def _check_checkpoint(checkpoint: Path) -> bool:
 
 
 def _check_config(folder: Path) -> bool:
-    """A run's config changes as it trains, so it has no digest."""
+    """Check a config. That of a run changes as it trains, so it has no digest: the answer is always False."""
     read_json(folder / "config.json", "weights")
     return False
 
@@ -71,4 +71,4 @@ def _check_config(folder: Path) -> bool:
 def _check_arrays(path: Path) -> None:
     bad = find_non_finite(load_arrays(path))
     if bad:
-        raise UserError(f"weights: {path}: {bad} holds numbers that are not finite")
+        raise UserError(f"weights: {path}: {bad} contains numbers that are not finite")

@@ -19,7 +19,7 @@ from mlxlava.config import (
     recipe_to_dict,
 )
 from mlxlava.errors import UserError
-from mlxlava.integrity import check_digests, read_last_intact_checkpoint, write_digests
+from mlxlava.integrity import check_digests, read_last_intact_checkpoint, read_progress, write_digests
 from mlxlava.models.array_files import (
     FORMAT_VERSION,
     atomic_array_folder,
@@ -41,6 +41,8 @@ from mlxlava.paths import (
 from mlxlava.records import WEIGHTS_CONFIG
 from mlxlava.schema import show
 
+_MAX_TRAININGS = 100  # that are kept of a history
+
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
@@ -50,7 +52,8 @@ class Weights:
         recipe: recipe that it was trained with; the networks are built from it.
         step_fps: learned steps per second of true time.
         arrays: weights of ``generator`` and ``dynamics``, and ``stats`` of both.
-        about: all other entries of ``config.json``: footage, steps, seconds, hardware.
+        about: all other entries of ``config.json``: footage, steps, seconds, hardware; and under ``initial``
+            the history (:func:`training_history`) of the weights that the training started from, if it did.
     """
 
     recipe: Recipe
@@ -103,16 +106,16 @@ def load_weights(name_or_path: str | Path | None = None) -> Weights:
     """
     folder = find_weights_folder(name_or_path)
     if (folder / "checkpoints").is_dir():
-        return load_weights_of_run(folder)[0]
+        return load_weights_of_run(folder)
     check_digests(folder, "weights")
     return _load_weights(folder, folder / "weights.safetensors", "")
 
 
-def load_weights_of_run(run: Path) -> tuple[Weights, Path]:
+def load_weights_of_run(run: Path) -> Weights:
     """Read the averaged weights of the last checkpoint of a run that is intact.
 
     Returns:
-        The weights, and the folder of the checkpoint.
+        The weights. ``about`` also has the steps and the seconds of the checkpoint.
 
     Raises:
         UserError: there is no checkpoint, or none is intact.
@@ -122,10 +125,41 @@ def load_weights_of_run(run: Path) -> tuple[Weights, Path]:
 
     def read(checkpoint: Path) -> Weights:
         check_digests(checkpoint, "checkpoint")
-        return _load_weights(run, checkpoint / "state.safetensors", "ema.")
+        weights = _load_weights(run, checkpoint / "state.safetensors", "ema.")
+        made = read_progress(checkpoint)
+        about = {**weights.about, "steps": made["step"], "seconds": made["seconds"]}
+        return dataclasses.replace(weights, about=about)
 
-    checkpoint, weights = read_last_intact_checkpoint(run, read)
-    return weights, checkpoint
+    return read_last_intact_checkpoint(run, read)[1]
+
+
+def training_history(weights: Weights) -> list[dict[str, Any]]:
+    """How weights were trained, and before that the weights that their training started from.
+
+    Returns:
+        A row for each training, the latest one first, as JSON. It has the recipe's name, the size of frames,
+        the clips of a batch and the footage, and as far as they are known the steps, the seconds and the
+        command.
+    """
+    recipe, about = weights.recipe, weights.about
+    latest: dict[str, Any] = {
+        "recipe": recipe.name,
+        "size": list(recipe.data.size),
+        "batch_size": recipe.data.batch_size,
+        "footage": footage_without_folders(weights),
+        **{name: about[name] for name in ("steps", "seconds", "command") if name in about},
+    }
+    return [latest, *about.get("initial", [])][:_MAX_TRAININGS]
+
+
+def footage_without_folders(weights: Weights) -> dict[str, Any]:
+    """The ``sources`` and ``frames`` that weights were learned from.
+
+    Only file names are kept, since folders have a meaning only on the machine that trained.
+    """
+    footage = weights.about.get("footage", {})
+    sources = [Path(source).name for source in footage.get("sources", [])]
+    return {"sources": sources, "frames": footage.get("frames")}
 
 
 def _load_weights(folder: Path, file: Path, prefix: str) -> Weights:

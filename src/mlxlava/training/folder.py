@@ -50,6 +50,7 @@ def make_run_folder(
     initial_arrays: Tree | None,
     choices: Sequence[Choice] = (),
     minutes: float | None = None,
+    initial_history: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Make the folder of a new run, with its config and its state at step 0; on the first rank only.
 
@@ -63,6 +64,7 @@ def make_run_folder(
             recipe begins with; random weights when None.
         choices: What was chosen for the footage, for its config.
         minutes: Time that the run may take. Its number of steps follows from that once they are measured.
+        initial_history: How the weights of ``initial_arrays`` were trained, for its config.
 
     Raises:
         UserError: the folder is a run already or holds something else, the footage is shorter than a
@@ -96,6 +98,8 @@ def make_run_folder(
         "command": command,
         "machine": {"system": platform.platform(), **device_facts()},
     }
+    if initial_history:
+        config["initial"] = list(initial_history)
     try:
         make_folder(run)
     except OSError as error:

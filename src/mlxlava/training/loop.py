@@ -6,14 +6,14 @@ import contextlib
 import gc
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from mlxlava.awake import keep_awake
-from mlxlava.backend import Tree, limit_memory, mx, start_computing
-from mlxlava.backend.ranks import max_over_ranks, rank, rank_count
+from mlxlava.backend import limit_memory, mx, start_computing
+from mlxlava.backend.ranks import max_over_ranks, rank
 from mlxlava.config import Recipe
 from mlxlava.console import progress
 from mlxlava.errors import UserError
@@ -22,6 +22,7 @@ from mlxlava.footage.dataset import Footage
 from mlxlava.integrity import read_progress
 from mlxlava.models.array_files import find_non_finite
 from mlxlava.paths import latest_checkpoint_folder
+from mlxlava.training.batches import clips_of_this_rank, read_batch, read_batches
 from mlxlava.training.callbacks import Callbacks
 from mlxlava.training.checkpoint import save_checkpoint
 from mlxlava.training.failures import Diverged, explain_failures
@@ -39,12 +40,14 @@ from mlxlava.training.report import open_report
 from mlxlava.training.schedule import Schedule
 from mlxlava.training.session import TrainingSession
 from mlxlava.training.signals import (
+    OtherProcessesTimeout,
     StateBeforeCompiling,
     StopRequest,
     catch_stop_signals,
     stop_if_compiler_was_interrupted,
     watch_for_lost_processes,
 )
+from mlxlava.training.step import StepKind
 from mlxlava.training.tensorboard import open_tensorboard
 
 
@@ -90,8 +93,8 @@ def train(
         while True:
             began, before = time.monotonic(), _length_and_time(run)
             try:
-                return _train_once(
-                    run, recipe, footage, request, spent, lengthen, limit, tensorboard, callbacks
+                return _Attempt(run, recipe, footage, request, spent, limit).train(
+                    lengthen, tensorboard, callbacks
                 )
             except (Diverged, DeviceFailed) as error:
                 if request.signal is not None:
@@ -113,99 +116,134 @@ def _length_and_time(run: Path) -> tuple[Schedule, float]:
     return schedule_of_run(run), seconds
 
 
-def _train_once(
-    run: Path,
-    recipe: Recipe,
-    footage: Footage,
-    request: StopRequest,
-    spent: float,
-    lengthen: bool,
-    limit: float,
-    tensorboard: bool,
-    callbacks: Sequence[Callbacks],
-) -> TrainedRun:
-    """:func:`train` until something goes wrong. ``limit`` is the memory in GB that MLX may use."""
-    clips = clips_of_this_rank(recipe)
-    trainer, state, step, seconds = open_run(run, recipe)
-    saved = step
-    guard = MemoryGuard(recipe, trainer, limit)
-    kept = StateBeforeCompiling()
-    with contextlib.ExitStack() as stack:
-        enter = stack.enter_context
-        listeners = _open_listeners(stack, run, step, tensorboard, callbacks)
-        batches = _batches(recipe, footage, clips, step, enter(ThreadPoolExecutor(1)))
-        watchdog = enter(watch_for_lost_processes(run))
-        enter(explain_failures(run, lambda: guard.recipe, lambda: step))
-        clock, pace = AwakeClock(), Pace(trainer)
-        session = TrainingSession(run, recipe.data.batch_size, step, seconds, spent, clock)
-        planner = Planner(run, guard, pace, session)
+class _Attempt:
+    """:func:`train` from the latest checkpoint, until the run or this session ends, or something goes wrong.
 
-        def report() -> None:
-            schedule = guard.trainer.schedule
-            session.report_pending_step(listeners, schedule.total_steps, pace.seconds_left(schedule, step))
+    Args:
+        run: Folder of the run.
+        recipe: The run's recipe.
+        footage: The run's footage.
+        request: Says when to stop.
+        spent: Seconds of this session that have passed before.
+        limit: Memory in GB that MLX may use.
+    """
 
-        def is_stopped() -> bool:
-            return bool(max_over_ranks(request.signal is not None))
+    def __init__(
+        self, run: Path, recipe: Recipe, footage: Footage, request: StopRequest, spent: float, limit: float
+    ) -> None:
+        self._run, self._recipe, self._footage, self._request = run, recipe, footage, request
+        self._clips = clips_of_this_rank(recipe)
+        trainer, self._state, self._step, seconds = open_run(run, recipe)
+        self._saved_step = self._step
+        self._guard = MemoryGuard(recipe, trainer, limit)
+        self._before_compiling = StateBeforeCompiling()
+        self._clock, self._pace = AwakeClock(), Pace(trainer)
+        self._timer = StepTimer(self._clock, self._pace)
+        self._session = TrainingSession(run, recipe.data.batch_size, self._step, seconds, spent, self._clock)
+        self._planner = Planner(run, self._guard, self._pace, self._session)
+        self._listeners: list[Callbacks] = []
 
-        def pass_state_to_listeners() -> None:
-            for each in listeners:
-                each.on_state(run, step, state)
+    def train(self, lengthen: bool, tensorboard: bool, callbacks: Sequence[Callbacks]) -> TrainedRun:
+        """Make steps. Arguments: see :func:`train`."""
+        with contextlib.ExitStack() as stack:
+            enter = stack.enter_context
+            self._listeners = _open_listeners(stack, self._run, self._step, tensorboard, callbacks)
+            reader = enter(ThreadPoolExecutor(1))
+            batches = read_batches(self._recipe, self._footage, self._clips, self._step, reader)
+            watchdog = enter(watch_for_lost_processes(self._run))
+            enter(explain_failures(self._run, lambda: self._guard.recipe, lambda: self._step))
+            with stop_if_compiler_was_interrupted(self._request):
+                self._begin(lengthen)
+                while self._step < self._guard.trainer.total_steps and not self._is_stopped():
+                    self._make_step(batches, watchdog)
+            self._state = self._before_compiling.state_to_save(self._state)
+            self._report_pending_step()
+            if self._step != self._saved_step:
+                self._save()
+        total, seconds = self._guard.trainer.total_steps, self._session.total_seconds
+        return TrainedRun(self._run, self._step, total, seconds, self._request.signal)
 
-        with stop_if_compiler_was_interrupted(request):
-            if planner.needs_times(step, lengthen):
-                batch = _batch_at(recipe, footage, clips, step)
-                time_step_kinds(guard, pace, state, batch, step, is_stopped)
-            if not is_stopped():
-                planner.begin(step, lengthen)
-            session.begin_steps()
-            timer = StepTimer(clock, pace)
-            pass_state_to_listeners()
-            while step < guard.trainer.total_steps and not is_stopped():
-                timer.begin_step()
-                kind = guard.trainer.kind_of_step(step)
-                batch = next(batches)
-                guard.before_step(step, state, *batch)
-                kept.before_step(kind, state)
-                state, terms = guard.trainer(state, *batch, step)
-                guard.after_step(step, state, terms)
-                start_computing(state, terms)
-                kept.after_step()
-                step += 1
-                # The terms of the previous step are read only now, so that the device always has a step to
-                # work on.
-                report()
-                session.pending = (step, terms)
-                watchdog.note_step_time(timer.after_step(kind))
-                planner.after_step(step)
+    def _begin(self, lengthen: bool) -> None:
+        """Decide on the number of steps, if that depends on their times, and begin the first step."""
+        if self._planner.needs_times(self._step, lengthen):
+            batch = read_batch(self._recipe, self._footage, self._clips, self._step)
+            time_step_kinds(self._guard, self._pace, self._state, batch, self._step, self._is_stopped)
+        if not self._is_stopped():
+            self._planner.begin(self._step, lengthen)
+        self._session.begin_steps()
+        self._pass_state_to_listeners()
 
-                split_further = guard.recipe is not recipe
-                saves = step % recipe.training.checkpoint_every == 0 or split_further
-                shows = step % recipe.training.preview_every == 0 or step == guard.trainer.total_steps
-                if saves or shows:
-                    report()
-                    timer.after_waiting(kind)
-                    saving = clock.seconds()
-                    require_run_folder(run)
-                if saves:
-                    _save_checkpoint(run, recipe, state, step, session.total_seconds, listeners)
-                    saved = step
-                if split_further:
-                    # A run that is resumed from this checkpoint keeps the smaller micro-batches.
-                    recipe = guard.recipe
-                    change_recipe(run, recipe)
-                if shows and rank() == 0:
-                    sheet = draw_preview(guard.trainer, state, footage)
-                    for each in listeners:
-                        each.on_preview(step, sheet, np.array(state.get("carried", [])))
-                if saves or shows:
-                    planner.note_other_work(clock.seconds() - saving, step)
-                pass_state_to_listeners()
-        state = kept.state_to_save(state)
-        report()
-        if step != saved:
-            _save_checkpoint(run, recipe, state, step, session.total_seconds, listeners)
-    total = guard.trainer.total_steps
-    return TrainedRun(run, step, total, session.total_seconds, request.signal)
+    def _make_step(
+        self, batches: Iterator[tuple[mx.array, mx.array]], watchdog: OtherProcessesTimeout
+    ) -> None:
+        """Make a step and report the one before; save and draw a preview, if these are due."""
+        self._timer.begin_step()
+        kind = self._guard.trainer.kind_of_step(self._step)
+        batch = next(batches)
+        self._guard.before_step(self._step, self._state, *batch)
+        self._before_compiling.before_step(kind, self._state)
+        self._state, terms = self._guard.trainer(self._state, *batch, self._step)
+        self._guard.after_step(self._step, self._state, terms)
+        start_computing(self._state, terms)
+        self._before_compiling.after_step()
+        self._step += 1
+        # The terms of the previous step are read only now, so that the device always has a step to work on.
+        self._report_pending_step()
+        self._session.pending = (self._step, terms)
+        watchdog.note_step_time(self._timer.after_step(kind))
+        self._planner.after_step(self._step)
+        self._save_and_preview_if_due(kind)
+        self._pass_state_to_listeners()
+
+    def _save_and_preview_if_due(self, kind: StepKind) -> None:
+        """Write a checkpoint and draw a preview after a step of a kind, if they are due."""
+        step, training = self._step, self._recipe.training
+        split_further = self._guard.recipe is not self._recipe
+        saves = step % training.checkpoint_every == 0 or split_further
+        previews = step % training.preview_every == 0 or step == self._guard.trainer.total_steps
+        if not (saves or previews):
+            return
+        self._report_pending_step()
+        self._timer.after_waiting(kind)
+        began = self._clock.seconds()
+        require_run_folder(self._run)
+        if saves:
+            self._save()
+        if split_further:
+            # A run that is resumed from this checkpoint keeps the smaller micro-batches.
+            self._recipe = self._guard.recipe
+            change_recipe(self._run, self._recipe)
+        if previews and rank() == 0:
+            sheet = draw_preview(self._guard.trainer, self._state, self._footage)
+            for each in self._listeners:
+                each.on_preview(step, sheet, np.array(self._state.get("carried", [])))
+        self._planner.note_other_work(self._clock.seconds() - began, step)
+
+    def _report_pending_step(self) -> None:
+        schedule = self._guard.trainer.schedule
+        seconds_left = self._pace.seconds_left(schedule, self._step)
+        self._session.report_pending_step(self._listeners, schedule.total_steps, seconds_left)
+
+    def _is_stopped(self) -> bool:
+        """Whether a signal came, to any process. All processes ask together."""
+        return bool(max_over_ranks(self._request.signal is not None))
+
+    def _pass_state_to_listeners(self) -> None:
+        for each in self._listeners:
+            each.on_state(self._run, self._step, self._state)
+
+    def _save(self) -> None:
+        """Write a checkpoint on the first rank. Every rank raises Diverged if a number is not finite."""
+        if (name := find_non_finite(self._state)) is not None:
+            raise Diverged(self._run, name, self._step)
+        if rank() == 0:
+            require_run_folder(self._run)
+            progress_made = {"step": self._step, "seconds": self._session.total_seconds}
+            kept = self._recipe.training.keep_checkpoints
+            folder = save_checkpoint(self._run, self._state, progress_made, kept)
+            for each in self._listeners:
+                each.on_checkpoint(self._step, folder)
+        self._saved_step = self._step
 
 
 def _open_listeners(
@@ -220,56 +258,3 @@ def _open_listeners(
             listeners.append(stack.enter_context(open_tensorboard(run, step)))
         listeners += callbacks
     return [*listeners, ProgressBar(stack.enter_context(progress("train")))]
-
-
-def clips_of_this_rank(recipe: Recipe) -> slice:
-    """Which clips of a batch this process works on.
-
-    Raises:
-        UserError: the processes cannot share a batch evenly.
-    """
-    batch, micro_batches = recipe.data.batch_size, recipe.training.micro_batches
-    count, rest = divmod(batch, rank_count())
-    if rest or count % micro_batches:
-        raise UserError(
-            f"train: a batch of {batch} clips cannot be shared by {rank_count()} processes"
-            f" of {micro_batches} micro-batches each; give another --batch-size"
-        )
-    return slice(rank() * count, (rank() + 1) * count)
-
-
-def _batches(
-    recipe: Recipe, footage: Footage, clips: slice, start: int, reader: Executor
-) -> Iterator[tuple[mx.array, mx.array]]:
-    """Yield frames and times of each batch from step ``start`` on. The next batch is read during a step."""
-    data, seed, context = recipe.data, recipe.training.seed, recipe.encoder.context_frames
-
-    def read(index: int) -> tuple[np.ndarray, np.ndarray]:
-        return footage.batch(seed, index, data.batch_size, data.seq_len, data.drawn_frames, context, clips)
-
-    upcoming = reader.submit(read, start)
-    while True:
-        frames, times = upcoming.result()
-        start += 1
-        upcoming = reader.submit(read, start)
-        yield mx.array(frames), mx.array(times)
-
-
-def _batch_at(recipe: Recipe, footage: Footage, clips: slice, step: int) -> tuple[mx.array, mx.array]:
-    """Frames and times of the batch of a step."""
-    with ThreadPoolExecutor(1) as reader:
-        return next(_batches(recipe, footage, clips, step, reader))
-
-
-def _save_checkpoint(
-    run: Path, recipe: Recipe, state: Tree, step: int, seconds: float, listeners: Sequence[Callbacks]
-) -> None:
-    """Write a checkpoint on the first rank. Every rank raises Diverged if a number is not finite."""
-    if (name := find_non_finite(state)) is not None:
-        raise Diverged(run, name, step)
-    if rank() == 0:
-        require_run_folder(run)
-        kept = recipe.training.keep_checkpoints
-        folder = save_checkpoint(run, state, {"step": step, "seconds": seconds}, kept)
-        for each in listeners:
-            each.on_checkpoint(step, folder)

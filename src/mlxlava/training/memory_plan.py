@@ -63,30 +63,48 @@ def _count_dense_weights(widths: Sequence[int]) -> float:
 
 def _count_weights(recipe: Recipe) -> float:
     """The approximate number of weights of all networks of a recipe."""
-    size, state = recipe.data.size, recipe.generator.state_size
-    pixels = math.prod(size)
-    widths = recipe.generator.widths
-    end = math.prod(recipe.drawn_size) / 4.0 ** len(widths)
-    taps = 36 if recipe.generator.kind == "shuffle" else 16
-    last = (*widths, recipe.generator.last_width) if recipe.generator.kind == "shuffle" else (*widths, 3)
-    total = state * end * widths[0] + taps * sum(a * b for a, b in itertools.pairwise(last))
-    for widths, hidden, more in (
-        (recipe.discriminator.widths, recipe.discriminator.hidden, True),
-        (recipe.encoder.widths if recipe.encoder.context_frames else (), recipe.encoder.hidden, False),
-    ):
-        if not widths:
-            continue
-        total += 16 * sum(a * b for a, b in itertools.pairwise((3, *widths)))
-        end = (pixels if more else math.prod(recipe.encoder_input_size)) / 4.0 ** len(widths)
-        if recipe.discriminator.kind == "frames" and more:
-            seen = recipe.data.drawn_frames or recipe.data.seq_len
-            total += 16 * widths[-1] ** 2 * (seen + 0.5) + end / 4 * widths[-1] * (*hidden, 1)[0]
-        elif more:
-            inner = recipe.discriminator.features + recipe.discriminator.state
-            total += end * widths[-1] * recipe.discriminator.features + _count_dense_weights((inner, *hidden))
-        else:
-            total += recipe.encoder.context_frames * end * widths[-1] * (*hidden, 1)[0]
-    return total + _count_dense_weights((state, *recipe.dynamics.hidden, state))
+    state = recipe.generator.state_size
+    counts = (
+        _count_generator_weights(recipe),
+        _count_discriminator_weights(recipe),
+        _count_encoder_weights(recipe),
+        _count_dense_weights((state, *recipe.dynamics.hidden, state)),
+    )
+    return sum(counts)
+
+
+def _count_generator_weights(recipe: Recipe) -> float:
+    generator = recipe.generator
+    coarsest = math.prod(recipe.drawn_size) / 4.0 ** len(generator.widths)
+    shuffles = generator.kind == "shuffle"
+    taps, last = (36, generator.last_width) if shuffles else (16, 3)
+    convolutions = taps * sum(a * b for a, b in itertools.pairwise((*generator.widths, last)))
+    return generator.state_size * coarsest * generator.widths[0] + convolutions
+
+
+def _count_discriminator_weights(recipe: Recipe) -> float:
+    judge = recipe.discriminator
+    last, coarsest = judge.widths[-1], math.prod(recipe.data.size) / 4.0 ** len(judge.widths)
+    convolutions = _count_halving_weights(judge.widths)
+    if judge.kind == "frames":
+        frames = recipe.data.drawn_frames or recipe.data.seq_len
+        return convolutions + 16 * last**2 * (frames + 0.5) + coarsest / 4 * last * (*judge.hidden, 1)[0]
+    cell = _count_dense_weights((judge.features + judge.state, *judge.hidden))
+    return convolutions + coarsest * last * judge.features + cell
+
+
+def _count_encoder_weights(recipe: Recipe) -> float:
+    encoder = recipe.encoder
+    if not encoder.context_frames:
+        return 0.0
+    coarsest = math.prod(recipe.encoder_input_size) / 4.0 ** len(encoder.widths)
+    dense = encoder.context_frames * coarsest * encoder.widths[-1] * (*encoder.hidden, 1)[0]
+    return _count_halving_weights(encoder.widths) + dense
+
+
+def _count_halving_weights(widths: Sequence[int]) -> float:
+    """Weights of 4×4 convolutions that halve a picture."""
+    return 16 * sum(a * b for a, b in itertools.pairwise((3, *widths)))
 
 
 def count_step_floats(recipe: Recipe, ranks: int = 1) -> StepFloats:

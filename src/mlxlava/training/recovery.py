@@ -94,7 +94,7 @@ class Recovery:
             self._failures.clear()  # the tries before have led further than what they were for
         if not self._failures:
             self._recipe_before = recipe
-        self._failures.append(error)
+        self._failures.append(error.with_traceback(None))  # its frames would keep the run state in memory
         if len(self._failures) > MAX_TRIES:
             assert self._recipe_before is not None
             change_recipe(self._run, self._recipe_before)

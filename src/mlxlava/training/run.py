@@ -6,7 +6,7 @@ folder.py reads and writes the files in the folder of a run; loop.py trains it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from mlxlava.footage.dataset import Footage, reopen_footage
 from mlxlava.footage.from_settings import prepare_from_settings
 from mlxlava.paths import RUNS_FOLDER, SMALL_LAMP_FOLDER, read_json
 from mlxlava.records import RUN_CONFIG
+from mlxlava.training.batches import clips_of_this_rank
 from mlxlava.training.checkpoint import load_last_intact_checkpoint
 from mlxlava.training.choices import Choice, choose_for_footage, say_choices
 from mlxlava.training.folder import checkpoint_folder_to_resume, make_run_folder, write_config
 from mlxlava.training.lock import lock_run
-from mlxlava.training.loop import clips_of_this_rank
 from mlxlava.training.memory_plan import predict_peak_gb, require_memory, split_to_fit_memory
 from mlxlava.training.schedule import Schedule, d_start
 from mlxlava.training.trainer import make_trainer
@@ -92,12 +92,9 @@ def fit_to_memory(recipe: Recipe, gigabytes: float | None) -> Recipe:
         training = fitted.training
         again = ", frames recomputed" if training.recompute else ""
         split = f"{training.micro_batches} micro-batch{'es' * (training.micro_batches > 1)}"
-        say(
-            f"train: a step in {split}{again}: "
-            f"about {predict_peak_gb(fitted, rank_count(), gpu=gpu):.2f} of {gigabytes:.3g} GB"
-            + ", estimated"
-            * gpu
-        )
+        peak = predict_peak_gb(fitted, rank_count(), gpu=gpu)
+        estimated = ", estimated" if gpu else ""
+        say(f"train: a step in {split}{again}: about {peak:.2f} of {gigabytes:.3g} GB{estimated}")
     return fitted
 
 
@@ -112,6 +109,7 @@ def begin_run(
     free: Collection[str] = (),
     choices: Sequence[Choice] = (),
     minutes: float | None = None,
+    initial_history: Sequence[Mapping[str, Any]] = (),
 ) -> Run:
     """Prepare the footage of a new run, and make its folder with the state at step 0.
 
@@ -126,6 +124,7 @@ def begin_run(
         free: settings that may be chosen for this footage.
         choices: what was chosen before, for its config.
         minutes: time that the run may take, this preparing included.
+        initial_history: how the weights of ``initial_arrays`` were trained, for its config.
 
     Raises:
         UserError: the recipe does not fit into memory, the footage cannot be read or is shorter than a clip,
@@ -145,6 +144,7 @@ def begin_run(
         initial_arrays,
         [*choices, *more],
         minutes,
+        initial_history,
     )
     return _announce_run(folder, recipe, footage)
 

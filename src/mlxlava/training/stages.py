@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,13 @@ def _progress(run: Path) -> dict[str, Any]:
     return read_progress(checkpoint_folder_to_resume(run))
 
 
-def begin_second_stage(folder: Path, small: Recipe, small_arrays: Tree, memory: float | None) -> Run:
+def begin_second_stage(
+    folder: Path,
+    small: Recipe,
+    small_arrays: Tree,
+    memory: float | None,
+    small_history: Sequence[Mapping[str, Any]] = (),
+) -> Run:
     """Begin the run that grows from the first stage, which has made all its steps.
 
     Args:
@@ -132,6 +138,7 @@ def begin_second_stage(folder: Path, small: Recipe, small_arrays: Tree, memory: 
         small: recipe of the first stage.
         small_arrays: arrays of the weights that it has learned.
         memory: GB for MLX's arrays; as the run began when None.
+        small_history: how these weights were trained, for the run's config.
 
     Raises:
         UserError: the plan is damaged, or the footage has changed or cannot be read.
@@ -150,4 +157,5 @@ def begin_second_stage(folder: Path, small: Recipe, small_arrays: Tree, memory: 
         free=values.get("free", ()),
         choices=choices,
         minutes=None if minutes is None else max(0.01, minutes - seconds / 60),
+        initial_history=small_history,
     )

@@ -26,7 +26,7 @@ from PIL import Image
 from mlxlava.errors import UserError
 from mlxlava.playback import keys, player
 from mlxlava.playback.clock import WallClock
-from mlxlava.playback.player import PlaybackOptions
+from mlxlava.playback.options import PlaybackOptions
 from mlxlava.playback.session import FrameSource, Session
 from mlxlava.playback.writers import Frame
 
@@ -36,6 +36,7 @@ import aiohttp
 
 from mlxlava.playback.screens import web, web_limits
 from mlxlava.playback.screens.web import WebPage, encode_picture
+from mlxlava.playback.screens.web_address import DEFAULT_HOST, DEFAULT_PORTS
 from tests.playback.screens.chromium import CHROMIUM, Browser, Tab, assert_controls_fit, chromium
 
 ROOT = Path(__file__).parents[3]
@@ -56,7 +57,7 @@ class Shades:
 
 
 @contextlib.contextmanager
-def playing(host: str = web.DEFAULT_HOST) -> Iterator[tuple[Session, WebPage]]:
+def playing(host: str = DEFAULT_HOST) -> Iterator[tuple[Session, WebPage]]:
     """A lamp that plays on a page of its own, at any free port."""
     session = Session(Shades(), "a", 1, WallClock(30))
     with WebPage(session, host, 0) as page:
@@ -471,7 +472,7 @@ def test_a_port_in_use_is_one_line_or_the_next_one() -> None:
         with WebPage(session) as one, WebPage(session) as two:
             ports = urlsplit(one.url).port, urlsplit(two.url).port
             assert ports[0] != ports[1]
-            assert all(number in web.DEFAULT_PORTS for number in ports)
+            assert all(number in DEFAULT_PORTS for number in ports)
     with pytest.raises(UserError, match="--host"), WebPage(session, "no.such.host.invalid"):
         pass
 

@@ -73,10 +73,20 @@ def test_an_allowance_is_so_many_at_once_and_then_a_rate() -> None:
 
 
 class Line(asyncio.Transport):
-    """A connection from an address."""
+    """A connection from an address, which can be ended."""
 
     def __init__(self, address: str) -> None:
         super().__init__({"peername": (address, 1)})
+        self.open = True
+
+    def is_closing(self) -> bool:
+        return not self.open
+
+    def abort(self) -> None:
+        self.open = False
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Nothing is sent on it."""
 
 
 @pytest.mark.parametrize(
@@ -105,10 +115,23 @@ def test_one_address_of_a_network_cannot_take_every_place(monkeypatch: pytest.Mo
 # --- connections ---
 
 
+def test_who_opens_connections_without_end_is_turned_away_and_nobody_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(web_limits, "CONNECTIONS_AT_ONCE", 2)
+    monkeypatch.setattr(web_limits, "CONNECTIONS_PER_SECOND", 0.01)
+    connections = web_limits.Connections(asyncio.Protocol)
+    lines = [Line(f"192.168.1.{number}") for number in (5, 5, 5, 5, 6)]
+    for line in (*lines, behind_a_tunnel := Line("127.0.0.1")):
+        connections.accept().connection_made(line)
+    assert [line.open for line in lines] == [True, True, False, False, True]
+    assert behind_a_tunnel.open
+
+
 def test_connections_that_do_nothing_keep_nobody_out(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(web, "MAX_CONNECTIONS", 5)
+    monkeypatch.setattr(web_limits, "MAX_CONNECTIONS", 5)
 
     async def look(page: WebPage) -> None:
         async with watching(page) as viewer:
@@ -220,8 +243,8 @@ def test_who_changes_the_seed_without_end_leaves_others_their_pictures(slow_lamp
 
 @pytest.mark.slow
 def test_who_asks_without_end_is_read_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web_limits, "_MESSAGES_AT_ONCE", 4)
-    monkeypatch.setattr(web_limits, "_MESSAGES_PER_SECOND", 0.1)
+    monkeypatch.setattr(web_limits, "MESSAGES_AT_ONCE", 4)
+    monkeypatch.setattr(web_limits, "MESSAGES_PER_SECOND", 0.1)
 
     async def flood(session: Session, page: WebPage) -> None:
         leaves_at_once = aiohttp.ClientWSTimeout(ws_close=0.1)
@@ -264,7 +287,7 @@ def test_many_changes_are_one_status() -> None:
 
 
 def test_a_viewer_that_takes_nothing_loses_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "_SEND_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(web, "SEND_TIMEOUT_SECONDS", 0.2)
     noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     with WebPage(Session(Shades(), "a", 1, WallClock(30)), port=0) as page, stuck(page) as (claim, received):
         page.show(noise)

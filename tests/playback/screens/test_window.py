@@ -19,9 +19,10 @@ import pytest
 from PIL import Image, ImageGrab, features
 
 from mlxlava.errors import UserError
-from mlxlava.playback import player
+from mlxlava.playback import options as playback_options
 from mlxlava.playback.clock import WallClock
-from mlxlava.playback.player import PlaybackOptions, can_show_window, has_display, play_lamp
+from mlxlava.playback.options import PlaybackOptions, can_show_window, has_display
+from mlxlava.playback.player import play_lamp
 from mlxlava.playback.screens.foreign_window import parse_window_id
 from mlxlava.playback.session import SPEED_RANGE, FrameSource, Session
 from mlxlava.playback.writers import Frame
@@ -259,7 +260,7 @@ def test_a_picture_that_cannot_be_saved_is_said(session: Session, tmp_path: Path
 @pytest.fixture
 def desk(monkeypatch: pytest.MonkeyPatch) -> None:
     """A terminal on a desktop."""
-    monkeypatch.setattr(player, "understands_escape_sequences", lambda: True)
+    monkeypatch.setattr(playback_options, "understands_escape_sequences", lambda: True)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
 
 

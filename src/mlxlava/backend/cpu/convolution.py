@@ -46,6 +46,22 @@ class ConvolutionKind(enum.IntEnum):
     CONV3_SHUFFLE = 3
 
 
+class Algorithm(enum.IntEnum):
+    """How a convolution is computed. The numbers are those of ``Algorithm`` in convolution.cpp.
+
+    Attributes:
+        WINOGRAD_2X2: tiles of 2×2 results.
+        WINOGRAD_4X4: tiles of 4×4 results.
+        IM2COL: one matrix product of patches with all taps.
+        COL2IM: one matrix product of pixels with all taps; the results are added up.
+    """
+
+    WINOGRAD_2X2 = 0
+    WINOGRAD_4X4 = 1
+    IM2COL = 2
+    COL2IM = 3
+
+
 def is_available() -> bool:
     """Whether the convolutions of this file can be used; otherwise MLX's own are used."""
     return not on_gpu_path() and _load_library() is not None
@@ -69,7 +85,7 @@ def choose_algorithm(kind: ConvolutionKind, shape: tuple[int, ...], outputs: int
 
 def transform_filter(kind: ConvolutionKind, algorithm: int, weight: mx.array) -> mx.array:
     """Transform a weight for an algorithm. :func:`convolve_transformed` takes the result, a flat array."""
-    return _call_operation(_load_library(), "transform_filter", kind, algorithm, weight)
+    return call_operation(_load_library(), "transform_filter", kind, algorithm, weight)
 
 
 def convolve_transformed(
@@ -81,7 +97,7 @@ def convolve_transformed(
     bias: mx.array | None = None,
 ) -> mx.array:
     """A convolution with a transformed filter for O = ``outputs`` channels; CONV3_SHUFFLE has a bias (O,)."""
-    return _call_operation(_load_library(), "convolve", kind, algorithm, x, transformed, outputs, bias)
+    return call_operation(_load_library(), "convolve", kind, algorithm, x, transformed, outputs, bias)
 
 
 def weight_gradient(kind: ConvolutionKind, x: mx.array, y: mx.array) -> mx.array:
@@ -94,14 +110,14 @@ def weight_gradient(kind: ConvolutionKind, x: mx.array, y: mx.array) -> mx.array
     """
     count, height, width, outputs = y.shape
     algorithm = _load_library().mlxlava_algorithm(kind, count, height, width, x.shape[3], outputs)
-    return _call_operation(_load_library(), "weight_gradient", kind, algorithm, x, y)
+    return call_operation(_load_library(), "weight_gradient", kind, algorithm, x, y)
 
 
 def _output_channel_axis(kind: ConvolutionKind) -> int:
     return 3 if kind == ConvolutionKind.CONV4_TRANSPOSED else 0
 
 
-def _call_operation(library: Any, name: str, *arguments: Any) -> mx.array:
+def call_operation(library: Any, name: str, *arguments: Any) -> mx.array:
     """Call an operation of the library. Arrays are passed as addresses of the C++ objects inside MLX's."""
     result = mx.array(0.0)
     given = [
@@ -126,6 +142,8 @@ def _address_of_cpp_array(array: mx.array) -> int:
 # which the tests of convolutions were run.
 TESTED_MLX_VERSIONS = ("0.32.2", "0.32.3", "0.32.4")
 
+_TEST_TIMEOUT_SECONDS = 120  # the self-test takes two
+
 
 class _LibraryUnusable(Exception):
     """The library cannot be used. The text says why, as a line for stderr."""
@@ -137,7 +155,7 @@ def _load_library() -> Any:
     if not sys.platform.startswith("linux"):
         return None
     try:
-        return _open_library(_build_and_test())
+        return open_library(_build_and_test())
     except _LibraryUnusable as error:
         say(f"mlxlava: {error}")
         return None
@@ -169,6 +187,32 @@ def _build_and_test() -> Path:
         again = f"to test them again, delete {path}"
         raise _LibraryUnusable(f"the fast convolutions failed their test here ({wrong}), {slower}; {again}")
     return path
+
+
+def _test_in_child_process(path: Path) -> str:
+    """Test a library in a child process, since a wrong library may crash. Returns what is wrong, or "".
+
+    Raises:
+        OSError: The child could not be started, or was ended from outside. Then nothing is known of the
+            library.
+    """
+    if not sys.executable or getattr(sys, "frozen", False):
+        raise OSError("no Python is at hand to test them with")
+    # The child imports what this process would, and nothing else that lies in the working folder.
+    code = "import sys; sys.path[:] = sys.argv[2:]; "
+    code += "from mlxlava.backend.cpu.convolution_self_test import check_library; check_library(sys.argv[1])"
+    try:
+        ended = native.run_command(
+            [sys.executable, "-c", code, str(path), *sys.path], timeout=_TEST_TIMEOUT_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return f"it did not end within {_TEST_TIMEOUT_SECONDS} s"
+    if ended.returncode in (-signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL):
+        raise OSError("the test was ended from outside")
+    if ended.returncode < 0:
+        return f"ended by {signal.Signals(-ended.returncode).name}"
+    said = ended.stderr.strip().splitlines() or ["it failed"]
+    return said[-1].removeprefix("ValueError: ") if ended.returncode else ""
 
 
 def _describe_untested_version(version: str) -> str:
@@ -216,7 +260,8 @@ def _instruction_sets() -> str:
     return ""
 
 
-def _open_library(path: Path) -> ctypes.PyDLL:
+def open_library(path: Path) -> ctypes.PyDLL:
+    """Load a library, and declare the arguments of its functions."""
     library = ctypes.PyDLL(str(path))
     number, pointer = ctypes.c_int, ctypes.c_void_p
     library.mlxlava_algorithm.argtypes = [number] * 6
@@ -228,132 +273,3 @@ def _open_library(path: Path) -> ctypes.PyDLL:
         function = getattr(library, f"mlxlava_{name}")
         function.argtypes, function.restype = arguments, ctypes.c_char_p
     return library
-
-
-# --- the self-test ---
-
-_TEST_TIMEOUT_SECONDS = 120  # it takes two
-# Largest error that is allowed, relative to the largest result. Tiles of 4×4 results are within 2e-6.
-_MAX_RELATIVE_ERROR = 1e-4
-
-
-class Algorithm(enum.IntEnum):
-    """How a convolution is computed. The numbers are those of ``Algorithm`` in convolution.cpp.
-
-    Attributes:
-        WINOGRAD_2X2: tiles of 2×2 results.
-        WINOGRAD_4X4: tiles of 4×4 results.
-        IM2COL: one matrix product of patches with all taps.
-        COL2IM: one matrix product of pixels with all taps; the results are added up.
-    """
-
-    WINOGRAD_2X2 = 0
-    WINOGRAD_4X4 = 1
-    IM2COL = 2
-    COL2IM = 3
-
-
-# All kinds have Winograd. IM2COL is for few input channels, COL2IM for few output channels.
-_ALGORITHMS_OF_KIND = {
-    ConvolutionKind.CONV4_STRIDE2: (Algorithm.WINOGRAD_2X2, Algorithm.WINOGRAD_4X4, Algorithm.IM2COL),
-    ConvolutionKind.CONV4_TRANSPOSED: (Algorithm.WINOGRAD_2X2, Algorithm.WINOGRAD_4X4, Algorithm.COL2IM),
-    ConvolutionKind.CONV3: (
-        Algorithm.WINOGRAD_2X2,
-        Algorithm.WINOGRAD_4X4,
-        Algorithm.IM2COL,
-        Algorithm.COL2IM,
-    ),
-    ConvolutionKind.CONV3_SHUFFLE: (Algorithm.WINOGRAD_2X2, Algorithm.WINOGRAD_4X4, Algorithm.IM2COL),
-}
-
-
-def _test_in_child_process(path: Path) -> str:
-    """Test a library in a child process, since a wrong library may crash. Returns what is wrong, or "".
-
-    Raises:
-        OSError: The child could not be started, or was ended from outside. Then nothing is known of the
-            library.
-    """
-    if not sys.executable or getattr(sys, "frozen", False):
-        raise OSError("no Python is at hand to test them with")
-    # The child imports what this process would, and nothing else that lies in the working folder.
-    code = "import sys; sys.path[:] = sys.argv[2:]; from mlxlava.backend.cpu.convolution import self_test; "
-    code += "self_test(sys.argv[1])"
-    try:
-        ended = native.run_command(
-            [sys.executable, "-c", code, str(path), *sys.path], timeout=_TEST_TIMEOUT_SECONDS
-        )
-    except subprocess.TimeoutExpired:
-        return f"it did not end within {_TEST_TIMEOUT_SECONDS} s"
-    if ended.returncode in (-signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL):
-        raise OSError("the test was ended from outside")
-    if ended.returncode < 0:
-        return f"ended by {signal.Signals(-ended.returncode).name}"
-    said = ended.stderr.strip().splitlines() or ["it failed"]
-    return said[-1].removeprefix("ValueError: ") if ended.returncode else ""
-
-
-def self_test(path: str) -> None:
-    """Compare every operation of a library, by every algorithm, with MLX's own. This may crash the process.
-
-    Raises:
-        ValueError: An operation gives other numbers than MLX's own.
-    """
-    mx.set_default_device(mx.cpu)
-    library = _open_library(Path(path))
-    for kind, algorithms in _ALGORITHMS_OF_KIND.items():
-        for algorithm in algorithms:
-            _check_against_reference(library, kind, algorithm)
-
-
-def _check_against_reference(library: Any, kind: ConvolutionKind, algorithm: Algorithm) -> None:
-    """Compare one kind and algorithm with MLX's own operations.
-
-    The feature maps are no multiple of a tile, and the arrays are not contiguous.
-    """
-    inputs = 5 if algorithm == Algorithm.IM2COL else 18
-    outputs = 3 if algorithm == Algorithm.COL2IM else 20
-    side = 4 if kind in (ConvolutionKind.CONV4_STRIDE2, ConvolutionKind.CONV4_TRANSPOSED) else 3
-    keys = mx.random.split(mx.random.key(10 * kind + algorithm), 3)
-    x = mx.random.normal((3, 14, 22, inputs), key=keys[0]).transpose(0, 2, 1, 3)
-    weight = mx.random.normal((side, outputs, side, inputs), key=keys[1]).transpose(1, 0, 2, 3)
-    bias = mx.random.normal((outputs,), key=keys[2]) if kind == ConvolutionKind.CONV3_SHUFFLE else None
-    laid = weight.transpose(3, 1, 2, 0) if kind == ConvolutionKind.CONV4_TRANSPOSED else weight
-
-    def convolve_fast(x: mx.array, kernel: mx.array) -> mx.array:
-        transformed = _call_operation(library, "transform_filter", kind, algorithm, kernel)
-        return _call_operation(library, "convolve", kind, algorithm, x, transformed, outputs, bias)
-
-    results = _reference_convolution(kind, x, weight, bias)
-    _require_close(f"{kind.name} {algorithm.name}", convolve_fast(x, laid), results)
-    with mx.stream(mx.new_stream(mx.cpu)):
-        _require_close(f"{kind.name} {algorithm.name} compiled", mx.compile(convolve_fast)(x, laid), results)
-    if kind in (ConvolutionKind.CONV4_STRIDE2, ConvolutionKind.CONV3):
-        _, (wanted,) = mx.vjp(
-            lambda weight: _reference_convolution(kind, x, weight, None), [weight], [results]
-        )
-        found = _call_operation(library, "weight_gradient", kind, algorithm, x, results)
-        _require_close(f"{kind.name} {algorithm.name} weight gradient", found, wanted)
-
-
-def _reference_convolution(
-    kind: ConvolutionKind, x: mx.array, weight: mx.array, bias: mx.array | None
-) -> mx.array:
-    """The convolution of a kind in MLX's own operations, with a weight (O, side, side, I)."""
-    if kind == ConvolutionKind.CONV4_TRANSPOSED:
-        return mx.conv_transpose2d(x, weight, stride=2, padding=1)
-    y = mx.conv2d(x, weight, stride=2 if kind == ConvolutionKind.CONV4_STRIDE2 else 1, padding=1)
-    if bias is None:
-        return y
-    y = mx.maximum(y + bias, 0.2 * (y + bias))
-    count, height, width, channels = y.shape
-    y = y.reshape(count, height, width, 2, 2, channels // 4).transpose(0, 1, 3, 2, 4, 5)
-    return y.reshape(count, 2 * height, 2 * width, channels // 4)
-
-
-def _require_close(what: str, found: mx.array, expected: mx.array) -> None:
-    if found.shape != expected.shape:
-        raise ValueError(f"{what} has shape {found.shape}, not {expected.shape}")
-    error = float(mx.abs(found - expected).max() / mx.abs(expected).max())
-    if not error <= _MAX_RELATIVE_ERROR:  # NaN too
-        raise ValueError(f"{what} is off by {error:.1e} of its largest number")

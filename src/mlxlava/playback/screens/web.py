@@ -13,13 +13,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import errno
 import io
-import ipaddress
 import json
 import math
 import re
-import resource
 import socket
 import threading
 from collections.abc import Callable
@@ -32,38 +29,39 @@ from aiohttp.typedefs import Handler
 from PIL import Image
 
 from mlxlava.console import say
-from mlxlava.errors import UserError
 from mlxlava.playback.keys import WEB, keys_module
 from mlxlava.playback.screens.surround import Surround
+from mlxlava.playback.screens.web_address import (
+    DEFAULT_HOST,
+    format_url_host,
+    is_ip_address,
+    open_listening_socket,
+    own_network_address,
+)
 from mlxlava.playback.screens.web_limits import (
-    MAX_CONNECTIONS,
     Allowance,
     Connections,
     HttpConnection,
     is_loopback,
     lamp_allowance,
     message_allowance,
+    most_connections,
     quiet_logger,
 )
 from mlxlava.playback.session import SEED_COUNT, SPEED_RANGE, Session
 from mlxlava.playback.writers import Frame
 
-DEFAULT_HOST = "127.0.0.1"
-DEFAULT_PORTS = range(8765, 8785)  # tried one after the other where no port is given
-
 # Pictures that may be on their way to a viewer. At 30 per second, a round trip of up to 0.25 s costs no rate.
 MAX_PICTURES_IN_FLIGHT = 8
 
-_STATUS_INTERVAL_SECONDS = 0.5  # seconds
-_STATUS_DELAY_SECONDS = 0.03  # seconds in which several changes become one status
-_LEAST_LAMP_SECONDS = 0.5  # seconds for which a chosen lamp is shown before the next choice counts
-_MAX_MESSAGE_BYTES = 1024  # bytes of a viewer's longest allowed message
-_HEARTBEAT_SECONDS = 20.0  # seconds after which a viewer that does not answer is dropped
-_SEND_TIMEOUT_SECONDS = 20.0  # seconds after which a viewer that takes nothing is dropped
-_CLOSE_TIMEOUT_SECONDS = 1.0  # seconds that viewers have to close their connection
-_MAX_LOSSLESS_PIXELS = 128 * 128  # largest number of pixels that is encoded lossless
-
-_CONNECTION_SHARE = 0.5  # of the files that this process may open
+_STATUS_INTERVAL_SECONDS = 0.5
+_STATUS_DELAY_SECONDS = 0.03  # in which several changes become one status
+_LEAST_LAMP_SECONDS = 0.5  # for which a chosen lamp is shown before the next choice counts
+_MAX_MESSAGE_BYTES = 1024  # of a viewer
+_HEARTBEAT_SECONDS = 20.0  # after which a viewer that does not answer is dropped
+SEND_TIMEOUT_SECONDS = 20.0  # after which a viewer that takes nothing is dropped
+_CLOSE_TIMEOUT_SECONDS = 1.0  # that viewers have to close their connection
+_MAX_LOSSLESS_PIXELS = 128 * 128  # of a frame that is encoded lossless
 
 _LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _ALL_NETWORKS_HOSTS = ("0.0.0.0", "::")
@@ -112,7 +110,7 @@ class _Viewer:
     Attributes:
         transport: its connection.
         send_event: set when there may be something to send.
-        watching: whether it wants_picture pictures; False for a page in the background.
+        watching: whether it wants pictures; False for a page in the background.
         sent: how many pictures were sent to it.
         drawn: how many of these it has drawn or dropped.
         picture_number: number of the last picture that it was sent.
@@ -180,15 +178,15 @@ class WebPage:
         } | {_KEYS_MODULE_PATH: (keys_module(WEB).encode(), "text/javascript")}
 
     def __enter__(self) -> WebPage:
-        listening = _open_listening_socket(self._host, self._port)
+        listening = open_listening_socket(self._host, self._port)
         address, self._port = listening.getsockname()[:2]
-        self._hosts = _LOOPBACK_HOSTS | {_format_url_host(self._host), _format_url_host(address)}
+        self._hosts = _LOOPBACK_HOSTS | {format_url_host(self._host), format_url_host(address)}
         shown = self._host
         if self._host in _ALL_NETWORKS_HOSTS:
             name = socket.gethostname().lower()
             self._hosts |= {name, name.partition(".")[0] + ".local"}
-            shown = _own_network_address() or name
-        self.url = f"http://{_format_url_host(shown)}:{self._port}/"
+            shown = own_network_address() or name
+        self.url = f"http://{format_url_host(shown)}:{self._port}/"
         self._loop = asyncio.new_event_loop()
         executor = ThreadPoolExecutor(1, "web page")
         self._served: Future[None] = executor.submit(self._loop.run_until_complete, self._serve(listening))
@@ -257,7 +255,7 @@ class WebPage:
         headers = {**_SECURITY_HEADERS, "Content-Security-Policy": _STRICTEST_POLICY}
         handler = runner.server
         assert handler is not None  # after setup there is one
-        self._connections = Connections(lambda: HttpConnection(handler, headers, logger), _most_connections())
+        self._connections = Connections(lambda: HttpConnection(handler, headers, logger), most_connections())
         server = await self._loop.create_server(self._connections.accept, sock=listening)
         try:
             while not self._ending.is_set():
@@ -277,7 +275,7 @@ class WebPage:
         if found is None or int(found[2] or 80) != self._port:
             return False
         # Any address is accepted: DNS cannot redirect addresses, and this machine's may change meanwhile.
-        return found[1] in self._hosts or (self._host in _ALL_NETWORKS_HOSTS and _is_ip_address(found[1]))
+        return found[1] in self._hosts or (self._host in _ALL_NETWORKS_HOSTS and is_ip_address(found[1]))
 
     @web.middleware
     async def _refuse_foreign_requests(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -364,7 +362,7 @@ class WebPage:
 
     def _drop_stuck_viewers(self) -> None:
         """End the connections of viewers that take nothing. They would keep a viewer's place for ever."""
-        overdue = self._loop.time() - _SEND_TIMEOUT_SECONDS
+        overdue = self._loop.time() - SEND_TIMEOUT_SECONDS
         for viewer in self._viewers:
             if viewer.sending_since is not None and viewer.sending_since < overdue:
                 viewer.transport.abort()
@@ -472,61 +470,9 @@ class WebPage:
         self._request_came.set()
 
 
-def _open_listening_socket(host: str, port: int | None) -> socket.socket:
-    """Open a socket that listens on ``port``; if that is None, on the first free one of ``DEFAULT_PORTS``."""
-    wanted = DEFAULT_PORTS if port is None else (port,)
-    for number in wanted:
-        try:
-            family, _, _, _, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
-            both = host == "::" and socket.has_dualstack_ipv6()
-            return socket.create_server(address[:2], family=family, dualstack_ipv6=both)
-        except (OSError, UnicodeError) as error:
-            taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-            if taken and number != wanted[-1]:
-                continue
-            why = error.strerror if isinstance(error, OSError) and error.strerror else error
-            advice = "give another --port" if taken or port is not None else "give another --host"
-            raise UserError(
-                f"play: cannot listen on {_format_url_host(host)}:{number}: {why}; {advice}"
-            ) from error
-    raise AssertionError("there is no port to try")
-
-
-def _format_url_host(host: str) -> str:
-    """A host as it is written in a URL: IPv6 addresses in brackets, names in lower case."""
-    return f"[{host}]" if ":" in host else host.lower()
-
-
-def _is_ip_address(host: str) -> bool:
-    """Whether the host of a URL is an IP address and not a name."""
-    try:
-        ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return False
-    return True
-
-
 async def _cancel_other_tasks() -> None:
     """End what still waits for a visitor who has left, before the event loop closes."""
     left = asyncio.all_tasks() - {asyncio.current_task()}
     for task in left:
         task.cancel()
     await asyncio.gather(*left, return_exceptions=True)
-
-
-def _most_connections() -> int:
-    """How many connections may be open, so that this process can open other files beside them."""
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return (
-        MAX_CONNECTIONS
-        if files == resource.RLIM_INFINITY
-        else min(MAX_CONNECTIONS, int(files * _CONNECTION_SHARE))
-    )
-
-
-def _own_network_address() -> str | None:
-    """This machine's address in its network. Nothing is sent to find it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
-        probe.connect(("192.0.2.1", 9))  # an address reserved for documentation
-        return str(probe.getsockname()[0])
-    return None

@@ -10,6 +10,7 @@ import asyncio
 import collections
 import ipaddress
 import logging
+import resource
 import time
 from collections.abc import Callable
 
@@ -19,13 +20,17 @@ from aiohttp.http_exceptions import HttpProcessingError
 MAX_VIEWERS = 100
 MAX_VIEWERS_PER_ADDRESS = 20
 MAX_CONNECTIONS = 200  # viewers, and connections that fetch the page
+_CONNECTION_SHARE = 0.5  # of the files that this process may open
 
 # Seconds for which a connection may be open without becoming a viewer: time for headers, answers, silence.
 VISIT_SECONDS = 15.0
 
+# A browser opens up to seven connections for a page. Behind a tunnel, all viewers come from this machine.
+CONNECTIONS_PER_SECOND, CONNECTIONS_AT_ONCE = 20.0, 200
+_LOCAL_CONNECTIONS_PER_SECOND, _LOCAL_CONNECTIONS_AT_ONCE = 200.0, 1000
 # A page has six files. A viewer says after each picture that it has drawn it.
 _REQUESTS_PER_SECOND, _REQUESTS_AT_ONCE = 50.0, 300
-_MESSAGES_PER_SECOND, _MESSAGES_AT_ONCE = 200.0, 400
+MESSAGES_PER_SECOND, MESSAGES_AT_ONCE = 200.0, 400
 _LAMPS_PER_SECOND, _LAMPS_AT_ONCE = 1.0, 10
 _SECONDS_BETWEEN_LOGGED_ERRORS = 60.0
 _MAX_ADDRESSES = 1000  # of which is remembered how much they have asked for
@@ -62,14 +67,52 @@ class Allowance:
         return True
 
 
+def most_connections() -> int:
+    """How many connections may be open, so that this process can open other files beside them."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return (
+        MAX_CONNECTIONS
+        if files == resource.RLIM_INFINITY
+        else min(MAX_CONNECTIONS, int(files * _CONNECTION_SHARE))
+    )
+
+
 def message_allowance() -> Allowance:
     """For the messages of one viewer."""
-    return Allowance(_MESSAGES_PER_SECOND, _MESSAGES_AT_ONCE)
+    return Allowance(MESSAGES_PER_SECOND, MESSAGES_AT_ONCE)
 
 
 def lamp_allowance() -> Allowance:
     """For the lamps that one viewer chooses."""
     return Allowance(_LAMPS_PER_SECOND, _LAMPS_AT_ONCE)
+
+
+def _connection_allowance(visitor: str) -> Allowance:
+    """For the connections that one visitor opens."""
+    if is_local(visitor):
+        return Allowance(_LOCAL_CONNECTIONS_PER_SECOND, _LOCAL_CONNECTIONS_AT_ONCE)
+    return Allowance(CONNECTIONS_PER_SECOND, CONNECTIONS_AT_ONCE)
+
+
+def _request_allowance(visitor: str) -> Allowance:
+    """For the requests of one visitor."""
+    return Allowance(_REQUESTS_PER_SECOND, _REQUESTS_AT_ONCE)
+
+
+class _Allowances:
+    """The allowances of visitors. Of those who came long ago, what they have asked for is forgotten."""
+
+    def __init__(self, make: Callable[[str], Allowance]) -> None:
+        self._make = make
+        self._known: collections.OrderedDict[str, Allowance] = collections.OrderedDict()
+
+    def of(self, visitor: str) -> Allowance:
+        """The allowance of a visitor."""
+        allowance = self._known.pop(visitor, None) or self._make(visitor)
+        self._known[visitor] = allowance
+        if len(self._known) > _MAX_ADDRESSES:
+            self._known.popitem(last=False)
+        return allowance
 
 
 def is_loopback(address: str) -> bool:
@@ -91,11 +134,16 @@ def visitor_of(transport: asyncio.BaseTransport | None) -> str:
     return str(address)
 
 
+def is_local(visitor: str) -> bool:
+    """Whether a visitor (:func:`visitor_of`) is this machine, or nothing is known of who it is."""
+    return not visitor or is_loopback(visitor)
+
+
 class Connections:
     """The open connections of a server, and the rules by which they come and go.
 
     Where there are too many, the oldest one that is no viewer's ends, of the visitor who has most. So
-    connections that do nothing keep nobody out.
+    connections that do nothing keep nobody out. Where a visitor opens them too fast, they end at once.
 
     Args:
         make_protocol: makes the protocol of a connection that was let in.
@@ -106,13 +154,16 @@ class Connections:
         self._make_protocol, self._most = make_protocol, most
         self._deadlines: dict[asyncio.Transport, float] = {}  # in the order in which they came
         self._viewers: dict[asyncio.Transport, str] = {}  # and who they are
-        self._requests: collections.OrderedDict[str, Allowance] = collections.OrderedDict()
+        self._arrivals, self._requests = _Allowances(_connection_allowance), _Allowances(_request_allowance)
 
     def accept(self) -> asyncio.Protocol:
         """The first protocol of a new connection, for ``create_server``."""
         return _Arrival(self._let_in)
 
     def _let_in(self, transport: asyncio.Transport) -> None:
+        if not self._arrivals.of(visitor_of(transport)).take_if_free():
+            transport.abort()
+            return
         self._forget_closed()
         if len(self._deadlines) + len(self._viewers) >= self._most and not self._make_room():
             transport.abort()
@@ -140,7 +191,7 @@ class Connections:
     def add_viewer(self, transport: asyncio.Transport) -> bool:
         """Let a connection stay for as long as it likes; False if there are enough viewers already."""
         visitor = visitor_of(transport)
-        most = MAX_VIEWERS if not visitor or is_loopback(visitor) else MAX_VIEWERS_PER_ADDRESS
+        most = MAX_VIEWERS if is_local(visitor) else MAX_VIEWERS_PER_ADDRESS
         if len(self._viewers) >= MAX_VIEWERS or list(self._viewers.values()).count(visitor) >= most:
             return False
         self._deadlines.pop(transport, None)
@@ -169,12 +220,7 @@ class Connections:
 
     async def wait_for_turn(self, transport: asyncio.BaseTransport | None) -> None:
         """Delay a request of a visitor who asks for more than a page needs."""
-        visitor = visitor_of(transport)
-        allowance = self._requests.pop(visitor, None) or Allowance(_REQUESTS_PER_SECOND, _REQUESTS_AT_ONCE)
-        self._requests[visitor] = allowance
-        if len(self._requests) > _MAX_ADDRESSES:
-            self._requests.popitem(last=False)
-        if wait := allowance.take():
+        if wait := self._requests.of(visitor_of(transport)).take():
             await asyncio.sleep(wait)
 
 

@@ -26,9 +26,8 @@ Frame = npt.NDArray[np.uint8]
 QUALITY_LEVELS = (0, 25, 50, 75, 100)
 DEFAULT_QUALITY = 75  # quality if none is given
 
-EncoderSettings = (
-    tuple[int, ...] | None
-)  # an encoder's settings at QUALITY_LEVELS; None for a lossless format
+# An encoder's settings at QUALITY_LEVELS; None for a lossless format.
+EncoderSettings = tuple[int, ...] | None
 
 
 class PipeClosed(Exception):

@@ -52,10 +52,8 @@ def choose_format(target: str, name: str | None = None) -> str:
     word = name if name is not None else Path(target).suffix
     found = endings.get(word.lower().lstrip("."))
     if found is None:
-        hint, known = (
-            did_you_mean(word.lower().lstrip("."), list(endings)),
-            f"known: {', '.join(WRITER_OF_FORMAT)}",
-        )
+        hint = did_you_mean(word.lower().lstrip("."), list(endings))
+        known = f"known: {', '.join(WRITER_OF_FORMAT)}"
         advice = f"{hint} ({known})" if hint.startswith("did you") else known
         if name is not None:
             raise UserError(f"--format: unknown format {name!r}; {advice}")
