@@ -141,6 +141,23 @@ def test_choices_scores_and_warnings_are_shown(tmp_path: Path) -> None:
     assert "The discriminator is always right" in page and "All lamps show the same (" not in page
 
 
+@pytest.mark.parametrize(
+    ("judged", "error_at_the_end", "warns"),
+    [(False, 1.5, False), (False, 3, True), (True, 3, False), (True, 40, True)],
+)
+def test_an_error_that_rises_as_the_discriminator_joins_in_is_no_warning(
+    tmp_path: Path, judged: bool, error_at_the_end: float, warns: bool
+) -> None:
+    write_run(tmp_path / "run")
+    with (tmp_path / "run/log.jsonl").open("w") as file:
+        for step in range(1, 301):
+            line = {"step": step, "reconstruction": max(1, 50 / step) if step <= 200 else error_at_the_end}
+            line |= {"loss_d": 0.5} if judged and step > 200 else {}
+            file.write(json.dumps(line) + "\n")
+    page = write_report(tmp_path / "run").read_text()
+    assert ("The reconstruction error has risen" in page) == warns
+
+
 def test_what_is_no_run_has_no_report(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run"):
         write_report(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mlxlava.training.curves import Curves
 
 _JUDGED_SHARE_OF_STEPS = 0.05  # the share of the steps, at the end, whose means are judged
+_LOST_SHARE_OF_ERROR = 0.5  # of the largest error; above it, what was learned is lost
 
 
 def find_warning_signs(curves: Curves) -> dict[str, str]:
@@ -30,7 +31,10 @@ def find_warning_signs(curves: Curves) -> dict[str, str]:
         warnings["motion"] = f"The lamp hardly moves: {drawn / real:.2f} times the motion of the footage."
     errors = [value for value in terms.get("reconstruction", []) if value is not None]
     error = last("reconstruction")
-    if error is not None and error > 2 * min(errors):
+    # When the discriminator joins in, the error counts less than before and rises. That is as it should be,
+    # as long as it does not come near to where it began.
+    limit = 2 * min(errors, default=0) if loss is None else _LOST_SHARE_OF_ERROR * max(errors, default=0)
+    if error is not None and error > limit:
         warnings["reconstruction"] = (
             f"The reconstruction error has risen from {min(errors):.3g} to {error:.3g}."
         )
