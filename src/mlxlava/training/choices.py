@@ -27,13 +27,10 @@ _WANTED_PIXELS_PER_STEP = 1.0  # that the fastest wax moves
 _MAX_PIXELS_PER_STEP = 4.0  # pixels a learned step
 _MIN_FRAMES = 320  # that are left when frames are skipped: ten clips of the usual length
 _AREA_RATIO_RANGE = (0.6, 1.25)  # of the recipe's area of a frame: what a chosen shape may have
-_LITTLE_FOOTAGE_STEPS, _MUCH_FOOTAGE_STEPS = (
-    400,
-    4000,
-)  # learned steps of footage: the settings for little footage are mixed in between
-_STEPS_BELOW_WHICH_TO_AUGMENT = (
-    3000  # learned steps of footage: with less, what the discriminator sees is shifted and tinted
-)
+# Learned steps of footage. In between, the settings for little footage are mixed with the recipe's.
+_LITTLE_FOOTAGE_STEPS, _MUCH_FOOTAGE_STEPS = 400, 4000
+# Learned steps of footage: with less, what the discriminator sees is shifted and tinted.
+_STEPS_BELOW_WHICH_TO_AUGMENT = 3000
 
 # These are known to help with some 300 learned steps (docs/training.md).
 _SETTINGS_FOR_LITTLE_FOOTAGE = {"loss.d_start": 0.7, "loss.elbo_weight": 0.01}

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mlxlava.backend import Tree, device_facts, mx, tree_map
+from mlxlava.backend import Tree, device_facts, mx
 from mlxlava.backend.ranks import copy_from_first_rank, max_over_ranks, rank
 from mlxlava.config import Recipe, recipe_from_dict, recipe_to_dict
 from mlxlava.errors import UserError
@@ -30,15 +30,11 @@ from mlxlava.paths import (
     write_text_atomically,
 )
 from mlxlava.records import RUN_CONFIG
-from mlxlava.training import growth
 from mlxlava.training.checkpoint import load_last_intact_checkpoint, save_checkpoint
 from mlxlava.training.choices import Choice
+from mlxlava.training.initial_state import make_initial_state
 from mlxlava.training.schedule import Decision, Schedule
 from mlxlava.training.trainer import AnyTrainer, make_trainer
-
-_MAX_BACKGROUND_FRAMES = 1000  # at most so many frames are averaged for the generator's background
-# Pixels whose deviation over time exceeds this share of the largest deviation have a variance mask of 1.
-_VARIANCE_MASK_DEVIATION_SHARE = 0.2
 
 
 def make_run_folder(
@@ -75,14 +71,7 @@ def make_run_folder(
     require_free_folder(run)
     footage.require_clip(recipe.data.seq_len)
     total = count_steps(recipe, footage)
-    state = make_trainer(recipe, total).init()
-    if initial_arrays is not None:
-        if recipe.generator.upsampler_widths:
-            growth.grow_state(state, initial_arrays)
-        else:
-            _warm_start(state, initial_arrays)
-    if recipe.generator.background:
-        _set_background(state, footage)
+    state = make_initial_state(recipe, total, footage, initial_arrays)
     config = {
         "format": FORMAT_VERSION,
         "step_fps": footage.step_fps,
@@ -219,38 +208,3 @@ def open_run(run: Path, recipe: Recipe) -> tuple[AnyTrainer, Tree, int, float]:
         step, seconds = int(kept["step"]), float(kept["seconds"])
     state, at = copy_from_first_rank((state, mx.array(step)))
     return trainer, state, int(at.item()), seconds
-
-
-def _set_background(state: Tree, footage: Footage) -> None:
-    """Set the background of drawn frames to the footage's mean, and the variance mask to 1 where it moves.
-
-    So glass and room are right from the first step on. Pixels that never change in the footage never change
-    in drawn frames either.
-    """
-    stride = -(-len(footage.frames) // _MAX_BACKGROUND_FRAMES)
-    frames = footage.frames[::stride].astype(np.float32) / 255
-    mean, deviation = frames.mean(axis=0, dtype=np.float64), frames.std(axis=0, dtype=np.float64)
-    mean = np.clip(mean, 1 / 255, 1 - 1 / 255)
-    variance_mask = np.minimum(
-        1, deviation / max(_VARIANCE_MASK_DEVIATION_SHARE * float(deviation.max()), 1e-6)
-    )
-    for tree in (state, state["ema"]):
-        # The generator of a lamp that grows keeps its own small background.
-        network = tree["generator"].get("upsampler", tree["generator"])
-        network["background"] = mx.array(np.log(mean / (1 - mean)).astype(np.float32))
-        network["gate"] = mx.array(variance_mask.astype(np.float32))
-
-
-def _warm_start(state: Tree, initial_arrays: Tree) -> None:
-    """Put the G and R of other weights into a new run state."""
-    for part in ("generator", "dynamics"):
-        growth.require_same_shapes(state[part], initial_arrays[part], part)
-        for tree in (state, state["ema"]):
-            # Copies are needed: a step donates the arrays of its run state, so none may be in it twice.
-            tree[part] = _copy_tree(initial_arrays[part])
-        state["stats"][part] = _copy_tree(initial_arrays["stats"][part])
-
-
-def _copy_tree(tree: Tree) -> Tree:
-    copied: Tree = tree_map(mx.array, tree)
-    return copied

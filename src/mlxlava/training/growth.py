@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlxlava.backend import Tree, arrays_by_name, mx, tree_map
+from mlxlava.backend import Tree
 from mlxlava.config import Recipe, load_recipe, override
 from mlxlava.errors import UserError
 
@@ -120,45 +120,6 @@ def grown_recipe(recipe: Recipe, small: Recipe, size: tuple[int, int]) -> Recipe
             "training.epochs": 0,
         },
     )
-
-
-def grow_state(state: Tree, small_arrays: Tree) -> None:
-    """Put the networks of a smaller lamp into a new run state.
-
-    The upsampling network begins at random, or as it is in the weights of a lamp that has grown already.
-
-    Args:
-        state: run state at step 0 of the grown recipe; it is changed in place.
-        small_arrays: arrays of the smaller lamp's weights, or of those of the lamp that has grown.
-
-    Raises:
-        UserError: the networks are not those that the recipe was grown from.
-    """
-    upsampler = small_arrays["generator"].get("upsampler", state["generator"]["upsampler"])
-    own = {**small_arrays["generator"], "upsampler": upsampler}
-    require_same_shapes(state["generator"], own, "generator")
-    require_same_shapes(state["dynamics"], small_arrays["dynamics"], "dynamics")
-    require_same_shapes(state["stats"], small_arrays["stats"], "stats")
-    # Copies: a step gives the arrays of its run state away, so none may be in it twice.
-    for tree in (state, state["ema"]):
-        tree["generator"] = tree_map(mx.array, own)
-        tree["dynamics"] = tree_map(mx.array, small_arrays["dynamics"])
-    state["stats"] = tree_map(mx.array, small_arrays["stats"])
-
-
-def require_same_shapes(new: Tree, old: Tree, network: str) -> None:
-    """Raise UserError unless the arrays of a network to be copied have the shapes of the recipe's network."""
-    have, want = _shapes_by_name(old), _shapes_by_name(new)
-    for name in sorted(want.keys() | have.keys()):
-        if have.get(name) != want.get(name):
-            raise UserError(
-                f"train: --init has another {network}: {name} is {have.get(name, 'missing')} there and "
-                f"{want.get(name, 'missing')} in the recipe"
-            )
-
-
-def _shapes_by_name(tree: Tree) -> dict[str, str]:
-    return {name: "×".join(map(str, array.shape)) for name, array in arrays_by_name(tree).items()}
 
 
 def _settings_of_section(recipe: Recipe, section: str) -> dict[str, Any]:
