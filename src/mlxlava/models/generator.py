@@ -36,8 +36,8 @@ class ShuffleGenerator:
         # mean.
         weights["out"] = init_conv(keys[-1], 3, self.widths[-1], 3, 0.1 if self.background else HE_GAIN)
         if self.background:
-            # Taken from the footage (training/initial_state.py), not learned. Glass, base and room stand still. So
-            # the convolutions need not draw them in every frame, and cannot make them shimmer.
+            # Taken from the footage (training/initial_state.py), not learned. Glass, base and room stand
+            # still. So the convolutions need not draw them in every frame, and cannot make them shimmer.
             weights["background"] = mx.zeros(self.background)
             # The variance mask, under its name in files of weights.
             weights["gate"] = mx.ones(self.background)
