@@ -316,7 +316,9 @@ def test_a_training_ends_well_without_the_extra_of_the_score(monkeypatch: pytest
 
 @needs_score
 @pytest.mark.usefixtures("_eager")
-def test_the_end_of_footage_can_be_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_end_of_footage_can_be_held_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mlxlava.api.ending import score_finished_run
     from mlxlava.footage.from_settings import prepare_from_settings
 
@@ -332,6 +334,16 @@ def test_the_end_of_footage_can_be_held_out(tmp_path: Path, capsys: pytest.Captu
     background = 1 / (1 + np.exp(-np.array(mlxlava.load(done.run).weights.arrays["generator"]["background"])))
     assert np.allclose(background, np.clip(learned.mean(0), 1 / 255, 1 - 1 / 255), atol=1e-3)
     assert "against the end of its footage" in score_finished_run(done.run)
+    # Nor does the pace that is set at export know the end.
+    lengths = []
+
+    def match_pace(weights: Any, frames: Any, cuts: Any) -> tuple[Any, float]:
+        lengths.append(len(frames))
+        return weights, 1.0
+
+    monkeypatch.setattr("mlxlava.rollout.export.match_pace", match_pace)
+    mlxlava.export(done.run, tmp_path / "mine")
+    assert lengths == [225]
     result = mlxlava.score(done.run, prepared.path, frames=64)
     assert "the last 25% of" in capsys.readouterr().err
     assert len(result["held_out_clips"]) == result["clips"]

@@ -140,8 +140,8 @@ def averaged_weights(run: Path, score: dict[str, Any] | None = None) -> Weights:
         about["score"] = {key: score[key] for key in _SCORE_KEYS}
     prepared = weights.about.get("footage", {}).get("prepared")
     if prepared and (Path(prepared) / "footage.json").is_file():
-        found = open_footage(prepared)
-        weights, about["pace"] = match_pace(weights, found.frames, found.cuts)
+        learned, _ = open_footage(prepared).split(weights.recipe.data.held_out)
+        weights, about["pace"] = match_pace(weights, learned.frames, learned.cuts)
     return dataclasses.replace(weights, about=about)
 
 
