@@ -22,12 +22,15 @@ SECONDS = 10.0
 VIEWERS = (0, 1, 5, 20, 100)
 
 
-async def _view(session: aiohttp.ClientSession, url: str, until: float) -> tuple[int, int]:
-    """Pictures and their bytes that one viewer gets."""
+async def view(session: aiohttp.ClientSession, url: str, until: float) -> tuple[int, int]:
+    """Look at a page until a moment (time.monotonic()): the number of pictures, and their bytes."""
     count = size = 0
     async with session.ws_connect(f"{url}live", headers={"Origin": url.rstrip("/")}) as viewer:
-        while time.monotonic() < until:
-            message = await viewer.receive()
+        while (left := until - time.monotonic()) > 0:
+            try:
+                message = await viewer.receive(timeout=left)
+            except asyncio.TimeoutError:
+                break
             if message.type is aiohttp.WSMsgType.BINARY:
                 count, size = count + 1, size + len(message.data)
                 await viewer.send_json({"drawn": count})
@@ -37,7 +40,7 @@ async def _view(session: aiohttp.ClientSession, url: str, until: float) -> tuple
 async def _measure(process: psutil.Process, url: str, viewers: int) -> dict[str, float]:
     async with aiohttp.ClientSession() as session:
         start, used = time.monotonic(), sum(process.cpu_times()[:2])
-        views = await asyncio.gather(*(_view(session, url, start + SECONDS) for _ in range(viewers)))
+        views = await asyncio.gather(*(view(session, url, start + SECONDS) for _ in range(viewers)))
         await asyncio.sleep(max(0.0, start + SECONDS - time.monotonic()))  # where nobody looks
         wall, used = time.monotonic() - start, sum(process.cpu_times()[:2]) - used
     counts = [count for count, _ in views]

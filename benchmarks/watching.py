@@ -24,33 +24,24 @@ from statistics import median
 
 import aiohttp
 
+from benchmarks.viewers import view
 from mlxlava.bench.harness import machine_facts
+from mlxlava.records import LOG_LINE
+from mlxlava.schema import read_lines
 
 _SETTLING_SECONDS = 20.0  # the first steps compile, and the viewer waits for weights
 
 
-async def _view(url: str, seconds: float) -> int:
+async def _count_pictures(url: str, seconds: float) -> int:
     """Look at the page for a while, and return the number of pictures."""
-    count, until = 0, time.monotonic() + seconds
-    async with (
-        aiohttp.ClientSession() as session,
-        session.ws_connect(f"{url}live", headers={"Origin": url.rstrip("/")}) as viewer,
-    ):
-        while (left := until - time.monotonic()) > 0:
-            try:
-                message = await viewer.receive(timeout=left)
-            except asyncio.TimeoutError:
-                break
-            if message.type is aiohttp.WSMsgType.BINARY:
-                count += 1
-                await viewer.send_json({"drawn": count})
+    async with aiohttp.ClientSession() as session:
+        count, _ = await view(session, url, time.monotonic() + seconds)
     return count
 
 
 def _steps(log: Path) -> list[tuple[int, float]]:
     """Each training step that was logged, with the seconds of training until its end."""
-    lines = log.read_text(encoding="utf-8").split("\n")[:-1]
-    return [(row["step"], row["seconds"]) for row in map(json.loads, lines) if "seconds" in row]
+    return [(row["step"], row["seconds"]) for _, row in read_lines(log, LOG_LINE) if "seconds" in row]
 
 
 def _measure(url: str, log: Path, stretches: int, seconds: float) -> dict[str, list[float]]:
@@ -60,7 +51,7 @@ def _measure(url: str, log: Path, stretches: int, seconds: float) -> dict[str, l
         first = len(_steps(log))
         watched = stretch % 2 == 0
         if watched:
-            found["pictures"].append(asyncio.run(_view(url, seconds)) / seconds)
+            found["pictures"].append(asyncio.run(_count_pictures(url, seconds)) / seconds)
         else:
             time.sleep(seconds)
         steps = _steps(log)[first:]

@@ -160,11 +160,15 @@ def _settings_for_amount(recipe: Recipe, count: int) -> list[Choice]:
     choices = []
     if recipe.loss.d_start > 0:
         share = math.log(_MUCH_FOOTAGE_STEPS / count) / math.log(_MUCH_FOOTAGE_STEPS / _LITTLE_FOOTAGE_STEPS)
-        usual = {name: value for name, value, _ in setting_rows(recipe)}
-        for setting, least in _SETTINGS_FOR_LITTLE_FOOTAGE.items():
-            mixed = usual[setting] * (least / usual[setting]) ** min(1, share)
-            choices.append(Choice(setting, float(f"{mixed:.2g}"), reason))
-        size = usual[_STATE_SIZE] * (_LITTLE_FOOTAGE_STATE_SIZE / usual[_STATE_SIZE]) ** min(1, share)
+        usual_values = {name: value for name, value, _ in setting_rows(recipe)}
+
+        def mix(setting: str, for_little: float) -> float:
+            usual = usual_values[setting]
+            return float(usual * (for_little / usual) ** min(1, share))
+
+        for setting, for_little in _SETTINGS_FOR_LITTLE_FOOTAGE.items():
+            choices.append(Choice(setting, float(f"{mix(setting, for_little):.2g}"), reason))
+        size = mix(_STATE_SIZE, _LITTLE_FOOTAGE_STATE_SIZE)
         choices.append(Choice(_STATE_SIZE, _STATE_SIZE_UNIT * round(size / _STATE_SIZE_UNIT), reason))
     if count < _STEPS_BELOW_WHICH_TO_AUGMENT and recipe.loss.kind == "relativistic":
         choices += [Choice(setting, value, reason) for setting, value in _AUGMENTATION_SETTINGS.items()]

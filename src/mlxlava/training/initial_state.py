@@ -46,12 +46,12 @@ def _put_networks(state: Tree, initial_arrays: Tree) -> None:
     for part in ("generator", "dynamics"):
         _require_same_shapes(state[part], initial_arrays[part], part)
         for tree in (state, state["ema"]):
-            # Copies are needed: a step donates the arrays of its run state, so none may be in it twice.
             tree[part] = _copy_tree(initial_arrays[part])
         state["stats"][part] = _copy_tree(initial_arrays["stats"][part])
 
 
 def _copy_tree(tree: Tree) -> Tree:
+    """Copies of arrays. A step gives the arrays of its run state away, so none may be in it twice."""
     copied: Tree = tree_map(mx.array, tree)
     return copied
 
@@ -73,11 +73,10 @@ def _put_smaller_lamp(state: Tree, small_arrays: Tree) -> None:
     _require_same_shapes(state["generator"], own, "generator")
     _require_same_shapes(state["dynamics"], small_arrays["dynamics"], "dynamics")
     _require_same_shapes(state["stats"], small_arrays["stats"], "stats")
-    # Copies: a step gives the arrays of its run state away, so none may be in it twice.
     for tree in (state, state["ema"]):
-        tree["generator"] = tree_map(mx.array, own)
-        tree["dynamics"] = tree_map(mx.array, small_arrays["dynamics"])
-    state["stats"] = tree_map(mx.array, small_arrays["stats"])
+        tree["generator"] = _copy_tree(own)
+        tree["dynamics"] = _copy_tree(small_arrays["dynamics"])
+    state["stats"] = _copy_tree(small_arrays["stats"])
 
 
 def _set_background(state: Tree, footage: Footage) -> None:
