@@ -2,6 +2,7 @@
 
     python -m benchmarks.soak                          # 2.5 minutes each: pipe, web, terminal, window
     python -m benchmarks.soak web --minutes 240        # one of them, for 4 hours
+    python -m benchmarks.soak web --minutes 150 --warm-up 30 --keep web.npz    # two hours counted, and kept
     python -m benchmarks.soak pipe --lamp duralava     # other weights: a folder, a run, or a shipped lamp
 
 It plays the real command in a process of its own. A pipe is read at 30 frames a second. The web page has 20
@@ -9,7 +10,8 @@ viewers, each of which stays for two seconds at most, leaves (sometimes without 
 terminal is tmux, and the window is on Xvfb; where there is no such program, that part is left out.
 
 A slope is fitted to means of blocks, because samples of memory that follow each other are not independent.
-Its interval is Student's t, 95 %. What happens in the first half (caches fill) is not counted. A frame's
+Its interval is Student's t, 95 %. What happens at first (caches fill) is not counted: the first half of the
+time, or ``--warm-up``. A frame's
 lateness is the moment at which it was shown, less its time in the lamp, less the least of these differences
 within the same five seconds: after a gap of more than a second the lamp goes on from where it was. A pipe has
 no such gaps, so its lateness is counted from its earliest frame.
@@ -49,7 +51,7 @@ VIEWERS = 20
 _STAY_SECONDS = (0.1, 2.0)
 _LATENESS_WINDOW_SECONDS = 5.0
 _BLOCKS = 12  # of samples, whose means a slope is fitted to
-_WARM_UP = 0.5  # share of the time that is not counted
+_WARM_UP = 0.5  # share of the time that is not counted, if nothing else is said
 _START_SECONDS = 120.0  # for C++ that may have to be compiled
 # A row of a child's log: time.monotonic(), the lamp's time of the frame, and four moments of the state.
 _ROW = struct.Struct("6d")
@@ -94,8 +96,21 @@ def missing_program(screen: str) -> str | None:
     return needed if needed and shutil.which(needed) is None else None
 
 
-def soak(screen: str, minutes: float, lamp: str = "lava") -> Soak:
+def soak(
+    screen: str,
+    minutes: float,
+    lamp: str = "lava",
+    warm_up_minutes: float | None = None,
+    keep: Path | None = None,
+) -> Soak:
     """Play a lamp on a screen for some minutes, and measure.
+
+    Args:
+        screen: one of ``SCREENS``.
+        minutes: how long.
+        lamp: weights: a name, a folder or a run.
+        warm_up_minutes: what is not counted; half of the time if None.
+        keep: an ``.npz`` file for all samples and frames.
 
     Raises:
         RuntimeError: the command ended early.
@@ -108,7 +123,10 @@ def soak(screen: str, minutes: float, lamp: str = "lava") -> Soak:
             samples = _sample(process, minutes * 60, folder)
             viewers_end()
             rows = np.frombuffer(_whole_rows(log.read_bytes()), np.float64).reshape(-1, 6)
-        return _summarize(screen, samples, rows, _read_errors(folder))
+        if keep is not None:
+            np.savez_compressed(keep, samples=samples, frames=rows)
+        warm_up = 60 * (_WARM_UP * minutes if warm_up_minutes is None else warm_up_minutes)
+        return _summarize(screen, samples, rows, warm_up, _read_errors(folder))
 
 
 def slope_per_hour(seconds: FloatArray, values: FloatArray) -> tuple[float, float, float]:
@@ -139,8 +157,10 @@ def _sample(process: psutil.Process, seconds: float, folder: Path) -> FloatArray
     return np.array(rows)
 
 
-def _summarize(screen: str, samples: FloatArray, rows: FloatArray, errors: str) -> Soak:
-    start = samples[0, 0] + _WARM_UP * (samples[-1, 0] - samples[0, 0])
+def _summarize(
+    screen: str, samples: FloatArray, rows: FloatArray, warm_up_seconds: float, errors: str
+) -> Soak:
+    start = samples[0, 0] + warm_up_seconds
     samples = samples[samples[:, 0] >= start]
     rows = rows[(rows[:, 0] >= start) & (rows[:, 0] <= samples[-1, 0])]
     late = _lateness(rows, math.inf if screen == "pipe" else _LATENESS_WINDOW_SECONDS)
@@ -360,14 +380,20 @@ def main() -> None:
     )
     parser.add_argument("screens", nargs="*", choices=[*SCREENS, []], help="all of them if none is named")
     parser.add_argument("--minutes", type=float, default=2.5, help="for each screen")
+    parser.add_argument("--warm-up", type=float, help="minutes that are not counted (half of all)")
     parser.add_argument("--lamp", default="lava", help="weights: a name, a folder or a run")
+    parser.add_argument("--keep", type=Path, help=".npz file for all that was measured (one screen)")
     options = parser.parse_args()
+    if options.warm_up is not None and not 0 <= options.warm_up < options.minutes:
+        parser.error("--warm-up must be less than --minutes")
+    if options.keep and len(options.screens) != 1:
+        parser.error("--keep is for one screen")
     rows, results = [], []
     for screen in options.screens or SCREENS:
         if program := missing_program(screen):
             print(f"{screen}: left out, there is no {program}", file=sys.stderr)
             continue
-        found = soak(screen, options.minutes, options.lamp)
+        found = soak(screen, options.minutes, options.lamp, options.warm_up, options.keep)
         results.append(dataclasses.asdict(found))
         rows.append(_format(found))
         print(*rows[-1], file=sys.stderr, flush=True)
@@ -386,7 +412,7 @@ def _format(found: Soak) -> tuple[str, ...]:
         f"{found.seconds / 60:.1f}",
         str(found.frames),
         f"{found.memory_mb:.1f}",
-        f"{slope:+.1f} [{low:+.1f}, {high:+.1f}]",
+        f"{slope:+.2f} [{low:+.2f}, {high:+.2f}]",
         "–".join(map(str, found.descriptors)),
         "–".join(map(str, found.threads)),
         ", ".join(f"{late:.2f}" for late in found.lateness),
