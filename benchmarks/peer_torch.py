@@ -77,6 +77,8 @@ def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _update(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], gradients: Gradients) -> None:
     for parameter, gradient in zip(parameters, gradients, strict=True):
+        if parameter.is_cuda and gradient.stride() != parameter.stride():  # which fused optimisers refuse
+            gradient = torch.empty_like(parameter).copy_(gradient)
         parameter.grad = gradient
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
