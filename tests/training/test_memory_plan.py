@@ -100,6 +100,23 @@ def test_a_gpu_takes_more_but_no_more_patches_than_a_chunk_has() -> None:
     assert more(2048) - more(256) == pytest.approx(2 * (4 * 2048**2 * 9 * 16 - MAX_PATCH_BYTES) / 1e9)
 
 
+# Peaks of MLX's arrays on an NVIDIA H100 (MLX 0.32.4), GB.
+@pytest.mark.parametrize(
+    ("name", "settings", "peak"),
+    [
+        ("lava", {}, 3.64),
+        ("duralava", {}, 5.73),
+        ("lava", {"data.size": [64, 32]}, 1.69),
+        ("lava", {"data.size": [64, 32], "data.batch_size": 64}, 5.85),
+    ],
+)
+def test_the_estimate_for_cuda_is_near_what_was_measured(
+    monkeypatch: pytest.MonkeyPatch, name: str, settings: dict[str, Any], peak: float
+) -> None:
+    monkeypatch.setattr("mlxlava.backend.on_cuda", lambda: True)
+    assert 0.95 * peak < predict_peak_gb(override(load_recipe(name), settings), gpu=True) < 1.75 * peak
+
+
 def test_what_fits_a_gpu_is_chosen_by_what_a_gpu_takes() -> None:
     assert split_to_fit_memory(LAVA, 1.2) == LAVA
     assert split_to_fit_memory(LAVA, 1.2, gpu=True).training.micro_batches > 1

@@ -3,8 +3,8 @@
 The floats of each network's layers are counted from the shapes. Each count is multiplied by the number of
 arrays of that size that live at the worst moment. These numbers were fitted to measured peaks on MLX's CPU
 back end (benchmarks/memory.py checks them against other measurements). A GPU needs more: patches of pictures,
-and arrays that wait for queued work. Their sizes were taken from MLX's sources and not measured. So
-predictions for GPUs are estimates.
+and arrays that wait for queued work. For Metal, their sizes were taken from MLX's sources and not measured.
+For CUDA, they were fitted to seven peaks of an H100. So predictions for GPUs are estimates.
 """
 
 from __future__ import annotations
@@ -26,9 +26,13 @@ _PREDICTION_MARGIN = 1.15  # safety factor: a prediction may be too low by up to
 # is done: 168 MB in float32 if the arrays are small. About half of these arrays are dead by then, since in
 # the backward pass an operation reads two arrays for the last time and writes one. If a single array is
 # larger than that, a command buffer has only one or two operations. The CPU, where all other numbers were
-# measured, has a hundred operations queued. MLX waits before all of this passes its memory limit. CUDA has
-# other numbers, up to 100 operations; it is treated in the same way.
+# measured, has a hundred operations queued. MLX waits before all of this passes its memory limit.
 _QUEUED_WORK_BYTES = 10 * 40 * 2**20 * 4 / 2
+# On CUDA, nearly a whole step is queued before its first operation is done. Peaks of seven recipes on an H100
+# (docs/performance.md) were above those of a CPU by 2.5 to 5.1 times the bytes of all patches, which are what
+# grows fastest. With 4.5, predictions are between 10 % too low and 66 % too high. Too much does no harm:
+# recipes of this size fit in any case.
+_QUEUED_PATCHES_ON_CUDA = 4.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,8 +267,12 @@ def _patch_bytes_of_layers(recipe: Recipe, ranks: int) -> list[tuple[float, floa
 
 def _extra_gpu_bytes(recipe: Recipe, ranks: int, arrays: float) -> float:
     """Bytes that a GPU holds in addition to ``arrays`` bytes of layers."""
-    from mlxlava.backend.ops import MAX_PATCH_BYTES  # late: a plan for a CPU does not load MLX
+    from mlxlava.backend import on_cuda  # late: a plan for a CPU does not load MLX
+    from mlxlava.backend.ops import MAX_PATCH_BYTES
 
+    if on_cuda():
+        of_layers = (pictures * one for pictures, one in _patch_bytes_of_layers(recipe, ranks))
+        return _QUEUED_PATCHES_ON_CUDA * sum(of_layers)
     # A convolution with larger patches works in chunks of its batch, of at least one picture.
     chunks = max(
         min(pictures * one, max(MAX_PATCH_BYTES, one))
