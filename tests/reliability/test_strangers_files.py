@@ -88,6 +88,8 @@ def test_a_small_file_of_a_huge_picture_is_refused(tmp_path: Path) -> None:
         {"training.warm_up": 10**20},
         {"training.learning_rate": float("nan")},
         {"training.steps": 10**400},
+        {"data.lamp_fps": 10**400},
+        {"training.betas": [0.9, -(10**400)]},
     ],
     ids=str,
 )

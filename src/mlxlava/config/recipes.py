@@ -73,8 +73,9 @@ def _convert_value(value: Any, kind: Any, where: str) -> Any:
             raise UserError(f"recipe: {where} must hold {len(args)} numbers")
         return tuple(_convert_value(item, arg, where) for item, arg in zip(value, args, strict=True))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        # A whole number may be too large for a float.
-        return float(value) if value.bit_length() <= 1000 else math.copysign(math.inf, value)
+        if value.bit_length() > 1000:  # too large for a float
+            return math.inf if value > 0 else -math.inf
+        return float(value)
     if type(value) is not kind:
         raise UserError(f"recipe: {where} must be {kind.__name__}, not {show(value)}")
     return value
