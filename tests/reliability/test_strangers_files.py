@@ -212,6 +212,17 @@ def test_text_of_weights_is_cleaned_on_the_terminal_and_in_the_card(
     assert "<script>" not in card and "<i>" not in card
 
 
+def test_weights_are_described_whatever_their_config_leaves_out(
+    bad_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = bad_weights / "config.json"
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    for name in whole.keys() - {"format", "step_fps", "recipe"}:
+        path.write_text(json.dumps({key: whole[key] for key in whole if key != name}), encoding="utf-8")
+        status, _, err = run_command(monkeypatch, capsys, "info", str(bad_weights))
+        assert (status, err) == (0, ""), name
+
+
 def test_an_error_is_one_clean_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

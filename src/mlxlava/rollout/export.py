@@ -167,7 +167,7 @@ def model_card(weights: Weights, name: str) -> str:
         clock=format_duration(about["seconds"]),
         machine=markdown_cell(_describe_machine(about["machine"])),
         before="".join(_rows_of_earlier_trainings(about.get("initial", []), recipe.data.size)),
-        command=markdown_code(about["command"]),
+        command=markdown_code(about["command"] or "not known"),
     )
     if "score" not in about:
         return text
@@ -243,8 +243,10 @@ def weights_facts(weights: Weights) -> dict[str, str]:
         "learned from": clean_text(", ".join(footage.get("sources", [])), _MAX_FACT) or "the built-in lamp",
         "frames": str(footage.get("frames", "?")),
     }
-    if "steps" in about:
-        rows |= {"training": f"{about['steps']} steps, {format_duration(about['seconds'])}"}
+    training = [f"{about['steps']} steps"] if "steps" in about else []
+    training += [format_duration(about["seconds"])] if "seconds" in about else []
+    if training:
+        rows |= {"training": ", ".join(training)}
     if about.get("initial"):
         rows |= {"started from": clean_text(_describe_training(about["initial"][0]), _MAX_FACT)}
     if about.get("command"):
