@@ -157,3 +157,27 @@ def test_a_reader_that_leaves_ends_it_quietly() -> None:
         assert process.stderr.read() == b""
     finally:
         process.kill()
+
+
+@pytest.mark.usefixtures("pipe")
+def test_a_second_signal_does_not_break_what_the_first_one_ends(tmp_path: Path) -> None:
+    """A terminal that is closed sends SIGHUP more than once."""
+    ended = []
+
+    def play(times: Iterable[float]) -> Iterator[tuple[float, Frame]]:
+        try:
+            for at, frame in source(times):
+                yield at, frame
+                if at >= 0.2:
+                    signal.raise_signal(signal.SIGHUP)
+        finally:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGTERM)
+            ended.append("well")
+
+    before = signal.getsignal(signal.SIGHUP)
+    options = PlaybackOptions(target=str(tmp_path / "a.raw"), seconds=5.0).resolve()
+    play_lamp(One(play), options, "one")
+    assert ended == ["well"]
+    assert signal.getsignal(signal.SIGHUP) == before
+    assert (tmp_path / "a.raw").stat().st_size % (SIZE[0] * SIZE[1] * 3) == 0

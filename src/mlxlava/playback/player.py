@@ -176,12 +176,18 @@ def open_screen(options: PlaybackOptions, session: Session) -> Screen:
 
 @contextlib.contextmanager
 def _end_on_signals() -> Iterator[None]:
-    """Let other signals end the play like Ctrl-C, so that files are finished and the terminal is restored."""
+    """Let other signals end the play like Ctrl-C, so that files are finished and the terminal is restored.
+
+    Only the first one counts. A terminal that is closed sends SIGHUP more than once, and a second
+    KeyboardInterrupt would break what the first one began, with a traceback.
+    """
+    old: dict[signal.Signals, Any] = {}
 
     def end(number: int, frame: FrameType | None) -> None:
+        for each in old:
+            signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    old: dict[signal.Signals, Any] = {}
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         if signal.getsignal(number) == signal.SIG_IGN:  # nohup
             continue
