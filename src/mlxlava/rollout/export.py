@@ -205,13 +205,20 @@ def _rows_of_earlier_trainings(history: Sequence[Mapping[str, Any]], size: Seque
 def _describe_training(training: Mapping[str, Any]) -> str:
     """The size of a lamp, its recipe, and its training, in words."""
     height, width = training["size"]
-    parts = [f"{format_size((height, width))}, recipe {training['recipe']}"]
+    return ", ".join(
+        [f"{format_size((height, width))}, recipe {training['recipe']}", *_steps_and_time(training)]
+    )
+
+
+def _steps_and_time(training: Mapping[str, Any]) -> list[str]:
+    """How long a training was, as far as it is known: its steps, and its time."""
+    parts = []
     if "steps" in training:
         clips = f" of {training['batch_size']} clips" if "batch_size" in training else ""
         parts.append(f"{training['steps']} steps{clips}")
     if "seconds" in training:
         parts.append(format_duration(training["seconds"]))
-    return ", ".join(parts)
+    return parts
 
 
 def _footage_cell(footage: Mapping[str, Any]) -> str:
@@ -243,9 +250,7 @@ def weights_facts(weights: Weights) -> dict[str, str]:
         "learned from": clean_text(", ".join(footage.get("sources", [])), _MAX_FACT) or "the built-in lamp",
         "frames": str(footage.get("frames", "?")),
     }
-    training = [f"{about['steps']} steps"] if "steps" in about else []
-    training += [format_duration(about["seconds"])] if "seconds" in about else []
-    if training:
+    if training := _steps_and_time(about):
         rows |= {"training": ", ".join(training)}
     if about.get("initial"):
         rows |= {"started from": clean_text(_describe_training(about["initial"][0]), _MAX_FACT)}
