@@ -11,9 +11,9 @@ terminal is tmux, and the window is on Xvfb; where there is no such program, tha
 
 A slope is fitted to means of blocks, because samples of memory that follow each other are not independent.
 Its interval is Student's t, 95 %. What happens at first (caches fill) is not counted: the first half of the
-time, or ``--warm-up``. A frame's lateness is the moment at which it was shown, less its time in the lamp, less
-the least of these differences within the same five seconds: after a gap of more than a second the lamp goes on
-from where it was. A pipe has no such gaps, so its lateness is counted from its earliest frame.
+time, or ``--warm-up``. A frame's lateness is the moment at which it was shown, less its time in the lamp,
+less the least of these differences within the same five seconds: after a gap of more than a second the lamp
+goes on from where it was. A pipe has no such gaps, so its lateness is counted from its earliest frame.
 """
 
 from __future__ import annotations
